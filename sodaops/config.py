@@ -1,0 +1,250 @@
+"""The configuration tree: typed, frozen, and refused as a whole with every fault named at once.
+
+Hydra composes conf/ into plain data; :func:`build` turns that into these classes. Nothing is coerced: a string where
+a number belongs is a fault. ``conf/trainer`` is the exception in form: its keys are lightning.Trainer's own
+arguments, checked against Lightning's signature where training starts.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sodaops.errors import ConfigError, nearest, some
+from sodaops.text import POLICIES
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Label = str | int
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, strict in types, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class FilesConfig(Section):
+    """Given splits: one table each."""
+
+    train: str
+    val: str
+    test: str
+
+
+class DataConfig(Section):
+    """Where the labelled texts are, and how they become splits (conf/data)."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder under data/processed")]
+    path: str | None = Field(None, description="one table: .csv, .tsv, .jsonl or .parquet")
+    files: FilesConfig | None = Field(None, description="given train, val and test tables, in place of path")
+    text_column: str
+    label_column: str
+    labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
+    label_map: dict[Label, str] = Field({}, description="value in the table -> label")
+    vote_columns: dict[str, str] | None = Field(None, description="label -> column with its number of raters' votes")
+    slice_columns: list[str] = Field([], description="columns to report metrics by")
+    cleaning: Literal[*POLICIES]
+    fractions: list[Fraction] = Field(description="shares of train, val, test", min_length=3, max_length=3)
+    conflicts: Literal["error", "drop"] = Field(description="the same text with two labels")
+    max_chars: Count = Field(description="longest text accepted, in characters")
+    max_rows: Count | None = Field(description="use only the first rows of the table (for trying out); null: all")
+
+
+class ModelConfig(Section):
+    """The pretrained encoder and its head (conf/model)."""
+
+    name_or_path: str = Field(description="a folder, a hub name, or package:NAME for weights inside a Python package")
+    revision: str | None = Field(description="commit or tag of a hub model")
+    random_weights: bool = Field(description="architecture and tokenizer only, weights drawn at random (for tests)")
+    overrides: dict[str, Any] = Field(description="changes to the encoder's own configuration")
+    pooling: Literal["mean", "cls"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    max_tokens: Annotated[int, Field(ge=3)]
+
+
+class OptimConfig(Section):
+    """AdamW, its schedule, the batches and the loss (conf/optim)."""
+
+    lr: Positive
+    head_lr: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="lr factor per layer below the top")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(description="share of the steps with rising lr")
+    schedule: Literal["linear", "cosine", "constant"]
+    batch_tokens: Count = Field(description="token budget of a batch, padding included")
+    vote_weight: Fraction = Field(description="target = vote_weight * vote shares + (1 - vote_weight) * label")
+    label_smoothing: Fraction
+    class_weights: Literal["none", "balanced"]
+
+
+class CheckpointConfig(Section):
+    """Which epoch is kept."""
+
+    monitor: str
+    mode: Literal["max", "min"]
+    every_n_train_steps: Count | None
+
+
+class EarlyStoppingConfig(Section):
+    """When training ends before max_epochs."""
+
+    patience: Count | None = Field(description="validations without a better monitor; null: never")
+
+
+class CsvConfig(Section):
+    """Metrics in a CSV file of the run folder."""
+
+
+class WandbConfig(Section):
+    """Weights & Biases; offline unless WANDB_API_KEY or WANDB_MODE says otherwise."""
+
+    project: str
+    entity: str | None
+    group: str | None
+    name: str | None
+    tags: list[str]
+    mode: Literal["online", "offline"] | None
+
+
+class LoggerConfig(Section):
+    """Where metrics go; several at once are allowed (conf/logger)."""
+
+    csv: CsvConfig | None = None
+    wandb: WandbConfig | None = None
+
+
+class EvaluateConfig(Section):
+    """What is measured, on what (conf/evaluate)."""
+
+    bundle: str | None = Field(description="bundle to evaluate; null: the one just trained")
+    split: Literal["train", "val", "test", "none"]
+    splits_dir: str | None = Field(description="null: the splits of data.name")
+    output_dir: str | None = Field(description="null: evaluation/ beside the bundle")
+    n_bootstrap: Annotated[int, Field(ge=100)]
+    n_bins: Annotated[int, Field(ge=2)]
+    n_worst: Annotated[int, Field(ge=0)]
+    baselines: bool
+
+
+class Config(Section):
+    """The whole tree."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    run_dir: str | None = Field(description="null: the folder that Hydra makes for the run")
+    ckpt_path: str | None = Field(description="checkpoint to resume from")
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    trainer: dict[str, Any]
+    checkpoint: CheckpointConfig
+    early_stopping: EarlyStoppingConfig
+    callbacks: dict[str, Any] = Field(description="more Lightning callbacks, each with its _target_")
+    logger: LoggerConfig
+    evaluate: EvaluateConfig
+
+    @property
+    def splits_dir(self) -> Path:
+        """Where the splits of this data set are, or will be."""
+        return Path(self.evaluate.splits_dir or Path("data/processed") / self.data.name)
+
+
+def build(tree: Mapping[str, Any]) -> Config:
+    """Checks a composed tree and returns it typed.
+
+    Args:
+        tree: plain dictionaries, lists and scalars, as ``OmegaConf.to_container`` gives them.
+
+    Raises:
+        ConfigError: unknown keys, wrong types and values, and contradictions between keys, all at once.
+    """
+    try:
+        config = Config.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _refuse([_fault(detail) for detail in error.errors()]) from None
+    faults = list(_contradictions(config))
+    if faults:
+        raise _refuse(faults)
+    return config
+
+
+def _refuse(faults: Sequence[str]) -> ConfigError:
+    lead = "" if len(faults) == 1 else f"{len(faults)} faults in the configuration:\n- "
+    return ConfigError(lead + "\n- ".join(faults))
+
+
+def _fault(detail: Mapping[str, Any]) -> str:
+    loc = [part for part in detail["loc"] if not (isinstance(part, str) and part in ("str", "int"))]
+    key, value = ".".join(map(str, loc)), detail["input"]
+    if detail["type"] == "extra_forbidden":
+        section = field_names(loc[:-1])
+        return f"{key} is not a key{nearest(loc[-1], section)}; {'.'.join(loc[:-1]) or 'the top level'} has: " + (
+            some(section, shown=40) + "."
+        )
+    if detail["type"] == "missing":
+        return f"{key} is missing; give it as {key}=VALUE."
+    message = detail["msg"].replace("Input should be ", "expected ")
+    hint = nearest(value, re.findall(r"'([^']+)'", message))
+    return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."
+
+
+def field_names(loc: Sequence[str | int]) -> list[str]:
+    """The keys that a section of the tree has, given the way to it; empty for a free-form section.
+
+    >>> field_names(["data", "files"])
+    ['train', 'val', 'test']
+    """
+    section: Any = Config
+    for part in loc:
+        annotation = section.model_fields[part].annotation
+        kinds = [annotation, *get_args(annotation)]
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def _contradictions(config: Config):
+    data = config.data
+    if (data.path is None) == (data.files is None):
+        yield "data.path and data.files: give one of them (data.path=FILE, or data.files.train=, .val= and .test=)."
+    for key, path in [("data.path", data.path)] + [
+        (f"data.files.{split}", path) for split, path in (data.files.model_dump() if data.files else {}).items()
+    ]:
+        if path is not None and table_format(path) is None:
+            yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)} (or .gz after it)."
+    if abs(sum(data.fractions) - 1) > 1e-9:
+        yield f"data.fractions={data.fractions}: they sum to {sum(data.fractions):g}; expected 1."
+    if data.labels is not None:
+        names = [str(label) for label in data.labels]
+        if len(set(names)) < max(2, len(names)):
+            yield f"data.labels={data.labels}: expected at least two labels, each once."
+        for value, label in data.label_map.items():
+            if label not in names:
+                yield f"data.label_map.{value}={label!r}: expected one of {', '.join(names)}{nearest(label, names)}."
+        if data.vote_columns is not None and sorted(data.vote_columns) != sorted(names):
+            yield f"data.vote_columns has {', '.join(data.vote_columns)}; expected a column for each of {', '.join(names)}."
+    elif data.vote_columns is not None:
+        yield "data.vote_columns needs data.labels."
+    if config.optim.batch_tokens < config.model.max_tokens:
+        yield (
+            f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "
+            "a batch must hold the longest text."
+        )
+    for name, callback in config.callbacks.items():
+        if not isinstance(callback, Mapping) or "_target_" not in callback:
+            yield f"callbacks.{name} has no _target_; expected the class to make, as callbacks.{name}._target_=PACKAGE.CLASS."
+
+
+def table_format(path: str) -> str | None:
+    """The format that a table's name tells, or None.
+
+    >>> table_format("reviews.TSV.gz")
+    'tsv'
+    """
+    name = path.lower().removesuffix(".gz")
+    return next((kind for ending, kind in FORMATS.items() if name.endswith(ending)), None)

@@ -1,0 +1,162 @@
+"""Tokenised texts, and batches of similar length under a token budget."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """A split as arrays: all tokens in a row, and where each text begins."""
+
+    tokens: np.ndarray  # int32 [n_tokens]
+    offsets: np.ndarray  # int64 [n_examples + 1]
+    label_ids: np.ndarray  # int64 [n_examples]
+    targets: np.ndarray  # float32 [n_examples, n_labels]
+    pad_token_id: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, int64 [n_examples]."""
+        return np.diff(self.offsets)
+
+    def batch(self, places: np.ndarray) -> dict[str, torch.Tensor]:
+        """The texts at ``places`` (int64 [n]), padded to the longest among them."""
+        ids, mask = pad([self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in places], self.pad_token_id)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "label_ids": torch.from_numpy(self.label_ids[places]),
+            "targets": torch.from_numpy(self.targets[places]),
+        }
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of cleaned texts, cut at ``max_tokens`` with the special tokens kept.
+
+    Returns:
+        tokens int32 [n_tokens] and offsets int64 [n_texts + 1].
+    """
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    tokens = np.fromiter((token for ids in encoded for token in ids), dtype=np.int32, count=int(offsets[-1]))
+    return tokens, offsets
+
+
+def pad(rows: Sequence[np.ndarray], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens as int64 [n, longest] and their mask.
+
+    >>> pad([np.array([5, 6]), np.array([7])], 0)
+    (tensor([[5, 6],
+            [7, 0]]), tensor([[1, 1],
+            [1, 0]]))
+    """
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def soft_targets(label_ids: np.ndarray, votes: Sequence[Sequence[int] | None], n_labels: int, weight: float) -> np.ndarray:
+    """Target distributions: a mix of the raters' vote shares and the label; rows without votes are their label.
+
+    Args:
+        label_ids: int64 [n_examples].
+        votes: for each example the votes in label order, or None.
+        n_labels: labels in all.
+        weight: share of the votes in the mix, in [0, 1].
+
+    Returns:
+        float32 [n_examples, n_labels], rows sum to 1.
+
+    >>> soft_targets(np.array([0, 1]), [[3, 1], None], 2, 0.5).tolist()
+    [[0.875, 0.125], [0.0, 1.0]]
+    """
+    targets = np.eye(n_labels, dtype=np.float32)[label_ids]
+    voted = np.array([i for i, vote in enumerate(votes) if vote is not None], dtype=np.int64)
+    if weight and len(voted):
+        shares = np.array([votes[i] for i in voted], dtype=np.float32)
+        shares /= shares.sum(axis=1, keepdims=True)
+        targets[voted] = weight * shares + (1 - weight) * targets[voted]
+    return targets
+
+
+def plan_batches(lengths: np.ndarray, budget: int, rng: np.random.Generator | None) -> list[np.ndarray]:
+    """Cuts a split into batches of similar length, each at most ``budget`` tokens with padding.
+
+    Texts are ordered by length, equal lengths in random order, and cut; the batches then come in random order. The
+    sizes depend on the lengths alone, so every epoch has the same number of batches.
+
+    Args:
+        lengths: tokens of each text, int64 [n_examples]; none above ``budget``.
+        budget: tokens of a batch, padding included.
+        rng: the source of order; None gives the same order each time, longest last.
+
+    Returns:
+        Arrays of places, int64; together each place once.
+    """
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    batches, first = [], 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - first) * lengths[order[end]] > budget:
+            batches.append(order[first:end])
+            first = end
+    if rng is not None:
+        rng.shuffle(batches)
+    return batches
+
+
+class TokenLoader:
+    """An iterable of padded batches that Lightning can stop and resume within an epoch.
+
+    Args:
+        split: the tokenised texts.
+        budget: tokens of a batch, padding included.
+        seed: with the epoch, the source of order; None keeps one order.
+        rank: this process among ``n_ranks``; each takes every n_ranks-th batch.
+    """
+
+    def __init__(self, split: Tokenised, budget: int, seed: int | None, rank: int = 0, n_ranks: int = 1) -> None:
+        self.split, self.budget, self.seed = split, budget, seed
+        self.rank, self.n_ranks = rank, n_ranks
+        self.epoch = 0
+        self._n_batches = len(plan_batches(split.lengths, budget, None)[rank::n_ranks])
+        self._done = 0
+        self._skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order the next pass takes."""
+        self.epoch = epoch
+
+    def plan(self) -> list[np.ndarray]:
+        """This process's batches of the current epoch."""
+        rng = None if self.seed is None else np.random.default_rng([self.seed, self.epoch])
+        return plan_batches(self.split.lengths, self.budget, rng)[self.rank :: self.n_ranks]
+
+    def __len__(self) -> int:
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        batches = self.plan()
+        self._done, self._skip = self._skip, 0
+        for places in batches[self._done :]:
+            self._done += 1
+            yield self.split.batch(places)
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches have been handed out."""
+        return {"epoch": self.epoch, "done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begins the next pass where the saved one stood."""
+        self.epoch = state["epoch"]
+        self._skip = state["done"]

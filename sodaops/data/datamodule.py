@@ -1,0 +1,60 @@
+"""The LightningDataModule: the splits, tokenised once."""
+
+import lightning as L
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from sodaops.config import Config
+from sodaops.data.batching import Tokenised, TokenLoader, soft_targets, tokenise
+from sodaops.data.preprocess import read_split
+
+
+class TextDataModule(L.LightningDataModule):
+    """Train and validation batches of the splits in ``config.splits_dir``.
+
+    Args:
+        config: the whole tree; data, model.max_tokens, optim and seed are read.
+        tokenizer: the model's.
+        pad_token_id: what fills a batch.
+        n_labels: labels in all.
+    """
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, pad_token_id: int, n_labels: int) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.pad_token_id, self.n_labels = pad_token_id, n_labels
+        self.splits: dict[str, Tokenised] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and tokenises train and val, unless that is done."""
+        for split in ("train", "val"):
+            if split not in self.splits:
+                self.splits[split] = self._tokenised(split)
+
+    def _tokenised(self, split: str) -> Tokenised:
+        table = read_split(self.config.splits_dir, split)
+        tokens, offsets = tokenise(self.tokenizer, table["text"].to_pylist(), self.config.model.max_tokens)
+        label_ids = table["label_id"].to_numpy().astype(np.int64)
+        targets = soft_targets(label_ids, table["votes"].to_pylist(), self.n_labels, self.config.optim.vote_weight)
+        return Tokenised(tokens, offsets, label_ids, targets, self.pad_token_id)
+
+    def class_weights(self) -> torch.Tensor | None:
+        """Weights that make every label count alike, mean 1 over the training rows; None unless asked for."""
+        if self.config.optim.class_weights == "none":
+            return None
+        counts = np.bincount(self.splits["train"].label_ids, minlength=self.n_labels)
+        return torch.tensor(counts.sum() / (self.n_labels * counts), dtype=torch.float32)
+
+    def train_dataloader(self) -> TokenLoader:
+        """Batches in an order drawn from the seed and the epoch; one order when a batch is to be overfitted."""
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0
+        return self._loader("train", None if overfit else self.config.seed)
+
+    def val_dataloader(self) -> TokenLoader:
+        """Batches in one order."""
+        return self._loader("val", None)
+
+    def _loader(self, split: str, seed: int | None) -> TokenLoader:
+        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return TokenLoader(self.splits[split], self.config.optim.batch_tokens, seed, rank, n_ranks)

@@ -1,0 +1,119 @@
+"""Evaluation of a bundle on a split: metrics.json, predictions.parquet, plots and a report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sodaops import storage
+from sodaops.bundle.predictor import Predictor
+from sodaops.config import Config
+from sodaops.data.preprocess import read_manifest, read_split
+from sodaops.errors import ConfigError
+from sodaops.evaluation import baselines, metrics, plots, report
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found, and where it lies."""
+
+    split: str
+    metrics: dict[str, Any]  # as in metrics.json, below the split's name
+    baselines: dict[str, dict[str, float]]
+    output_dir: Path
+
+    @property
+    def report_path(self) -> Path:
+        """The HTML report."""
+        return self.output_dir / "report.html"
+
+
+def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
+    """Measures a bundle on ``evaluate.split`` and writes what it finds.
+
+    Of the configuration only ``evaluate``, ``data.name`` and ``seed`` are read; labels, cleaning and limits are the
+    bundle's.
+
+    Args:
+        config: the whole tree.
+        bundle_dir: the bundle; ``evaluate.bundle`` goes before it.
+
+    Raises:
+        ConfigError: no bundle named, or splits that were made for other labels or another cleaning.
+        BundleError, DataError, StorageError: as their names say.
+    """
+    settings = config.evaluate
+    bundle_dir = settings.bundle or bundle_dir
+    if bundle_dir is None:
+        raise ConfigError("evaluate.bundle is missing; give it as evaluate.bundle=RUN/bundle.")
+    if settings.split == "none":
+        raise ConfigError("evaluate.split=none: nothing to evaluate; choose train, val or test.")
+    predictor = Predictor(bundle_dir)
+    manifest = read_manifest(config.splits_dir)
+    _check_fit(predictor, manifest, config.splits_dir)
+    table = read_split(config.splits_dir, settings.split)
+    label_ids = table["label_id"].to_numpy().astype(np.int64)
+    labels = predictor.info.labels
+    probs = predictor.probs_of_cleaned(table["text"].to_pylist())
+    measured = metrics.measure(probs, label_ids, labels, settings.n_bootstrap, settings.n_bins)
+    measured["slices"] = _slices(table, probs, label_ids, len(labels))
+    beside = _baselines(config, table, labels) if settings.baselines else {}
+    output_dir = Path(settings.output_dir or Path(bundle_dir).parent / "evaluation")
+    found = Evaluated(settings.split, measured, beside, output_dir)
+    with storage.atomic_folder(output_dir) as folder:
+        storage.write_json(folder / "metrics.json", {settings.split: {**measured, "baselines": beside}})
+        pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
+        pictures = plots.draw(folder / "plots", probs, table, labels, settings.n_bins)
+        (folder / "report.html").write_text(
+            report.render(found, predictor.info, manifest, table, probs, pictures, settings.n_worst), encoding="utf-8"
+        )
+    return found
+
+
+def _check_fit(predictor: Predictor, manifest: dict[str, Any], splits_dir: Path) -> None:
+    for key, mine in (("labels", predictor.info.labels), ("cleaning", predictor.info.cleaning)):
+        if manifest[key] != mine:
+            raise ConfigError(
+                f"{splits_dir}: {key}={manifest[key]}; the bundle has {mine}. Choose the splits that fit with "
+                "evaluate.splits_dir or data=NAME, or preprocess with the bundle's."
+            )
+
+
+def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels: int) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in table.column_names:
+        if name.startswith("slice_"):
+            values = np.array(table[name].to_pylist())
+            for value in sorted(set(values)):
+                rows = values == value
+                matrix = metrics.confusion(label_ids[rows], probs[rows].argmax(1), n_labels)
+                measured = {key: float(v) for key, v in metrics.summary(matrix).items()}
+                entry = {"n_rows": int(rows.sum()), **measured, "confidence": float(probs[rows].max(1).mean())}
+                found.setdefault(name.removeprefix("slice_"), {})[value or "(empty)"] = entry
+    return found
+
+
+def _baselines(config: Config, table: pa.Table, labels: list[str]) -> dict[str, dict[str, float]]:
+    train, val = (read_split(config.splits_dir, split) for split in ("train", "val"))
+    texts_and_ids = [(part["text"].to_pylist(), part["label_id"].to_numpy().astype(np.int64)) for part in (train, val)]
+    label_ids = table["label_id"].to_numpy().astype(np.int64)
+    answers = {
+        "majority": baselines.majority(texts_and_ids[0][1], len(table), len(labels)),
+        "tfidf": baselines.tfidf(*texts_and_ids, table["text"].to_pylist(), len(labels)),
+    }
+    keep = ("macro_f1", "weighted_f1", "accuracy")
+    return {
+        name: {key: float(value) for key, value in metrics.summary(matrix).items() if key in keep}
+        for name, probs in answers.items()
+        for matrix in [metrics.confusion(label_ids, probs.argmax(1), len(labels))]
+    }
+
+
+def _predictions(table: pa.Table, probs: np.ndarray, labels: list[str]) -> pa.Table:
+    columns = {name: table[name] for name in ("source", "row", "label")}
+    columns["predicted"] = pa.array([labels[i] for i in probs.argmax(1)])
+    columns |= {f"prob_{label}": pa.array(probs[:, i]) for i, label in enumerate(labels)}
+    return pa.table(columns)

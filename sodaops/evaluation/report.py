@@ -1,0 +1,66 @@
+"""One self-contained page about an evaluation."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sodaops.bundle.layout import BundleInfo
+from sodaops.evaluation.plots import Picture
+
+if TYPE_CHECKING:
+    from sodaops.evaluation.evaluate import Evaluated
+
+
+def render(
+    found: "Evaluated",
+    info: BundleInfo,
+    manifest: dict[str, Any],
+    table: pa.Table,
+    probs: np.ndarray,
+    pictures: Sequence[Picture],
+    n_worst: int,
+) -> str:
+    """The report as HTML that loads nothing from outside.
+
+    Args:
+        found: the metrics.
+        info: of the bundle that was evaluated.
+        manifest: of the splits.
+        table: the split.
+        probs: float [n_examples, n_labels].
+        pictures: to embed.
+        n_worst: how many wrong answers to show.
+    """
+    page = Environment(
+        loader=PackageLoader("sodaops.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page.filters["score"] = lambda value: f"{value:.3f}"
+    page.filters["base64"] = lambda path: base64.b64encode(Path(path).read_bytes()).decode()
+    names = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
+    rows = [(names[name], values, False) for name, values in found.baselines.items()]
+    return page.get_template("report.html.j2").render(
+        split=found.split, m=found.metrics, baselines=found.baselines, bundle=info, manifest=manifest, pictures=pictures,
+        rows=[*rows, ("this model", found.metrics, True)], errors=worst(table, probs, info.labels, n_worst),
+    )  # fmt: skip
+
+
+def worst(table: pa.Table, probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
+    """The wrong answers that the model was surest of, surest first."""
+    label_ids = table["label_id"].to_numpy()
+    predicted, confidence = probs.argmax(1), probs.max(1)
+    wrong = np.flatnonzero(predicted != label_ids)
+    return [
+        {
+            "text": table["text"][int(i)].as_py(),
+            "label": labels[label_ids[i]],
+            "predicted": labels[predicted[i]],
+            "confidence": float(confidence[i]),
+            "row": table["row"][int(i)].as_py(),
+        }
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_worst]
+    ]

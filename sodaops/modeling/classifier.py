@@ -1,0 +1,93 @@
+"""The LightningModule: loss, metrics, optimizer."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from sodaops.config import OptimConfig
+from sodaops.errors import ConfigError, ModelError
+from sodaops.modeling.encoder import TextEncoder
+from sodaops.modeling.optim import lr_factor, make_optimizer
+
+
+class TextClassifier(L.LightningModule):
+    """Trains a :class:`TextEncoder` on batches of ``input_ids, attention_mask, label_ids, targets``.
+
+    Randomness inside a step (dropout) is drawn from seed, epoch and batch alone, so that a resumed run repeats
+    what an unbroken one would have done.
+    """
+
+    def __init__(self, model: TextEncoder, optim: OptimConfig, seed: int, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.optim = optim
+        self.seed = seed
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        n_labels = model.head.out_features
+        self.val_loss = MeanMetric()
+        self.val_metrics = MetricCollection(
+            {
+                "macro_f1": MulticlassF1Score(n_labels, average="macro"),
+                "accuracy": MulticlassAccuracy(n_labels, average="micro"),
+            },
+            prefix="val/",
+        )
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy against target distributions, mean over the batch.
+
+        Args:
+            logits: float [n_examples, n_labels].
+            targets: float [n_examples, n_labels], rows sum to 1.
+        """
+        return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.optim.label_smoothing)
+
+    def on_train_epoch_start(self) -> None:
+        self.trainer.train_dataloader.set_epoch(self.current_epoch)
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(place.generate_state(1, np.uint64)[0]))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self.loss(self.model(batch["input_ids"], batch["attention_mask"]).logits, batch["targets"])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["targets"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        logits = self.model(batch["input_ids"], batch["attention_mask"]).logits
+        self.val_loss.update(F.cross_entropy(logits, batch["label_ids"], reduction="none"))
+        self.val_metrics.update(logits, batch["label_ids"])
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.val_loss.compute()
+        self.val_loss.reset()
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"the validation loss is {loss.item()} after epoch {self.current_epoch}; training has diverged. "
+                "Lower optim.lr, or set trainer.gradient_clip_val."
+            )
+        self.log("val/loss", loss)
+        self.log_dict(self.val_metrics.compute(), prog_bar=True)
+        self.val_metrics.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        known = self.trainer.callback_metrics.items()
+        checkpoint["val_metrics"] = {name.removeprefix("val/"): float(v) for name, v in known if name.startswith("val/")}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        n_steps = self.trainer.estimated_stepping_batches
+        if n_steps == float("inf") and self.optim.schedule != "constant":
+            raise ConfigError(
+                f"optim.schedule={self.optim.schedule} needs an end; set trainer.max_epochs or trainer.max_steps."
+            )
+        optimizer = make_optimizer(self.model, self.optim)
+        factor = lr_factor(self.optim, int(n_steps) if n_steps != float("inf") else 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

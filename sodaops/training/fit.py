@@ -1,0 +1,176 @@
+"""Training: from a configuration to a run folder with a checkpoint, a bundle and an evaluation."""
+
+import inspect
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sodaops import storage
+from sodaops.bundle.layout import BundleInfo
+from sodaops.bundle.save import save_bundle
+from sodaops.config import Config
+from sodaops.data.datamodule import TextDataModule
+from sodaops.data.preprocess import ensure_splits
+from sodaops.errors import ConfigError, SodaOpsError, nearest
+from sodaops.modeling.classifier import TextClassifier
+from sodaops.modeling.encoder import TextEncoder, load_pretrained
+from sodaops.training.callbacks import Bar, progress
+from sodaops.training.tracking import close_loggers, make_loggers
+
+_OURS = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left behind."""
+
+    run_dir: Path
+    bundle_dir: Path | None  # None after fast_dev_run
+    info: BundleInfo | None
+    metrics: dict[str, float]  # of the kept epoch, on val
+    score: float | None  # the monitored one
+
+
+def fit(config: Config) -> Trained:
+    """Preprocesses where needed, trains, and writes the bundle of the best epoch to ``run_dir/bundle``.
+
+    Raises:
+        ConfigError, DataError, ModelError: something that the user can mend.
+        StorageError: a checkpoint or the bundle could not be written.
+    """
+    run_dir = Path(config.run_dir or "outputs/run")
+    arguments = trainer_arguments(config.trainer)
+    _check_checkpoint(config.ckpt_path)
+    _quieten()
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    manifest = ensure_splits(config.data, config.splits_dir)
+    pretrained = load_pretrained(config.model)
+    n_labels = len(manifest["labels"])
+    model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
+    data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
+    data.setup()
+    module = TextClassifier(model, config.optim, config.seed, data.class_weights())
+    checkpoint = ModelCheckpoint(
+        run_dir / "checkpoints", filename="best", monitor=config.checkpoint.monitor, mode=config.checkpoint.mode,
+        save_last=True, enable_version_counter=False,
+    )  # fmt: skip
+    loggers = make_loggers(config, run_dir)
+    failed = True
+    try:
+        trainer = _trainer(arguments, loggers, [checkpoint, *_callbacks(config, run_dir)], run_dir)
+        with storage.writing(run_dir):
+            _run(trainer, module, data, config.ckpt_path)
+        failed = False
+    finally:
+        close_loggers(loggers, failed)
+    if not checkpoint.best_model_path:
+        return Trained(run_dir, None, None, {}, None)
+    metrics = _take_best(checkpoint, module)
+    info = save_bundle(
+        run_dir / "bundle", model, pretrained.tokenizer, pretrained.pad_token_id, config, manifest, {"val": metrics}
+    )
+    return Trained(run_dir, run_dir / "bundle", info, metrics, float(checkpoint.best_model_score))
+
+
+def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks conf/trainer against the signature of lightning.Trainer: names and types.
+
+    Raises:
+        ConfigError: every argument that does not fit, at once.
+    """
+    allowed = {name for name in inspect.signature(L.Trainer.__init__).parameters if name not in _OURS}
+    hints = get_type_hints(L.Trainer.__init__)
+    faults = []
+    for name, value in section.items():
+        if name not in allowed:
+            faults.append(f"trainer.{name} is not an argument of lightning.Trainer{nearest(name, allowed)}.")
+            continue
+        adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            wanted = dict.fromkeys(detail["msg"].removeprefix("Input should be ") for detail in error.errors())
+            faults.append(f"trainer.{name}={value!r}: expected {' or '.join(wanted)}.")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return dict(section)
+
+
+def _quieten() -> None:
+    """Keeps libraries' notices about themselves off the screen; their warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+
+
+def _check_checkpoint(path: str | None) -> None:
+    if path is not None and not Path(path).is_file():
+        raise ConfigError(f"ckpt_path={path}: no such file; give RUN/checkpoints/last.ckpt of an earlier run.")
+
+
+def _trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], run_dir: Path) -> L.Trainer:
+    shown = progress(arguments.get("enable_progress_bar"))
+    callbacks = [*callbacks, *shown]
+    arguments = {**arguments, "enable_progress_bar": any(isinstance(callback, Bar) for callback in shown)}
+    if arguments.get("enable_checkpointing") is False:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+    try:
+        return L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _callbacks(config: Config, run_dir: Path) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if config.early_stopping.patience is not None:
+        callbacks.append(
+            EarlyStopping(config.checkpoint.monitor, mode=config.checkpoint.mode, patience=config.early_stopping.patience)
+        )
+    if config.checkpoint.every_n_train_steps is not None:
+        callbacks.append(
+            ModelCheckpoint(
+                run_dir / "checkpoints",
+                filename="step",
+                every_n_train_steps=config.checkpoint.every_n_train_steps,
+                save_top_k=1,
+                monitor=None,
+                enable_version_counter=False,
+            )
+        )
+    for name, settings in config.callbacks.items():
+        try:
+            callbacks.append(instantiate(settings))
+        except Exception as error:  # a user's class may raise anything; say which key it came from
+            raise ConfigError(f"callbacks.{name}: {error}") from error
+    return callbacks
+
+
+def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_path: str | None) -> None:
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" in str(error) or "file write failed" in str(error):
+            raise OSError(str(error).splitlines()[0]) from error
+        raise
+    if trainer.interrupted:
+        raise SodaOpsError("training was interrupted; go on with ckpt_path=RUN/checkpoints/last.ckpt.")
+
+
+def _take_best(checkpoint: ModelCheckpoint, module: TextClassifier) -> dict[str, float]:
+    """Loads the best epoch's weights into the module and returns that epoch's metrics on val."""
+    best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+    return {"epoch": best["epoch"] + 1, **best["val_metrics"]}

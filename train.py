@@ -1,0 +1,8 @@
+"""Trains a text classifier: `python train.py model=distilbert trainer.max_epochs=3`. The same as `sodaops train`."""
+
+import sys
+
+from sodaops.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
