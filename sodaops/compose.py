@@ -51,9 +51,7 @@ def from_params(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = OmegaConf.load(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--params {path}: not readable ({error}); make it with `python train.py --cfg job > {path}`."
-        ) from None
+        raise ConfigError(f"--params {path}: not readable ({error}); `python train.py --cfg job > {path}` makes it.") from None
     malformed = [text for text in overrides if "=" not in text]
     if malformed:
         raise ConfigError(f"{malformed[0]!r}: expected KEY=VALUE.")

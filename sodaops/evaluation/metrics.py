@@ -20,9 +20,7 @@ def check(probs: np.ndarray, label_ids: np.ndarray) -> None:
         DataError: empty input, lengths that differ, ids out of range, or probabilities that are not finite.
     """
     if len(label_ids) == 0 or probs.ndim != 2 or len(probs) != len(label_ids):
-        raise DataError(
-            f"metrics of probabilities {probs.shape} and {len(label_ids)} labels; expected as many of each, and some."
-        )
+        raise DataError(f"metrics of probabilities {probs.shape} and {len(label_ids)} labels; expected as many of each.")
     if not np.isfinite(probs).all():
         raise DataError("metrics of probabilities that are not finite; the model gives no usable answers.")
     if label_ids.min() < 0 or label_ids.max() >= probs.shape[1]:

@@ -81,8 +81,8 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     transformers_logging.disable_progress_bar()
     name, source = _locate(config)
     with _explained(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision, use_fast=True)
         settings = AutoConfig.from_pretrained(source, revision=config.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision, use_fast=True)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"model.name_or_path={name}: it has no fast tokenizer (tokenizer.json); choose a model that has.")
     _apply_overrides(settings, config.overrides)

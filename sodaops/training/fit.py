@@ -52,7 +52,7 @@ def fit(config: Config) -> Trained:
     run_dir = Path(config.run_dir or "outputs/run")
     arguments = trainer_arguments(config.trainer)
     _check_checkpoint(config.ckpt_path)
-    _quieten()
+    _quieten(logging.INFO if arguments.get("profiler") else logging.WARNING)
     L.seed_everything(config.seed, workers=True, verbose=False)
     manifest = ensure_splits(config.data, config.splits_dir)
     pretrained = load_pretrained(config.model)
@@ -107,10 +107,10 @@ def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     return dict(section)
 
 
-def _quieten() -> None:
+def _quieten(level: int) -> None:
     """Keeps libraries' notices about themselves off the screen; their warnings stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "gcsfs"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(level)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
 
 
@@ -128,7 +128,8 @@ def _trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[C
     try:
         return L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
     except (MisconfigurationException, ValueError) as error:
-        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
+        asked = ", ".join(f"trainer.{key}={arguments.get(key)}" for key in ("accelerator", "devices", "strategy"))
+        raise ConfigError(f"{str(error).splitlines()[0]} ({asked}). Ask for what this machine has.") from error
 
 
 def _callbacks(config: Config, run_dir: Path) -> list[Callback]:
