@@ -45,7 +45,7 @@ class DataConfig(Section):
     text_column: str
     label_column: str
     labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
-    label_map: dict[Label, str] = Field({}, description="value in the table -> label")
+    label_map: dict[Label, str] | None = Field(None, description="value in the table -> label")
     vote_columns: dict[str, str] | None = Field(None, description="label -> column with its number of raters' votes")
     slice_columns: list[str] = Field([], description="columns to report metrics by")
     cleaning: Literal[*POLICIES]
@@ -61,7 +61,7 @@ class ModelConfig(Section):
     name_or_path: str = Field(description="a folder, a hub name, or package:NAME for weights inside a Python package")
     revision: str | None = Field(description="commit or tag of a hub model")
     random_weights: bool = Field(description="architecture and tokenizer only, weights drawn at random (for tests)")
-    overrides: dict[str, Any] = Field(description="changes to the encoder's own configuration")
+    overrides: dict[str, Any] | None = Field(description="changes to the encoder's own configuration")
     pooling: Literal["mean", "cls"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     max_tokens: Annotated[int, Field(ge=3)]
@@ -223,7 +223,7 @@ def _contradictions(config: Config):
         names = [str(label) for label in data.labels]
         if len(set(names)) < max(2, len(names)):
             yield f"data.labels={data.labels}: expected at least two labels, each once."
-        for value, label in data.label_map.items():
+        for value, label in (data.label_map or {}).items():
             if label not in names:
                 yield f"data.label_map.{value}={label!r}: expected one of {', '.join(names)}{nearest(label, names)}."
         if data.vote_columns is not None and sorted(data.vote_columns) != sorted(names):

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from sodaops.errors import DataError, nearest, some
 
 
-def label_order(values: Sequence[str], labels: Sequence[object] | None, label_map: Mapping[object, str]) -> list[str]:
+def label_order(values: Sequence[str], labels: Sequence[object] | None, label_map: Mapping[object, str] | None) -> list[str]:
     """The labels in order: as configured, else the map's targets, else the table's values sorted (numbers as numbers).
 
-    >>> label_order(["10", "9", "9"], None, {})
+    >>> label_order(["10", "9", "9"], None, None)
     ['9', '10']
     """
     if labels is not None:
@@ -20,7 +20,7 @@ def label_order(values: Sequence[str], labels: Sequence[object] | None, label_ma
     return sorted(present, key=int) if numeric else sorted(present)
 
 
-def label_ids(place: str, values: Sequence[str], labels: Sequence[str], label_map: Mapping[object, str]) -> list[int]:
+def label_ids(place: str, values: Sequence[str], labels: Sequence[str], label_map: Mapping[object, str] | None) -> list[int]:
     """The label_id of each value.
 
     Args:
@@ -32,7 +32,7 @@ def label_ids(place: str, values: Sequence[str], labels: Sequence[str], label_ma
     Raises:
         DataError: values that are no label: how many, which, and their first rows.
     """
-    mapping = {str(value): label for value, label in label_map.items()}
+    mapping = {str(value): label for value, label in (label_map or {}).items()}
     ids = {label: i for i, label in enumerate(labels)}
     found = [ids.get(mapping.get(value, value), -1) for value in values]
     bad = [row for row, label_id in enumerate(found) if label_id < 0]

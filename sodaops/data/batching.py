@@ -157,6 +157,6 @@ class TokenLoader:
         return {"epoch": self.epoch, "done": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begins the next pass where the saved one stood."""
+        """Begins the next pass where the saved one stood; a pass that was finished is not begun again."""
         self.epoch = state["epoch"]
-        self._skip = state["done"]
+        self._skip = state["done"] % len(self)

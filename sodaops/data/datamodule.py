@@ -25,6 +25,8 @@ class TextDataModule(L.LightningDataModule):
         self.config, self.tokenizer = config, tokenizer
         self.pad_token_id, self.n_labels = pad_token_id, n_labels
         self.splits: dict[str, Tokenised] = {}
+        self._train: TokenLoader | None = None
+        self._resumed: dict[str, int] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and tokenises train and val, unless that is done."""
@@ -49,7 +51,19 @@ class TextDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TokenLoader:
         """Batches in an order drawn from the seed and the epoch; one order when a batch is to be overfitted."""
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0
-        return self._loader("train", None if overfit else self.config.seed)
+        self._train = self._loader("train", None if overfit else self.config.seed)
+        if self._resumed is not None:
+            self._train.load_state_dict(self._resumed)
+        return self._train
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the pass over the training batches stands. Lightning would keep this itself, but restores it only to
+        loaders that are made after its loops, and asking for the number of steps makes them before."""
+        return {} if self._train is None else self._train.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Takes the place up at the next :meth:`train_dataloader`."""
+        self._resumed = state_dict
 
     def val_dataloader(self) -> TokenLoader:
         """Batches in one order."""

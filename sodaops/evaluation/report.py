@@ -60,6 +60,7 @@ def worst(table: pa.Table, probs: np.ndarray, labels: Sequence[str], n_worst: in
             "label": labels[label_ids[i]],
             "predicted": labels[predicted[i]],
             "confidence": float(confidence[i]),
+            "votes": table["votes"][int(i)].as_py() or [],
             "row": table["row"][int(i)].as_py(),
         }
         for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_worst]

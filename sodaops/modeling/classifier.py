@@ -30,7 +30,7 @@ class TextClassifier(L.LightningModule):
         self.seed = seed
         self.register_buffer("class_weights", class_weights, persistent=False)
         n_labels = model.head.out_features
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_metrics = MetricCollection(
             {
                 "macro_f1": MulticlassF1Score(n_labels, average="macro"),

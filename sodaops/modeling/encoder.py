@@ -3,10 +3,14 @@
 import contextlib
 import importlib.util
 import json
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
+import huggingface_hub
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
@@ -81,13 +85,14 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     transformers_logging.disable_progress_bar()
     name, source = _locate(config)
     with _explained(name):
-        settings = AutoConfig.from_pretrained(source, revision=config.revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision, use_fast=True)
+        from_where = {"revision": config.revision, "local_files_only": Path(source).exists() or not _hub_answers()}
+        settings = AutoConfig.from_pretrained(source, **from_where)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **from_where)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"model.name_or_path={name}: it has no fast tokenizer (tokenizer.json); choose a model that has.")
-    _apply_overrides(settings, config.overrides)
+    _apply_overrides(settings, config.overrides or {})
     _check_limit(config, settings, tokenizer)
-    transformer = _random(settings) if config.random_weights else _weights(name, source, config, settings)
+    transformer = _random(settings) if config.random_weights else _weights(name, source, from_where, settings)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -104,10 +109,10 @@ def _random(settings: PretrainedConfig) -> nn.Module:
     return _without_pooler(lambda **kwargs: AutoModel.from_config(settings, **kwargs))
 
 
-def _weights(name: str, source: str, config: ModelConfig, settings: PretrainedConfig) -> nn.Module:
+def _weights(name: str, source: str, from_where: dict[str, Any], settings: PretrainedConfig) -> nn.Module:
     def load(**kwargs: Any) -> Any:
         return AutoModel.from_pretrained(
-            source, revision=config.revision, config=settings, use_safetensors=True, dtype=torch.float32,
+            source, **from_where, config=settings, use_safetensors=True, dtype=torch.float32,
             output_loading_info=True, **kwargs,
         )  # fmt: skip
 
@@ -155,12 +160,24 @@ def _locate(config: ModelConfig) -> tuple[str, str]:
     return name, source
 
 
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; asked first, since its client tries for half a minute."""
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    url = urlsplit(huggingface_hub.constants.ENDPOINT)
+    try:
+        socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
     """What transformers and the hub raise, as one error that says what to do."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"model.name_or_path={name}: could not be loaded ({first}). "

@@ -1,16 +1,57 @@
-"""What a person sees while it trains: a bar on a terminal, a line an epoch anywhere."""
+"""What is kept of a training, and what a person sees of it: a bar on a terminal, a line an epoch anywhere."""
 
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+from sodaops.errors import ConfigError
+
+
+class Checkpoint(ModelCheckpoint):
+    """A checkpoint that a resumed run takes along into its own folder.
+
+    Lightning forgets the best epoch when the folder changes; a run that resumed would then keep the best of its own
+    epochs only, and differ from one that never stopped.
+
+    Args:
+        folder: where checkpoints go.
+        resumed_from: the checkpoint that the run begins with.
+        options: of ModelCheckpoint.
+    """
+
+    def __init__(self, folder: Path, resumed_from: str | None, **options: Any) -> None:
+        super().__init__(folder, enable_version_counter=False, **options)
+        self._resumed_from = resumed_from
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copies the best checkpoint from beside the resumed one, and moves the paths in the state."""
+        best = state_dict["best_model_path"]
+        if best:
+            kept, mine = Path(self._resumed_from).parent / Path(best).name, Path(self.dirpath) / Path(best).name
+            if not kept.is_file():
+                raise ConfigError(f"ckpt_path={self._resumed_from}: {kept.name} of that run is gone; it belongs beside it.")
+            if kept.resolve() != mine.resolve():
+                mine.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(kept, mine)
+        state = {key: self._moved(value) if "path" in key else value for key, value in state_dict.items()}
+        state["best_k_models"] = {self._moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state, "dirpath": self.dirpath})
+
+    def _moved(self, path: str) -> str:
+        return str(Path(self.dirpath) / Path(path).name) if path else path
 
 
 class EpochLines(Callback):
     """Prints a line after each validation, so that a log without a terminal tells the story too."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._start_s = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._start_s = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from sodaops.data.preprocess import ensure_splits
 from sodaops.errors import ConfigError, SodaOpsError, nearest
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import TextEncoder, load_pretrained
-from sodaops.training.callbacks import Bar, progress
+from sodaops.training.callbacks import Bar, Checkpoint, progress
 from sodaops.training.tracking import close_loggers, make_loggers
 
 _OURS = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
@@ -61,9 +62,9 @@ def fit(config: Config) -> Trained:
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
     data.setup()
     module = TextClassifier(model, config.optim, config.seed, data.class_weights())
-    checkpoint = ModelCheckpoint(
-        run_dir / "checkpoints", filename="best", monitor=config.checkpoint.monitor, mode=config.checkpoint.mode,
-        save_last=True, enable_version_counter=False,
+    checkpoint = Checkpoint(
+        run_dir / "checkpoints", config.ckpt_path, filename="best", monitor=config.checkpoint.monitor,
+        mode=config.checkpoint.mode, save_last=True,
     )  # fmt: skip
     loggers = make_loggers(config, run_dir)
     failed = True
@@ -115,8 +116,17 @@ def _quieten(level: int) -> None:
 
 
 def _check_checkpoint(path: str | None) -> None:
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"ckpt_path={path}: no such file; give RUN/checkpoints/last.ckpt of an earlier run.")
+    if path is None:
+        return
+    mend = "give RUN/checkpoints/last.ckpt of an earlier run"
+    if not Path(path).is_file():
+        raise ConfigError(f"ckpt_path={path}: no such file; {mend}.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigError(f"ckpt_path={path}: could not be read ({str(error).splitlines()[0]}); {mend}.") from error
+    if not isinstance(found, dict) or not {"state_dict", "optimizer_states", "loops"} <= found.keys():
+        raise ConfigError(f"ckpt_path={path}: holds no training state; {mend}.")
 
 
 def _trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], run_dir: Path) -> L.Trainer:
@@ -139,16 +149,8 @@ def _callbacks(config: Config, run_dir: Path) -> list[Callback]:
             EarlyStopping(config.checkpoint.monitor, mode=config.checkpoint.mode, patience=config.early_stopping.patience)
         )
     if config.checkpoint.every_n_train_steps is not None:
-        callbacks.append(
-            ModelCheckpoint(
-                run_dir / "checkpoints",
-                filename="step",
-                every_n_train_steps=config.checkpoint.every_n_train_steps,
-                save_top_k=1,
-                monitor=None,
-                enable_version_counter=False,
-            )
-        )
+        every = {"every_n_train_steps": config.checkpoint.every_n_train_steps, "save_on_train_epoch_end": False}
+        callbacks.append(Checkpoint(run_dir / "checkpoints", config.ckpt_path, filename="step", **every))
     for name, settings in config.callbacks.items():
         try:
             callbacks.append(instantiate(settings))
@@ -165,6 +167,8 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
     except RuntimeError as error:
         if "PytorchStreamWriter" in str(error) or "file write failed" in str(error):
             raise OSError(str(error).splitlines()[0]) from error
+        if "loading state_dict" in str(error):
+            raise ConfigError(f"ckpt_path={ckpt_path}: of another model than this configuration's.") from error
         raise
     if trainer.interrupted:
         raise SodaOpsError("training was interrupted; go on with ckpt_path=RUN/checkpoints/last.ckpt.")

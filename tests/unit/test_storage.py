@@ -1,0 +1,86 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sodaops import storage
+from sodaops.errors import StorageError
+
+
+def names():
+    return sorted(path.name for path in Path().iterdir())
+
+
+def test_a_file_is_whole_or_as_before(workdir):
+    storage.write_text("a.txt", "old")
+    with pytest.raises(RuntimeError), storage.atomic_path("a.txt") as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert Path("a.txt").read_text() == "old" and names() == ["a.txt"]
+    storage.write_json("sub/b.json", {"é": 1})
+    assert Path("sub/b.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
+    with pytest.raises(ValueError):
+        storage.write_json("sub/b.json", {"x": float("nan")})
+    assert Path("sub/b.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
+
+
+def test_a_folder_is_whole_or_as_before(workdir):
+    for content in ("old", "new"):
+        with storage.atomic_folder("f") as folder:
+            (folder / "x").write_text(content)
+    assert Path("f/x").read_text() == "new"
+    with pytest.raises(RuntimeError), storage.atomic_folder("f") as folder:
+        (folder / "x").write_text("half")
+        raise RuntimeError
+    assert Path("f/x").read_text() == "new" and names() == ["f"]
+
+
+def test_a_folder_that_cannot_be_made(workdir):
+    Path("file").write_text("in the way")
+    refused = pytest.raises(StorageError, match=r"file/f: could not be written .*check that the folder exists")
+    with refused, storage.atomic_folder("file/f"):
+        pytest.fail("entered")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system with 256 KiB of room."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting a file system needs root")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk(small_disk):
+    storage.write_text(small_disk / "old", "x" * 1000)
+    for name in ("new", "old"):
+        with pytest.raises(StorageError, match=r"\(No space left on device\); make room there, then run it again"):
+            storage.write_text(small_disk / name, "x" * 10**6)
+    with pytest.raises(StorageError), storage.atomic_folder(small_disk / "folder") as folder:
+        (folder / "big").write_bytes(b"x" * 10**6)
+    assert os.listdir(small_disk) == ["old"] and (small_disk / "old").read_text() == "x" * 1000
+
+
+def test_a_full_disk_while_preprocessing_and_saving(small_disk, trained, small_tweets, monkeypatch):
+    from sodaops.bundle.save import load_bundle, save_bundle
+    from sodaops.data.preprocess import preprocess, read_manifest
+    from tests.conftest import configured
+
+    config = configured("model=tiny", f"data.path={small_tweets}")
+    bundle = load_bundle(trained / "run/bundle")
+    manifest = read_manifest(trained / "splits")
+    with pytest.raises(StorageError, match="bundle: could not be written"):
+        save_bundle(small_disk / "bundle", bundle.model, bundle.tokenizer, 0, config, manifest, {})
+    (small_disk / "ballast").write_bytes(b"x" * 250_000)
+    with pytest.raises(StorageError, match="splits: could not be written"):
+        preprocess(config.data, small_disk / "splits")
+    assert os.listdir(small_disk) == ["ballast"]
+
+
+def test_hashes(workdir):
+    Path("x").write_bytes(b"abc")
+    assert storage.sha256_of("x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
