@@ -90,7 +90,7 @@ def explain(error: Exception) -> SodaOpsError | None:
     key = re.search(r"Could not (?:override|append to config at) '([^']+)'", text)
     if isinstance(error, ConfigCompositionException) and key:
         *section, name = key[1].split("@")[0].split(".")
-        names = field_names(section) if section else sorted({*field_names([]), *groups()})
+        names = (field_names(section) or _default_keys(section)) if section else sorted({*field_names([]), *groups()})
         if name not in names and names:
             where = ".".join(section) or "the top level"
             return ConfigError(f"{key[1]} is not a key{nearest(name, names)}; {where} has: {some(names, 40)}.")
@@ -102,6 +102,11 @@ def explain(error: Exception) -> SodaOpsError | None:
         )
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ is not None else ""
     return ConfigError(" ".join(text.split()) + cause)
+
+
+def _default_keys(section: Sequence[str]) -> list[str]:
+    default = conf_dir() / section[0] / "default.yaml"
+    return sorted(OmegaConf.load(default)) if len(section) == 1 and default.is_file() else []
 
 
 def groups() -> list[str]:

@@ -96,7 +96,7 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
-    return Pretrained(transformer, backend, tokenizer.pad_token_id or 0)
+    return Pretrained(transformer.train(), backend, tokenizer.pad_token_id or 0)
 
 
 def from_settings(settings: dict[str, Any]) -> nn.Module:

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -51,12 +52,13 @@ def test_a_users_checkpoint_loads_with_its_own_weights(tmp_path, kind):
 def test_minilm_is_pretrained_and_tiny_is_not():
     minilm = load_pretrained(model_config("model=minilm"))
     assert sum(p.numel() for p in minilm.transformer.parameters()) > 22_000_000
-    model = TextEncoder(minilm.transformer, 2, "mean").eval()
+    model = TextEncoder(copy.deepcopy(minilm.transformer), 2, "mean").eval()
     near, far = (
         torch.cosine_similarity(*(encode(model, minilm.tokenizer, text).embeddings for text in pair)).item()
         for pair in (("I love this phone", "This phone is great"), ("I love this phone", "The train leaves at noon"))
     )
     assert near > 0.6 > 0.3 > far
+    assert all(module.training for module in minilm.transformer.modules())  # from_pretrained turns dropout off
     first, second = (load_pretrained(model_config("model=tiny")).transformer.state_dict() for _ in range(2))
     assert any(not torch.equal(first[name], second[name]) for name in first)
 

@@ -1,0 +1,120 @@
+"""The command line as a person uses it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from sodaops.cli import main
+from tests.conftest import REPO, TINY, run_overrides
+
+
+def python(*arguments, cwd=REPO):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_train_py_trains_and_prints_the_table(small_tweets, tmp_path):
+    done = python("train.py", *run_overrides(tmp_path, small_tweets))
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2/2  train loss" in done.stdout + done.stderr
+    assert "this model" in done.stdout and "macro-F1" in done.stdout
+    report = next(line for line in done.stdout.splitlines() if line.startswith("report: ")).removeprefix("report: ")
+    assert Path(report).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert "Traceback" not in done.stderr
+
+
+def test_cfg_job_prints_the_tree(capsys):
+    assert main(["train", "--cfg", "job", "model=distilbert", "trainer.max_epochs=7"]) == 0
+    tree = yaml.safe_load(capsys.readouterr().out)
+    assert tree["model"]["name_or_path"] == "distilbert/distilbert-base-uncased" and tree["trainer"]["max_epochs"] == 7
+
+
+def test_multirun_leaves_a_folder_a_job(small_tweets, tmp_path):
+    shared = [o for o in run_overrides(tmp_path, small_tweets) if not o.startswith("run_dir=")]
+    sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=1"]
+    done = python("train.py", *sweep, *[o for o in shared if "max_epochs" not in o])
+    assert done.returncode == 0, done.stderr
+    seeds = [yaml.safe_load((tmp_path / f"sweep/{k}/bundle/config.yaml").read_text())["seed"] for k in (0, 1)]
+    assert seeds == [0, 1]
+    assert (tmp_path / "sweep/0/evaluation/metrics.json").exists() and (tmp_path / "sweep/1/.hydra").exists()
+
+
+def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
+    (tmp_path / "mine/data").mkdir(parents=True)
+    own = {"defaults": ["base"], "name": "mine", "path": str(small_tweets), "label_column": "sentiment"}
+    (tmp_path / "mine/data/mine.yaml").write_text(yaml.safe_dump(own))
+    (tmp_path / "mine/experiment").mkdir()
+    (tmp_path / "mine/experiment/quick.yaml").write_text("# @package _global_\ntrainer: {max_epochs: 1}\n")
+    chosen = ["--config-dir", str(tmp_path / "mine"), "data=mine", f"evaluate.splits_dir={tmp_path / 'splits'}"]
+    assert main(["preprocess", *chosen]) == 0
+    assert "600 read, 0 dropped" in capsys.readouterr().out
+    more = [*chosen, "experiment=quick", *[o for o in TINY if "max_epochs" not in o], f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", *more, f"hydra.run.dir={tmp_path / 'hydra'}"]) == 0
+    assert yaml.safe_load((tmp_path / "run/bundle/config.yaml").read_text())["trainer"]["max_epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
+        (["+optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
+        (["++optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
+        (["sed=1"], "ConfigError: sed is not a key (did you mean seed?)"),
+        (["+sed=1"], "ConfigError: sed is not a key (did you mean seed?)"),
+        (["modle=tiny"], "ConfigError: modle is not a key (did you mean model?)"),
+        (["model=tinny"], "ConfigError: model=tinny: no such option (did you mean tiny?); model has: distilbert,"),
+        (["experiment=smok"], "ConfigError: experiment=smok: no such option (did you mean smoke?)"),
+        (["optim.lr=fast"], "ConfigError: optim.lr='fast': expected a valid number"),
+        (["seed=null"], "ConfigError: seed=None: expected a valid integer"),
+        (["trainer.max_epoch=1"], "ConfigError: trainer.max_epoch is not a key (did you mean max_epochs?); trainer has: "),
+        (
+            ["+trainer.max_epoch=1"],
+            "ConfigError: trainer.max_epoch is not an argument of lightning.Trainer (did you",
+        ),
+        (["trainer.max_epochs=many"], "ConfigError: trainer.max_epochs='many': expected a valid integer"),
+        (["optim.lr=[1"], "ConfigError: "),
+        (["data=csv"], "ConfigError: data.path and data.files: give one of them"),
+        (["data=csv", "data.path=no.csv"], "DataError: no.csv: no such file"),
+        (["--params", "no.yaml"], "ConfigError: --params no.yaml: not readable"),
+    ],
+)
+def test_a_users_mistake(workdir, capsys, arguments, message):
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(message)
+    assert not Path("data").exists() or not list(Path("data").rglob("*.parquet"))
+
+
+def test_no_traceback_from_the_shell(tmp_path):
+    for command in (["train.py", "optim.lrr=1"], ["train.py", "+optim.lrr=1", f"hydra.run.dir={tmp_path}"]):
+        done = python(*command)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("ConfigError: optim.lrr is not a key")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("sodaops.data.preprocess.preprocess", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["preprocess"])
+
+
+def test_help_and_unknown_verbs(capsys):
+    assert main([]) == main(["--help"]) == 0
+    assert "sodaops predict BUNDLE" in capsys.readouterr().out
+    assert main(["trian"]) == 2
+    assert "'trian' is no verb; expected one of train, preprocess, evaluate, predict" in capsys.readouterr().err
+
+
+def test_stages_from_a_params_file(small_tweets, tmp_path, workdir):
+    from sodaops.compose import compose
+
+    tree = compose(run_overrides(tmp_path, small_tweets)).model_dump(mode="json")
+    OmegaConf.save(OmegaConf.create(tree), "params.yaml")
+    assert main(["preprocess", "--params", "params.yaml"]) == 0
+    assert main(["train", "--params", "params.yaml", "evaluate.split=none", f"run_dir={tmp_path / 'a'}"]) == 0
+    evaluated = [f"evaluate.bundle={tmp_path / 'a/bundle'}", f"evaluate.output_dir={tmp_path / 'e'}"]
+    assert main(["evaluate", "--params", "params.yaml", *evaluated]) == 0
+    assert (tmp_path / "e/metrics.json").exists() and not (tmp_path / "a/evaluation").exists()

@@ -1,0 +1,49 @@
+"""A clone of the working tree, in which commands run as a user's do."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+
+
+class Clone:
+    """A folder with the project's files, committed, and this environment first on its PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPO, capture_output=True, check=True
+        )
+        for name in names.stdout.decode().split("\0"):
+            if name and (REPO / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPO / name, folder / name)
+        (folder / ".venv").symlink_to(sys.prefix)
+        self("git init -q -b main && git add -A && git -c user.name=t -c user.email=t@t commit -qm clone")
+
+    def __call__(self, command: str, allowed: tuple[int, ...] = (0,), timeout_s: float = 900) -> str:
+        """Runs a shell command and returns what it printed.
+
+        Raises:
+            AssertionError: another exit code than those allowed.
+        """
+        path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        settings = {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=self.folder, env={**os.environ, **settings}, timeout=timeout_s,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode in allowed, f"{command}\nexit code {done.returncode}\n{done.stdout[-3000:]}"
+        return done.stdout
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    """A fresh clone."""
+    (tmp_path / "clone").mkdir()
+    return Clone(tmp_path / "clone")

@@ -1,0 +1,51 @@
+"""The DVC pipeline, run for real in a clone: what reruns, and what does not."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+STAGES = ("preprocess", "train", "evaluate")
+
+
+def ran(output):
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def change(clone, key, value):
+    path = clone.folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    section, name = key.split(".")
+    assert params[section][name] != value
+    params[section][name] = value
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def test_pipeline(clone):
+    small = "-S model=tiny -S trainer.max_epochs=1 -S data.max_rows=600 -S evaluate.n_bootstrap=200 -S evaluate.baselines=false"
+    assert ran(clone(f"dvc exp run {small}")) == list(STAGES)
+    assert yaml.safe_load((clone.folder / "params.yaml").read_text())["model"]["random_weights"] is True
+    first = json.loads((clone.folder / "artifacts/evaluation/metrics.json").read_text())["test"]["log_loss"]
+    assert "up to date" in clone("dvc repro")
+    assert "up to date" in clone("dvc status")
+    clone("git add -A && git -c user.name=t -c user.email=t@t commit -qm tiny")
+
+    change(clone, "optim.head_lr", 0.01)
+    output = clone("dvc repro")
+    assert ran(output) == ["train", "evaluate"] and "Stage 'preprocess' didn't change, skipping" in output
+    second = json.loads((clone.folder / "artifacts/evaluation/metrics.json").read_text())["test"]["log_loss"]
+    assert second != first
+    diff = json.loads(clone("dvc metrics diff --json"))
+    found = diff["artifacts/evaluation/metrics.json"]["test.log_loss"]
+    assert (found["old"], found["new"]) == (pytest.approx(first), pytest.approx(second))
+    assert "macro_f1" in clone("dvc metrics show")
+    clone("dvc plots show --out plots")
+    page = (clone.folder / "plots/index.html").read_text()
+    assert "confusion" in page and "reliability" in page
+
+    change(clone, "evaluate.n_bins", 10)
+    assert ran(clone("dvc repro")) == ["evaluate"]
+    change(clone, "data.cleaning", "social")
+    assert ran(clone("dvc repro")) == list(STAGES)
