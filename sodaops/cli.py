@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sodaops.compose import compose, explain, from_params, run_hydra
-from sodaops.config import Config
-from sodaops.errors import SodaOpsError
+from sodaops.errors import ConfigError, SodaOpsError
 
 if TYPE_CHECKING:
+    from sodaops.config import Config
     from sodaops.evaluation.evaluate import Evaluated
 
 USAGE = """\
@@ -30,6 +29,12 @@ groups. --params FILE reads a composed configuration, as DVC's stages do, in pla
 """
 
 
+# What a verb may lack.
+_TRAIN_EXTRA = {
+    "hydra", "lightning", "matplotlib", "omegaconf", "safetensors", "sklearn", "torch", "torchmetrics", "transformers",
+}  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code: 0, or 2 for a fault that a user can mend."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verbs[verb](rest)
     except Exception as error:
-        explained = error if isinstance(error, SodaOpsError) else explain(error)
+        explained = _explained(error)
         if explained is None or os.environ.get("SODAOPS_TRACEBACK"):
             raise
         print(f"{type(explained).__name__}: {explained}", file=sys.stderr)
@@ -51,7 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(config: Config) -> float | None:
+def _explained(error: Exception) -> SodaOpsError | None:
+    if isinstance(error, SodaOpsError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _TRAIN_EXTRA:
+        return ConfigError(f"{error.name} is not installed; get it with `pip install 'sodaops[train]'`.")
+    if "hydra" not in sys.modules:
+        return None
+    from sodaops.compose import explain
+
+    return explain(error)
+
+
+def train(config: "Config") -> float | None:
     """Trains and evaluates as configured, and prints what came of it.
 
     Returns:
@@ -92,6 +109,8 @@ def shown_path(path: Path) -> str:
 
 
 def _train(rest: list[str]) -> None:
+    from sodaops.compose import from_params, run_hydra
+
     params, rest = _option(rest, "--params")
     if params is not None:
         train(from_params(params, rest))
@@ -116,7 +135,9 @@ def _evaluate(rest: list[str]) -> None:
     show(evaluate(_configured(rest)))
 
 
-def _configured(rest: list[str]) -> Config:
+def _configured(rest: list[str]) -> "Config":
+    from sodaops.compose import compose, from_params
+
     params, rest = _option(rest, "--params")
     folder, rest = _option(rest, "--config-dir")
     return from_params(params, rest) if params is not None else compose(rest, folder)

@@ -23,7 +23,7 @@ from sodaops.bundle.save import save_bundle
 from sodaops.config import Config
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import ensure_splits
-from sodaops.errors import ConfigError, SodaOpsError, nearest
+from sodaops.errors import ConfigError, nearest
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import TextEncoder, load_pretrained
 from sodaops.training.callbacks import Bar, Checkpoint, progress
@@ -170,8 +170,6 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
         if "loading state_dict" in str(error):
             raise ConfigError(f"ckpt_path={ckpt_path}: of another model than this configuration's.") from error
         raise
-    if trainer.interrupted:
-        raise SodaOpsError("training was interrupted; go on with ckpt_path=RUN/checkpoints/last.ckpt.")
 
 
 def _take_best(checkpoint: ModelCheckpoint, module: TextClassifier) -> dict[str, float]:

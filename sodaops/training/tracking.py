@@ -1,5 +1,6 @@
 """Where metrics go: a CSV file, Weights & Biases, both or nowhere."""
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ def make_loggers(config: Config, run_dir: Path) -> list[Logger]:
 
 
 def _wandb(config: WandbConfig, run_dir: Path) -> WandbLogger:
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError(
+            "logger=wandb: wandb is not installed; get it with `pip install 'sodaops[wandb]'`, or set logger=csv."
+        )
     mode = config.mode or os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
     if mode == "online" and not os.environ.get("WANDB_API_KEY"):
         raise ConfigError(

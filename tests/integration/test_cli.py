@@ -101,6 +101,13 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
         main(["preprocess"])
 
 
+def test_an_extra_that_is_not_installed():
+    code = "import sys; sys.modules['hydra'] = None; from sodaops.cli import main; sys.exit(main(['preprocess']))"
+    done = python("-c", code)
+    assert done.returncode == 2 and "get it with `pip install 'sodaops[train]'`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_help_and_unknown_verbs(capsys):
     assert main([]) == main(["--help"]) == 0
     assert "sodaops predict BUNDLE" in capsys.readouterr().out
