@@ -3,12 +3,14 @@
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 
 from sodaops.errors import ConfigError
 
@@ -75,6 +77,10 @@ class Bar(TQDMProgressBar):
         shown = super().get_metrics(trainer, module)
         return {"loss": shown["train/loss_step"]} if "train/loss_step" in shown else {}
 
+    def on_train_epoch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        super().on_train_epoch_start(trainer, *arguments)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}")
+
     def init_train_tqdm(self) -> Tqdm:
         bar = super().init_train_tqdm()
         bar.leave = False
@@ -82,6 +88,33 @@ class Bar(TQDMProgressBar):
 
     def init_validation_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
+
+
+def make_profiler(name: str | None, run_dir: Path) -> Profiler | str | None:
+    """Lightning's profiler of this name, its whole report in the run folder."""
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
+    return kinds[name](dirpath=run_dir, filename="profile") if name in kinds else name
+
+
+def profile_table(durations_s: Mapping[str, Sequence[float]], n_rows: int = 12) -> str:
+    """The parts of a training that took longest.
+
+    Args:
+        durations_s: part -> seconds of each call; parts may hold other parts.
+        n_rows: parts to show.
+
+    >>> print(profile_table({"run_training_epoch": [4.0], "[Strategy]Single.backward": [1.0, 2.0]}))
+    part                                       seconds   share    calls     ms each
+    run_training_epoch                             4.0    100%        1    4000.000
+    backward                                       3.0     75%        2    1500.000
+    """
+    rows = sorted(((sum(spent), len(spent), part) for part, spent in durations_s.items() if spent), reverse=True)
+    whole = max((seconds for seconds, _, part in rows if part == "run_training_epoch"), default=rows[0][0])
+    lines = [f"{'part':<40}{'seconds':>10}{'share':>8}{'calls':>9}{'ms each':>12}"]
+    for seconds, calls, part in rows[:n_rows]:
+        name = part.split("]")[-1].split(".")[-1] if part.startswith("[") else part
+        lines.append(f"{name:<40}{seconds:>10.1f}{seconds / whole:>8.0%}{calls:>9}{1000 * seconds / calls:>12.3f}")
+    return "\n".join(lines)
 
 
 def progress(wanted: bool | None) -> list[Callback]:

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import SimpleProfiler
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sodaops import storage
@@ -26,7 +27,7 @@ from sodaops.data.preprocess import ensure_splits
 from sodaops.errors import ConfigError, nearest
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import TextEncoder, load_pretrained
-from sodaops.training.callbacks import Bar, Checkpoint, progress
+from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_table, progress
 from sodaops.training.tracking import close_loggers, make_loggers
 
 _OURS = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
@@ -53,7 +54,8 @@ def fit(config: Config) -> Trained:
     run_dir = Path(config.run_dir or "outputs/run")
     arguments = trainer_arguments(config.trainer)
     _check_checkpoint(config.ckpt_path)
-    _quieten(logging.INFO if arguments.get("profiler") else logging.WARNING)
+    _quieten()
+    profiler = arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
     manifest = ensure_splits(config.data, config.splits_dir)
     pretrained = load_pretrained(config.model)
@@ -75,6 +77,8 @@ def fit(config: Config) -> Trained:
         failed = False
     finally:
         close_loggers(loggers, failed)
+    if isinstance(profiler, SimpleProfiler):
+        print(profile_table(profiler.recorded_durations))
     if not checkpoint.best_model_path:
         return Trained(run_dir, None, None, {}, None)
     metrics = _take_best(checkpoint, module)
@@ -108,10 +112,10 @@ def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     return dict(section)
 
 
-def _quieten(level: int) -> None:
+def _quieten() -> None:
     """Keeps libraries' notices about themselves off the screen; their warnings stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "gcsfs"):
-        logging.getLogger(name).setLevel(level)
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
 
 

@@ -1,5 +1,8 @@
 """The command line as a person uses it."""
 
+import contextlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +27,28 @@ def test_train_py_trains_and_prints_the_table(small_tweets, tmp_path):
     report = next(line for line in done.stdout.splitlines() if line.startswith("report: ")).removeprefix("report: ")
     assert Path(report).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
+def test_a_bar_on_a_terminal(small_tweets, tmp_path):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    arguments = [*run_overrides(tmp_path, small_tweets, "evaluate.split=none"), f"hydra.run.dir={tmp_path / 'hydra'}"]
+    running = subprocess.Popen([sys.executable, "train.py", *arguments], stdout=theirs, stderr=theirs, cwd=REPO)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert running.wait(60) == 0
+    text = shown.decode()
+    assert re.search(r"epoch 2: 100%\|█+\| \d+/\d+ .*loss=", text) and "epoch 2/2  train loss" in text and "Epoch" not in text
 
 
 def test_cfg_job_prints_the_tree(capsys):
