@@ -87,7 +87,9 @@ class TextClassifier(L.LightningModule):
             raise ConfigError(
                 f"optim.schedule={self.optim.schedule} needs an end; set trainer.max_epochs or trainer.max_steps."
             )
-        optimizer = make_optimizer(self.model, self.optim)
+        # With a gradient scaler (16-mixed) a fused AdamW unscales by itself, and Lightning then refuses to clip.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = make_optimizer(self.model, self.optim, fused=not scaled)
         factor = lr_factor(self.optim, int(n_steps) if n_steps != float("inf") else 1)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

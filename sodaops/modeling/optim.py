@@ -40,9 +40,9 @@ def parameter_groups(model: TextEncoder, config: OptimConfig) -> list[dict]:
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
 
-def make_optimizer(model: TextEncoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW in its fused form, over :func:`parameter_groups`."""
-    return torch.optim.AdamW(parameter_groups(model, config), fused=True)
+def make_optimizer(model: TextEncoder, config: OptimConfig, fused: bool = True) -> torch.optim.AdamW:
+    """AdamW over :func:`parameter_groups`, in its fused form unless something must see the gradients unscaled."""
+    return torch.optim.AdamW(parameter_groups(model, config), fused=fused)
 
 
 def lr_factor(config: OptimConfig, n_steps: int) -> Callable[[int], float]:
