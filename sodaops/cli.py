@@ -79,7 +79,7 @@ def train(config: "Config") -> float | None:
 
     trained = fit(config)
     if trained.bundle_dir is None:
-        print("nothing kept: no checkpoint was asked for")
+        print("nothing kept: no epoch was validated with checkpoints on")
         return None
     if config.evaluate.split != "none":
         settings = config.evaluate.model_copy(update={"bundle": None})

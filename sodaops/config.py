@@ -83,11 +83,15 @@ class OptimConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Which epoch is kept."""
+    """Which epoch is kept: the one with the highest monitor, or the lowest loss."""
 
-    monitor: str
-    mode: Literal["max", "min"]
+    monitor: Literal["val/macro_f1", "val/accuracy", "val/loss"]
     every_n_train_steps: Count | None
+
+    @property
+    def mode(self) -> str:
+        """``min`` for a loss, ``max`` for the rest."""
+        return "min" if self.monitor == "val/loss" else "max"
 
 
 class EarlyStoppingConfig(Section):

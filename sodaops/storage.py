@@ -21,6 +21,8 @@ def writing(target: str | Path) -> Iterator[None]:
     """Turns what the operating system says of a write into an error that a user can act on."""
     try:
         yield
+    except (ConnectionError, TimeoutError):
+        raise
     except OSError as error:
         mend = "make room there" if error.errno in _FULL else "check that the folder exists and may be written to"
         raise StorageError(f"{target}: could not be written ({error.strerror or error}); {mend}, then run it again.") from error

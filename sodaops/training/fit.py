@@ -107,6 +107,8 @@ def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
         except ValidationError as error:
             wanted = dict.fromkeys(detail["msg"].removeprefix("Input should be ") for detail in error.errors())
             faults.append(f"trainer.{name}={value!r}: expected {' or '.join(wanted)}.")
+    if not section.get("limit_val_batches", 1.0) and section.get("limit_val_batches") is not None:
+        faults.append("trainer.limit_val_batches=0: the epoch to keep is chosen on val; leave it some batches.")
     if faults:
         raise ConfigError("\n".join(faults))
     return dict(section)

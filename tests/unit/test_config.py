@@ -82,6 +82,7 @@ def test_frozen():
         ("data__cleaning", "minimla", r"data.cleaning='minimla'.*did you mean minimal\?"),
         ("optim__batch_tokens", 64, "optim.batch_tokens=64 is under model.max_tokens=128"),
         ("callbacks__mine", {"x": 1}, "callbacks.mine has no _target_"),
+        ("checkpoint__monitor", "val/macrof1", r"checkpoint.monitor='val/macrof1'.*did you mean val/macro_f1\?"),
         ("evaluate__split", "tset", r"did you mean test\?"),
         ("logger__wandb", {"project": "x"}, "logger.wandb.entity is missing"),
     ],
@@ -111,6 +112,13 @@ def test_trainer_takes_lightnings_types():
         "val_check_interval": 0.5,
     }
     assert trainer_arguments(given) == given
+
+
+def test_an_epoch_cannot_be_chosen_without_val():
+    for nothing in (0, 0.0):
+        with pytest.raises(ConfigError, match="trainer.limit_val_batches=0: the epoch to keep is chosen on val"):
+            trainer_arguments({"limit_val_batches": nothing})
+    assert trainer_arguments({"limit_val_batches": None}) == {"limit_val_batches": None}
 
 
 def test_trainer_faults_come_together():
