@@ -21,7 +21,7 @@ usage: sodaops VERB [KEY=VALUE ...]
 
   train        preprocess if needed, train, write the bundle, evaluate     (any Hydra flag: --cfg job, --multirun, …)
   preprocess   make the Parquet splits and their manifest
-  evaluate     measure a bundle: evaluate.bundle=RUN/bundle evaluate.split=test
+  evaluate     measure a bundle: sodaops evaluate BUNDLE evaluate.split=test
   predict      answer from a bundle: sodaops predict BUNDLE "a text"       (or --file TABLE --output TABLE)
 
 KEY=VALUE changes the configuration in conf/ (model=distilbert, trainer.max_epochs=3). --config-dir FOLDER adds your own
@@ -36,7 +36,7 @@ _TRAIN_EXTRA = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code: 0, or 2 for a fault that a user can mend."""
+    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 130 after Ctrl-C."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     verbs = {"train": _train, "preprocess": _preprocess, "evaluate": _evaluate, "predict": _predict}
     if verb in ("-h", "--help"):
@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         verbs[verb](rest)
+    except KeyboardInterrupt as stop:
+        print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
+        return 130
     except Exception as error:
         explained = _explained(error)
         if explained is None or os.environ.get("SODAOPS_TRACEBACK"):
@@ -119,19 +122,18 @@ def _train(rest: list[str]) -> None:
 
 
 def _preprocess(rest: list[str]) -> None:
-    from sodaops.data.preprocess import preprocess
+    from sodaops.data.preprocess import describe, preprocess
 
     config = _configured(rest)
-    manifest = preprocess(config.data, config.splits_dir)
-    dropped = sum(entry["n_rows"] for entry in manifest["dropped"].values())
-    counts = ", ".join(f"{split} {entry['n_rows']:,}" for split, entry in manifest["splits"].items())
-    reasons = "".join(f"; {entry['n_rows']} {name.replace('_', ' ')}" for name, entry in manifest["dropped"].items())
-    print(f"{config.splits_dir}: {counts} rows ({manifest['n_read']:,} read, {dropped:,} dropped{reasons})")
+    print(describe(preprocess(config.data, config.splits_dir)))
+    print(f"splits: {config.splits_dir}")
 
 
 def _evaluate(rest: list[str]) -> None:
     from sodaops.evaluation.evaluate import evaluate
 
+    if rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        rest = [f"evaluate.bundle={rest[0]}", *rest[1:]]
     show(evaluate(_configured(rest)))
 
 
@@ -157,7 +159,7 @@ def _predict(rest: list[str]) -> None:
     parser.add_argument("bundle", help="the folder that training wrote: RUN/bundle")
     parser.add_argument("texts", nargs="*", metavar="text")
     parser.add_argument("--file", help="a table: .csv, .tsv, .jsonl or .parquet")
-    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--text-column", default="text", help="the column with the texts (default: text)")
     parser.add_argument("--output", help="where to write the table with label, score and probabilities added")
     asked = parser.parse_args(rest)
     if bool(asked.texts) == bool(asked.file) or bool(asked.file) != bool(asked.output):

@@ -9,6 +9,7 @@ from pathlib import Path
 from hydra import compose as hydra_compose, initialize_config_dir, main as hydra_main
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -67,17 +68,32 @@ def run_hydra(verb: Callable[[Config], float | None], argv: Sequence[str]) -> No
     """Runs a verb as a Hydra application: run folders, ``--multirun``, ``--cfg job`` and the rest."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the command line says it
 
+    refused: list[SodaOpsError] = []
+
     @hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(tree: DictConfig) -> float | None:
-        config = typed(tree)
-        run_dir = config.run_dir or HydraConfig.get().runtime.output_dir
-        return verb(config.model_copy(update={"run_dir": str(run_dir)}))
+        hydra = HydraConfig.get()
+        try:
+            config = typed(tree)
+            if config.run_dir is not None and hydra.mode == RunMode.MULTIRUN:
+                raise ConfigError(
+                    f"run_dir={config.run_dir}: jobs would overwrite each other; set hydra.sweep.dir in its place."
+                )
+            run_dir = config.run_dir or hydra.runtime.output_dir
+            return verb(config.model_copy(update={"run_dir": str(run_dir)}))
+        except SodaOpsError as error:
+            if hydra.mode == RunMode.MULTIRUN:
+                raise
+            refused.append(error)  # Hydra would print the command line before it
+            return None
 
     kept, sys.argv = sys.argv, ["sodaops train", *argv]
     try:
         job()
     finally:
         sys.argv = kept
+    if refused:
+        raise refused[0]
 
 
 def explain(error: Exception) -> SodaOpsError | None:

@@ -29,11 +29,11 @@ class Section(BaseModel):
 
 
 class FilesConfig(Section):
-    """Given splits: one table each."""
+    """Given splits: one table each, or none."""
 
-    train: str
-    val: str
-    test: str
+    train: str | None
+    val: str | None
+    test: str | None
 
 
 class DataConfig(Section):
@@ -41,7 +41,8 @@ class DataConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder under data/processed")]
     path: str | None = Field(None, description="one table: .csv, .tsv, .jsonl or .parquet")
-    files: FilesConfig | None = Field(None, description="given train, val and test tables, in place of path")
+    files: FilesConfig = Field(description="given train, val and test tables, in place of path")
+    watch: str | None = Field(description="file or folder that DVC watches for changes")
     text_column: str
     label_column: str
     labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
@@ -53,6 +54,11 @@ class DataConfig(Section):
     conflicts: Literal["error", "drop"] = Field(description="the same text with two labels")
     max_chars: Count = Field(description="longest text accepted, in characters")
     max_rows: Count | None = Field(description="use only the first rows of the table (for trying out); null: all")
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Split -> table for given splits; ``all`` -> table where one is to be split."""
+        return {"all": self.path} if self.path is not None else self.files.model_dump()
 
 
 class ModelConfig(Section):
@@ -127,7 +133,7 @@ class EvaluateConfig(Section):
 
     bundle: str | None = Field(description="bundle to evaluate; null: the one just trained")
     split: Literal["train", "val", "test", "none"]
-    splits_dir: str | None = Field(description="null: the splits of data.name")
+    splits_dir: str | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
     output_dir: str | None = Field(description="null: evaluation/ beside the bundle")
     n_bootstrap: Annotated[int, Field(ge=100)]
     n_bins: Annotated[int, Field(ge=2)]
@@ -214,11 +220,11 @@ def field_names(loc: Sequence[str | int]) -> list[str]:
 
 def _contradictions(config: Config):
     data = config.data
-    if (data.path is None) == (data.files is None):
+    files = data.files.model_dump()
+    given = [path is not None for path in files.values()]
+    if (data.path is None and not all(given)) or (data.path is not None and any(given)):
         yield "data.path and data.files: give one of them (data.path=FILE, or data.files.train=, .val= and .test=)."
-    for key, path in [("data.path", data.path)] + [
-        (f"data.files.{split}", path) for split, path in (data.files.model_dump() if data.files else {}).items()
-    ]:
+    for key, path in {"data.path": data.path, **{f"data.files.{split}": path for split, path in files.items()}}.items():
         if path is not None and table_format(path) is None:
             yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)} (or .gz after it)."
     if abs(sum(data.fractions) - 1) > 1e-9:

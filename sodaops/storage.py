@@ -68,6 +68,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.chmod(temporary, 0o755)
             yield temporary
             for file in temporary.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)  # some writers make files for their owner alone
                 _sync(file)
             _exchange(temporary, path)
         finally:

@@ -73,7 +73,10 @@ class Predictor:
         blank = np.zeros(n_texts, dtype=np.int64)
         split = Tokenised(tokens, offsets, blank, np.zeros((n_texts, 1), dtype=np.float32), self.info.pad_token_id)
         probs = np.empty((n_texts, n_labels), dtype=np.float32)
-        with torch.inference_mode(), tqdm(total=n_texts, desc="predicting", unit="text", delay=2, leave=False) as bar:
+        with (
+            torch.inference_mode(),
+            tqdm(total=n_texts, desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar,
+        ):
             for places in plan_batches(split.lengths, self._budget, None):
                 batch = split.batch(places)
                 logits = self._model(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device)).logits
@@ -110,7 +113,7 @@ def predict_table(predictor: Predictor, path: str, text_column: str, output: str
     """
     if table_format(output) is None or output.endswith(".gz"):
         raise DataError(f"--output {output}: expected a name that ends in {', '.join(FORMATS)}.")
-    table = read_table(path, column_names(path, [text_column]))
+    table = read_table(path, column_names(path, [text_column], "Set --text-column."))
     cleaned = [clean(text, predictor.info.cleaning) for text in table[text_column].to_pylist()]
     full = [i for i, text in enumerate(cleaned) if text]
     probs = predictor.probs_of_cleaned([cleaned[i] for i in full]) if full else np.empty((0, len(predictor.info.labels)))

@@ -22,9 +22,10 @@ from sodaops.labels import label_ids, label_order
 from sodaops.text import clean
 
 MANIFEST = "manifest.json"
+_RARE = 5
 FORMAT = 1  # raise when the same table would give other splits: older splits are then stale
 # Keys that do not change what the splits hold.
-_PLACE_KEYS = {"name", "path", "files"}
+_PLACE_KEYS = {"name", "path", "files", "watch"}
 
 
 @dataclass
@@ -92,6 +93,21 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def describe(manifest: dict[str, Any]) -> str:
+    """A few lines for a person: what was read and dropped, the splits, the labels, and labels that look like slips."""
+    dropped = "".join(f", {entry['n_rows']:,} dropped ({why.replace('_', ' ')})" for why, entry in manifest["dropped"].items())
+    splits = ", ".join(f"{split} {entry['n_rows']:,}" for split, entry in manifest["splits"].items())
+    counts = {label: sum(part["labels"][label] for part in manifest["splits"].values()) for label in manifest["labels"]}
+    labels = some([f"{label} {count:,}" for label, count in counts.items()], shown=20)
+    lines = [f"{manifest['name']}: {manifest['n_read']:,} rows read{dropped}; {splits}", f"labels: {labels}"]
+    rare = [label for label, count in counts.items() if count < _RARE]
+    if rare:
+        lines.append(
+            f"note: fewer than {_RARE} rows have label {some(rare)}; if that is a slip, name the labels with data.labels"
+        )
+    return "\n".join(lines)
+
+
 def ensure_splits(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
     """The manifest of splits that are up to date: those that are there, or new ones.
 
@@ -153,7 +169,7 @@ def _complete(splits_dir: Path, manifest: dict[str, Any]) -> bool:
 
 
 def _sources(config: DataConfig) -> dict[str, str]:
-    sources = config.files.model_dump() if config.files else {"all": config.path}
+    sources = config.sources
     for path in sources.values():
         if not Path(path).is_file():
             read_table(path, [])  # says what is missing
@@ -178,7 +194,7 @@ def _read(config: DataConfig, sources: dict[str, str]) -> tuple[list[str], Rows]
         _check_lengths(path, raw, config)
         rows.source += [path] * len(raw)
         rows.row += range(1, len(raw) + 1)
-        bar = tqdm(raw, desc=f"cleaning {path}", unit="row", delay=2, leave=False)
+        bar = tqdm(raw, desc=f"cleaning {path}", unit="row", delay=2, leave=False, disable=None)
         rows.text += [clean(text, config.cleaning) for text in bar]
         values = table[config.label_column].to_pylist()
         rows.label_id += label_ids(f"{path} {config.label_column}", values, labels, config.label_map)
@@ -261,7 +277,7 @@ def _drop_repeated(rows: Rows, labels: Sequence[str], config: DataConfig, droppe
 
 def _check_labels_per_split(rows: Rows, labels: Sequence[str], config: DataConfig) -> None:
     counts = Counter(zip(rows.split, rows.label_id, strict=True))
-    where = config.path or config.files.train
+    where = next(iter(config.sources.values()))
     for split in SPLITS:
         if not any(counts[split, i] for i in range(len(labels))):
             raise DataError(f"{where}: no row falls into {split}; give more rows, or set data.fractions.")
@@ -271,7 +287,7 @@ def _check_labels_per_split(rows: Rows, labels: Sequence[str], config: DataConfi
     if absent:
         raise DataError(
             f"{where}: train has no row with label {', '.join(absent)}; a model cannot learn what it never sees. "
-            "Give more rows, or take the label out of data.labels."
+            "Give more rows with it; if it is a slip, correct it or name the labels with data.labels."
         )
 
 

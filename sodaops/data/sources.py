@@ -18,6 +18,7 @@ import pyarrow.parquet
 from sodaops.config import FORMATS, table_format
 from sodaops.errors import DataError, nearest, some
 
+_KEYS = "Set data.text_column, data.label_column, data.vote_columns or data.slice_columns."
 _BLOCK_BYTES = 64 * 2**20  # a cell must fit into one block
 
 
@@ -47,10 +48,13 @@ def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -
         raise DataError(f"{path}: not a readable {table_format(path)} table ({str(error).splitlines()[0]}).") from None
     if table.num_rows == 0:
         raise DataError(f"{path}: has no rows; expected a table with at least one row for each label.")
+    for name in columns:
+        if pa.types.is_nested(table[name].type):
+            raise DataError(f"{path}: column {name} holds {table[name].type}; expected text, numbers or true and false.")
     return pa.table({name: as_strings(table[name]) for name in columns}).slice(0, max_rows)
 
 
-def column_names(path: str, required: Sequence[str] = ()) -> list[str]:
+def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> list[str]:
     """The columns of a table, in order.
 
     Raises:
@@ -68,7 +72,7 @@ def column_names(path: str, required: Sequence[str] = ()) -> list[str]:
             names = _header(path) if kind in ("csv", "tsv") else _jsonl(path).column_names
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a readable {kind} table ({str(error).splitlines()[0]}).") from None
-    _require(path, required, names)
+    _require(path, required, names, mend)
     return list(names)
 
 
@@ -89,13 +93,12 @@ def _beside(path: str) -> str:
     return nearest(Path(path).name, names) or (f"; {folder} has {some(names)}" if names else "")
 
 
-def _require(path: str, columns: Sequence[str], present: Sequence[str]) -> None:
+def _require(path: str, columns: Sequence[str], present: Sequence[str], mend: str = _KEYS) -> None:
     missing = [name for name in columns if name not in present]
     if missing:
         raise DataError(
             f"{path}: no column {', '.join(name + nearest(name, present) for name in missing)}; "
-            f"the table has {some(list(present), 20)}. "
-            "Set data.text_column, data.label_column, data.vote_columns or data.slice_columns."
+            f"the table has {some(list(present), 20)}. {mend}"
         )
     twice = sorted({name for name in columns if list(present).count(name) > 1})
     if twice:

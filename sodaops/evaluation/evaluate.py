@@ -15,6 +15,8 @@ from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError
 from sodaops.evaluation import baselines, metrics, plots, report
 
+FOLDERS = {"test": "evaluation", "val": "evaluation-val", "train": "evaluation-train"}
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -24,6 +26,7 @@ class Evaluated:
     metrics: dict[str, Any]  # as in metrics.json, below the split's name
     baselines: dict[str, dict[str, float]]
     output_dir: Path
+    same_data: bool  # whether the bundle was trained on the train split beside this one
 
     @property
     def report_path(self) -> Path:
@@ -34,8 +37,8 @@ class Evaluated:
 def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
     """Measures a bundle on ``evaluate.split`` and writes what it finds.
 
-    Of the configuration only ``evaluate``, ``data.name`` and ``seed`` are read; labels, cleaning and limits are the
-    bundle's.
+    Of the configuration only ``evaluate`` is read; labels, cleaning and limits are the bundle's, and so is the data set
+    unless ``evaluate.splits_dir`` names another.
 
     Args:
         config: the whole tree.
@@ -52,17 +55,19 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
     if settings.split == "none":
         raise ConfigError("evaluate.split=none: nothing to evaluate; choose train, val or test.")
     predictor = Predictor(bundle_dir)
-    manifest = read_manifest(config.splits_dir)
-    _check_fit(predictor, manifest, config.splits_dir)
-    table = read_split(config.splits_dir, settings.split)
+    splits_dir = Path(settings.splits_dir or Path("data/processed") / predictor.info.data["name"])
+    manifest = read_manifest(splits_dir)
+    _check_fit(predictor, manifest, splits_dir)
+    table = read_split(splits_dir, settings.split)
     label_ids = table["label_id"].to_numpy().astype(np.int64)
     labels = predictor.info.labels
     probs = predictor.probs_of_cleaned(table["text"].to_pylist())
     measured = metrics.measure(probs, label_ids, labels, settings.n_bootstrap, settings.n_bins)
     measured["slices"] = _slices(table, probs, label_ids, len(labels))
-    beside = _baselines(config, table, labels) if settings.baselines else {}
-    output_dir = Path(settings.output_dir or Path(bundle_dir).parent / "evaluation")
-    found = Evaluated(settings.split, measured, beside, output_dir)
+    beside = _baselines(splits_dir, table, labels) if settings.baselines else {}
+    output_dir = Path(settings.output_dir or Path(bundle_dir).parent / FOLDERS[settings.split])
+    same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
+    found = Evaluated(settings.split, measured, beside, output_dir, same_data)
     with storage.atomic_folder(output_dir) as folder:
         storage.write_json(folder / "metrics.json", {settings.split: {**measured, "baselines": beside}})
         pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
@@ -78,7 +83,7 @@ def _check_fit(predictor: Predictor, manifest: dict[str, Any], splits_dir: Path)
         if manifest[key] != mine:
             raise ConfigError(
                 f"{splits_dir}: {key}={manifest[key]}; the bundle has {mine}. Choose the splits that fit with "
-                "evaluate.splits_dir or data=NAME, or preprocess with the bundle's."
+                "evaluate.splits_dir=FOLDER, or preprocess with the bundle's."
             )
 
 
@@ -96,8 +101,8 @@ def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels:
     return found
 
 
-def _baselines(config: Config, table: pa.Table, labels: list[str]) -> dict[str, dict[str, float]]:
-    train, val = (read_split(config.splits_dir, split) for split in ("train", "val"))
+def _baselines(splits_dir: Path, table: pa.Table, labels: list[str]) -> dict[str, dict[str, float]]:
+    train, val = (read_split(splits_dir, split) for split in ("train", "val"))
     texts_and_ids = [(part["text"].to_pylist(), part["label_id"].to_numpy().astype(np.int64)) for part in (train, val)]
     label_ids = table["label_id"].to_numpy().astype(np.int64)
     answers = {

@@ -44,8 +44,9 @@ def render(
     names = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
     rows = [(names[name], values, False) for name, values in found.baselines.items()]
     return page.get_template("report.html.j2").render(
-        split=found.split, m=found.metrics, baselines=found.baselines, bundle=info, manifest=manifest, pictures=pictures,
-        rows=[*rows, ("this model", found.metrics, True)], errors=worst(table, probs, info.labels, n_worst),
+        split=found.split, same_data=found.same_data, m=found.metrics, baselines=found.baselines, bundle=info,
+        manifest=manifest, pictures=pictures, rows=[*rows, ("this model", found.metrics, True)],
+        errors=worst(table, probs, info.labels, n_worst),
     )  # fmt: skip
 
 

@@ -32,9 +32,9 @@ class Checkpoint(ModelCheckpoint):
         self._resumed_from = resumed_from
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copies the best checkpoint from beside the resumed one, and moves the paths in the state."""
+        """Copies the best checkpoint from beside the resumed one, and moves the paths in the state to this folder."""
         best = state_dict["best_model_path"]
-        if best:
+        if best and self.monitor is not None:
             kept, mine = Path(self._resumed_from).parent / Path(best).name, Path(self.dirpath) / Path(best).name
             if not kept.is_file():
                 raise ConfigError(f"ckpt_path={self._resumed_from}: {kept.name} of that run is gone; it belongs beside it.")

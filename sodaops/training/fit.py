@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.trainer.states import TrainerStatus
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sodaops import storage
@@ -23,7 +24,7 @@ from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.save import save_bundle
 from sodaops.config import Config
 from sodaops.data.datamodule import TextDataModule
-from sodaops.data.preprocess import ensure_splits
+from sodaops.data.preprocess import describe, ensure_splits
 from sodaops.errors import ConfigError, nearest
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import TextEncoder, load_pretrained
@@ -53,39 +54,38 @@ def fit(config: Config) -> Trained:
     """
     run_dir = Path(config.run_dir or "outputs/run")
     arguments = trainer_arguments(config.trainer)
-    _check_checkpoint(config.ckpt_path)
+    _check_checkpoint(config.ckpt_path, arguments.get("max_epochs"))
     _quieten()
     profiler = arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
     manifest = ensure_splits(config.data, config.splits_dir)
+    print(describe(manifest), flush=True)
     pretrained = load_pretrained(config.model)
     n_labels = len(manifest["labels"])
     model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
     data.setup()
     module = TextClassifier(model, config.optim, config.seed, data.class_weights())
-    checkpoint = Checkpoint(
-        run_dir / "checkpoints", config.ckpt_path, filename="best", monitor=config.checkpoint.monitor,
-        mode=config.checkpoint.mode, save_last=True,
-    )  # fmt: skip
+    checkpoints = _checkpoints(config, run_dir)
     loggers = make_loggers(config, run_dir)
     failed = True
     try:
-        trainer = _trainer(arguments, loggers, [checkpoint, *_callbacks(config, run_dir)], run_dir)
+        trainer = _trainer(arguments, loggers, [*_callbacks(config), *checkpoints], run_dir)
         with storage.writing(run_dir):
-            _run(trainer, module, data, config.ckpt_path)
+            _run(trainer, module, data, config.ckpt_path, run_dir)
         failed = False
     finally:
         close_loggers(loggers, failed)
     if isinstance(profiler, SimpleProfiler):
         print(profile_table(profiler.recorded_durations))
-    if not checkpoint.best_model_path:
+    best = checkpoints[0]
+    if not best.best_model_path:
         return Trained(run_dir, None, None, {}, None)
-    metrics = _take_best(checkpoint, module)
+    metrics = _take_best(best, module)
     info = save_bundle(
         run_dir / "bundle", model, pretrained.tokenizer, pretrained.pad_token_id, config, manifest, {"val": metrics}
     )
-    return Trained(run_dir, run_dir / "bundle", info, metrics, float(checkpoint.best_model_score))
+    return Trained(run_dir, run_dir / "bundle", info, metrics, float(best.best_model_score))
 
 
 def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,10 +118,11 @@ def _quieten() -> None:
     """Keeps libraries' notices about themselves off the screen; their warnings stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "gcsfs"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    for notice in ("LeafSpec.* is deprecated", "smaller than the logging interval", "exists and is not empty"):
+        warnings.filterwarnings("ignore", message=f".*{notice}")
 
 
-def _check_checkpoint(path: str | None) -> None:
+def _check_checkpoint(path: str | None, max_epochs: int | None) -> None:
     if path is None:
         return
     mend = "give RUN/checkpoints/last.ckpt of an earlier run"
@@ -133,6 +134,9 @@ def _check_checkpoint(path: str | None) -> None:
         raise ConfigError(f"ckpt_path={path}: could not be read ({str(error).splitlines()[0]}); {mend}.") from error
     if not isinstance(found, dict) or not {"state_dict", "optimizer_states", "loops"} <= found.keys():
         raise ConfigError(f"ckpt_path={path}: holds no training state; {mend}.")
+    n_done = found["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if max_epochs is not None and 0 <= max_epochs <= n_done:
+        raise ConfigError(f"ckpt_path={path}: that run has done {n_done} epochs; set trainer.max_epochs above that to go on.")
 
 
 def _trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], run_dir: Path) -> L.Trainer:
@@ -148,15 +152,23 @@ def _trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[C
         raise ConfigError(f"{str(error).splitlines()[0]} ({asked}). Ask for what this machine has.") from error
 
 
-def _callbacks(config: Config, run_dir: Path) -> list[Callback]:
+def _checkpoints(config: Config, run_dir: Path) -> list[Checkpoint]:
+    """The best epoch, then what resumes: the last epoch, and steps where asked for; in this order, so that what resumes
+    knows of the best. (save_last would keep the last epoch that was the best, not the last.)"""
+    folder, resumed = run_dir / "checkpoints", config.ckpt_path
+    found = [Checkpoint(folder, resumed, filename="best", monitor=config.checkpoint.monitor, mode=config.checkpoint.mode)]
+    if config.checkpoint.every_n_train_steps is not None:
+        every = {"every_n_train_steps": config.checkpoint.every_n_train_steps, "save_on_train_epoch_end": False}
+        found.append(Checkpoint(folder, resumed, filename="step", **every))
+    return [*found, Checkpoint(folder, resumed, filename="last", every_n_epochs=1)]
+
+
+def _callbacks(config: Config) -> list[Callback]:
     callbacks: list[Callback] = []
     if config.early_stopping.patience is not None:
         callbacks.append(
             EarlyStopping(config.checkpoint.monitor, mode=config.checkpoint.mode, patience=config.early_stopping.patience)
         )
-    if config.checkpoint.every_n_train_steps is not None:
-        every = {"every_n_train_steps": config.checkpoint.every_n_train_steps, "save_on_train_epoch_end": False}
-        callbacks.append(Checkpoint(run_dir / "checkpoints", config.ckpt_path, filename="step", **every))
     for name, settings in config.callbacks.items():
         try:
             callbacks.append(instantiate(settings))
@@ -165,9 +177,15 @@ def _callbacks(config: Config, run_dir: Path) -> list[Callback]:
     return callbacks
 
 
-def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_path: str | None) -> None:
+def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_path: str | None, run_dir: Path) -> None:
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit:
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        last = run_dir / "checkpoints/last.ckpt"
+        way = f"go on with ckpt_path={last}" if last.is_file() else "no epoch was finished, so nothing is kept"
+        raise KeyboardInterrupt(way) from None  # Lightning turned it into an exit with code 1
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
     (tmp_path / "mine/experiment/quick.yaml").write_text("# @package _global_\ntrainer: {max_epochs: 1}\n")
     chosen = ["--config-dir", str(tmp_path / "mine"), "data=mine", f"evaluate.splits_dir={tmp_path / 'splits'}"]
     assert main(["preprocess", *chosen]) == 0
-    assert "600 read, 0 dropped" in capsys.readouterr().out
+    assert "mine: 600 rows read; train " in capsys.readouterr().out
     more = [*chosen, "experiment=quick", *[o for o in TINY if "max_epochs" not in o], f"run_dir={tmp_path / 'run'}"]
     assert main(["train", *more, f"hydra.run.dir={tmp_path / 'hydra'}"]) == 0
     assert yaml.safe_load((tmp_path / "run/bundle/config.yaml").read_text())["trainer"]["max_epochs"] == 1
@@ -103,6 +104,7 @@ def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
         (["optim.lr=[1"], "ConfigError: "),
         (["data=csv"], "ConfigError: data.path and data.files: give one of them"),
         (["data=csv", "data.path=no.csv"], "DataError: no.csv: no such file"),
+        (["data=csv", "data.files.train=a.csv", "data.files.val=b.csv"], "ConfigError: data.path and data.files: give one"),
         (["--params", "no.yaml"], "ConfigError: --params no.yaml: not readable"),
     ],
 )
@@ -118,6 +120,25 @@ def test_no_traceback_from_the_shell(tmp_path):
         done = python(*command)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert done.stderr.splitlines()[-1].startswith("ConfigError: optim.lrr is not a key")
+
+
+def test_a_sweep_into_one_folder_is_refused(tmp_path, capsys):
+    sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    assert main(["train", "--multirun", "seed=0,1", "experiment=smoke", f"run_dir={tmp_path / 'one'}", sweep]) == 2
+    assert "jobs would overwrite each other; set hydra.sweep.dir" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c(small_tweets, tmp_path):
+    long = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o] + ["trainer.max_epochs=1000"]
+    command = [sys.executable, "train.py", *long, f"hydra.run.dir={tmp_path / 'hydra'}", "early_stopping.patience=null"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO)
+    while not running.stdout.readline().startswith("epoch 3/"):
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 130 and "ckpt_path=" in error and "last.ckpt" in error and "Traceback" not in error
+    assert not (tmp_path / "run/bundle").exists()
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):

@@ -60,6 +60,14 @@ def test_the_kept_epoch_is_the_best(trained):
     assert Predictor(trained / "run/bundle").info.metrics["val"]["macro_f1"] == pytest.approx(max(scores), abs=1e-6)
 
 
+def test_last_is_the_last_epoch_and_best_the_best(small_tweets, tmp_path):
+    # With nothing learned after the first epoch the best is the first, and a resume must go on from the last all the same.
+    still = ["optim.lr=1e-12", "optim.head_lr=1e-12", "trainer.max_epochs=3"]
+    fit(configured(*run_overrides(tmp_path, small_tweets, *still)))
+    epochs = {p.stem: torch.load(p, weights_only=True)["epoch"] for p in (tmp_path / "run/checkpoints").iterdir()}
+    assert epochs == {"best": 0, "last": 2}
+
+
 def test_metrics_json_can_be_computed_from_the_predictions(trained):
     metrics = json.loads((trained / "run/evaluation/metrics.json").read_text())
     assert list(metrics) == ["test"]
@@ -149,6 +157,19 @@ def test_a_checkpoint_that_cannot_be_read(small_tweets, tmp_path):
             fit(configured(*run_overrides(tmp_path, small_tweets, f"ckpt_path={tmp_path / path}")))
 
 
+def test_a_finished_run_is_not_resumed(trained, small_tweets, tmp_path):
+    last = trained / "run/checkpoints/last.ckpt"
+    with pytest.raises(ConfigError, match=r"last.ckpt: that run has done 2 epochs; set trainer.max_epochs above that"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, f"ckpt_path={last}")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_model(trained, small_tweets, tmp_path):
+    other = ["+model.overrides.vocab_size=31000", "trainer.max_epochs=4", f"ckpt_path={trained / 'run/checkpoints/last.ckpt'}"]
+    with pytest.raises(ConfigError, match="of another model than this configuration's"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, *other)))
+
+
 def test_callbacks_of_ones_own(small_tweets, tmp_path):
     with pytest.raises(ConfigError, match=r"callbacks.mine: .*no.such"):
         fit(configured(*run_overrides(tmp_path, small_tweets, "+callbacks.mine._target_=no.such.Class")))
@@ -190,7 +211,7 @@ def test_evaluate_needs_splits_that_fit(trained, small_tweets, tmp_path, capsys)
     assert "cleaning=social; the bundle has minimal" in capsys.readouterr().err
     assert main(["evaluate", bundle, f"evaluate.splits_dir={tmp_path / 'none'}"]) == 2
     assert "make the splits with `sodaops preprocess`" in capsys.readouterr().err
-    assert main(["evaluate"]) == 2
+    assert main(["evaluate", f"evaluate.splits_dir={tmp_path / 'none'}"]) == 2
     assert "evaluate.bundle is missing" in capsys.readouterr().err
 
 

@@ -112,6 +112,21 @@ def test_given_splits_that_share_texts(write):
         preprocess(configured("data=election").data, "splits")
 
 
+def test_given_splits_by_keys(write):
+    for split, rows in {"train": many(30), "val": many(60)[30:], "test": many(90)[60:]}.items():
+        write(f"{split}.csv", table(rows))
+    keys = [f"data.files.{split}={split}.csv" for split in ("train", "val", "test")]
+    assert preprocess(configured("data=csv", *keys).data, "splits")["splits"]["val"]["n_rows"] == 30
+
+
+def test_a_label_that_looks_like_a_slip_is_said(write, capsys):
+    write("t.csv", table([*many(), *[(f"odd {i}", "god") for i in range(4)]]))
+    assert main(["preprocess", "data=csv", "data.path=t.csv"]) == 0
+    shown = capsys.readouterr().out
+    assert "csv: 124 rows read; train " in shown and "labels: bad 60, god 4, good 60" in shown
+    assert "note: fewer than 5 rows have label god; if that is a slip, name the labels with data.labels" in shown
+
+
 BAD = {
     "unknown label": (
         [*many(), ("odd", "god"), ("odder", "god")],

@@ -66,6 +66,12 @@ def test_bad_tables(write, name, content, message):
         cells(write(name, content))
 
 
+def test_a_column_of_lists(workdir):
+    pq.write_table(pa.table({"text": [["a", "b"]], "label": ["1"]}), "t.parquet")
+    with pytest.raises(DataError, match=r"t.parquet: column text holds list<element: string>; expected text"):
+        cells("t.parquet")
+
+
 def test_a_missing_file_names_its_neighbours(write):
     write("tweets.csv", "text,label\nx,1\n")
     with pytest.raises(DataError, match=r"tweet.csv: no such file \(did you mean tweets.csv\?\)"):
