@@ -103,6 +103,8 @@ def show(found: "Evaluated") -> None:
     )
     for name, values in found.baselines.items():
         print(f"{names[name]:<31}{values['macro_f1']:10.3f}{values['accuracy']:27.3f}   {values['weighted_f1']:11.3f}")
+    if not found.same_data:
+        print("note: other splits than the bundle was trained with; rows that it learned from may be among these")
     print(f"\nreport: {shown_path(found.report_path)}")
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import yaml
 from hydra import compose as hydra_compose, initialize_config_dir, main as hydra_main
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException
@@ -34,7 +35,9 @@ def compose(overrides: Sequence[str] = (), extra_dir: str | None = None) -> Conf
         ConfigError, HydraException: a group, key or value that is not allowed.
     """
     if extra_dir is not None:
-        overrides = [*overrides, f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]"]
+        if not Path(extra_dir).is_dir():
+            raise ConfigError(f"--config-dir {extra_dir}: no such folder.")
+        overrides = [*overrides, f'hydra.searchpath=["file://{Path(extra_dir).resolve()}"]']
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return typed(hydra_compose("config", overrides=list(overrides)))
 
@@ -51,7 +54,7 @@ def from_params(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     try:
         tree = OmegaConf.load(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--params {path}: not readable ({error}); `python train.py --cfg job > {path}` makes it.") from None
     malformed = [text for text in overrides if "=" not in text]
     if malformed:
@@ -106,6 +109,8 @@ def explain(error: Exception) -> SodaOpsError | None:
     key = re.search(r"Could not (?:override|append to config at) '([^']+)'", text)
     if isinstance(error, ConfigCompositionException) and key:
         *section, name = key[1].split("@")[0].split(".")
+        if section and section[0] not in field_names([]):
+            section, name = [], section[0]
         names = (field_names(section) or _default_keys(section)) if section else sorted({*field_names([]), *groups()})
         if name not in names and names:
             where = ".".join(section) or "the top level"

@@ -210,6 +210,8 @@ def field_names(loc: Sequence[str | int]) -> list[str]:
     """
     section: Any = Config
     for part in loc:
+        if part not in section.model_fields:
+            return []
         annotation = section.model_fields[part].annotation
         kinds = [annotation, *get_args(annotation)]
         section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)

@@ -1,23 +1,23 @@
 """Labels: strings in a fixed order; a label_id is a place in it."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from sodaops.errors import DataError, nearest, some
 
 
 def label_order(values: Sequence[str], labels: Sequence[object] | None, label_map: Mapping[object, str] | None) -> list[str]:
-    """The labels in order: as configured, else the map's targets, else the table's values sorted (numbers as numbers).
+    """The labels in order: as configured, else the table's values, mapped and sorted (numbers as numbers).
 
     >>> label_order(["10", "9", "9"], None, None)
     ['9', '10']
     """
     if labels is not None:
         return [str(label) for label in labels]
-    if label_map:
-        return list(dict.fromkeys(label_map.values()))
-    present = set(values) - {""}
-    numeric = all(value.lstrip("-").isdigit() for value in present)
-    return sorted(present, key=int) if numeric else sorted(present)
+    mapping = {str(value): label for value, label in (label_map or {}).items()}
+    present = {mapping.get(value, value) for value in values} - {""}
+    numeric = all(re.fullmatch("-?[0-9]+", value) for value in present)
+    return sorted(present, key=lambda label: (int(label), label)) if numeric else sorted(present)
 
 
 def label_ids(place: str, values: Sequence[str], labels: Sequence[str], label_map: Mapping[object, str] | None) -> list[int]:

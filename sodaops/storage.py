@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from sodaops.errors import StorageError
+from sodaops.errors import StorageError, some
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -51,16 +51,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
     """A temporary folder to fill; it takes the place of ``path`` when the block ends well.
+
+    Args:
+        path: the folder to make or replace.
+        names: what may stand in a folder that is replaced; anything else there is somebody's, and is not deleted.
 
     What stood at ``path`` stays whole until then. Two renames make the exchange; a crash between them leaves the
     old folder beside the new one under a hidden name.
 
     Raises:
-        StorageError: the disk is full, or the folder cannot be written to.
+        StorageError: the disk is full, the folder cannot be written to, or holds other things.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    foreign = sorted({file.name for file in path.iterdir()} - set(names)) if path.is_dir() else []
+    if foreign:
+        raise StorageError(f"{path}: holds other things ({some(foreign)}), which would be lost; name a new folder.")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -82,7 +89,11 @@ def _exchange(new: Path, path: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
     os.rename(path, old)
-    os.rename(new, path)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

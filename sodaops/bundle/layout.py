@@ -57,8 +57,7 @@ def bundle_id(files: dict[str, str], **answers: Any) -> str:
 def write_info(folder: Path, **fields: Any) -> BundleInfo:
     """Hashes the files of a folder that is being filled, and writes its bundle.json."""
     files = {name: storage.sha256_of(folder / name) for name in FILES}
-    answers = {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
-    info = BundleInfo(files=files, bundle_id=bundle_id(files, **answers), **fields)
+    info = BundleInfo(files=files, bundle_id=bundle_id(files, **_answers(fields)), **fields)
     (folder / INFO).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return info
 
@@ -87,8 +86,16 @@ def read_info(path: str | Path) -> BundleInfo:
     return info
 
 
+def _answers(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
+
+
 def _verify(path: Path, info: BundleInfo) -> None:
     faults = []
+    if not isinstance(info.files, dict) or not isinstance(info.labels, list) or not isinstance(info.data, dict):
+        raise BundleError(f"{path / INFO}: incomplete (files, labels or data); copy the bundle anew or train again.")
+    if bundle_id(info.files, **_answers(vars(info))) != info.bundle_id:
+        faults.append(f"{INFO} has been changed")
     for name in sorted({*FILES, *info.files}):
         if Path(name).name != name or name not in info.files:
             faults.append(f"{name} is not among the files of {INFO}" if name in FILES else f"{name!r} is not a plain name")

@@ -95,7 +95,7 @@ class Predictor:
 
 
 def predict_table(predictor: Predictor, path: str, text_column: str, output: str) -> int:
-    """Answers a table: its columns, and label, score and prob_LABEL beside them.
+    """Answers a table: its columns, cells as text, and label, score and prob_LABEL beside them.
 
     Rows whose text is empty after cleaning get empty answers.
 

@@ -57,7 +57,7 @@ def save_bundle(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    with storage.atomic_folder(path) as folder:
+    with storage.atomic_folder(path, [*layout.FILES, layout.INFO]) as folder:
         try:
             save_file(weights, folder / layout.WEIGHTS)
         except SafetensorError as error:
@@ -102,13 +102,15 @@ def load_bundle(path: str | Path) -> Loaded:
 
 
 def git_commit() -> str | None:
-    """The commit that this runs from, ``+`` at its end when files differ from it; None outside a repository."""
+    """The commit of the code that runs, ``+`` at its end when files differ from it; None outside its repository."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30, check=True)
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed inside another project's folder, it is not ours
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -54,12 +54,16 @@ class TextDataModule(L.LightningDataModule):
         self._train = self._loader("train", None if overfit else self.config.seed)
         if self._resumed is not None:
             self._train.load_state_dict(self._resumed)
+            self._resumed = None
         return self._train
 
     def state_dict(self) -> dict[str, int]:
         """Where the pass over the training batches stands. Lightning would keep this itself, but restores it only to
         loaders that are made after its loops, and asking for the number of steps makes them before."""
-        return {} if self._train is None else self._train.state_dict()
+        if self._train is None:
+            return {}
+        finished = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # the next pass begins anew
+        return {**self._train.state_dict(), "done": 0} if finished else self._train.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Takes the place up at the next :meth:`train_dataloader`."""

@@ -1,6 +1,7 @@
 """From a raw table to Parquet splits and a manifest that tells what was made, from what, and what was left out."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
     """Makes train.parquet, val.parquet, test.parquet and manifest.json in ``splits_dir``, all or none.
 
     The splits have the columns source, row (int64, from 1), text (cleaned), label, label_id (int32), votes
-    (list<int32> in label order, null where nobody voted) and slice_NAME for each slice column.
+    (list<int64> in label order, null where nobody voted) and slice_NAME for each slice column.
 
     Returns:
         The manifest.
@@ -85,7 +86,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
         "dropped": {reason: {"n_rows": len(places), "first": places[:5]} for reason, places in dropped.items()},
         "splits": {split: _describe(table, labels) for split, table in tables.items()},
     }
-    with storage.atomic_folder(splits_dir) as folder:
+    with storage.atomic_folder(splits_dir, [MANIFEST, *(f"{split}.parquet" for split in SPLITS)]) as folder:
         for split, table in tables.items():
             pq.write_table(table, folder / f"{split}.parquet", compression="zstd")
             manifest["splits"][split]["sha256"] = storage.sha256_of(folder / f"{split}.parquet")
@@ -114,12 +115,16 @@ def ensure_splits(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
     Processes that come at the same time wait for the first.
     """
     splits_dir = Path(splits_dir)
+    wanted = fingerprint(config)
+    manifest = _manifest_or_none(splits_dir)
+    if manifest is not None and manifest.get("fingerprint") == wanted and _complete(splits_dir, manifest):
+        return manifest
     with storage.writing(splits_dir):
         splits_dir.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(splits_dir.parent / f".{splits_dir.name}.lock")
     with lock:
         manifest = _manifest_or_none(splits_dir)
-        if manifest is not None and manifest.get("fingerprint") == fingerprint(config) and _complete(splits_dir, manifest):
+        if manifest is not None and manifest.get("fingerprint") == wanted and _complete(splits_dir, manifest):
             return manifest
         return preprocess(config, splits_dir)
 
@@ -158,9 +163,10 @@ def fingerprint(config: DataConfig) -> str:
 
 def _manifest_or_none(splits_dir: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((splits_dir / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        manifest = json.loads((splits_dir / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
 
 
 def _complete(splits_dir: Path, manifest: dict[str, Any]) -> bool:
@@ -220,7 +226,7 @@ def _votes(path: str, table: pa.Table, columns: dict[str, str] | None, labels: S
     counts = []
     for label in labels:
         cells = table[columns[label]].to_pylist()
-        bad = [row for row, cell in enumerate(cells, start=1) if cell and not cell.isdecimal()]
+        bad = [row for row, cell in enumerate(cells, start=1) if cell and not re.fullmatch("[0-9]{1,18}", cell)]
         if bad:
             raise DataError(
                 f"{path} row {bad[0]}: {columns[label]}={cells[bad[0] - 1]!r}; expected a number of votes, 0 or more "
@@ -299,7 +305,7 @@ def _table(rows: Rows, labels: Sequence[str], split: str, slice_columns: Sequenc
         "text": pa.array(part.text, pa.string()),
         "label": pa.array([labels[i] for i in part.label_id], pa.string()),
         "label_id": pa.array(part.label_id, pa.int32()),
-        "votes": pa.array(part.votes, pa.list_(pa.int32())),
+        "votes": pa.array(part.votes, pa.list_(pa.int64())),
     }
     for k, name in enumerate(slice_columns):
         columns[f"slice_{name}"] = pa.array([values[k] for values in part.slices], pa.string())

@@ -19,6 +19,7 @@ from sodaops.config import FORMATS, table_format
 from sodaops.errors import DataError, nearest, some
 
 _KEYS = "Set data.text_column, data.label_column, data.vote_columns or data.slice_columns."
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error)
 _BLOCK_BYTES = 64 * 2**20  # a cell must fit into one block
 
 
@@ -43,7 +44,7 @@ def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -
         table = {"csv": _read_csv, "tsv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[table_format(path)](
             path, columns
         )
-    except pa.ArrowInvalid as error:
+    except _UNREADABLE as error:
         _raise_if_not_utf8(path)
         raise DataError(f"{path}: not a readable {table_format(path)} table ({str(error).splitlines()[0]}).") from None
     if table.num_rows == 0:
@@ -51,7 +52,10 @@ def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -
     for name in columns:
         if pa.types.is_nested(table[name].type):
             raise DataError(f"{path}: column {name} holds {table[name].type}; expected text, numbers or true and false.")
-    return pa.table({name: as_strings(table[name]) for name in columns}).slice(0, max_rows)
+    try:
+        return pa.table({name: as_strings(table[name]) for name in columns}).slice(0, max_rows)
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: a cell cannot be read as text ({str(error).splitlines()[0]}).") from None
 
 
 def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> list[str]:
@@ -70,7 +74,7 @@ def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> lis
             names = pa.parquet.read_schema(path).names
         else:
             names = _header(path) if kind in ("csv", "tsv") else _jsonl(path).column_names
-    except pa.ArrowInvalid as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: not a readable {kind} table ({str(error).splitlines()[0]}).") from None
     _require(path, required, names, mend)
     return list(names)
@@ -165,8 +169,10 @@ def as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     >>> as_strings(pa.chunked_array([[1.0, None, 2.0]])).to_pylist()
     ['1', '', '2']
     """
-    if pa.types.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py() is not False:
-        column = column.cast(pa.int64())
+    if pa.types.is_floating(column.type):
+        whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2**53))
+        if pc.all(whole).as_py() is not False:
+            column = column.cast(pa.int64())
     return pc.fill_null(column.cast(pa.string()), "")
 
 

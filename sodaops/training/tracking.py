@@ -3,7 +3,6 @@
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
@@ -50,9 +49,3 @@ def close_loggers(loggers: list[Logger], failed: bool) -> None:
         logger.finalize("failed" if failed else "success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish(exit_code=1 if failed else 0)
-
-
-def log_summary(loggers: list[Logger], metrics: dict[str, Any]) -> None:
-    """Adds final metrics, named ``split/metric``, to every logger."""
-    for logger in loggers:
-        logger.log_metrics(metrics)

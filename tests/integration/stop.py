@@ -1,5 +1,8 @@
-"""A callback that ends a training like a power cut, in the middle of its second epoch."""
+"""Callbacks for the tests: one ends a training like a power cut, one notes what it sees."""
 
+from typing import ClassVar
+
+import torch
 from lightning.pytorch.callbacks import Callback
 
 
@@ -9,3 +12,20 @@ class Stop(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.current_epoch == 1 and batch_idx == 10:
             raise KeyError("power cut")
+
+
+class Seen(Callback):
+    """Notes the labels, the learning rate and the random state of every training batch."""
+
+    batches: ClassVar[list] = []
+    rates: ClassVar[list] = []
+    seeds: ClassVar[list] = []
+
+    def on_train_start(self, trainer, module):
+        for notes in (self.batches, self.rates, self.seeds):
+            notes.clear()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.batches.append([row.sum().item() for row in batch["input_ids"]])
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.seeds.append(torch.initial_seed())

@@ -88,6 +88,7 @@ def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
         (["optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
         (["+optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
         (["++optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
+        (["optm.lr=1"], "ConfigError: optm.lr is not a key (did you mean optim?)"),
         (["sed=1"], "ConfigError: sed is not a key (did you mean seed?)"),
         (["+sed=1"], "ConfigError: sed is not a key (did you mean seed?)"),
         (["modle=tiny"], "ConfigError: modle is not a key (did you mean model?)"),

@@ -55,14 +55,14 @@ def split(n, labels):
         {
             "row": np.arange(n), "text": [f"text {i}" for i in range(n)], "label_id": ids,
             "label": [labels[i] for i in ids], "votes": pa.array([None] * n, pa.list_(pa.int32())),
-            "slice_party": ["A", "", "B"] * (n // 3),
+            "slice_party": ["A", "", "$\\frac$"] * (n // 3),
         }
     )  # fmt: skip
 
 
 def test_pictures_of_many_labels_and_of_a_label_without_rows(tmp_path):
     for n_labels in (2, 3, 40):
-        labels = [f"label {i}" for i in range(n_labels)] + ["never seen"]
+        labels = [f"$^$ {i}" for i in range(n_labels)] + ["never seen"]
         rng = np.random.default_rng(0)
         probs = rng.dirichlet(np.ones(len(labels)), 120)
         pictures = draw(tmp_path / str(n_labels), probs, split(120, labels[:-1]), labels, 15)

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from itertools import chain
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from sodaops.errors import ConfigError, ModelError, StorageError
 from sodaops.evaluation.metrics import confusion, summary
 from sodaops.training.fit import fit
 from tests.conftest import REPO, configured, run_overrides
+from tests.integration.stop import Seen
 
 
 def weights(folder):
@@ -168,6 +170,38 @@ def test_a_checkpoint_of_another_model(trained, small_tweets, tmp_path):
     other = ["+model.overrides.vocab_size=31000", "trainer.max_epochs=4", f"ckpt_path={trained / 'run/checkpoints/last.ckpt'}"]
     with pytest.raises(ConfigError, match="of another model than this configuration's"):
         fit(configured(*run_overrides(tmp_path, small_tweets, *other)))
+
+
+@pytest.mark.parametrize("change", ["data.labels=[positive,neutral,negative]", "optim.lr=1e-6", "seed=7", "data.max_rows=500"])
+def test_a_checkpoint_of_another_run(trained, small_tweets, tmp_path, change):
+    last = f"ckpt_path={trained / 'run/checkpoints/last.ckpt'}"
+    key = "begun with" if "max_rows" in change else change.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"last.ckpt: another run than this configuration's .*{key}"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, last, "trainer.max_epochs=3", change)))
+
+
+def test_mixed_precision_clips(small_tweets, tmp_path):
+    fit(configured(*run_overrides(tmp_path, small_tweets, "trainer.precision=bf16-mixed", "trainer.max_epochs=1")))
+
+
+def test_several_devices_are_refused(small_tweets, tmp_path):
+    several = ["trainer.accelerator=cpu", "trainer.devices=2"]
+    with pytest.raises(ConfigError, match=r"2 processes; .*Set trainer.devices=1"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, *several)))
+
+
+@pytest.mark.parametrize("change", ["trainer.max_epochs=0", "trainer.max_steps=3", "trainer.check_val_every_n_epoch=9"])
+def test_nothing_kept_is_a_fault(small_tweets, tmp_path, change):
+    with pytest.raises(ConfigError, match="trainer.check_val_every_n_epoch"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, change)))
+
+
+def test_epochs_differ_and_the_rate_follows_the_steps(small_tweets, tmp_path):
+    fit(configured(*run_overrides(tmp_path, small_tweets, "+callbacks.seen._target_=tests.integration.stop.Seen")))
+    first, second = Seen.batches[: len(Seen.batches) // 2], Seen.batches[len(Seen.batches) // 2 :]
+    assert first != second and sorted(chain(*first)) == sorted(chain(*second))
+    assert len(set(Seen.rates)) > len(Seen.rates) // 2 and Seen.rates[0] < max(Seen.rates) > Seen.rates[-1]
+    assert len(set(Seen.seeds)) == len(Seen.seeds)
 
 
 def test_callbacks_of_ones_own(small_tweets, tmp_path):

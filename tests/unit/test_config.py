@@ -45,7 +45,7 @@ def test_experiments_are_small_diffs():
 
 
 def test_conf_trainer_holds_lightnings_own_arguments_and_defaults():
-    ours = {"max_epochs", "gradient_clip_val", "num_sanity_val_steps", "log_every_n_steps", "enable_model_summary"}
+    ours = {"devices", "max_epochs", "gradient_clip_val", "num_sanity_val_steps", "log_every_n_steps", "enable_model_summary"}
     signature = inspect.signature(L.Trainer.__init__).parameters
     theirs = {name: value.default for name, value in signature.items() if name not in _OURS}
     written = OmegaConf.to_container(OmegaConf.load(conf_dir() / "trainer/default.yaml"))

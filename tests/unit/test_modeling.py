@@ -7,7 +7,10 @@ from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from sodaops.config import OptimConfig
+from sodaops.data.datamodule import TextDataModule
+from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError
+from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import TextEncoder, load_pretrained
 from sodaops.modeling.optim import lr_factor, parameter_groups
 from tests.conftest import configured
@@ -163,3 +166,31 @@ def test_schedules():
     cosine = lr_factor(optim(warmup=0.1, schedule="cosine"), 100)
     assert [cosine(step) for step in (10, 55, 100)] == pytest.approx([1.0, 0.5, 0.0])
     assert lr_factor(optim(warmup=0.0, schedule="constant"), 100)(99) == 1.0
+
+
+def test_the_loss_heeds_targets_weights_and_smoothing():
+    logits, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.25, 0.75], [0.0, 1.0]])
+    encoder = TextEncoder(load_pretrained(model_config("model=tiny")).transformer, 2)
+    logs = torch.log_softmax(logits, -1)
+    plain = TextClassifier(encoder, optim(label_smoothing=0.0), 0).loss(logits, targets)
+    assert plain.item() == pytest.approx(-(targets * logs).sum(1).mean().item(), abs=1e-6)
+    weights = torch.tensor([3.0, 0.5])
+    weighted = TextClassifier(encoder, optim(label_smoothing=0.0), 0, weights).loss(logits, targets)
+    assert weighted.item() == pytest.approx(-(weights * targets * logs).sum(1).mean().item(), abs=1e-6)
+    smoothed = TextClassifier(encoder, optim(label_smoothing=0.2), 0).loss(logits, targets)
+    assert smoothed.item() == pytest.approx(-((0.8 * targets + 0.1) * logs).sum(1).mean().item(), abs=1e-6)
+
+
+def test_the_datamodule_mixes_votes_into_targets(trained, small_tweets):
+    pretrained = load_pretrained(model_config("model=tiny"))
+    for weight in (0.0, 0.5):
+        config = configured(
+            f"data.path={small_tweets}", f"evaluate.splits_dir={trained / 'splits'}", f"optim.vote_weight={weight}"
+        )
+        data = TextDataModule(config, pretrained.tokenizer, 0, 3)
+        data.setup()
+        rows = read_split(trained / "splits", "train").to_pylist()
+        shares = torch.tensor([[v / sum(row["votes"]) for v in row["votes"]] for row in rows])
+        hard = torch.eye(3)[[row["label_id"] for row in rows]]
+        expected = weight * shares + (1 - weight) * hard
+        torch.testing.assert_close(torch.from_numpy(data.splits["train"].targets), expected, atol=1e-6, rtol=0)

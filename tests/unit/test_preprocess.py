@@ -71,7 +71,7 @@ def test_schema_and_slices_and_votes(write):
     schema = pq.read_schema("splits/train.parquet")
     assert [f"{field.name}:{field.type}" for field in schema] == [
         "source:string", "row:int64", "text:string", "label:string", "label_id:int32",
-        "votes:list<element: int32>", "slice_party:string",
+        "votes:list<element: int64>", "slice_party:string",
     ]  # fmt: skip
     for row in rows_of("train"):
         place = row["row"] - 1

@@ -66,6 +66,23 @@ def test_bad_tables(write, name, content, message):
         cells(write(name, content))
 
 
+def test_cells_that_are_no_text(workdir):
+    pq.write_table(pa.table({"text": pa.array([b"caf\xe9"]), "label": [float("inf")]}), "t.parquet")
+    with pytest.raises(DataError, match=r"t.parquet: a cell cannot be read as text"):
+        cells("t.parquet")
+    assert cells("t.parquet", ["label"]) == {"label": ["inf"]}
+    pq.write_table(pa.table({"text": ["x"], "label": [1e300]}), "t.parquet")
+    assert cells("t.parquet")["label"] == ["1e+300"]
+
+
+def test_broken_gzip(write):
+    write("t.csv.gz", gzip.compress(b"text,label\n" + b"abc,1\n" * 1000)[:-20])
+    write("u.csv.gz", b"no gzip")
+    for name in ("t.csv.gz", "u.csv.gz"):
+        with pytest.raises(DataError, match=f"{name}: not a readable csv table"):
+            cells(name)
+
+
 def test_a_column_of_lists(workdir):
     pq.write_table(pa.table({"text": [["a", "b"]], "label": ["1"]}), "t.parquet")
     with pytest.raises(DataError, match=r"t.parquet: column text holds list<element: string>; expected text"):

@@ -27,19 +27,28 @@ def test_a_file_is_whole_or_as_before(workdir):
 
 def test_a_folder_is_whole_or_as_before(workdir):
     for content in ("old", "new"):
-        with storage.atomic_folder("f") as folder:
+        with storage.atomic_folder("f", ["x"]) as folder:
             (folder / "x").write_text(content)
     assert Path("f/x").read_text() == "new"
-    with pytest.raises(RuntimeError), storage.atomic_folder("f") as folder:
+    with pytest.raises(RuntimeError), storage.atomic_folder("f", ["x"]) as folder:
         (folder / "x").write_text("half")
         raise RuntimeError
     assert Path("f/x").read_text() == "new" and names() == ["f"]
 
 
+def test_a_folder_with_other_things_is_not_replaced(workdir):
+    Path("f").mkdir()
+    Path("f/thesis.tex").write_text("years of work")
+    refused = pytest.raises(StorageError, match=r"f: holds other things \(thesis.tex\)")
+    with refused, storage.atomic_folder("f", ["x"]):
+        pytest.fail("entered")
+    assert Path("f/thesis.tex").read_text() == "years of work"
+
+
 def test_a_folder_that_cannot_be_made(workdir):
     Path("file").write_text("in the way")
     refused = pytest.raises(StorageError, match=r"file/f: could not be written .*check that the folder exists")
-    with refused, storage.atomic_folder("file/f"):
+    with refused, storage.atomic_folder("file/f", []):
         pytest.fail("entered")
 
 
@@ -60,7 +69,7 @@ def test_a_full_disk(small_disk):
     for name in ("new", "old"):
         with pytest.raises(StorageError, match=r"\(No space left on device\); make room there, then run it again"):
             storage.write_text(small_disk / name, "x" * 10**6)
-    with pytest.raises(StorageError), storage.atomic_folder(small_disk / "folder") as folder:
+    with pytest.raises(StorageError), storage.atomic_folder(small_disk / "folder", []) as folder:
         (folder / "big").write_bytes(b"x" * 10**6)
     assert os.listdir(small_disk) == ["old"] and (small_disk / "old").read_text() == "x" * 1000
 
