@@ -27,7 +27,7 @@ from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import describe, ensure_splits
 from sodaops.errors import ConfigError, nearest, some
 from sodaops.modeling.classifier import TextClassifier
-from sodaops.modeling.encoder import TextEncoder, load_pretrained
+from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
 from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_table, progress
 from sodaops.training.tracking import close_loggers, make_loggers
 
@@ -61,13 +61,7 @@ def fit(config: Config) -> Trained:
     manifest = ensure_splits(config.data, config.splits_dir)
     print(describe(manifest), flush=True)
     pretrained = load_pretrained(config.model)
-    n_labels = len(manifest["labels"])
-    model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
-    data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
-    data.setup()
-    begun_with = _begun_with(config, manifest)
-    _check_same_run(config.ckpt_path, begun_with)
-    module = TextClassifier(model, config.optim, config.seed, data.class_weights(), begun_with)
+    module, data = _module_and_data(config, manifest, pretrained)
     checkpoints = _checkpoints(config, run_dir)
     with storage.writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -75,31 +69,32 @@ def fit(config: Config) -> Trained:
     failed = True
     try:
         trainer = _trainer(arguments, loggers, [*_callbacks(config), *checkpoints], run_dir)
-        if trainer.world_size > 1:
-            raise ConfigError(
-                f"trainer asks for {trainer.world_size} processes; training runs on one device as yet. Set trainer.devices=1 "
-                "and trainer.num_nodes=1."
-            )
         with storage.writing(run_dir):
             _run(trainer, module, data, config.ckpt_path, run_dir)
+        metrics = _take_best(checkpoints[0], module, arguments)
+        info = metrics and save_bundle(
+            run_dir / "bundle", module.model, pretrained.tokenizer, pretrained.pad_token_id, config, manifest, {"val": metrics}
+        )
         failed = False
     finally:
         close_loggers(loggers, failed)
     if isinstance(profiler, SimpleProfiler):
         print(profile_table(profiler.recorded_durations))
-    best = checkpoints[0]
-    if not best.best_model_path and arguments.get("enable_checkpointing") is not False and not arguments.get("fast_dev_run"):
-        raise ConfigError(
-            "no epoch was trained and validated, so nothing is kept; see trainer.max_epochs, trainer.max_steps, "
-            "trainer.limit_train_batches and trainer.check_val_every_n_epoch."
-        )
-    if not best.best_model_path:
+    if not info:
         return Trained(run_dir, None, None, {}, None)
-    metrics = _take_best(best, module)
-    info = save_bundle(
-        run_dir / "bundle", model, pretrained.tokenizer, pretrained.pad_token_id, config, manifest, {"val": metrics}
-    )
-    return Trained(run_dir, run_dir / "bundle", info, metrics, float(best.best_model_score))
+    return Trained(run_dir, run_dir / "bundle", info, metrics, float(checkpoints[0].best_model_score))
+
+
+def _module_and_data(
+    config: Config, manifest: Mapping[str, Any], pretrained: Pretrained
+) -> tuple[TextClassifier, TextDataModule]:
+    n_labels = len(manifest["labels"])
+    model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
+    data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
+    data.setup()
+    begun_with = _begun_with(config, manifest)
+    _check_same_run(config.ckpt_path, begun_with)
+    return TextClassifier(model, config.optim, config.seed, data.class_weights(), begun_with), data
 
 
 def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,12 +171,18 @@ def _trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[C
     if arguments.get("enable_checkpointing") is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
     try:
-        return L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
+        trainer = L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
     except (ValueError, TypeError, ZeroDivisionError, ModuleNotFoundError) as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except MisconfigurationException as error:
         asked = ", ".join(f"trainer.{key}={arguments.get(key)}" for key in ("accelerator", "devices", "strategy"))
         raise ConfigError(f"{str(error).splitlines()[0]} ({asked}). Ask for what this machine has.") from error
+    if trainer.world_size > 1:
+        raise ConfigError(
+            f"trainer asks for {trainer.world_size} processes; training runs on one device as yet. Set trainer.devices=1 "
+            "and trainer.num_nodes=1."
+        )
+    return trainer
 
 
 def _checkpoints(config: Config, run_dir: Path) -> list[Checkpoint]:
@@ -236,8 +237,16 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
         raise
 
 
-def _take_best(checkpoint: ModelCheckpoint, module: TextClassifier) -> dict[str, float]:
-    """Loads the best epoch's weights into the module and returns that epoch's metrics on val."""
+def _take_best(checkpoint: Checkpoint, module: TextClassifier, arguments: Mapping[str, Any]) -> dict[str, float]:
+    """Loads the best epoch's weights into the module and returns that epoch's metrics on val; none where none was to be
+    kept."""
+    if not checkpoint.best_model_path:
+        if arguments.get("enable_checkpointing") is False or arguments.get("fast_dev_run"):
+            return {}
+        raise ConfigError(
+            "no epoch was trained and validated, so nothing is kept; see trainer.max_epochs, trainer.max_steps, "
+            "trainer.limit_train_batches and trainer.check_val_every_n_epoch."
+        )
     best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     return {"epoch": best["epoch"] + 1, **best["val_metrics"]}
