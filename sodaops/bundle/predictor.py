@@ -1,22 +1,32 @@
-"""Answers from a bundle: raw text in, probabilities out."""
+"""Answers from a bundle: raw text in, probabilities out. Needs onnxruntime, tokenizers and numpy, nothing of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import torch
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from sodaops.bundle.layout import BundleInfo
-from sodaops.bundle.save import load_bundle
-from sodaops.config import FORMATS, table_format
-from sodaops.data.batching import Tokenised, plan_batches, tokenise
-from sodaops.data.sources import column_names, read_table, write_table
-from sodaops.errors import DataError, some
-from sodaops.storage import atomic_path
+from sodaops.bundle import layout
+from sodaops.data.tokens import pad, plan_batches, tokenise
+from sodaops.errors import BundleError, DataError, nearest, some
 from sodaops.text import clean
+
+_REFUSALS = (
+    ort_errors.EPFail, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
+    ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented, ort_errors.RuntimeException,
+)  # fmt: skip
+
+
+class Output(NamedTuple):
+    """What the model says of a batch."""
+
+    probs: np.ndarray  # float32 [n_texts, n_labels], rows sum to 1
+    embeddings: np.ndarray  # float32 [n_texts, hidden_size]
 
 
 @dataclass(frozen=True)
@@ -31,22 +41,47 @@ class Prediction:
 class Predictor:
     """A bundle that answers; cleaning, tokenizer, token limit and labels are its own.
 
+    Of the bundle it reads bundle.json, the tokenizer and one ONNX model, and checks these against their hashes.
+
     Args:
         path: the bundle's folder.
-        batch_tokens: token budget of a batch, padding included.
-        device: a torch device name.
+        variant: ``float32`` or ``int8``; None takes the bundle's own choice, int8 where it passed its gate.
+        n_threads: threads that share one batch; 0 is ONNX Runtime's choice, one a core. Several Python threads may
+            call :meth:`run` at once.
+        batch_tokens: token budget of a batch of :meth:`probs`, padding included.
 
     Raises:
-        BundleError: missing, incomplete or damaged.
+        BundleError: missing, incomplete or damaged, or without that variant.
     """
 
-    def __init__(self, path: str | Path, batch_tokens: int = 8192, device: str = "cpu") -> None:
-        bundle = load_bundle(path)
-        self.info: BundleInfo = bundle.info
-        self._model = bundle.model.to(device)
-        self._tokenizer = bundle.tokenizer
+    def __init__(self, path: str | Path, variant: str | None = None, n_threads: int = 0, batch_tokens: int = 2048) -> None:
+        self.info = layout.read_info(path)
+        self.variant = _chosen(path, self.info, variant)
+        try:
+            self._tokenizer = Tokenizer.from_buffer(layout.read_file(path, self.info, layout.TOKENIZER))
+        except ValueError as error:
+            raise BundleError(f"{path}: {layout.TOKENIZER} is no tokenizer ({error}). Train again.") from error
+        layout.verify(path, self.info, [layout.ONNX[self.variant]])
+        self._session = _session(Path(path) / layout.ONNX[self.variant], n_threads)
         self._budget = max(batch_tokens, self.info.max_tokens)
-        self._device = device
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.info.max_tokens)
+
+    def clean(self, text: str) -> str:
+        """One text, cleaned as the training texts were."""
+        return clean(text, self.info.cleaning)
+
+    def encode(self, cleaned: str) -> np.ndarray:
+        """Token ids of one cleaned text, int64 [n_tokens], cut at the bundle's token limit."""
+        return np.array(self._tokenizer.encode(cleaned).ids, dtype=np.int64)
+
+    def run(self, rows: Sequence[np.ndarray]) -> Output:
+        """Answers one batch of token ids, padded to the longest."""
+        input_ids, attention_mask = pad(rows, self.info.pad_token_id)
+        logits, embeddings = self._session.run(
+            ["logits", "embeddings"], {"input_ids": input_ids, "attention_mask": attention_mask}
+        )
+        return Output(softmax(logits), embeddings)
 
     def probs(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities of raw texts, in their order.
@@ -60,7 +95,7 @@ class Predictor:
         Raises:
             DataError: a text that is empty after cleaning.
         """
-        cleaned = [clean(text, self.info.cleaning) for text in texts]
+        cleaned = [self.clean(text) for text in texts]
         empty = [i + 1 for i, text in enumerate(cleaned) if not text]
         if empty:
             raise DataError(f"text {some(empty)}: empty after cleaning ({self.info.cleaning}); give a text with words.")
@@ -68,65 +103,55 @@ class Predictor:
 
     def probs_of_cleaned(self, cleaned: Sequence[str]) -> np.ndarray:
         """Probabilities of texts that the bundle's own policy has cleaned already, float32 [n_texts, n_labels]."""
-        n_texts, n_labels = len(cleaned), len(self.info.labels)
         tokens, offsets = tokenise(self._tokenizer, cleaned, self.info.max_tokens)
-        blank = np.zeros(n_texts, dtype=np.int64)
-        split = Tokenised(tokens, offsets, blank, np.zeros((n_texts, 1), dtype=np.float32), self.info.pad_token_id)
-        probs = np.empty((n_texts, n_labels), dtype=np.float32)
-        with (
-            torch.inference_mode(),
-            tqdm(total=n_texts, desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar,
-        ):
-            for places in plan_batches(split.lengths, self._budget, None):
-                batch = split.batch(places)
-                logits = self._model(batch["input_ids"].to(self._device), batch["attention_mask"].to(self._device)).logits
-                probs[places] = torch.softmax(logits.float(), dim=-1).cpu().numpy()
+        rows = np.split(tokens, offsets[1:-1])
+        probs = np.empty((len(cleaned), len(self.info.labels)), dtype=np.float32)
+        with tqdm(total=len(cleaned), desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar:
+            for places in plan_batches(np.diff(offsets), self._budget, None):
+                probs[places] = self.run([rows[i] for i in places]).probs
                 bar.update(len(places))
         return probs
 
+    def answer(self, row: np.ndarray) -> Prediction:
+        """The answer that a row of probabilities, float32 [n_labels], stands for."""
+        best = int(row.argmax())
+        return Prediction(self.info.labels[best], float(row[best]), dict(zip(self.info.labels, row.tolist(), strict=True)))
+
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The label, its score and all probabilities of each raw text."""
-        answers = []
-        for row in self.probs(texts):
-            best = int(row.argmax())
-            probs = dict(zip(self.info.labels, map(float, row), strict=True))
-            answers.append(Prediction(self.info.labels[best], float(row[best]), probs))
-        return answers
+        return [self.answer(row) for row in self.probs(texts)]
 
 
-def predict_table(predictor: Predictor, path: str, text_column: str, output: str) -> int:
-    """Answers a table: its columns, cells as text, and label, score and prob_LABEL beside them.
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits [n, n_labels], in their type.
 
-    Rows whose text is empty after cleaning get empty answers.
-
-    Args:
-        predictor: the bundle that answers.
-        path: .csv, .tsv, .jsonl or .parquet.
-        text_column: the column with the raw texts.
-        output: .csv, .tsv, .jsonl or .parquet; written whole or not at all.
-
-    Returns:
-        How many rows were written.
-
-    Raises:
-        DataError: a table that cannot be read, or an output format that is not known.
+    >>> softmax(np.array([[0.0, 0.0]])).tolist()
+    [[0.5, 0.5]]
     """
-    if table_format(output) is None or output.endswith(".gz"):
-        raise DataError(f"--output {output}: expected a name that ends in {', '.join(FORMATS)}.")
-    table = read_table(path, column_names(path, [text_column], "Set --text-column."))
-    cleaned = [clean(text, predictor.info.cleaning) for text in table[text_column].to_pylist()]
-    full = [i for i, text in enumerate(cleaned) if text]
-    probs = predictor.probs_of_cleaned([cleaned[i] for i in full]) if full else np.empty((0, len(predictor.info.labels)))
-    answers: dict[str, list] = {name: [None] * len(cleaned) for name in ("label", "score")}
-    answers |= {f"prob_{label}": [None] * len(cleaned) for label in predictor.info.labels}
-    for i, row in zip(full, probs, strict=True):
-        answers["label"][i] = predictor.info.labels[int(row.argmax())]
-        answers["score"][i] = float(row.max())
-        for label, prob in zip(predictor.info.labels, row, strict=True):
-            answers[f"prob_{label}"][i] = float(prob)
-    for name, values in answers.items():
-        shown = name if name not in table.column_names else f"predicted_{name}"
-        table = table.append_column(shown, pa.array(values, pa.string() if name == "label" else pa.float64()))
-    with atomic_path(output) as temporary:
-        write_table(table, temporary, table_format(output))
-    return table.num_rows
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _chosen(path: str | Path, info: layout.BundleInfo, variant: str | None) -> str:
+    if not info.onnx:
+        raise BundleError(f"{path}: holds no ONNX model; make one with `sodaops export {path}`.")
+    if variant is not None and variant not in info.onnx:
+        known = "" if variant in layout.ONNX else nearest(variant, info.onnx)
+        raise BundleError(f"{path}: has no variant {variant}{known}; it has {', '.join(info.onnx)}.")
+    return variant or info.serves
+
+
+def _session(model: Path, n_threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # it plans for shapes that come again; texts have many
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except _REFUSALS as error:
+        raise BundleError(f"{model}: ONNX Runtime refuses the model ({str(error).splitlines()[0]}). Export it anew.") from error
+    names = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
+    if names != (["input_ids", "attention_mask"], ["logits", "embeddings"]):
+        raise BundleError(f"{model}: the ONNX model has other inputs and outputs ({names}). Export it anew.")
+    return session

@@ -57,7 +57,7 @@ def save_bundle(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    with storage.atomic_folder(path, [*layout.FILES, layout.INFO]) as folder:
+    with storage.atomic_folder(path, layout.NAMES) as folder:
         try:
             save_file(weights, folder / layout.WEIGHTS)
         except SafetensorError as error:
@@ -89,6 +89,7 @@ def load_bundle(path: str | Path) -> Loaded:
         BundleError: missing, incomplete or damaged.
     """
     info = layout.read_info(path)
+    layout.verify(path, info)
     path = Path(path)
     try:
         transformer = from_settings(json.loads((path / layout.ENCODER).read_text(encoding="utf-8")))

@@ -1,11 +1,12 @@
-"""Tokenised texts, and batches of similar length under a token budget."""
+"""A split as tokens and targets, and the loader that batches it for Lightning."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+
+from sodaops.data.tokens import pad, plan_batches
 
 
 @dataclass(frozen=True)
@@ -27,42 +28,11 @@ class Tokenised:
         """The texts at ``places`` (int64 [n]), padded to the longest among them."""
         ids, mask = pad([self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in places], self.pad_token_id)
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
             "label_ids": torch.from_numpy(self.label_ids[places]),
             "targets": torch.from_numpy(self.targets[places]),
         }
-
-
-def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of cleaned texts, cut at ``max_tokens`` with the special tokens kept.
-
-    Returns:
-        tokens int32 [n_tokens] and offsets int64 [n_texts + 1].
-    """
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
-    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
-    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    tokens = np.fromiter((token for ids in encoded for token in ids), dtype=np.int32, count=int(offsets[-1]))
-    return tokens, offsets
-
-
-def pad(rows: Sequence[np.ndarray], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of tokens as int64 [n, longest] and their mask.
-
-    >>> pad([np.array([5, 6]), np.array([7])], 0)
-    (tensor([[5, 6],
-            [7, 0]]), tensor([[1, 1],
-            [1, 0]]))
-    """
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    mask = np.zeros((len(rows), longest), dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        mask[i, : len(row)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def soft_targets(label_ids: np.ndarray, votes: Sequence[Sequence[int] | None], n_labels: int, weight: float) -> np.ndarray:
@@ -87,32 +57,6 @@ def soft_targets(label_ids: np.ndarray, votes: Sequence[Sequence[int] | None], n
         shares /= shares.sum(axis=1, keepdims=True)
         targets[voted] = weight * shares + (1 - weight) * targets[voted]
     return targets
-
-
-def plan_batches(lengths: np.ndarray, budget: int, rng: np.random.Generator | None) -> list[np.ndarray]:
-    """Cuts a split into batches of similar length, each at most ``budget`` tokens with padding.
-
-    Texts are ordered by length, equal lengths in random order, and cut; the batches then come in random order. The
-    sizes depend on the lengths alone, so every epoch has the same number of batches.
-
-    Args:
-        lengths: tokens of each text, int64 [n_examples]; none above ``budget``.
-        budget: tokens of a batch, padding included.
-        rng: the source of order; None gives the same order each time, longest last.
-
-    Returns:
-        Arrays of places, int64; together each place once.
-    """
-    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]
-    batches, first = [], 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or (end + 1 - first) * lengths[order[end]] > budget:
-            batches.append(order[first:end])
-            first = end
-    if rng is not None:
-        rng.shuffle(batches)
-    return batches
 
 
 class TokenLoader:

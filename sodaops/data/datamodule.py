@@ -6,8 +6,9 @@ import torch
 from tokenizers import Tokenizer
 
 from sodaops.config import Config
-from sodaops.data.batching import Tokenised, TokenLoader, soft_targets, tokenise
+from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
 from sodaops.data.preprocess import read_split
+from sodaops.data.tokens import tokenise
 
 
 class TextDataModule(L.LightningDataModule):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sodaops import storage
+from sodaops.bundle.layout import check_splits
 from sodaops.bundle.predictor import Predictor
 from sodaops.config import Config
 from sodaops.data.preprocess import read_manifest, read_split
@@ -56,10 +57,10 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
         raise ConfigError("evaluate.bundle is missing; give it as evaluate.bundle=RUN/bundle.")
     if settings.split == "none":
         raise ConfigError("evaluate.split=none: nothing to evaluate; choose train, val or test.")
-    predictor = Predictor(bundle_dir)
+    predictor = Predictor(bundle_dir, settings.variant)
     splits_dir = Path(settings.splits_dir or Path("data/processed") / predictor.info.data["name"])
     manifest = read_manifest(splits_dir)
-    _check_fit(predictor, manifest, splits_dir)
+    check_splits(predictor.info, manifest, splits_dir)
     table = read_split(splits_dir, settings.split)
     label_ids = table["label_id"].to_numpy().astype(np.int64)
     labels = predictor.info.labels
@@ -78,15 +79,6 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
             report.render(found, predictor.info, manifest, table, probs, pictures, settings.n_worst), encoding="utf-8"
         )
     return found
-
-
-def _check_fit(predictor: Predictor, manifest: dict[str, Any], splits_dir: Path) -> None:
-    for key, mine in (("labels", predictor.info.labels), ("cleaning", predictor.info.cleaning)):
-        if manifest[key] != mine:
-            raise ConfigError(
-                f"{splits_dir}: {key}={manifest[key]}; the bundle has {mine}. Choose the splits that fit with "
-                "evaluate.splits_dir=FOLDER, or preprocess with the bundle's."
-            )
 
 
 def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels: int) -> dict[str, dict[str, Any]]:

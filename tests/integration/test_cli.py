@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from sodaops.cli import main
 from tests.conftest import REPO, TINY, run_overrides
 
+UNMEASURED = ["evaluate.split=none", "export.variants=[]"]
+
 
 def python(*arguments, cwd=REPO):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300)
@@ -39,7 +41,7 @@ def test_a_bar_on_a_terminal(small_tweets, tmp_path):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    arguments = [*run_overrides(tmp_path, small_tweets, "evaluate.split=none"), f"hydra.run.dir={tmp_path / 'hydra'}"]
+    arguments = [*run_overrides(tmp_path, small_tweets, *UNMEASURED), f"hydra.run.dir={tmp_path / 'hydra'}"]
     running = subprocess.Popen([sys.executable, "train.py", *arguments], stdout=theirs, stderr=theirs, cwd=REPO)
     os.close(theirs)
     shown = b""
@@ -60,12 +62,12 @@ def test_cfg_job_prints_the_tree(capsys):
 
 def test_multirun_leaves_a_folder_a_job(small_tweets, tmp_path):
     shared = [o for o in run_overrides(tmp_path, small_tweets) if not o.startswith("run_dir=")]
-    sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=1"]
+    sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=1", *UNMEASURED]
     done = python("train.py", *sweep, *[o for o in shared if "max_epochs" not in o])
     assert done.returncode == 0, done.stderr
     seeds = [yaml.safe_load((tmp_path / f"sweep/{k}/bundle/config.yaml").read_text())["seed"] for k in (0, 1)]
     assert seeds == [0, 1]
-    assert (tmp_path / "sweep/0/evaluation/metrics.json").exists() and (tmp_path / "sweep/1/.hydra").exists()
+    assert (tmp_path / "sweep/0/checkpoints/best.ckpt").exists() and (tmp_path / "sweep/1/.hydra").exists()
 
 
 def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
@@ -78,7 +80,7 @@ def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
     assert main(["preprocess", *chosen]) == 0
     assert "mine: 600 rows read; train " in capsys.readouterr().out
     more = [*chosen, "experiment=quick", *[o for o in TINY if "max_epochs" not in o], f"run_dir={tmp_path / 'run'}"]
-    assert main(["train", *more, f"hydra.run.dir={tmp_path / 'hydra'}"]) == 0
+    assert main(["train", *more, *UNMEASURED, f"hydra.run.dir={tmp_path / 'hydra'}"]) == 0
     assert yaml.safe_load((tmp_path / "run/bundle/config.yaml").read_text())["trainer"]["max_epochs"] == 1
 
 
@@ -159,7 +161,7 @@ def test_help_and_unknown_verbs(capsys):
     assert main([]) == main(["--help"]) == 0
     assert "sodaops predict BUNDLE" in capsys.readouterr().out
     assert main(["trian"]) == 2
-    assert "'trian' is no verb; expected one of train, preprocess, evaluate, predict" in capsys.readouterr().err
+    assert "'trian' is no verb; expected one of train, preprocess, export, evaluate, serve, predict" in capsys.readouterr().err
 
 
 def test_stages_from_a_params_file(small_tweets, tmp_path, workdir):

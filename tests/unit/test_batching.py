@@ -4,7 +4,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from sodaops.data.batching import Tokenised, TokenLoader, plan_batches, soft_targets, tokenise
+from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
+from sodaops.data.tokens import plan_batches, tokenise
 
 
 def lengths(n=997, seed=0):

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ from safetensors import safe_open
 
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
+from sodaops.bundle.save import load_bundle
 from sodaops.cli import main
 from sodaops.data.preprocess import read_manifest
 from sodaops.errors import BundleError, DataError
@@ -29,18 +31,21 @@ def test_it_tells_where_it_came_from(bundle, trained):
     assert {"torch", "transformers", "python"} <= set(info.versions)
     assert json.loads((bundle / "data_manifest.json").read_text()) == manifest
     assert layout.read_config(bundle)["optim"]["lr"] > 0
-    assert sorted(path.name for path in bundle.iterdir()) == sorted([*layout.FILES, "bundle.json"])
+    assert sorted(path.name for path in bundle.iterdir()) == sorted([*info.files, "bundle.json"])
+    assert info.files.keys() == {*layout.FILES, *(layout.ONNX[variant] for variant in info.onnx)}
 
 
 def test_no_pickle_in_it(bundle):
     with safe_open(bundle / layout.WEIGHTS, framework="np") as weights:
         assert "head.weight" in weights.keys()  # noqa: SIM118
     for path in bundle.iterdir():
-        if path.name != layout.WEIGHTS:
+        if path.suffix == ".onnx":
+            onnx.checker.check_model(path)
+        elif path.name != layout.WEIGHTS:
             assert "\0" not in path.read_text(encoding="utf-8"), path.name
 
 
-@pytest.mark.parametrize("name", layout.FILES)
+@pytest.mark.parametrize("name", [*layout.FILES, "model.onnx"])
 @pytest.mark.parametrize("how", ["missing", "changed", "cut"])
 def test_damage_is_found_and_named(bundle, capsys, name, how):
     path = bundle / name
@@ -53,10 +58,15 @@ def test_damage_is_found_and_named(bundle, capsys, name, how):
     else:
         path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(BundleError, match=f"{name} (is missing|has been changed)"):
-        Predictor(bundle)
-    assert main(["predict", str(bundle), "a text"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("BundleError: ") and name in error and "Traceback" not in error
+        load_bundle(bundle)
+    if name in ("tokenizer.json", "model.onnx"):  # what answers reads these, and needs no other
+        with pytest.raises(BundleError, match=f"{name} (is missing|has been changed)"):
+            Predictor(bundle, "float32")
+        assert main(["export", str(bundle)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("BundleError: ") and name in error and "Traceback" not in error
+    else:
+        assert Predictor(bundle, "float32").predict(["a text"])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +78,7 @@ def test_damage_is_found_and_named(bundle, capsys, name, how):
         (lambda info: info["labels"].reverse(), "bundle.json has been changed"),
         (lambda info: info.update(labels=None), "incomplete"),
         (lambda info: info.update(files=[1]), "incomplete"),
-        (lambda info: info["files"].update({"../x": "0"}), "is not a plain name"),
+        (lambda info: info["files"].update({"../x": "0"}), "is no file of a bundle"),
         (lambda info: info["files"].pop("encoder.json"), "encoder.json is not among the files"),
     ],
 )
@@ -78,6 +88,7 @@ def test_a_bundle_json_that_lies(bundle, change, message):
     (bundle / "bundle.json").write_text(json.dumps(info))
     with pytest.raises(BundleError, match=message):
         layout.read_info(bundle)
+    assert main(["predict", str(bundle), "a text"]) == 2
 
 
 def test_no_bundle_and_a_broken_one(bundle, tmp_path):

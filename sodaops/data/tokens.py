@@ -1,0 +1,63 @@
+"""Texts as token ids, and batches of similar length under a token budget; numpy alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of cleaned texts, cut at ``max_tokens`` with the special tokens kept.
+
+    Returns:
+        tokens int32 [n_tokens] and offsets int64 [n_texts + 1].
+    """
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    tokens = np.fromiter((token for ids in encoded for token in ids), dtype=np.int32, count=int(offsets[-1]))
+    return tokens, offsets
+
+
+def pad(rows: Sequence[np.ndarray], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of tokens as int64 [n, longest] and their mask.
+
+    >>> pad([np.array([5, 6]), np.array([7])], 0)
+    (array([[5, 6],
+           [7, 0]]), array([[1, 1],
+           [1, 0]]))
+    """
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def plan_batches(lengths: np.ndarray, budget: int, rng: np.random.Generator | None) -> list[np.ndarray]:
+    """Cuts a split into batches of similar length, each at most ``budget`` tokens with padding.
+
+    Texts are ordered by length, equal lengths in random order, and cut; the batches then come in random order. The
+    sizes depend on the lengths alone, so every epoch has the same number of batches.
+
+    Args:
+        lengths: tokens of each text, int64 [n_examples]; none above ``budget``.
+        budget: tokens of a batch, padding included.
+        rng: the source of order; None gives the same order each time, longest last.
+
+    Returns:
+        Arrays of places, int64; together each place once.
+    """
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    batches, first = [], 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - first) * lengths[order[end]] > budget:
+            batches.append(order[first:end])
+            first = end
+    if rng is not None:
+        rng.shuffle(batches)
+    return batches
