@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sodaops.errors import ConfigError, SodaOpsError
 
 if TYPE_CHECKING:
+    from sodaops.bundle.export import Exported
     from sodaops.config import Config
     from sodaops.evaluation.evaluate import Evaluated
 
@@ -21,7 +22,9 @@ usage: sodaops VERB [KEY=VALUE ...]
 
   train        preprocess if needed, train, write the bundle, evaluate     (any Hydra flag: --cfg job, --multirun, …)
   preprocess   make the Parquet splits and their manifest
+  export       add ONNX models to a bundle: sodaops export BUNDLE          (train does so by itself)
   evaluate     measure a bundle: sodaops evaluate BUNDLE evaluate.split=test
+  serve        answer over HTTP: sodaops serve BUNDLE serve.port=8000      (SODAOPS_… variables say the same)
   predict      answer from a bundle: sodaops predict BUNDLE "a text"       (or --file TABLE --output TABLE)
 
 KEY=VALUE changes the configuration in conf/ (model=distilbert, trainer.max_epochs=3). --config-dir FOLDER adds your own
@@ -31,14 +34,18 @@ groups. --params FILE reads a composed configuration, as DVC's stages do, in pla
 
 # What a verb may lack.
 _TRAIN_EXTRA = {
-    "hydra", "lightning", "matplotlib", "omegaconf", "safetensors", "sklearn", "torch", "torchmetrics", "transformers",
+    "hydra", "lightning", "matplotlib", "omegaconf", "onnx", "onnxscript", "safetensors", "sklearn", "torch",
+    "torchmetrics", "transformers",
 }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 130 after Ctrl-C."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    verbs = {"train": _train, "preprocess": _preprocess, "evaluate": _evaluate, "predict": _predict}
+    verbs = {
+        "train": _train, "preprocess": _preprocess, "export": _export, "evaluate": _evaluate, "serve": _serve,
+        "predict": _predict,
+    }  # fmt: skip
     if verb in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -77,6 +84,7 @@ def train(config: "Config") -> float | None:
     Returns:
         The monitored metric of the kept epoch on val, for sweeps; None after a run that kept nothing.
     """
+    from sodaops.bundle.export import export
     from sodaops.evaluation.evaluate import evaluate
     from sodaops.training.fit import fit
 
@@ -84,11 +92,23 @@ def train(config: "Config") -> float | None:
     if trained.bundle_dir is None:
         print("nothing kept: no epoch was validated with checkpoints on")
         return None
+    if config.export.variants:
+        show_export(export(trained.bundle_dir, config.splits_dir, config.export.variants))
     if config.evaluate.split != "none":
         settings = config.evaluate.model_copy(update={"bundle": None})
         show(evaluate(config.model_copy(update={"evaluate": settings}), trained.bundle_dir))
     print(f"bundle: {shown_path(trained.bundle_dir)}")
     return trained.score
+
+
+def show_export(found: "Exported") -> None:
+    """Prints what an export wrote and what it did not, with what the gates measured."""
+    for variant, gate in found.gates.items():
+        passed = variant in found.info.onnx
+        print(
+            f"{variant:<8}{'written' if passed else 'NOT WRITTEN'}: {gate.describe()}",
+            file=sys.stdout if passed else sys.stderr,
+        )
 
 
 def show(found: "Evaluated") -> None:
@@ -131,12 +151,47 @@ def _preprocess(rest: list[str]) -> None:
     print(f"splits: {config.splits_dir}")
 
 
+def _export(rest: list[str]) -> None:
+    from sodaops.bundle.export import export
+    from sodaops.bundle.layout import read_info
+
+    if not rest or "=" in rest[0] or rest[0].startswith("-"):
+        raise ConfigError("the bundle is missing; give it as `sodaops export RUN/bundle`.")
+    bundle, *rest = rest
+    config = _configured(rest)
+    splits_dir = config.evaluate.splits_dir or Path("data/processed") / read_info(bundle).data["name"]
+    found = export(bundle, Path(splits_dir), config.export.variants)
+    show_export(found)
+    print(f"bundle: {bundle} ({found.info.bundle_id})")
+
+
 def _evaluate(rest: list[str]) -> None:
     from sodaops.evaluation.evaluate import evaluate
 
     if rest and "=" not in rest[0] and not rest[0].startswith("-"):
         rest = [f"evaluate.bundle={rest[0]}", *rest[1:]]
     show(evaluate(_configured(rest)))
+
+
+def _serve(rest: list[str]) -> None:
+    """Says conf/serve in environment variables, and becomes the service, so that nothing of Hydra stays in memory."""
+    import importlib.util
+
+    from sodaops.config import ServeConfig
+
+    if importlib.util.find_spec("fastapi") is None:
+        raise ConfigError("fastapi is not installed; get it with `pip install 'sodaops[serve]'`.")
+    from sodaops.serving.settings import environment
+
+    if rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        os.environ["SODAOPS_BUNDLE"], *rest = rest
+    if "SODAOPS_BUNDLE" not in os.environ:
+        raise ConfigError("the bundle is missing; give it as `sodaops serve RUN/bundle`, or in SODAOPS_BUNDLE.")
+    explicit = [override.partition("=")[0].removeprefix("serve.") for override in rest]
+    serve = _configured(rest).serve if rest else ServeConfig()  # what conf/serve says, as a test holds
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "sodaops.serving"]
+    os.execve(sys.executable, command, {**os.environ, **environment(serve, explicit)})
 
 
 def _configured(rest: list[str]) -> "Config":
@@ -155,7 +210,8 @@ def _option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def _predict(rest: list[str]) -> None:
-    from sodaops.bundle.predictor import Predictor, predict_table
+    from sodaops.bundle.predictor import Predictor
+    from sodaops.bundle.table import predict_table
 
     parser = argparse.ArgumentParser(prog="sodaops predict", description="Answer from a bundle.")
     parser.add_argument("bundle", help="the folder that training wrote: RUN/bundle")

@@ -25,7 +25,7 @@ Label = str | int
 class Section(BaseModel):
     """A part of the tree: frozen, strict in types, without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
 
 class FilesConfig(Section):
@@ -128,10 +128,17 @@ class LoggerConfig(Section):
     wandb: WandbConfig | None = None
 
 
+class ExportConfig(Section):
+    """Which ONNX models go into the bundle."""
+
+    variants: list[Literal["float32", "int8"]] = Field(description="[]: none; int8 only where it passes its gate")
+
+
 class EvaluateConfig(Section):
     """What is measured, on what (conf/evaluate)."""
 
     bundle: str | None = Field(description="bundle to evaluate; null: the one just trained")
+    variant: Literal["float32", "int8"]
     split: Literal["train", "val", "test", "none"]
     splits_dir: str | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
     output_dir: str | None = Field(description="null: evaluation/ beside the bundle")
@@ -139,6 +146,29 @@ class EvaluateConfig(Section):
     n_bins: Annotated[int, Field(ge=2)]
     n_worst: Annotated[int, Field(ge=0)]
     baselines: bool
+
+
+class ServeConfig(Section):
+    """The service (conf/serve, or environment variables)."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    variant: Literal["float32", "int8"] | None = Field(None, description="null: the bundle's own choice")
+    n_workers: Count | None = Field(None, description="threads that compute; null: one more than cores")
+    max_batch_tokens: Count = Field(256, description="tokens of one computed batch, padding included")
+    max_queue: Count = Field(256, description="texts that may wait; past it the answer is 429")
+    max_texts: Count = Field(128, description="texts of one request")
+    max_chars: Count = Field(20_000, description="characters of one text")
+    max_body_bytes: Count = 1_048_576
+    deadline_s: Positive = Field(10.0, description="past it the answer is 504")
+    reload_s: Positive | None = Field(10.0, description="how often to look for a new bundle; null: only when told to")
+    request_log: str | None = Field(None, description="folder or gs:// for the Parquet parts of the request log; null: none")
+    journal_dir: str | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
+    log_texts: bool = Field(False, description="true: the texts in the request log; false: their SHA-256")
+    part_s: Positive = Field(300.0, description="a part is written this often")
+    part_bytes: Count = Field(16_777_216, description="or when its journal has grown to this")
+    max_journal_bytes: Count = Field(1_073_741_824, description="bound of the journal while parts cannot be written")
+    cors_origins: list[str] = []
 
 
 class Config(Section):
@@ -155,7 +185,9 @@ class Config(Section):
     early_stopping: EarlyStoppingConfig
     callbacks: dict[str, Any] = Field(description="more Lightning callbacks, each with its _target_")
     logger: LoggerConfig
+    export: ExportConfig
     evaluate: EvaluateConfig
+    serve: ServeConfig
 
     @property
     def splits_dir(self) -> Path:
@@ -242,6 +274,10 @@ def _contradictions(config: Config):
             yield f"data.vote_columns has {', '.join(data.vote_columns)}; expected a column for each of {', '.join(names)}."
     elif data.vote_columns is not None:
         yield "data.vote_columns needs data.labels."
+    if "int8" in config.export.variants and "float32" not in config.export.variants:
+        yield f"export.variants={config.export.variants}: int8 is measured against float32; name both."
+    if not config.export.variants and config.evaluate.split != "none" and config.evaluate.bundle is None:
+        yield "export.variants=[]: evaluation answers with the ONNX model; set evaluate.split=none too."
     if config.optim.batch_tokens < config.model.max_tokens:
         yield (
             f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "

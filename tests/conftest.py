@@ -10,6 +10,7 @@ import pytest
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read when gcsfs is imported; see sodaops.storage
 
 REPO = Path(__file__).resolve().parents[1]
 TWEETS = REPO / "data/raw/tweets.csv"

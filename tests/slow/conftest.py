@@ -26,16 +26,20 @@ class Clone:
         (folder / ".venv").symlink_to(sys.prefix)
         self("git init -q -b main && git add -A && git -c user.name=t -c user.email=t@t commit -qm clone")
 
+    def env(self) -> dict[str, str]:
+        """The environment of its commands."""
+        path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        settings = {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+        return {**os.environ, **settings}
+
     def __call__(self, command: str, allowed: tuple[int, ...] = (0,), timeout_s: float = 900) -> str:
         """Runs a shell command and returns what it printed.
 
         Raises:
             AssertionError: another exit code than those allowed.
         """
-        path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        settings = {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
         done = subprocess.run(
-            ["bash", "-c", command], cwd=self.folder, env={**os.environ, **settings}, timeout=timeout_s,
+            ["bash", "-c", command], cwd=self.folder, env=self.env(), timeout=timeout_s,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode in allowed, f"{command}\nexit code {done.returncode}\n{done.stdout[-3000:]}"

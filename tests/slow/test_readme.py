@@ -1,7 +1,12 @@
 """Every command of the README, run as it stands there, in a clone."""
 
+import contextlib
 import re
+import shutil
+import subprocess
+import time
 
+import httpx
 import pytest
 
 from tests.conftest import REPO, many, table
@@ -27,8 +32,19 @@ def test_commands(clone):
     assert COMMANDS[:2] == ["make train", "make test"] and len(COMMANDS) > 15 and len(INLINE) > 2
     for command in ("make test", *INLINE):  # this runs the first; the others are known to make
         assert clone(command.replace("make", "make --dry-run"))
+    with contextlib.ExitStack() as running:
+        _run_all(clone, running)
+
+
+def _run_all(clone, running):
     for command in COMMANDS:
         if command == "make test":
+            continue
+        if command.startswith("sodaops serve"):
+            running.enter_context(_background(clone, command))
+            continue
+        if command.startswith("curl"):
+            assert '"label":' in (clone(command) if shutil.which("curl") else _get(re.search('"(.+)"', command)[1]))
             continue
         if "model=distilbert" in command:
             output = clone(command, allowed=(0, 2))
@@ -39,6 +55,25 @@ def test_commands(clone):
             if command == "dvc repro":  # what DVC runs is params.yaml; here that of a model that takes seconds
                 clone("python train.py --cfg job --resolve experiment=smoke > params.yaml")
             clone(command)
+
+
+@contextlib.contextmanager
+def _background(clone, command):
+    process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=clone.folder, env=clone.env(), stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _get(url):
+    for _ in range(40):
+        try:
+            return httpx.get(url).text
+        except httpx.ConnectError:
+            time.sleep(0.25)
+    raise AssertionError(f"{url}: no answer")
 
 
 def _beats_the_baseline(output):

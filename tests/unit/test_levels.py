@@ -12,7 +12,7 @@ LEVELS = {
     0: ("errors", "config", "labels", "text", "storage"),
     1: ("data", "modeling"),
     2: ("training", "bundle", "evaluation"),
-    4: ("compose",),
+    4: ("compose", "serving"),
     5: ("cli",),
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms}
@@ -60,8 +60,15 @@ def test_no_module_hides_a_fault(path):
     assert len(path.read_text().splitlines()) <= 350
 
 
-def test_what_reads_data_needs_no_torch():
-    light = "sodaops.config, sodaops.text, sodaops.storage, sodaops.labels, sodaops.data.preprocess, sodaops.bundle.layout"
-    heavy = "{'torch', 'transformers', 'lightning', 'hydra', 'wandb', 'sklearn', 'matplotlib'}"
+@pytest.mark.parametrize(
+    ("light", "heavy"),
+    [
+        ("sodaops.config, sodaops.text, sodaops.storage, sodaops.labels, sodaops.data.preprocess, sodaops.bundle.layout", ()),
+        ("sodaops.serving.app, sodaops.serving.__main__", ("pyarrow", "onnx", "pandas", "fsspec", "omegaconf", "jinja2")),
+        ("sodaops.bundle.predictor", ("pyarrow", "onnx", "fastapi")),
+    ],
+)
+def test_what_serves_or_reads_data_stays_light(light, heavy):
+    heavy = {"torch", "transformers", "lightning", "hydra", "wandb", "sklearn", "matplotlib", *heavy}
     code = f"import sys, {light}; found = {heavy} & set(sys.modules); sys.exit(', '.join(found) or 0)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)

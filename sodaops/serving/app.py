@@ -1,0 +1,252 @@
+"""The routes: ``uvicorn sodaops.serving.app:create_app --factory``, or ``sodaops serve``."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from fastapi_swagger import patch_fastapi
+from pydantic.json_schema import SkipJsonSchema
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import Receive
+
+from sodaops.errors import SodaOpsError
+from sodaops.serving import schemas
+from sodaops.serving.batcher import EmptyText, QueueFull
+from sodaops.serving.guard import OPEN, Guard, JsonLines, problem
+from sodaops.serving.service import Gone, Late, Service
+from sodaops.serving.settings import ServeSettings
+
+_PAGE = Path(__file__).parent / "page.html"
+_REFUSALS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 504)
+log = logging.getLogger("sodaops.serving")
+
+
+def create_app(settings: ServeSettings | None = None) -> FastAPI:
+    """The application, its bundle loaded and warmed up.
+
+    Args:
+        settings: None reads the environment.
+
+    Raises:
+        SystemExit: 2, after saying what is wrong with the settings or the bundle.
+    """
+    log_as_json()
+    try:
+        settings = settings or ServeSettings()
+        service = Service(settings)
+    except SodaOpsError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        info = service.models.current.info
+        log.info("ready", extra={"bundle_id": info.bundle_id, "variant": service.models.current.variant})
+        async with service.running():
+            yield
+        log.info("stopped")
+
+    app = FastAPI(
+        title="SoDaOps", lifespan=lifespan, docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None,
+    )  # fmt: skip
+    app.state.service = service
+    _predictions(app, service)
+    _operations(app, service)
+    _pages(app)
+    _refusals(app)
+    paths = {route.path for route in app.routes if hasattr(route, "path")}
+    app.add_middleware(
+        Guard, metrics=service.metrics, paths=paths, api_keys=settings.api_keys, admin_keys=settings.admin_keys,
+        max_body_bytes=settings.max_body_bytes, body_s=settings.deadline_s,
+    )  # fmt: skip
+    if settings.cors_origins:  # outermost: a browser's question before a call brings no key
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.openapi = lambda: _openapi(app, bool(settings.api_keys))
+    return app
+
+
+def log_as_json() -> None:
+    """Sends this package's and uvicorn's log records to standard output, a JSON object a line."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines())
+    for name in ("sodaops", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
+    logging.getLogger("uvicorn.access").disabled = True  # its lines hold queries, and so texts
+
+
+def _predictions(app: FastAPI, service: Service) -> None:
+    settings = service.settings
+
+    async def answers(request: Request, texts: list[str]) -> tuple[list[schemas.Answer], dict[str, str]]:
+        _check_sizes(texts, settings)
+        state = request.state
+        found = await service.answer(texts, state.request_id, _leaving(request.receive), state.began)
+        made = [schemas.Answer.model_construct(label=p.label, score=p.score, probs=p.probs) for p in found.predictions]
+        return made, {"bundle_version": found.info.bundle_id, "request_id": state.request_id}
+
+    async def one(request: Request, text: str) -> schemas.TextAnswer:
+        (answer,), rest = await answers(request, [text])
+        return schemas.TextAnswer.model_construct(**vars(answer), **rest)
+
+    @app.get("/predict", tags=["predict"], summary="Answer one text")
+    async def predict_get(
+        request: Request,
+        text: Annotated[str | SkipJsonSchema[None], Query(examples=["I love this"])] = None,
+        review: Annotated[str | SkipJsonSchema[None], Query(description="the same as text", examples=["I love this"])] = None,
+    ) -> schemas.TextAnswer:
+        if len(request.query_params.multi_items()) != 1 or (text is None) == (review is None):
+            raise HTTPException(422, "give text once, or review in its place, and nothing else")
+        return await one(request, text if text is not None else str(review))
+
+    @app.post("/predict", tags=["predict"], summary="Answer one text")
+    async def predict(request: Request, body: schemas.TextRequest) -> schemas.TextAnswer:
+        return await one(request, body.text)
+
+    @app.post("/predict/batch", tags=["predict"], summary="Answer several texts")
+    async def predict_batch(request: Request, body: schemas.BatchRequest) -> schemas.BatchAnswer:
+        predictions, rest = await answers(request, body.texts)
+        return schemas.BatchAnswer.model_construct(predictions=predictions, **rest)
+
+    @app.post("/explain", tags=["predict"], summary="Answer one text, and say which pieces of it mattered")
+    async def explain(request: Request, body: schemas.TextRequest) -> schemas.Explanation:
+        _check_sizes([body.text], settings)
+        answer, pieces, info = await service.explain(body.text, _leaving(request.receive))
+        spans = [schemas.Span(text=text, effect=effect) for text, effect in pieces]
+        ids = {"bundle_version": info.bundle_id, "request_id": request.state.request_id}
+        return schemas.Explanation(label=answer.label, score=answer.score, probs=answer.probs, spans=spans, **ids)
+
+
+def _operations(app: FastAPI, service: Service) -> None:
+    models = service.models
+
+    @app.get("/healthz", tags=["operate"], summary="Whether the process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["operate"], summary="Whether it answers, and with which bundle")
+    async def readyz() -> schemas.Ready:
+        return schemas.Ready(ready=True, bundle_version=models.current.info.bundle_id)
+
+    @app.get("/metrics", tags=["operate"], summary="For Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/info", tags=["operate"], summary="The model card")
+    async def info() -> schemas.Info:
+        found, latencies = models.current.info, list(service.latencies_ms)
+        p50, p95 = np.quantile(latencies, (0.5, 0.95)).tolist() if latencies else (None, None)
+        same = {name: getattr(found, name) for name in schemas.Info.model_fields if hasattr(found, name)}
+        return schemas.Info(
+            **same,
+            bundle_version=found.bundle_id,
+            variant=models.current.variant,
+            previous=models.previous.info.bundle_id if models.previous else None,
+            recent=schemas.Recent(n_requests=len(latencies), p50_ms=p50, p95_ms=p95),
+            max_chars=service.settings.max_chars,
+            max_texts=service.settings.max_texts,
+        )
+
+    @app.post("/admin/reload", tags=["admin"], summary="Look for a new bundle now, a refused one too")
+    async def reload() -> schemas.Changed:
+        changed = await models.reload(anyway=True)
+        return schemas.Changed(changed=changed, bundle_version=models.current.info.bundle_id)
+
+    @app.post("/admin/rollback", tags=["admin"], summary="Let the bundle before answer again")
+    async def rollback() -> schemas.Changed:
+        await models.roll_back()
+        return schemas.Changed(changed=True, bundle_version=models.current.info.bundle_id)
+
+
+def _pages(app: FastAPI) -> None:
+    patch_fastapi(app, redirect_from_root_to_docs=False)
+    page = _PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page)
+
+
+def _check_sizes(texts: list[str], settings: ServeSettings) -> None:
+    if len(texts) > settings.max_texts:
+        raise HTTPException(422, f"{len(texts)} texts; at most {settings.max_texts} go into a request")
+    for place, text in enumerate(texts):
+        if len(text) > settings.max_chars:
+            raise HTTPException(422, f"text {place + 1} has {len(text)} characters; at most {settings.max_chars} are read")
+
+
+def _leaving(receive: Receive) -> Callable[[], Awaitable[None]]:
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+    return gone
+
+
+def _refusals(app: FastAPI) -> None:
+    """Every refusal is a problem with a detail that a person can act on; none quotes a text."""
+
+    def refuse(
+        kind: type[Exception], explain: Callable[[Any], tuple[int, str]], headers: Callable[[Any], dict] | None = None
+    ) -> None:
+        async def handler(request: Request, error: Exception) -> Response:
+            return problem(request.scope, *explain(error), headers(error) if headers else None)
+
+        app.add_exception_handler(kind, handler)
+
+    async def by_status(request: Request, error: Any) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # the router names the methods of the first route with this path alone
+            allowed = [route.methods for route in app.routes if getattr(route, "path", None) == request.url.path]
+            headers = {"allow": ", ".join(sorted(set().union(*allowed)))}
+        return problem(request.scope, error.status_code, str(error.detail), headers)
+
+    app.add_exception_handler(AnyHTTPException, by_status)
+    refuse(RequestValidationError, lambda e: (422, "; ".join(f"{_place(d['loc'])}: {d['msg']}" for d in e.errors()[:5])))
+    refuse(EmptyText, lambda e: (422, f"text {e.place + 1} is empty after cleaning; give one with words"))
+    refuse(QueueFull, lambda e: (429, "too many texts wait; try again later"), lambda e: {"retry-after": str(e.retry_after_s)})
+    refuse(Late, lambda e: (504, "no answer before the deadline; try again later"))
+    refuse(Gone, lambda e: (499, "the client went away"))
+    refuse(SodaOpsError, lambda e: (409, str(e)))
+
+
+def _place(loc: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in loc)
+
+
+def _openapi(app: FastAPI, keyed: bool) -> dict[str, Any]:
+    """The schema, with the refusals that any route may give, and the two ways to send a key."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=version("sodaops"), description="Text classification from a bundle.", routes=app.routes
+        )
+        parts = schema.setdefault("components", {})
+        parts.setdefault("schemas", {})["Problem"] = schemas.Problem.model_json_schema()
+        parts["securitySchemes"] = {
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            "bearer": {"type": "http", "scheme": "bearer"},
+        }
+        content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                if path.startswith("/admin/") or (keyed and path not in OPEN):
+                    operation["security"] = [{"key": []}, {"bearer": []}]
+                for status in _REFUSALS:
+                    described = {"description": HTTPStatus(status).phrase, "content": content}
+                    operation["responses"][str(status)] = described
+        app.openapi_schema = schema
+    return app.openapi_schema

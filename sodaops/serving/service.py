@@ -1,0 +1,183 @@
+"""The service without HTTP: texts in, answers out, each counted and logged."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sodaops.bundle.layout import BundleInfo
+from sodaops.bundle.predictor import Prediction, Predictor
+from sodaops.errors import StorageError
+from sodaops.serving.batcher import Answered, Batcher
+from sodaops.serving.journal import Journal
+from sodaops.serving.metrics import Metrics
+from sodaops.serving.models import Models
+from sodaops.serving.settings import ServeSettings
+
+log = logging.getLogger("sodaops.serving")
+_QUICK_S = 0.1
+_SPANS = 32  # pieces that an explanation takes out, one at a time
+
+
+class Late(Exception):  # noqa: N818 - a state of the service, no fault
+    """The deadline passed before there was an answer."""
+
+
+class Gone(Exception):  # noqa: N818
+    """The client went away before there was an answer."""
+
+
+class Result(NamedTuple):
+    """The answers to a request."""
+
+    predictions: list[Prediction]
+    info: BundleInfo
+
+
+class Explained(NamedTuple):
+    """An answer, and what each piece of the text did for it."""
+
+    prediction: Prediction
+    pieces: list[tuple[str, float]]
+    info: BundleInfo
+
+
+class Service:
+    """The bundle, the queue and the request log behind the routes.
+
+    Raises:
+        SodaOpsError: the bundle cannot be loaded, or the journal's folder cannot be used.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings, self.metrics = settings, Metrics()
+        self.models = Models(settings.bundle, settings.variant, self.metrics)
+        n_workers = settings.n_workers or len(os.sched_getaffinity(0)) + 1  # one prepares while the others compute
+        self.batcher = Batcher(n_workers, settings.max_queue, settings.max_batch_tokens, self.metrics.batch.observe)
+        self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
+        self.latencies_ms: deque[float] = deque(maxlen=500)
+        self.journal = _journal(settings, self.metrics)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The tasks beside the requests; at the end, what is in the journal goes into parts."""
+        tasks = [asyncio.create_task(self.journal.run())] if self.journal else []
+        if self.settings.reload_s is not None:
+            tasks.append(asyncio.create_task(self.models.watch(self.settings.reload_s)))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.batcher.close()
+            if self.journal:
+                await self.journal.close()
+
+    async def answer(self, texts: Sequence[str], request_id: str, gone: Callable[[], Awaitable[None]], began: float) -> Result:
+        """Answers the raw texts of a request; when this returns, they are in the journal.
+
+        Args:
+            texts: raw.
+            request_id: for the log.
+            gone: returns when the client has gone away.
+            began: ``time.perf_counter`` at the request's head.
+
+        Raises:
+            QueueFull, EmptyText, Late, Gone: no answer, for that reason.
+        """
+        predictor = self.models.current
+        answered = await self._in_time(self.batcher.answer(predictor, texts), gone)
+        predictions = [predictor.answer(row) for row in answered.probs]
+        latency_ms = 1000 * (time.perf_counter() - began)
+        self.latencies_ms.append(latency_ms)
+        for prediction in predictions:
+            self.metrics.predictions.labels(prediction.label).inc()
+            self.metrics.confidence.observe(prediction.score)
+        if self.journal:
+            self.journal.append(self._rows(predictor, texts, answered, predictions, request_id, latency_ms))
+        return Result(predictions, predictor.info)
+
+    async def explain(self, text: str, gone: Callable[[], Awaitable[None]]) -> Explained:
+        """Answers a text, and says what each piece of it did: the label's probability with it less that without it
+        (occlusion). A piece is a word, or several where there are more than 32 words.
+
+        Raises:
+            QueueFull, EmptyText, Late, Gone: no answer, for that reason.
+        """
+        predictor = self.models.current
+        words = re.findall(r"\S+\s*", predictor.clean(text)) or [""]
+        pieces = ["".join(part) for part in np.array_split(words, min(len(words), _SPANS))]
+        without = ["".join(pieces[:i] + pieces[i + 1 :]) or "." for i in range(len(pieces))]
+        answered = await self._in_time(self.batcher.answer(predictor, [text, *without]), gone)
+        prediction = predictor.answer(answered.probs[0])
+        column = answered.probs[:, predictor.info.labels.index(prediction.label)].astype(float)
+        effects = (column[0] - column[1:]).tolist()
+        return Explained(prediction, list(zip(pieces, effects, strict=True)), predictor.info)
+
+    async def _in_time(self, work: Awaitable[Answered], gone: Callable[[], Awaitable[None]]) -> Answered:
+        computing = asyncio.ensure_future(work)
+        leaving: asyncio.Future[None] | None = None
+        try:
+            await asyncio.wait({computing}, timeout=min(_QUICK_S, self.settings.deadline_s))
+            if not computing.done():  # most are; only the rest need a look at their client
+                leaving = asyncio.ensure_future(gone())
+                left_s = self.settings.deadline_s - _QUICK_S
+                await asyncio.wait({computing, leaving}, timeout=max(0, left_s), return_when=asyncio.FIRST_COMPLETED)
+            if computing.done():
+                return computing.result()
+            raise Gone if leaving and leaving.done() else Late
+        finally:
+            computing.cancel()
+            if leaving:
+                leaving.cancel()
+
+    def _rows(
+        self,
+        predictor: Predictor,
+        texts: Sequence[str],
+        answered: Answered,
+        predictions: Sequence[Prediction],
+        request_id: str,
+        latency_ms: float,
+    ) -> list[dict]:
+        shared = {
+            "time": time.time_ns() // 1000,
+            "request_id": request_id,
+            "bundle_id": predictor.info.bundle_id,
+            "variant": predictor.variant,
+            "labels": predictor.info.labels,
+            "latency_ms": round(latency_ms, 3),
+        }
+        return [
+            {
+                **shared,
+                "place": place,
+                "label": prediction.label,
+                "score": prediction.score,
+                "probs": list(prediction.probs.values()),
+                "n_tokens": answered.n_tokens[place],
+                "text_sha256": hashlib.sha256(answered.cleaned[place].encode()).hexdigest(),
+                "text": texts[place].encode("utf-8", "replace").decode() if self.settings.log_texts else None,
+            }
+            for place, prediction in enumerate(predictions)
+        ]
+
+
+def _journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
+    folder = settings.journal
+    if folder is None:
+        return None
+    sizes = settings.part_s, settings.part_bytes, settings.max_journal_bytes
+    try:
+        return Journal(folder, str(settings.request_log), *sizes, metrics)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot hold the request log's journal ({error.strerror}); give another.") from error

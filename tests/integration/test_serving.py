@@ -1,0 +1,437 @@
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from fastapi.testclient import TestClient
+from onnx import TensorProto, helper
+
+from sodaops.bundle import layout
+from sodaops.bundle.predictor import Predictor
+from sodaops.config import ServeConfig
+from sodaops.serving.app import create_app
+from sodaops.serving.settings import ServeSettings
+from tests.conftest import REPO, configured
+from tests.serving import another, replace, rewrite
+
+TEXTS = ["a good day", "the worst day", "so &amp; so"]
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def bundle(trained, tmp_path):
+    return Path(shutil.copytree(trained / "run/bundle", tmp_path / "bundle"))
+
+
+@pytest.fixture
+def serve(bundle):
+    """Starts the application in this process."""
+    with contextlib.ExitStack() as stack:
+
+        def start(source=bundle, **settings):
+            app = create_app(ServeSettings(bundle=str(source), reload_s=None, **settings))
+            return stack.enter_context(TestClient(app, raise_server_exceptions=False))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def client(trained):
+    app = create_app(ServeSettings(bundle=str(trained / "run/bundle"), max_chars=1000, max_texts=8, max_body_bytes=100_000))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def detail(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    found = response.json()
+    assert found["status"] == status and found["request_id"] == response.headers["x-request-id"]
+    return found["detail"]
+
+
+def test_it_answers_as_the_predictor_does(client, trained):
+    predictor = Predictor(trained / "run/bundle")
+    expected = predictor.predict(TEXTS)
+    batch = client.post("/predict/batch", json={"texts": TEXTS}).json()
+    assert batch["bundle_version"] == predictor.info.bundle_id
+    for text, there, here in zip(TEXTS, batch["predictions"], expected, strict=True):
+        for one in (
+            there,
+            client.get("/predict", params={"text": text}).json(),
+            client.get("/predict", params={"review": text}).json(),
+            client.post("/predict", json={"text": text}).json(),
+        ):
+            assert one["label"] == here.label and one["score"] == pytest.approx(here.score, abs=1e-5)
+            assert list(one["probs"]) == predictor.info.labels and one["probs"] == pytest.approx(here.probs, abs=1e-5)
+
+
+def test_request_ids(client):
+    given = client.get("/predict", params={"text": "x"}, headers={"x-request-id": "mine-1"})
+    assert given.json()["request_id"] == given.headers["x-request-id"] == "mine-1"
+    made = [client.get("/healthz", headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("a b", "", "x" * 65)]
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in made) and len(set(made)) == 3
+
+
+def test_an_explanation_takes_pieces_out(client, trained):
+    text = "I love  this very much"
+    found = client.post("/explain", json={"text": text}).json()
+    predictor = Predictor(trained / "run/bundle")
+    assert "".join(span["text"] for span in found["spans"]) == "I love this very much"
+    column = predictor.info.labels.index(found["label"])
+    with_it, without = predictor.probs([text, "I this very much"])[:, column]
+    assert found["spans"][1] == {"text": "love ", "effect": pytest.approx(with_it - without, abs=1e-5)}
+    assert len(client.post("/explain", json={"text": "word " * 150}).json()["spans"]) == 32
+    assert len(client.post("/explain", json={"text": "word"}).json()["spans"]) == 1
+
+
+def test_what_operates_it(client, trained):
+    info = layout.read_info(trained / "run/bundle")
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"ready": True, "bundle_version": info.bundle_id}
+    card = client.get("/info").json()
+    assert card["labels"] == info.labels and card["metrics"] == info.metrics and card["variant"] == info.serves
+    assert card["onnx"] == info.onnx and card["previous"] is None
+    client.get("/predict", params={"text": "x"})
+    assert client.get("/info").json()["recent"]["p95_ms"] > 0
+    metrics = client.get("/metrics").text
+    for name in (
+        'sodaops_requests_total{method="GET",path="/predict",status="200"}',
+        'sodaops_request_seconds_bucket{le="0.1",path="/predict"}',
+        "sodaops_queue_texts 0.0",
+        "sodaops_batch_texts_count",
+        "sodaops_requests_in_flight 1.0",
+        f'sodaops_bundle_info{{bundle_id="{info.bundle_id}",variant="{info.serves}"}} 1.0',
+        "sodaops_predictions_total{label=",
+        "sodaops_confidence_bucket",
+        "process_resident_memory_bytes",
+        "process_cpu_seconds_total",
+    ):
+        assert name in metrics, name
+    client.get("/no/such/place")
+    assert 'path="other",status="404"' in client.get("/metrics").text
+
+
+def test_pages_load_nothing_from_outside(client):
+    for path in ("/", "/docs"):
+        page = client.get(path)
+        assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+        for address in re.findall(r"""(?:src|href)=["']([^"']+)["']""", page.text):
+            assert address.startswith(("/", "data:", "http://testserver/")) or re.fullmatch("[a-z]+", address), address
+            if not address.startswith("data:"):
+                assert client.get(address).status_code == 200, address
+        assert "connect-src 'self'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "says"),
+    [
+        (b'{"text": ""}', JSON, 422, "text 1 is empty after cleaning"),
+        (b'{"text": " \\u200b \\t"}', JSON, 422, "text 1 is empty after cleaning"),
+        (b'{"text": "\\u0000\\u0000"}', JSON, 422, "text 1 is empty after cleaning"),
+        (b'{"text": "\\ud800"}', JSON, 422, "text 1 is empty after cleaning"),
+        (json.dumps({"text": "x" * 1001}).encode(), JSON, 422, "text 1 has 1001 characters; at most 1000 are read"),
+        (json.dumps({"text": "x" * 1_000_000}).encode(), JSON, 413, "at most 100000 bytes are read"),
+        (b'{"text": "fine"}', {"content-type": "text/plain"}, 422, "body"),
+        (b'{"text": "fine"}', {}, 422, "body"),
+        (b"", JSON, 422, "body"),
+        (b'{"text": "secretword', JSON, 422, "body"),
+        (b'{"text": "\xff\xfe"}', JSON, 400, "body"),
+        (b"[" * 90_000, JSON, 400, "body"),
+        (b'{"text": 1}', JSON, 422, "body.text"),
+        (b'{"text": null}', JSON, 422, "body.text"),
+        (b'{"text": ["secretword"]}', JSON, 422, "body.text"),
+        (b'{"text": "a", "model": "secretword"}', JSON, 422, "body.model"),
+        (b'{"txt": "secretword"}', JSON, 422, "body.text"),
+        (b'"secretword"', JSON, 422, "body"),
+        (b"NaN", JSON, 422, "body"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_bad_texts_are_refused_and_not_repeated(client, capfd, content, headers, status, says):
+    response = client.post("/predict", content=content, headers=headers)
+    assert says in detail(response, status)
+    assert "secretword" not in response.text + capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ([], "body.texts"),
+        (["x"] * 10_000, "10000 texts; at most 8"),
+        (["fine", ""], "text 2 is empty"),
+        (["fine", 1], "body.texts.1"),
+        (["fine", "x" * 1001], "text 2 has 1001"),
+    ],
+)
+def test_bad_batches_are_refused_whole(client, texts, says):
+    assert says in detail(client.post("/predict/batch", json={"texts": texts}), 422)
+
+
+def test_odd_texts_are_answered(client):
+    odd = ["a\x00b", "\ud83d\ude00 \udc00 ok", "مرحبا", "😀" * 300, "\u202eabc", "&lt;b&gt;", "x" * 999]
+    for text in odd:
+        body = json.dumps({"text": text})
+        assert client.post("/predict", content=body, headers=JSON).status_code == 200, text
+    for query in ("", "?text=a&review=b", "?text=a&text=b", "?text=a&model=b"):
+        assert detail(client.get(f"/predict{query}"), 422) == "give text once, or review in its place, and nothing else"
+
+
+def test_methods_and_places_that_are_not_there(client):
+    assert client.put("/predict").headers["allow"] == "GET, POST"
+    assert detail(client.get("/predict/batch"), 405) and detail(client.get("/admin"), 404)
+    assert detail(client.get("/../../etc/passwd"), 404)
+
+
+def test_headers(client, serve):
+    headers = client.get("/predict", params={"text": "x"}, headers={"origin": "http://evil.example"}).headers
+    assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
+    assert "default-src 'none'" in headers["content-security-policy"] and headers["cache-control"] == "no-store"
+    assert "access-control-allow-origin" not in headers and "server" not in headers
+    open_to = serve(cors_origins=["http://friend.example"], api_keys=["one"])
+    ask = {
+        "origin": "http://friend.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "x-api-key",
+    }
+    assert open_to.options("/predict", headers=ask).status_code == 200
+    for origin, allowed in (("http://friend.example", "http://friend.example"), ("http://evil.example", None)):
+        answer = open_to.get("/healthz", headers={"origin": origin})
+        assert answer.headers.get("access-control-allow-origin") == allowed
+
+
+def test_keys(serve):
+    client = serve(api_keys=["one", "two"], admin_keys=["root"])
+    right = [{"x-api-key": "one"}, {"x-api-key": "two"}, {"authorization": "Bearer two"}, {"x-api-key": "root"}]
+    wrong = [{}, {"x-api-key": "three"}, {"x-api-key": ""}, {"authorization": "Bearer"}, {"authorization": "Basic one"}]
+    for path in ("/predict?text=x", "/info", "/metrics"):
+        assert [client.get(path, headers=headers).status_code for headers in right] == [200] * 4
+        for headers in wrong:
+            refused = client.get(path, headers=headers)
+            assert "wrong or missing key" in detail(refused, 401) and refused.headers["www-authenticate"] == "Bearer"
+    for path in ("/", "/healthz", "/readyz", "/docs", "/openapi.json"):
+        assert client.get(path).status_code == 200
+    for headers in (*right[:3], *wrong):
+        assert "admin key" in detail(client.post("/admin/reload", headers=headers), 401)
+    assert client.post("/admin/reload", headers=right[3]).json()["changed"] is False
+    assert "SODAOPS_ADMIN_KEYS" in detail(serve().post("/admin/reload"), 403)
+
+
+def test_a_fault_of_ours_tells_the_client_nothing(serve, capfd):
+    client = serve()
+
+    def broken(rows):
+        raise RuntimeError("inner matter")
+
+    client.app.state.service.models.current.run = broken
+    said = detail(client.get("/predict", params={"text": "secretword"}), 500)
+    log = capfd.readouterr().out
+    assert "inner" not in said and "inner matter" in log and "batcher.py" in log and "secretword" not in log
+    records = [json.loads(line) for line in log.splitlines()]
+    assert [r["level"] for r in records if "trace" in r] == ["error"]
+    assert client.get("/healthz").status_code == 200
+
+
+def test_texts_stay_out_of_the_log(serve, capfd):
+    client = serve()
+    client.get("/predict", params={"text": "secretword"})
+    client.post("/predict", json={"text": "secretword"})
+    client.post("/predict", json={"text": "secretword" * 10_000})
+    client.get("/secretword")
+    log = capfd.readouterr().out
+    answered = [record for record in map(json.loads, log.splitlines()) if record["message"] == "answered"]
+    assert len(answered) == 4 and "secretword" not in log
+    assert {"request_id", "method", "path", "status", "ms", "time", "level"} <= set(answered[0])
+
+
+def test_a_full_queue_and_a_deadline(serve):
+    client = serve(max_queue=4, n_workers=1, deadline_s=0.5)
+    predictor = client.app.state.service.models.current
+    quick = predictor.run
+
+    def slow(rows):
+        time.sleep(0.8)
+        return quick(rows)
+
+    refused = client.post("/predict/batch", json={"texts": ["x"] * 5})
+    assert "too many texts wait" in detail(refused, 429) and int(refused.headers["retry-after"]) >= 1
+    predictor.run = slow
+    assert "before the deadline" in detail(client.get("/predict", params={"text": "x"}), 504)
+    predictor.run = quick
+    assert client.get("/predict", params={"text": "x"}).status_code == 200
+    assert client.app.state.service.batcher.n_waiting == 0
+
+
+def test_reload_and_roll_back(serve, bundle, tmp_path):
+    key = {"x-api-key": "root"}
+    client = serve(admin_keys=["root"])
+
+    def version():
+        return client.get("/predict", params={"text": "x"}).json()["bundle_version"]
+
+    first = version()
+    assert "nothing to roll back to" in detail(client.post("/admin/rollback", headers=key), 409)
+    replace(bundle, another(bundle, tmp_path / "second"))
+    assert version() == first
+    assert client.post("/admin/reload", headers=key).json()["changed"] is True
+    second = version()
+    assert second != first and client.get("/info").json()["previous"] == first
+    assert client.post("/admin/rollback", headers=key).json() == {"changed": True, "bundle_version": first}
+    assert version() == first
+    assert client.portal.call(client.app.state.service.models.reload) is False, "what was rolled back comes back by itself"
+    assert client.post("/admin/reload", headers=key).json()["changed"] is True
+    assert version() == second
+
+
+def test_a_new_bundle_is_found_by_itself(bundle, tmp_path):
+    app = create_app(ServeSettings(bundle=str(bundle), reload_s=0.05))
+    with TestClient(app) as client:
+        first = client.get("/readyz").json()["bundle_version"]
+        replace(bundle, another(bundle, tmp_path / "second"))
+        until = time.monotonic() + 10
+        while client.get("/readyz").json()["bundle_version"] == first:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_a_bundle_that_is_being_copied_is_tried_again(bundle, tmp_path):
+    fresh = another(bundle, tmp_path / "second")
+    app = create_app(ServeSettings(bundle=str(bundle), reload_s=0.05))
+    with TestClient(app) as client:
+        first = client.get("/readyz").json()["bundle_version"]
+        (bundle / "tokenizer.json").write_text("half")
+        shutil.copy(fresh / "bundle.json", bundle / "bundle.json")
+        until = time.monotonic() + 10
+        while 'outcome="refused"' not in client.get("/metrics").text:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert client.get("/readyz").json()["bundle_version"] == first
+        shutil.copytree(fresh, bundle, dirs_exist_ok=True)
+        while client.get("/readyz").json()["bundle_version"] == first:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def escaping(folder):
+    """A model whose weights would lie outside the bundle."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../../outside.bin")
+    names = [helper.make_tensor_value_info(name, TensorProto.INT64, ["a", "b"]) for name in ("input_ids", "attention_mask")]
+    outs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "embeddings")]
+    nodes = [helper.make_node("Identity", ["w"], [name]) for name in ("logits", "embeddings")]
+    graph = helper.make_graph(nodes, "g", names, outs, [tensor])
+    (folder.parent.parent / "outside.bin").write_bytes(np.ones(2, np.float32).tobytes())
+    for name in json.loads((folder / layout.INFO).read_text())["onnx"]:
+        (folder / layout.ONNX[name]).write_bytes(helper.make_model(graph).SerializeToString())
+    rewrite(folder)
+
+
+def other_model(folder):
+    model = onnx.load(folder / layout.ONNX["float32"])
+    model.graph.output[0].name = "scores"
+    model.graph.node[[node.output[0] for node in model.graph.node].index("logits")].output[0] = "scores"
+    for name in json.loads((folder / layout.INFO).read_text())["onnx"]:
+        onnx.save(model, folder / layout.ONNX[name])
+    rewrite(folder)
+
+
+def edit(**changes):
+    def change(folder):
+        info = json.loads((folder / layout.INFO).read_text())
+        (folder / layout.INFO).write_text(json.dumps({**info, **changes}))
+
+    return change
+
+
+def listed(name):
+    def change(folder):
+        (folder / "evil.pkl").write_bytes(b"\x80\x04.")
+        info = json.loads((folder / layout.INFO).read_text())
+        info["files"][name] = "0" * 64
+        info["bundle_id"] = layout.bundle_id(info["files"], **layout._answers(info))
+        (folder / layout.INFO).write_text(json.dumps(info))
+
+    return change
+
+
+def cut(name):
+    def change(folder):
+        path = folder / (name or layout.ONNX[layout.read_info(folder).serves])
+        path.write_bytes(path.read_bytes()[:-100])
+
+    return change
+
+
+BROKEN = {
+    "corrupt model": (cut(None), "has been changed"),
+    "corrupt tokenizer": (cut("tokenizer.json"), "tokenizer.json has been changed"),
+    "half copied": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    "half a bundle.json": (cut("bundle.json"), "damaged"),
+    "no bundle.json": (lambda folder: (folder / "bundle.json").unlink(), "no bundle.json"),
+    "wrong types": (edit(max_tokens="many"), "max_tokens"),
+    "other labels": (edit(labels=["a", "b", "c"]), "bundle.json has been changed"),
+    "path that escapes": (listed("../../etc/passwd"), "is no file of a bundle"),
+    "pickle": (listed("evil.pkl"), "'evil.pkl' is no file of a bundle"),
+    "weights that escape": (escaping, "ONNX Runtime refuses the model"),
+    "another model": (other_model, "other inputs and outputs"),
+    "no model": (lambda folder: rewrite(folder, onnx={}), "holds no ONNX model"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(serve, bundle, tmp_path, how):
+    change, says = BROKEN[how]
+    client = serve(admin_keys=["root"])
+    first = client.get("/readyz").json()["bundle_version"]
+    broken = another(bundle, tmp_path / "deep/down/broken")
+    change(broken)
+    client.app.state.service.models.source = str(broken)
+    assert says in detail(client.post("/admin/reload", headers={"x-api-key": "root"}), 409)
+    answer = client.get("/predict", params={"text": "x"})
+    assert answer.status_code == 200 and answer.json()["bundle_version"] == first
+    with pytest.raises(SystemExit, match="2"):
+        create_app(ServeSettings(bundle=str(broken)))
+
+
+def test_conf_serve_is_the_settings_defaults(trained):
+    assert configured().serve == ServeConfig()
+    assert ServeSettings(bundle="b").model_dump(exclude={"bundle", "api_keys", "admin_keys"}) == ServeConfig().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "SODAOPS_BUNDLE is missing"),
+        ({"SODAOPS_BUNDLE": "/no/where"}, "BundleError: /no/where: no bundle.json here"),
+        (
+            {"SODAOPS_BUNDLE": "b", "SODAOPS_MAX_QUEU": "1"},
+            "SODAOPS_MAX_QUEU is no setting of the service (did you mean",
+        ),
+        ({"SODAOPS_BUNDLE": "b", "SODAOPS_MAX_QUEUE": "none"}, "SODAOPS_MAX_QUEUE=none: input should be a valid integer"),
+        ({"SODAOPS_BUNDLE": "b", "SODAOPS_PORT": "-1"}, "SODAOPS_PORT=-1: input should be greater"),
+        ({"SODAOPS_BUNDLE": "b", "SODAOPS_VARIANT": "int4"}, "SODAOPS_VARIANT=int4: input should be 'float32' or 'int8'"),
+        ({"SODAOPS_BUNDLE": "b", "SODAOPS_CORS_ORIGINS": "x"}, "SODAOPS_CORS_ORIGINS"),
+        ({"SODAOPS_REQUEST_LOG": "gs://b/log"}, "SODAOPS_JOURNAL_DIR is missing"),
+        ({"SODAOPS_REQUEST_LOG": "/dev/null/x"}, "StorageError: /dev/null/x/journal: cannot hold"),
+    ],
+)
+@pytest.mark.slow
+def test_faulty_settings_end_with_2(trained, settings, says):
+    if "SODAOPS_REQUEST_LOG" in settings:
+        settings = {**settings, "SODAOPS_BUNDLE": str(trained / "run/bundle")}
+    commands = [["-m", "sodaops.serving"]]
+    if "did you mean" in says:
+        commands.append(["-m", "uvicorn", "sodaops.serving.app:create_app", "--factory"])
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command], env={**os.environ, **settings}, cwd=REPO, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr

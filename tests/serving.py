@@ -1,0 +1,134 @@
+"""Helpers for tests of the service: a server in a process of its own, and bundles that differ."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from sodaops.bundle import layout
+
+
+class Server:
+    """``python -m sodaops.serving`` on a free port, with its log as a list of records.
+
+    Raises:
+        AssertionError: it ended before it was ready.
+    """
+
+    def __init__(self, bundle: Path | str, wait: bool = True, **settings: Any) -> None:
+        given = {f"SODAOPS_{key.upper()}": str(value) for key, value in {"bundle": bundle, "port": 0, **settings}.items()}
+        self.began = time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sodaops.serving"], env={**os.environ, **given}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = ""
+        while wait and not self.url:
+            assert self.process.poll() is None, "".join(self.lines)
+            time.sleep(0.02)
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if "running on http" in line:
+                self.url = line.split("running on ")[1].split(" ")[0]
+
+    def client(self, **kwargs: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **kwargs)
+
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in self.lines]
+
+    def signal(self, number: int) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(120)
+        self._reader.join(10)
+        self.process.stdout.close()
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+
+
+def another(bundle: Path, folder: Path, note: str = "another") -> Path:
+    """A bundle that answers alike and has an id of its own."""
+    shutil.copytree(bundle, folder)
+    with (folder / layout.CONFIG).open("a") as file:
+        file.write(f"# {note}\n")
+    rewrite(folder)
+    return folder
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Makes bundle.json agree with the files again."""
+    fields = json.loads((folder / layout.INFO).read_text())
+    for key in ("files", "bundle_id", "format"):
+        fields.pop(key)
+    layout.write_info(folder, **{**fields, **changes})
+
+
+def replace(folder: Path, fresh: Path) -> None:
+    """Puts a bundle in the place of another as a deployment does: by a rename."""
+    aside = folder.with_name(folder.name + ".old")
+    folder.rename(aside)
+    fresh.rename(folder)
+    shutil.rmtree(aside)
+
+
+class Load:
+    """Clients in threads that ask one text after another, each with a request id of its own, until told to stop.
+
+    Attributes:
+        statuses: request id -> status of what was answered; a request without an answer is not in it.
+        broken: how many requests ended without an answer.
+    """
+
+    def __init__(self, url: str, n_clients: int = 8, n_texts: int = 1) -> None:
+        self.statuses: dict[str, int] = {}
+        self.versions: set[str] = set()
+        self.broken = 0
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(url, i, n_texts), daemon=True) for i in range(n_clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, url: str, client_no: int, n_texts: int) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            for n in range(10**9):
+                if self._stop.is_set():
+                    return
+                request_id = f"c{client_no}-{n}"
+                body = {"texts": [f"text {n} of {client_no}, part {part}" for part in range(n_texts)]}
+                try:
+                    answer = client.post("/predict/batch", json=body, headers={"x-request-id": request_id})
+                except httpx.HTTPError:
+                    self.broken += 1
+                    time.sleep(0.01)
+                    continue
+                self.statuses[request_id] = answer.status_code
+                if answer.status_code == 200:
+                    self.versions.add(answer.json()["bundle_version"])
+
+    def acknowledged(self) -> set[str]:
+        return {request_id for request_id, status in self.statuses.items() if status == 200}
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(40)
