@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint params repro bench-quality wheel clean
+.PHONY: help install train test test-fast lint params repro serve load bench-quality bench-serve wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,15 @@ params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
 repro: $(INSTALLED)  ## dvc repro
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ARGS)
 
+serve: $(INSTALLED)  ## answer over HTTP with the bundle of `make repro`; BUNDLE=RUN/bundle serves another
+	$(BIN)/sodaops serve $(or $(BUNDLE),artifacts/train/bundle) $(ARGS)
+
+load: $(INSTALLED)  ## PROFILE=steady, burst, soak or overload against a server that it starts
+	PROFILE=$(or $(PROFILE),steady) $(BIN)/python benchmarks/load.py
+
+bench-serve: $(INSTALLED)  ## ours beside a transformers pipeline, LitServe and BentoML; writes docs/bench_serving.md
+	$(BIN)/python benchmarks/serving/bench.py --write docs/bench_serving.md $(ARGS)
+
 bench-quality: $(INSTALLED)  ## the results table of the README: three seeds, the test split measured once each
 	$(BIN)/python benchmarks/quality.py $(ARGS)
 
@@ -48,4 +57,4 @@ wheel: $(INSTALLED)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
 clean:  ## delete .venv, runs and derived data
-	rm -rf .venv outputs multirun artifacts data/processed dist
+	rm -rf .venv .venv-bench outputs multirun artifacts data/processed dist

@@ -1,0 +1,16 @@
+"""The usual tutorial: FastAPI around a transformers pipeline, every text padded to one length."""
+
+import os
+
+from fastapi import FastAPI
+from transformers import pipeline
+
+app = FastAPI()
+classify = pipeline("text-classification", model=os.environ["HF_MODEL"])
+PADDING = {"padding": "max_length", "max_length": 78, "truncation": True}
+
+
+@app.get("/predict")
+def predict(text: str) -> dict:
+    """One text, one call of the pipeline."""
+    return classify(text, **PADDING)[0]
