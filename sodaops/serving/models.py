@@ -48,10 +48,10 @@ class Models:
             BundleError, StorageError: what is there cannot answer; the bundle that answered goes on.
         """
         async with self._lock:
-            found = await asyncio.to_thread(self._bundle_id)
-            if found == self.current.info.bundle_id or (found in self._rolled_back and not anyway):
-                return False
             try:
+                found = await asyncio.to_thread(self._bundle_id)
+                if found == self.current.info.bundle_id or (found in self._rolled_back and not anyway):
+                    return False
                 fresh = await asyncio.to_thread(self._load)
             except SodaOpsError:
                 self._metrics.loads.labels("refused").inc()
@@ -62,16 +62,17 @@ class Models:
             return True
 
     async def roll_back(self) -> None:
-        """Lets the bundle before answer again; the one that answered is not loaded again by itself.
+        """Lets the bundle before answer again; the one that answered is not loaded again by itself, nor by a second call.
 
         Raises:
-            BundleError: there was none before.
+            BundleError: there was none before, or it answers already.
         """
         async with self._lock:
             if self.previous is None:
-                raise BundleError("no bundle answered before this one since the start; nothing to roll back to.")
+                raise BundleError("no bundle was loaded before this one since the start; nothing to roll back to.")
             self._rolled_back.add(self.current.info.bundle_id)
             self._exchange(self.previous)
+            self.previous = None
             self._metrics.loads.labels("rolled_back").inc()
 
     async def watch(self, every_s: float) -> None:

@@ -285,6 +285,7 @@ def test_reload_and_roll_back(serve, bundle, tmp_path):
     second = version()
     assert second != first and client.get("/info").json()["previous"] == first
     assert client.post("/admin/rollback", headers=key).json() == {"changed": True, "bundle_version": first}
+    assert "nothing to roll back to" in detail(client.post("/admin/rollback", headers=key), 409)
     assert version() == first
     assert client.portal.call(client.app.state.service.models.reload) is False, "what was rolled back comes back by itself"
     assert client.post("/admin/reload", headers=key).json()["changed"] is True
