@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sodaops import storage
 from sodaops.bundle import layout
+from sodaops.bundle.packing import pack as without_padding
 from sodaops.bundle.predictor import Predictor
 from sodaops.bundle.quantise import quantise
 from sodaops.bundle.save import Loaded, load_bundle
@@ -151,7 +152,7 @@ def _write_float32(bundle: Loaded, file: Path) -> None:
             f"{type(model.transformer).__name__} cannot be exported to ONNX ({first}); choose another model, or keep this one "
             "out of service with export.variants=[] evaluate.split=none."
         ) from error
-    program.save(file, external_data=False)
+    onnx.save(without_padding(program.model_proto), file)
 
 
 @contextlib.contextmanager

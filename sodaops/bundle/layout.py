@@ -19,7 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -165,4 +164,6 @@ def _refuse(path: Path, faults: list[str]) -> None:
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The configuration that the bundle was trained with, for people; nothing that answers reads it."""
+    import yaml  # a twentieth of the service's start, which has no use for it
+
     return yaml.safe_load((Path(path) / CONFIG).read_text(encoding="utf-8"))

@@ -81,23 +81,25 @@ def _activation(x: str, shape: tuple | None, const: _Constants, done: set[str]) 
     A scale of 0 makes undefined bytes, which the same 0 makes 0 again after the product.
     """
     node = helper.make_node
-    alike = "x".join(map(str, shape)) if shape else x  # what depends on the shape alone is shared by its name
-    rows = "x".join(map(str, shape[:-1])) if shape else x
+    rows = "x".join(map(str, shape[:-1])) if shape else x  # what depends on the shape alone is shared by its name
+    flat = shape is not None and len(shape) == 2  # as packed tokens are
     done.add(x)
     yield node("Abs", [x], [f"{x}/abs"])
     yield node("ReduceMax", [f"{x}/abs", const("q/last", np.array([-1]))], [f"{x}/max"], keepdims=1)
     yield node("Mul", [f"{x}/max", const("q/step", np.float32(1 / _ACTIVATION_MAX))], [f"{x}/scale"])
     yield node("Reshape", [f"{x}/scale", const("q/last", np.array([-1]))], [f"{x}/scales"])
-    if f"q/shape/{alike}" not in done:
-        yield node("Shape", [x], [f"q/shape/{alike}"])
     if f"q/zeros/{rows}" not in done:
         zero = helper.make_tensor("zero", TensorProto.UINT8, [1], [_ZERO])
         yield node("Shape", [f"{x}/scales"], [f"q/rows/{rows}"])
         yield node("ConstantOfShape", [f"q/rows/{rows}"], [f"q/zeros/{rows}"], value=zero)
-    done |= {f"q/shape/{alike}", f"q/zeros/{rows}"}
-    yield node("Flatten", [x], [f"{x}/rows"], axis=-1)
-    yield node("QuantizeLinear", [f"{x}/rows", f"{x}/scales", f"q/zeros/{rows}"], [f"{x}/flat"], axis=0)
-    yield node("Reshape", [f"{x}/flat", f"q/shape/{alike}"], [f"{x}/bytes"])
+        done.add(f"q/zeros/{rows}")
+    if not flat:
+        yield node("Shape", [x], [f"{x}/shape"])
+        yield node("Flatten", [x], [f"{x}/rows"], axis=-1)
+    source, target = (x, f"{x}/bytes") if flat else (f"{x}/rows", f"{x}/flat")
+    yield node("QuantizeLinear", [source, f"{x}/scales", f"q/zeros/{rows}"], [target], axis=0)
+    if not flat:
+        yield node("Reshape", [target, f"{x}/shape"], [f"{x}/bytes"])
 
 
 def _product(matmul: NodeProto, weight: np.ndarray, const: _Constants) -> Iterator[NodeProto]:

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
 from fastapi_swagger import patch_fastapi
-from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import Receive
 
@@ -92,35 +92,34 @@ def log_as_json() -> None:
 def _predictions(app: FastAPI, service: Service) -> None:
     settings = service.settings
 
-    async def answers(request: Request, texts: list[str]) -> tuple[list[schemas.Answer], dict[str, str]]:
+    async def answers(request: Request, texts: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
         _check_sizes(texts, settings)
         state = request.state
         found = await service.answer(texts, state.request_id, _leaving(request.receive), state.began)
-        made = [schemas.Answer.model_construct(label=p.label, score=p.score, probs=p.probs) for p in found.predictions]
-        return made, {"bundle_version": found.info.bundle_id, "request_id": state.request_id}
+        return [vars(p) for p in found.predictions], {"bundle_version": found.info.bundle_id, "request_id": state.request_id}
 
-    async def one(request: Request, text: str) -> schemas.TextAnswer:
+    async def one(request: Request, text: str) -> Response:
         (answer,), rest = await answers(request, [text])
-        return schemas.TextAnswer.model_construct(**vars(answer), **rest)
+        return _json({**answer, **rest})
 
-    @app.get("/predict", tags=["predict"], summary="Answer one text")
-    async def predict_get(
-        request: Request,
-        text: Annotated[str | SkipJsonSchema[None], Query(examples=["I love this"])] = None,
-        review: Annotated[str | SkipJsonSchema[None], Query(description="the same as text", examples=["I love this"])] = None,
-    ) -> schemas.TextAnswer:
-        if len(request.query_params.multi_items()) != 1 or (text is None) == (review is None):
+    @app.get(
+        "/predict", tags=["predict"], summary="Answer one text", response_model=schemas.TextAnswer,
+        openapi_extra={"parameters": schemas.QUERY},
+    )  # fmt: skip
+    async def predict_get(request: Request) -> Response:
+        given = request.query_params.multi_items()  # FastAPI's own reading of these takes a fifth of the request's time
+        if len(given) != 1 or given[0][0] not in ("text", "review"):
             raise HTTPException(422, "give text once, or review in its place, and nothing else")
-        return await one(request, text if text is not None else str(review))
+        return await one(request, given[0][1])
 
-    @app.post("/predict", tags=["predict"], summary="Answer one text")
-    async def predict(request: Request, body: schemas.TextRequest) -> schemas.TextAnswer:
+    @app.post("/predict", tags=["predict"], summary="Answer one text", response_model=schemas.TextAnswer)
+    async def predict(request: Request, body: schemas.TextRequest) -> Response:
         return await one(request, body.text)
 
-    @app.post("/predict/batch", tags=["predict"], summary="Answer several texts")
-    async def predict_batch(request: Request, body: schemas.BatchRequest) -> schemas.BatchAnswer:
+    @app.post("/predict/batch", tags=["predict"], summary="Answer several texts", response_model=schemas.BatchAnswer)
+    async def predict_batch(request: Request, body: schemas.BatchRequest) -> Response:
         predictions, rest = await answers(request, body.texts)
-        return schemas.BatchAnswer.model_construct(predictions=predictions, **rest)
+        return _json({"predictions": predictions, **rest})
 
     @app.post("/explain", tags=["predict"], summary="Answer one text, and say which pieces of it mattered")
     async def explain(request: Request, body: schemas.TextRequest) -> schemas.Explanation:
@@ -179,6 +178,11 @@ def _pages(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
         return HTMLResponse(page)
+
+
+def _json(body: dict[str, Any]) -> Response:
+    """A response as it stands: FastAPI would check it against the schema first, at a tenth of the request's time."""
+    return Response(to_json(body), media_type="application/json")
 
 
 def _check_sizes(texts: list[str], settings: ServeSettings) -> None:

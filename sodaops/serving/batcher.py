@@ -2,16 +2,19 @@
 
 import asyncio
 import math
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from sodaops.bundle.predictor import Predictor
 
 _INLINE_CHARS = 4000
+_NICE = 5
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the service, no fault
@@ -30,33 +33,36 @@ class EmptyText(Exception):  # noqa: N818
         self.place = place
 
 
-@dataclass(frozen=True)
-class Answered:
-    """What became of the texts of a request, in their order."""
+class Prepared(NamedTuple):
+    """The texts of a request, ready to be computed."""
 
     cleaned: list[str]
-    n_tokens: list[int]
-    probs: np.ndarray  # float32 [n_texts, n_labels]
+    rows: list[np.ndarray]  # token ids of each, int64 [n_tokens]
 
 
-@dataclass(eq=False)
-class _Item:
-    predictor: Predictor
-    row: np.ndarray
-    future: asyncio.Future[np.ndarray]
+class _Request:
+    """What waits: the rows of one request, and where its probabilities go, float32 [n_rows, n_labels]."""
+
+    __slots__ = ("answer", "n_left", "predictor", "probs", "rows")
+
+    def __init__(self, predictor: Predictor, rows: list[np.ndarray], answer: asyncio.Future[list[np.ndarray]]) -> None:
+        self.predictor, self.rows, self.answer = predictor, rows, answer
+        self.probs, self.n_left = [None] * len(rows), len(rows)
+
+
+_Item = tuple[_Request, int]  # one text, by its place in the request
 
 
 class Batcher:
     """A bounded queue in front of a few threads.
 
-    A thread that is free takes the oldest text at once, and with it its share of those waiting, the nearest in length
-    first, so that little is padded. A batch belongs to one predictor: texts that came before a reload are answered by
-    the bundle that they were tokenised for.
+    A thread that is free takes the oldest texts at once, its share of those waiting. A batch belongs to one predictor:
+    texts that came before a reload are answered by the bundle that they were tokenised for.
 
     Args:
         n_workers: threads, each with one batch at a time.
         max_queue: texts that may wait or be tokenised.
-        max_tokens: tokens of a batch, padding included; a longer text goes alone.
+        max_tokens: tokens of a batch; a longer text goes alone.
         observe: is told the size of each batch.
     """
 
@@ -76,8 +82,8 @@ class Batcher:
         """Texts that no thread has taken yet."""
         return len(self._waiting) + self._n_reserved
 
-    async def answer(self, predictor: Predictor, texts: Sequence[str]) -> Answered:
-        """Answers the raw texts of one request.
+    async def prepare(self, predictor: Predictor, texts: Sequence[str]) -> Prepared:
+        """Cleans and tokenises the raw texts of one request, in a thread where they are long.
 
         Raises:
             QueueFull: at once, when the texts do not fit into the queue.
@@ -85,25 +91,25 @@ class Batcher:
         """
         if self.n_waiting + len(texts) > self._max_queue:
             raise QueueFull(max(1, math.ceil(self.n_waiting * self._seconds_a_text / self._n_workers)))
-        loop = asyncio.get_running_loop()
         if sum(map(len, texts)) <= _INLINE_CHARS:
-            cleaned, rows = _prepare(predictor, texts)
-        else:  # it would hold the loop up for milliseconds
-            self._n_reserved += len(texts)
-            try:
-                cleaned, rows = await loop.run_in_executor(None, _prepare, predictor, texts)
-            finally:
-                self._n_reserved -= len(texts)
-        items = [_Item(predictor, row, loop.create_future()) for row in rows]
-        with self._work_or_end:
-            self._waiting += items
-            self._work_or_end.notify(len(items))
+            return _prepare(predictor, texts)
+        self._n_reserved += len(texts)
         try:
-            probs = await asyncio.gather(*(item.future for item in items))
-            return Answered(cleaned, [len(row) for row in rows], np.stack(probs))
+            return await asyncio.get_running_loop().run_in_executor(None, _prepare, predictor, texts)
         finally:
-            for item in items:  # a request that was given up leaves nothing behind
-                item.future.cancel()
+            self._n_reserved -= len(texts)
+
+    def submit(self, predictor: Predictor, rows: list[np.ndarray]) -> asyncio.Future[list[np.ndarray]]:
+        """Puts the rows of a request into the queue.
+
+        Returns:
+            The probabilities of each, float32 [n_labels]; cancel it, and what still waits is not computed.
+        """
+        request = _Request(predictor, rows, asyncio.get_running_loop().create_future())
+        with self._work_or_end:
+            self._waiting += [(request, place) for place in range(len(rows))]
+            self._work_or_end.notify(len(rows))
+        return request.answer
 
     def close(self) -> None:
         """Ends the threads; what is being computed is finished."""
@@ -114,6 +120,8 @@ class Batcher:
             thread.join()
 
     def _work(self) -> None:
+        if sys.platform == "linux":  # a priority of each thread: requests are read and answered before more is computed
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             with self._work_or_end:
                 batch = self._next_batch()
@@ -123,47 +131,43 @@ class Batcher:
                     self._work_or_end.wait()
                     batch = self._next_batch()
             self._observe(len(batch))
-            began, answer, error = perf_counter(), None, None
+            began, probs, error = perf_counter(), None, None
             try:
-                answer = batch[0].predictor.run([item.row for item in batch]).probs
+                probs = batch[0][0].predictor.run([request.rows[place] for request, place in batch]).probs
             except Exception as fault:  # whatever it was, it is each request's answer, and the thread goes on
                 error = fault
             self._seconds_a_text += 0.1 * ((perf_counter() - began) / len(batch) - self._seconds_a_text)
-            loop = batch[0].future.get_loop()
+            loop = batch[0][0].answer.get_loop()
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_deliver, batch, answer, error)
+                loop.call_soon_threadsafe(_deliver, batch, probs, error)
 
     def _next_batch(self) -> list[_Item]:
-        self._waiting = [item for item in self._waiting if not item.future.done()]
-        if not self._waiting:
-            return []
-        oldest = self._waiting[0]
-        length = len(oldest.row)
-        near = [item for item in self._waiting if item.predictor is oldest.predictor]
-        near.sort(key=lambda item: abs(len(item.row) - length))  # stable: the oldest stays first
-        batch, longest = [], 0
-        for item in near[: math.ceil(len(near) / self._n_workers)]:
-            longest = max(longest, len(item.row))
-            if batch and longest * (len(batch) + 1) > self._max_tokens:
+        self._waiting = [item for item in self._waiting if not item[0].answer.done()]
+        batch, n_tokens = [], 0
+        for request, place in self._waiting[: math.ceil(len(self._waiting) / self._n_workers)]:
+            n_tokens += len(request.rows[place])
+            if batch and (n_tokens > self._max_tokens or request.predictor is not batch[0][0].predictor):
                 break
-            batch.append(item)
-        taken = set(map(id, batch))
-        self._waiting = [item for item in self._waiting if id(item) not in taken]
+            batch.append((request, place))
+        del self._waiting[: len(batch)]
         return batch
 
 
 def _deliver(batch: list[_Item], probs: np.ndarray | None, error: Exception | None) -> None:
-    for place, item in enumerate(batch):
-        if item.future.done():
+    for row, (request, place) in enumerate(batch):
+        if request.answer.done():
             continue
         if probs is None:
-            item.future.set_exception(error)
-        else:
-            item.future.set_result(probs[place])
+            request.answer.set_exception(error)
+            continue
+        request.probs[place] = probs[row]
+        request.n_left -= 1
+        if not request.n_left:
+            request.answer.set_result(request.probs)
 
 
-def _prepare(predictor: Predictor, texts: Sequence[str]) -> tuple[list[str], list[np.ndarray]]:
+def _prepare(predictor: Predictor, texts: Sequence[str]) -> Prepared:
     cleaned = [predictor.clean(text) for text in texts]
     if not all(cleaned):
         raise EmptyText(cleaned.index(""))
-    return cleaned, [predictor.encode(text) for text in cleaned]
+    return Prepared(cleaned, [predictor.encode(text) for text in cleaned])

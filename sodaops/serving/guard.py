@@ -1,5 +1,6 @@
 """What stands around every request: its id, keys, limits of the body, headers, one log line, and the last resort."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -11,7 +12,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
-import anyio
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -126,7 +126,7 @@ class Guard:
 
     def _bounded(self, receive: Receive, has_body: bool) -> Receive:
         """Gives up on a body that is too large, or does not arrive; waiting for a client to go away has no limit."""
-        until, n_bytes = anyio.current_time() + self._body_s, 0
+        until, n_bytes = asyncio.get_running_loop().time() + self._body_s, 0
         whole = not has_body
 
         async def bounded() -> Message:
@@ -134,7 +134,7 @@ class Guard:
             if whole:
                 return await receive()
             try:
-                with anyio.fail_after(until - anyio.current_time()):
+                async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, "the body did not arrive in time") from None
@@ -149,8 +149,8 @@ class Guard:
     def _tell(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         path = scope["path"] if scope["path"] in self._paths else "other"
         method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
-        self._metrics.requests.labels(method, path, status).inc()
-        self._metrics.seconds.labels(path).observe(seconds)
+        self._metrics.answered(method, path, status).inc()
+        self._metrics.seconds_of(path).observe(seconds)
         facts = {"request_id": request_id, "method": method, "path": path, "status": status, "ms": round(1000 * seconds, 2)}
         access.info("answered" if status else "client gone", extra=facts)
 

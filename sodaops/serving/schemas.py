@@ -8,6 +8,12 @@ Label = Annotated[str, Field(examples=["positive"])]
 Probability = Annotated[float, Field(ge=0, le=1.0001, examples=[0.93])]
 
 
+QUERY = [  # of GET /predict: one of them
+    {"name": name, "in": "query", "description": said, "schema": {"type": "string"}, "example": "I love this"}
+    for name, said in (("text", "raw; the bundle's own cleaning is applied"), ("review", "in place of text"))
+]
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

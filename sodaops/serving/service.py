@@ -16,7 +16,7 @@ import numpy as np
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.predictor import Prediction, Predictor
 from sodaops.errors import StorageError
-from sodaops.serving.batcher import Answered, Batcher
+from sodaops.serving.batcher import Batcher, Prepared
 from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
@@ -60,7 +60,7 @@ class Service:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.models = Models(settings.bundle, settings.variant, self.metrics)
-        n_workers = settings.n_workers or len(os.sched_getaffinity(0)) + 1  # one prepares while the others compute
+        n_workers = settings.n_workers or len(os.sched_getaffinity(0))
         self.batcher = Batcher(n_workers, settings.max_queue, settings.max_batch_tokens, self.metrics.batch.observe)
         self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
         self.latencies_ms: deque[float] = deque(maxlen=500)
@@ -95,15 +95,16 @@ class Service:
             QueueFull, EmptyText, Late, Gone: no answer, for that reason.
         """
         predictor = self.models.current
-        answered = await self._in_time(self.batcher.answer(predictor, texts), gone)
-        predictions = [predictor.answer(row) for row in answered.probs]
+        prepared = await self.batcher.prepare(predictor, texts)
+        probs = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone)
+        predictions = [predictor.answer(row) for row in probs]
         latency_ms = 1000 * (time.perf_counter() - began)
         self.latencies_ms.append(latency_ms)
         for prediction in predictions:
-            self.metrics.predictions.labels(prediction.label).inc()
+            self.metrics.predicted(prediction.label).inc()
             self.metrics.confidence.observe(prediction.score)
         if self.journal:
-            self.journal.append(self._rows(predictor, texts, answered, predictions, request_id, latency_ms))
+            self.journal.append(self._rows(predictor, texts, prepared, predictions, request_id, latency_ms))
         return Result(predictions, predictor.info)
 
     async def explain(self, text: str, gone: Callable[[], Awaitable[None]]) -> Explained:
@@ -117,34 +118,36 @@ class Service:
         words = re.findall(r"\S+\s*", predictor.clean(text)) or [""]
         pieces = ["".join(part) for part in np.array_split(words, min(len(words), _SPANS))]
         without = ["".join(pieces[:i] + pieces[i + 1 :]) or "." for i in range(len(pieces))]
-        answered = await self._in_time(self.batcher.answer(predictor, [text, *without]), gone)
-        prediction = predictor.answer(answered.probs[0])
-        column = answered.probs[:, predictor.info.labels.index(prediction.label)].astype(float)
+        prepared = await self.batcher.prepare(predictor, [text, *without])
+        probs = np.stack(await self._in_time(self.batcher.submit(predictor, prepared.rows), gone)).astype(float)
+        prediction = predictor.answer(probs[0])
+        column = probs[:, predictor.info.labels.index(prediction.label)]
         effects = (column[0] - column[1:]).tolist()
         return Explained(prediction, list(zip(pieces, effects, strict=True)), predictor.info)
 
-    async def _in_time(self, work: Awaitable[Answered], gone: Callable[[], Awaitable[None]]) -> Answered:
-        computing = asyncio.ensure_future(work)
-        leaving: asyncio.Future[None] | None = None
+    async def _in_time(self, answer: asyncio.Future[list[np.ndarray]], gone: Callable[[], Awaitable[None]]) -> list[np.ndarray]:
+        loop = asyncio.get_running_loop()
+        watch: asyncio.Task[None] | None = None
+
+        def begin_watch() -> None:
+            nonlocal watch
+            watch = loop.create_task(_give_up(answer, gone, self.settings.deadline_s - quick_s))
+
+        quick_s = min(_QUICK_S, self.settings.deadline_s)
+        timer = loop.call_later(quick_s, begin_watch)  # most are answered before; only the rest need a look at their client
         try:
-            await asyncio.wait({computing}, timeout=min(_QUICK_S, self.settings.deadline_s))
-            if not computing.done():  # most are; only the rest need a look at their client
-                leaving = asyncio.ensure_future(gone())
-                left_s = self.settings.deadline_s - _QUICK_S
-                await asyncio.wait({computing, leaving}, timeout=max(0, left_s), return_when=asyncio.FIRST_COMPLETED)
-            if computing.done():
-                return computing.result()
-            raise Gone if leaving and leaving.done() else Late
+            return await answer
         finally:
-            computing.cancel()
-            if leaving:
-                leaving.cancel()
+            timer.cancel()
+            answer.cancel()
+            if watch:
+                watch.cancel()
 
     def _rows(
         self,
         predictor: Predictor,
         texts: Sequence[str],
-        answered: Answered,
+        prepared: Prepared,
         predictions: Sequence[Prediction],
         request_id: str,
         latency_ms: float,
@@ -164,12 +167,23 @@ class Service:
                 "label": prediction.label,
                 "score": prediction.score,
                 "probs": list(prediction.probs.values()),
-                "n_tokens": answered.n_tokens[place],
-                "text_sha256": hashlib.sha256(answered.cleaned[place].encode()).hexdigest(),
+                "n_tokens": len(prepared.rows[place]),
+                "text_sha256": hashlib.sha256(prepared.cleaned[place].encode()).hexdigest(),
                 "text": texts[place].encode("utf-8", "replace").decode() if self.settings.log_texts else None,
             }
             for place, prediction in enumerate(predictions)
         ]
+
+
+async def _give_up(answer: asyncio.Future[list[np.ndarray]], gone: Callable[[], Awaitable[None]], left_s: float) -> None:
+    why: Exception = Gone()
+    try:
+        async with asyncio.timeout(left_s):
+            await gone()
+    except TimeoutError:
+        why = Late()
+    if not answer.done():
+        answer.set_exception(why)
 
 
 def _journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
