@@ -26,10 +26,10 @@ train: $(INSTALLED)  ## train and evaluate the default model on the default data
 	$(BIN)/python train.py $(ARGS)
 
 test: $(INSTALLED)  ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: $(INSTALLED)  ## the tests that take no more than seconds
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 lint: $(INSTALLED)  ## style and format, checked and not rewritten
 	$(BIN)/ruff check .

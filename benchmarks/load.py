@@ -50,9 +50,7 @@ class Client(FastHttpUser):
         body = {"texts": random.sample(texts(), self.n_texts)}
         with self.client.post("/predict/batch", json=body, catch_response=True) as response:
             if response.status_code == 429 and PROFILE == "overload":
-                self.environment.events.request.fire(
-                    request_type="POST", name="refused with 429", response_time=0, response_length=0, exception=None, context={}
-                )
+                response.request_meta["name"] = "refused with 429"  # a row of its own
                 response.success()
                 time.sleep(0.05)
 

@@ -10,6 +10,8 @@ import pytest
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the tests beside this one have the other cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read when gcsfs is imported; see sodaops.storage
 
 REPO = Path(__file__).resolve().parents[1]

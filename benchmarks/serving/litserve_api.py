@@ -1,9 +1,11 @@
-"""LitServe with the same ONNX model, one text a call: N_WORKERS workers, each with its share of the cores."""
+"""LitServe with the same ONNX model: N_WORKERS workers, each with its share of the cores, and MAX_BATCH texts a call."""
 
 import os
 
 import litserve
 from model import Model
+
+MAX_BATCH = int(os.environ["MAX_BATCH"])
 
 
 class Api(litserve.LitAPI):
@@ -17,9 +19,9 @@ class Api(litserve.LitAPI):
         """The text."""
         return request["text"]
 
-    def predict(self, text: str) -> dict:
-        """One text."""
-        return self.model([text])[0]
+    def predict(self, texts: list[str] | str) -> list[dict] | dict:
+        """A batch, or one text where LitServe makes no batches."""
+        return self.model(texts) if MAX_BATCH > 1 else self.model([texts])[0]
 
     def encode_response(self, output: dict) -> dict:
         """As it is."""
@@ -27,5 +29,6 @@ class Api(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Api(), accelerator="cpu", workers_per_device=int(os.environ["N_WORKERS"]))
+    api = Api(max_batch_size=MAX_BATCH, batch_timeout=0.002)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=int(os.environ["N_WORKERS"]))
     server.run(port=int(os.environ["PORT"]), generate_client_file=False, log_level="warning")

@@ -1,5 +1,6 @@
 """What is kept of a training, and what a person sees of it: a bar on a terminal, a line an epoch anywhere."""
 
+import os
 import shutil
 import sys
 import time
@@ -122,3 +123,20 @@ def progress(wanted: bool | None) -> list[Callback]:
     if wanted is False:
         return []
     return [Bar(), EpochLines()] if wanted or sys.stderr.isatty() else [EpochLines()]
+
+
+class Compile(Callback):
+    """Compiles the model with torch.compile, for any length of batch: ``+callbacks.compile._target_=`` this class.
+
+    Off by default, and docs/serving.md has what it measured. Checkpoints and the bundle are the same with it.
+
+    Raises:
+        ConfigError: a training on the CPU without a C++ compiler.
+    """
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Asks for it; the first batches then take the time."""
+        compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
+        if trainer.strategy.root_device.type == "cpu" and not any(map(shutil.which, compilers)):
+            raise ConfigError("callbacks: torch.compile needs a C++ compiler here (g++); install one, or leave it out.")
+        module.model.compile(dynamic=True)

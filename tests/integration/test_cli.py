@@ -22,6 +22,7 @@ def python(*arguments, cwd=REPO):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
+@pytest.mark.slow
 def test_train_py_trains_and_prints_the_table(small_tweets, tmp_path):
     done = python("train.py", *run_overrides(tmp_path, small_tweets))
     assert done.returncode == 0, done.stderr
@@ -30,6 +31,7 @@ def test_train_py_trains_and_prints_the_table(small_tweets, tmp_path):
     report = next(line for line in done.stdout.splitlines() if line.startswith("report: ")).removeprefix("report: ")
     assert Path(report).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "Traceback" not in done.stderr
+    assert "initializer" not in done.stdout + done.stderr  # nor what libraries say to each other
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
@@ -60,6 +62,7 @@ def test_cfg_job_prints_the_tree(capsys):
     assert tree["model"]["name_or_path"] == "distilbert/distilbert-base-uncased" and tree["trainer"]["max_epochs"] == 7
 
 
+@pytest.mark.slow
 def test_multirun_leaves_a_folder_a_job(small_tweets, tmp_path):
     shared = [o for o in run_overrides(tmp_path, small_tweets) if not o.startswith("run_dir=")]
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=1", *UNMEASURED]
@@ -132,6 +135,7 @@ def test_a_sweep_into_one_folder_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.slow
 def test_ctrl_c(small_tweets, tmp_path):
     long = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o] + ["trainer.max_epochs=1000"]
     command = [sys.executable, "train.py", *long, f"hydra.run.dir={tmp_path / 'hydra'}", "early_stopping.patience=null"]

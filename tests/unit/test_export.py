@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sodaops.bundle import export as exporting, layout
 from sodaops.bundle.export import Gate, export
+from sodaops.bundle.packing import pack
 from sodaops.bundle.predictor import Predictor
 from sodaops.bundle.quantise import quantise
 from sodaops.bundle.save import load_bundle
@@ -58,6 +59,45 @@ def test_a_token_is_answered_alike_beside_any_other():
     one = RNG.normal(size=(1, 3, 48)).astype(np.float32)
     loud = np.concatenate([one, 1000 * RNG.normal(size=(1, 3, 48)).astype(np.float32)])
     np.testing.assert_array_equal(run(model, x=loud)[:1], run(model, x=one))
+
+
+GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
+g (int64[batch, tokens] attention_mask, float[batch, tokens, 8] x, float[1, tokens, 8] position) => (float[batch, tokens, 8] y)
+<float[batch, tokens, 8] h, float[batch, tokens, 8] p, float[batch, tokens, 8] b, float[batch, tokens, 8] r,
+ float[batch, tokens, 8] n, float[batch, 8, tokens] t, float[batch, tokens, tokens] s, float[batch, tokens, 8] c>
+{
+  h = Add (x, position)
+  p = MatMul (h, w)
+  b = Add (p, bias)
+  r = Add (b, h)
+  n = LayerNormalization <axis = -1> (r, bias, bias)
+  t = Transpose <perm = [0, 2, 1]> (n)
+  s = MatMul (n, t)
+  c = MatMul (s, x)
+  y = Add (c, n)
+}"""
+
+
+def test_what_works_token_by_token_computes_no_padding():
+    model = onnx.parser.parse_model(GRAPH)
+    weights = {"w": RNG.normal(size=(8, 8)), "bias": RNG.normal(size=8)}
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items())
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 0, 1]])  # left and right, and a hole
+    x = RNG.normal(size=(3, 4, 8)).astype(np.float32) * mask[..., None].astype(np.float32)  # as attention weighs it
+    inputs = {"attention_mask": mask, "x": x, "position": RNG.normal(size=(1, 4, 8)).astype(np.float32)}
+    expected = run(model, **inputs)
+    packed = pack(model)
+    onnx.checker.check_model(packed, full_check=True)
+    found = run(packed, **inputs)
+    np.testing.assert_allclose(found[mask == 1], expected[mask == 1], rtol=1e-4, atol=1e-4)
+    reads = {node.output[0].removesuffix("/packed"): node.input[0] for node in packed.graph.node}
+    assert [name for name in "hpbrnsc" if reads[name].endswith("/packed")] == list("pbrn")
+
+
+def test_a_graph_without_tokens_is_left_alone():
+    model = product(np.eye(4, dtype=np.float32))
+    nodes = [node.SerializeToString() for node in model.graph.node]
+    assert [node.SerializeToString() for node in pack(model).graph.node] == nodes
 
 
 def test_a_weight_that_others_read_too_stays():
