@@ -26,6 +26,7 @@ from sodaops.serving.batcher import EmptyText, QueueFull
 from sodaops.serving.guard import OPEN, Guard, JsonLines, problem
 from sodaops.serving.service import Gone, Late, Service
 from sodaops.serving.settings import ServeSettings
+from sodaops.serving.traces import telemetry
 
 _PAGE = Path(__file__).parent / "page.html"
 _REFUSALS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 504)
@@ -45,6 +46,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     try:
         settings = settings or ServeSettings()
         service = Service(settings)
+        traces = telemetry()
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -55,10 +57,13 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         log.info("ready", extra={"bundle_id": info.bundle_id, "variant": service.models.current.variant})
         async with service.running():
             yield
+        if "tracer_provider" in traces:
+            traces["tracer_provider"].shutdown()  # sends what is left
         log.info("stopped")
 
     app = FastAPI(
         title="SoDaOps", lifespan=lifespan, docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None,
+        telemetry=traces,
     )  # fmt: skip
     app.state.service = service
     _predictions(app, service)

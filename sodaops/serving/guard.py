@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
+from opentelemetry import trace
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -77,6 +78,8 @@ class Guard:
         if not _ID.fullmatch(request_id):
             request_id = os.urandom(16).hex().encode()
         scope.setdefault("state", {}).update(request_id=request_id.decode(), began=began)
+        if scope.get("fastapi.telemetry"):
+            trace.get_current_span().set_attribute("request_id", request_id.decode())
         status = 0
 
         async def answer(message: Message) -> None:

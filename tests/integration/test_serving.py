@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import onnx
 import pytest
 from fastapi.testclient import TestClient
 from onnx import TensorProto, helper
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
@@ -20,7 +23,7 @@ from sodaops.config import ServeConfig
 from sodaops.serving.app import create_app
 from sodaops.serving.settings import ServeSettings
 from tests.conftest import REPO, configured
-from tests.serving import another, replace, rewrite
+from tests.serving import Server, another, replace, rewrite
 
 TEXTS = ["a good day", "the worst day", "so &amp; so"]
 JSON = {"content-type": "application/json"}
@@ -436,3 +439,40 @@ def test_faulty_settings_end_with_2(trained, settings, says):
             [sys.executable, *command], env={**os.environ, **settings}, cwd=REPO, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_spans_reach_a_collector_without_texts(trained, monkeypatch):
+    received = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        with Server(trained / "run/bundle") as server, server.client() as client:
+            client.get("/predict", params={"text": "secretword"}, headers={"x-request-id": "one"})
+            client.post("/predict", json={"text": 5, "secretword": "secretword"})
+        collector.shutdown()
+    requests = [trace_service_pb2.ExportTraceServiceRequest.FromString(body) for body in received]
+    spans = [s for r in requests for resource in r.resource_spans for scope in resource.scope_spans for s in scope.spans]
+    found = {span.name: {a.key: a.value for a in span.attributes} for span in spans}
+    assert found.keys() == {"GET /predict", "POST /predict"}
+    assert found["GET /predict"]["request_id"].string_value == "one"
+    assert found["POST /predict"]["http.response.status_code"].int_value == 422
+    assert not any(b"secretword" in body for body in received)
+
+
+def test_a_collector_without_its_package(trained, monkeypatch, capsys):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
+    with pytest.raises(SystemExit) as ended:
+        create_app(ServeSettings(bundle=str(trained / "run/bundle")))
+    assert ended.value.code == 2 and "pip install 'sodaops[otel]'" in capsys.readouterr().err

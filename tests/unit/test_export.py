@@ -1,11 +1,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+import transformers
 from onnx import TensorProto, helper, numpy_helper
 
 from sodaops.bundle import export as exporting, layout
@@ -18,6 +21,7 @@ from sodaops.cli import main
 from sodaops.data.preprocess import read_split
 from sodaops.data.tokens import pad
 from sodaops.errors import BundleError, ConfigError, ModelError
+from sodaops.modeling.encoder import TextEncoder
 from tests.conftest import configured
 
 RNG = np.random.default_rng(0)
@@ -124,14 +128,41 @@ def test_onnx_answers_as_torch_at_every_length_alone_and_padded(bundle, variant,
     expected = []
     for row in rows:
         ids, mask = pad([row], 0)
-        expected.append(loaded.model(*map(exporting.torch.from_numpy, (ids, mask))))
-    probs = np.concatenate([exporting.torch.softmax(one.logits, -1).detach().numpy() for one in expected])
+        expected.append(loaded.model(*map(torch.from_numpy, (ids, mask))))
+    probs = np.concatenate([torch.softmax(one.logits, -1).detach().numpy() for one in expected])
     embeddings = np.concatenate([one.embeddings.detach().numpy() for one in expected])
     together, alone = predictor.run(rows), [predictor.run([row]) for row in rows]
     for found in (together.probs, np.concatenate([one.probs for one in alone])):
         np.testing.assert_allclose(found, probs, atol=atol)
     np.testing.assert_allclose(together.embeddings, embeddings, atol=10 * atol)
     np.testing.assert_allclose(together.probs, np.concatenate([one.probs for one in alone]), atol=1e-5)
+
+
+def encoder(kind):
+    size = {"vocab_size": 900, "max_position_embeddings": 80, "pad_token_id": 0}
+    usual = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, **size}
+    if kind == "distilbert":
+        return transformers.DistilBertModel(transformers.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, **size))
+    if kind == "roberta":
+        return transformers.RobertaModel(transformers.RobertaConfig(**usual))
+    ids = {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    return transformers.ModernBertModel(transformers.ModernBertConfig(**usual, **ids, local_attention=16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "modernbert"])
+def test_other_encoders_are_packed_and_answer_as_torch_does(kind, tmp_path):
+    torch.manual_seed(0)
+    model = TextEncoder(encoder(kind), 3, "mean", 0.0).eval()
+    info = SimpleNamespace(pad_token_id=0, max_tokens=64)
+    exporting._write_float32(SimpleNamespace(model=model, info=info), tmp_path / "float32.onnx")
+    exported = onnx.load(tmp_path / "float32.onnx")
+    assert sum(node.op_type == "MatMul" and node.input[0].endswith("/packed") for node in exported.graph.node) >= 8
+    rows = [RNG.integers(3, 900, n) for n in (3, 4, 17, 40, 64)]
+    expected = np.concatenate([model(*map(torch.from_numpy, pad([row], 0))).logits.detach().numpy() for row in rows])
+    ids, mask = pad(rows, 0)
+    for graph, atol in ((exported, 1e-5), (quantise(onnx.load(tmp_path / "float32.onnx")), 0.05)):
+        np.testing.assert_allclose(run(graph, input_ids=ids, attention_mask=mask), expected, atol=atol)
 
 
 @pytest.mark.slow
