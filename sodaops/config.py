@@ -155,7 +155,7 @@ class ServeConfig(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     variant: Literal["float32", "int8"] | None = Field(None, description="null: the bundle's own choice")
     n_workers: Count | None = Field(None, description="threads that compute; null: one a core")
-    max_batch_tokens: Count = Field(256, description="tokens of one computed batch, padding included")
+    max_batch_tokens: Count = Field(256, description="tokens of one computed batch; a longer text goes alone")
     max_queue: Count = Field(256, description="texts that may wait; past it the answer is 429")
     max_texts: Count = Field(128, description="texts of one request")
     max_chars: Count = Field(20_000, description="characters of one text")

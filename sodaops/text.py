@@ -11,6 +11,8 @@ from sodaops.errors import ConfigError, nearest
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ud800-\udfff]")
 _SPACE = re.compile(r"\s+")
+_ZEROS = re.compile(r"&#0+(?=[0-9])")  # these two: html.unescape ends at 4,300 digits
+_NO_CHARACTER = re.compile(r"&#[1-9][0-9]{7,};?")
 _LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _HANDLE = re.compile(r"(?<!\w)@\w+")
 _HASHTAG = re.compile(r"#\w+")
@@ -19,7 +21,7 @@ _NOT_LETTER = re.compile(r"[\W\d_]+")
 
 def _minimal(text: str) -> str:
     if "&" in text:
-        text = html.unescape(text)
+        text = html.unescape(_NO_CHARACTER.sub("\ufffd", _ZEROS.sub("&#", text)))
     return _SPACE.sub(" ", _CONTROL.sub("", text)).strip()
 
 

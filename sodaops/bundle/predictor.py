@@ -61,8 +61,8 @@ class Predictor:
             self._tokenizer = Tokenizer.from_buffer(layout.read_file(path, self.info, layout.TOKENIZER))
         except ValueError as error:
             raise BundleError(f"{path}: {layout.TOKENIZER} is no tokenizer ({error}). Train again.") from error
-        layout.verify(path, self.info, [layout.ONNX[self.variant]])
-        self._session = _session(Path(path) / layout.ONNX[self.variant], n_threads)
+        name = layout.ONNX[self.variant]
+        self._session = _session(Path(path) / name, layout.read_file(path, self.info, name), n_threads)
         self._budget = max(batch_tokens, self.info.max_tokens)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.info.max_tokens)
@@ -141,14 +141,14 @@ def _chosen(path: str | Path, info: layout.BundleInfo, variant: str | None) -> s
     return variant or info.serves
 
 
-def _session(model: Path, n_threads: int) -> onnxruntime.InferenceSession:
+def _session(model: Path, content: bytes, n_threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it plans for shapes that come again; texts have many
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _REFUSALS as error:
         raise BundleError(f"{model}: ONNX Runtime refuses the model ({str(error).splitlines()[0]}). Export it anew.") from error
     names = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])

@@ -22,14 +22,15 @@ from starlette.types import Receive
 
 from sodaops.errors import SodaOpsError
 from sodaops.serving import schemas
-from sodaops.serving.batcher import EmptyText, QueueFull
-from sodaops.serving.guard import OPEN, Guard, JsonLines, problem
+from sodaops.serving.batcher import Dead, EmptyText, QueueFull
+from sodaops.serving.guard import OPEN, Guard, JsonLines, problem, route_path
+from sodaops.serving.metrics import Metrics
 from sodaops.serving.service import Gone, Late, Service
 from sodaops.serving.settings import ServeSettings
 from sodaops.serving.traces import telemetry
 
 _PAGE = Path(__file__).parent / "page.html"
-_REFUSALS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 504)
+_REFUSALS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 503, 504)
 log = logging.getLogger("sodaops.serving")
 
 
@@ -69,7 +70,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     _predictions(app, service)
     _operations(app, service)
     _pages(app)
-    _refusals(app)
+    _refusals(app, service.metrics)
     paths = {route.path for route in app.routes if hasattr(route, "path")}
     app.add_middleware(
         Guard, metrics=service.metrics, paths=paths, api_keys=settings.api_keys, admin_keys=settings.admin_keys,
@@ -129,7 +130,8 @@ def _predictions(app: FastAPI, service: Service) -> None:
     @app.post("/explain", tags=["predict"], summary="Answer one text, and say which pieces of it mattered")
     async def explain(request: Request, body: schemas.TextRequest) -> schemas.Explanation:
         _check_sizes([body.text], settings)
-        answer, pieces, info = await service.explain(body.text, _leaving(request.receive))
+        state = request.state
+        answer, pieces, info = await service.explain(body.text, state.request_id, _leaving(request.receive), state.began)
         spans = [schemas.Span(text=text, effect=effect) for text, effect in pieces]
         ids = {"bundle_version": info.bundle_id, "request_id": request.state.request_id}
         return schemas.Explanation(label=answer.label, score=answer.score, probs=answer.probs, spans=spans, **ids)
@@ -144,6 +146,7 @@ def _operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz", tags=["operate"], summary="Whether it answers, and with which bundle")
     async def readyz() -> schemas.Ready:
+        service.batcher.check()
         return schemas.Ready(ready=True, bundle_version=models.current.info.bundle_id)
 
     @app.get("/metrics", tags=["operate"], summary="For Prometheus", response_class=Response)
@@ -162,7 +165,7 @@ def _operations(app: FastAPI, service: Service) -> None:
             previous=models.previous.info.bundle_id if models.previous else None,
             recent=schemas.Recent(n_requests=len(latencies), p50_ms=p50, p95_ms=p95),
             max_chars=service.settings.max_chars,
-            max_texts=service.settings.max_texts,
+            max_texts=service.settings.texts_of_a_request,
         )
 
     @app.post("/admin/reload", tags=["admin"], summary="Look for a new bundle now, a refused one too")
@@ -191,8 +194,8 @@ def _json(body: dict[str, Any]) -> Response:
 
 
 def _check_sizes(texts: list[str], settings: ServeSettings) -> None:
-    if len(texts) > settings.max_texts:
-        raise HTTPException(422, f"{len(texts)} texts; at most {settings.max_texts} go into a request")
+    if len(texts) > settings.texts_of_a_request:
+        raise HTTPException(422, f"{len(texts)} texts; at most {settings.texts_of_a_request} go into a request")
     for place, text in enumerate(texts):
         if len(text) > settings.max_chars:
             raise HTTPException(422, f"text {place + 1} has {len(text)} characters; at most {settings.max_chars} are read")
@@ -206,13 +209,15 @@ def _leaving(receive: Receive) -> Callable[[], Awaitable[None]]:
     return gone
 
 
-def _refusals(app: FastAPI) -> None:
+def _refusals(app: FastAPI, metrics: Metrics) -> None:
     """Every refusal is a problem with a detail that a person can act on; none quotes a text."""
 
     def refuse(
         kind: type[Exception], explain: Callable[[Any], tuple[int, str]], headers: Callable[[Any], dict] | None = None
     ) -> None:
         async def handler(request: Request, error: Exception) -> Response:
+            if kind is QueueFull:
+                metrics.refused.inc()
             return problem(request.scope, *explain(error), headers(error) if headers else None)
 
         app.add_exception_handler(kind, handler)
@@ -220,13 +225,14 @@ def _refusals(app: FastAPI) -> None:
     async def by_status(request: Request, error: Any) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router names the methods of the first route with this path alone
-            allowed = [route.methods for route in app.routes if getattr(route, "path", None) == request.url.path]
+            allowed = [route.methods for route in app.routes if getattr(route, "path", None) == route_path(request.scope)]
             headers = {"allow": ", ".join(sorted(set().union(*allowed)))}
         return problem(request.scope, error.status_code, str(error.detail), headers)
 
     app.add_exception_handler(AnyHTTPException, by_status)
     refuse(RequestValidationError, lambda e: (422, "; ".join(f"{_place(d['loc'])}: {d['msg']}" for d in e.errors()[:5])))
     refuse(EmptyText, lambda e: (422, f"text {e.place + 1} is empty after cleaning; give one with words"))
+    refuse(Dead, lambda e: (503, "the threads that compute have ended; this process must be started anew"))
     refuse(QueueFull, lambda e: (429, "too many texts wait; try again later"), lambda e: {"retry-after": str(e.retry_after_s)})
     refuse(Late, lambda e: (504, "no answer before the deadline; try again later"))
     refuse(Gone, lambda e: (499, "the client went away"))
@@ -234,7 +240,7 @@ def _refusals(app: FastAPI) -> None:
 
 
 def _place(loc: tuple[Any, ...]) -> str:
-    return ".".join(str(part) for part in loc)
+    return ".".join(str(part)[:40] for part in loc)
 
 
 def _openapi(app: FastAPI, keyed: bool) -> dict[str, Any]:

@@ -33,6 +33,10 @@ class EmptyText(Exception):  # noqa: N818
         self.place = place
 
 
+class Dead(Exception):  # noqa: N818
+    """A thread that computes has ended."""
+
+
 class Prepared(NamedTuple):
     """The texts of a request, ready to be computed."""
 
@@ -82,20 +86,37 @@ class Batcher:
         """Texts that no thread has taken yet."""
         return len(self._waiting) + self._n_reserved
 
-    async def prepare(self, predictor: Predictor, texts: Sequence[str]) -> Prepared:
-        """Cleans and tokenises the raw texts of one request, in a thread where they are long.
+    def check(self) -> None:
+        """Whether it can answer at all.
+
+        Raises:
+            Dead: it cannot.
+        """
+        if not all(thread.is_alive() for thread in self._threads):
+            raise Dead
+
+    async def prepare(self, predictor: Predictor, texts: Sequence[str], cleaned: bool = False) -> Prepared:
+        """Cleans and tokenises the texts of one request, in a thread where they are long.
+
+        Args:
+            predictor: by whose cleaning and tokenizer.
+            texts: raw.
+            cleaned: they are clean already; then they may be empty, which leaves the special tokens.
 
         Raises:
             QueueFull: at once, when the texts do not fit into the queue.
             EmptyText: one that has nothing left after cleaning.
         """
         if self.n_waiting + len(texts) > self._max_queue:
+            with self._work_or_end:
+                self._forget_given_up()
+        if self.n_waiting + len(texts) > self._max_queue:
             raise QueueFull(max(1, math.ceil(self.n_waiting * self._seconds_a_text / self._n_workers)))
         if sum(map(len, texts)) <= _INLINE_CHARS:
-            return _prepare(predictor, texts)
+            return _prepare(predictor, texts, cleaned)
         self._n_reserved += len(texts)
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, _prepare, predictor, texts)
+            return await asyncio.get_running_loop().run_in_executor(None, _prepare, predictor, texts, cleaned)
         finally:
             self._n_reserved -= len(texts)
 
@@ -121,7 +142,8 @@ class Batcher:
 
     def _work(self) -> None:
         if sys.platform == "linux":  # a priority of each thread: requests are read and answered before more is computed
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            own = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, own, max(_NICE, os.getpriority(os.PRIO_PROCESS, own)))  # lower is always allowed
         while True:
             with self._work_or_end:
                 batch = self._next_batch()
@@ -131,18 +153,18 @@ class Batcher:
                     self._work_or_end.wait()
                     batch = self._next_batch()
             self._observe(len(batch))
-            began, probs, error = perf_counter(), None, None
-            try:
-                probs = batch[0][0].predictor.run([request.rows[place] for request, place in batch]).probs
-            except Exception as fault:  # whatever it was, it is each request's answer, and the thread goes on
-                error = fault
+            began = perf_counter()
+            done = _compute(batch)
             self._seconds_a_text += 0.1 * ((perf_counter() - began) / len(batch) - self._seconds_a_text)
             loop = batch[0][0].answer.get_loop()
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_deliver, batch, probs, error)
+                loop.call_soon_threadsafe(_deliver, batch, done)
+
+    def _forget_given_up(self) -> None:
+        self._waiting = [item for item in self._waiting if not item[0].answer.done()]
 
     def _next_batch(self) -> list[_Item]:
-        self._waiting = [item for item in self._waiting if not item[0].answer.done()]
+        self._forget_given_up()
         batch, n_tokens = [], 0
         for request, place in self._waiting[: math.ceil(len(self._waiting) / self._n_workers)]:
             n_tokens += len(request.rows[place])
@@ -153,21 +175,29 @@ class Batcher:
         return batch
 
 
-def _deliver(batch: list[_Item], probs: np.ndarray | None, error: Exception | None) -> None:
-    for row, (request, place) in enumerate(batch):
+def _compute(batch: list[_Item]) -> Sequence[np.ndarray | Exception]:
+    """Probabilities of each text; where the batch fails, each text is tried alone, and has its own fault."""
+    try:
+        return batch[0][0].predictor.run([request.rows[place] for request, place in batch]).probs
+    except Exception as fault:  # whatever it was, it is some request's answer, and the thread goes on
+        return [fault] if len(batch) == 1 else [_compute([item])[0] for item in batch]
+
+
+def _deliver(batch: list[_Item], done: Sequence[np.ndarray | Exception]) -> None:
+    for (request, place), found in zip(batch, done, strict=True):
         if request.answer.done():
             continue
-        if probs is None:
-            request.answer.set_exception(error)
+        if isinstance(found, Exception):
+            request.answer.set_exception(found)
             continue
-        request.probs[place] = probs[row]
+        request.probs[place] = found
         request.n_left -= 1
         if not request.n_left:
             request.answer.set_result(request.probs)
 
 
-def _prepare(predictor: Predictor, texts: Sequence[str]) -> Prepared:
-    cleaned = [predictor.clean(text) for text in texts]
-    if not all(cleaned):
-        raise EmptyText(cleaned.index(""))
-    return Prepared(cleaned, [predictor.encode(text) for text in cleaned])
+def _prepare(predictor: Predictor, texts: Sequence[str], cleaned: bool) -> Prepared:
+    clean = list(texts) if cleaned else [predictor.clean(text) for text in texts]
+    if not cleaned and not all(clean):
+        raise EmptyText(clean.index(""))
+    return Prepared(clean, [predictor.encode(text) for text in clean])

@@ -73,6 +73,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
+        path = route_path(scope)
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")
         if not _ID.fullmatch(request_id):
@@ -87,7 +88,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 present = {name for name, _ in message["headers"]}
-                fixed = {**_HEADERS, _POLICY: _PAGES} if scope["path"] in ("/", "/docs") else _HEADERS
+                fixed = {**_HEADERS, _POLICY: _PAGES} if path in ("/", "/docs") else _HEADERS
                 extra = [(name, value) for name, value in fixed.items() if name not in present]
                 message["headers"] = [*message["headers"], *extra, (b"x-request-id", request_id)]
             await send(message)
@@ -95,7 +96,7 @@ class Guard:
         has_body = b"content-length" in headers or b"transfer-encoding" in headers
         self._metrics.in_flight.inc()
         try:
-            refusal = self._refusal(scope["path"], headers)
+            refusal = self._refusal(path, headers)
             if refusal:
                 await problem(scope, *refusal)(scope, receive, answer)
             else:
@@ -107,7 +108,7 @@ class Guard:
                 await problem(scope, 500, detail)(scope, receive, answer)
         finally:
             self._metrics.in_flight.dec()
-            self._tell(scope, status, request_id.decode(), time.perf_counter() - began)
+            self._tell(scope["method"], path, status, request_id.decode(), time.perf_counter() - began)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
         if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
@@ -149,13 +150,19 @@ class Guard:
 
         return bounded
 
-    def _tell(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        path = scope["path"] if scope["path"] in self._paths else "other"
-        method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
+    def _tell(self, method: str, path: str, status: int, request_id: str, seconds: float) -> None:
+        path = path if path in self._paths else "other"
+        method = method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other"
         self._metrics.answered(method, path, status).inc()
         self._metrics.seconds_of(path).observe(seconds)
         facts = {"request_id": request_id, "method": method, "path": path, "status": status, "ms": round(1000 * seconds, 2)}
         access.info("answered" if status else "client gone", extra=facts)
+
+
+def route_path(scope: Scope) -> str:
+    """The path that routes know: without the prefix under which a proxy offers the service."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
 def problem(scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:

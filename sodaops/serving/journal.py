@@ -80,12 +80,18 @@ class Journal:
         await self._move()  # what an earlier process left
         while True:
             await asyncio.sleep(_TICK_S)
-            await asyncio.to_thread(self._sync)
-            old = time.monotonic() - self._since >= self._part_s
-            if (self._size and old) or self._size >= self._part_bytes:
-                self._turn()
-            if self._closed_bytes and time.monotonic() >= self._retry_at:
-                await self._move()
+            try:
+                await self._tick()
+            except Exception as error:  # whatever it was, the next tick comes
+                log.error("request log: %s", error, extra={"reason": repr(error)})
+
+    async def _tick(self) -> None:
+        await asyncio.to_thread(self._sync, self._descriptor)
+        old = time.monotonic() - self._since >= self._part_s
+        if (self._size and old) or self._size >= self._part_bytes:
+            self._turn()
+        if self._closed_bytes and time.monotonic() >= self._retry_at:
+            await self._move()
 
     async def close(self) -> None:
         """Ends the open segment and moves everything; what cannot be moved now is moved at the next start."""
@@ -96,10 +102,12 @@ class Journal:
             self._path.unlink()
 
     def _open(self) -> None:
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(6).hex()}{SEGMENT}"
-        descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+        path = self._folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(6).hex()}{SEGMENT}"
+        young = path.with_suffix(".new")  # nobody looks for this name, and so nobody takes it before it is locked
+        descriptor = os.open(young, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        self._path, self._descriptor = self._folder / name, descriptor
+        young.rename(path)
+        self._path, self._descriptor = path, descriptor
         self._size, self._since = 0, time.monotonic()
 
     def _turn(self) -> None:
@@ -112,13 +120,13 @@ class Journal:
         except OSError as error:
             log.error("request log: no new segment (%s); the old one goes on", error.strerror)
             return
-        os.fsync(done)
+        self._sync(done)
         os.close(done)
         self._closed_bytes += size
 
-    def _sync(self) -> None:
+    def _sync(self, descriptor: int) -> None:
         try:
-            os.fsync(self._descriptor)
+            os.fsync(descriptor)
         except OSError as error:
             log.error("request log: the journal could not be synced (%s)", error.strerror)
 
@@ -144,22 +152,25 @@ class Journal:
         """How many parts were written, or None; and what the process said."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sodaops.serving.parts", str(self._folder), self._destination,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), _MOVE_S)
+            output, said = await asyncio.wait_for(process.communicate(), _MOVE_S)
         except TimeoutError:
             return None, f"not done within {_MOVE_S:.0f} s"
         finally:
             if process.returncode is None:
                 process.kill()
-        said = output.decode(errors="replace")[-500:].strip()
-        return (None if process.returncode else int(said)), said
+        n_parts = output.strip()
+        return (int(n_parts) if n_parts.isdigit() and not process.returncode else None), said.decode(errors="replace")[
+            -500:
+        ].strip()
 
     def _others(self) -> int:
-        """Bytes of the segments but the open one; another process may take some away meanwhile."""
+        """Bytes of the segments that no living process writes; another process may take some away meanwhile."""
         total = 0
         for path in self._folder.glob(f"*{SEGMENT}"):
-            with contextlib.suppress(FileNotFoundError):
-                total += path.stat().st_size if path != self._path else 0
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as segment:
+                fcntl.flock(segment, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                total += os.fstat(segment.fileno()).st_size
         return total

@@ -127,8 +127,10 @@ def warm_up(predictor: Predictor) -> None:
     Raises:
         BundleError: the model does not answer with a probability for each label.
     """
-    rows = [predictor.encode("a word"), predictor.encode("word " * 20)]
-    shape = (len(rows), len(predictor.info.labels))
-    probs = predictor.run(rows).probs
+    shape = (2, len(predictor.info.labels))
+    try:
+        probs = predictor.run([predictor.encode(predictor.clean(text)) for text in ("a word", "word " * 20)]).probs
+    except Exception as error:  # a cleaning that is not known here, a graph that fails, and whatever else
+        raise BundleError(f"{predictor.info.bundle_id}: does not answer ({str(error)[:200]}).") from error
     if probs.shape != shape or not (abs(probs.sum(axis=1) - 1) < 1e-3).all():
         raise BundleError(f"{predictor.info.bundle_id}: answers {probs.shape} in place of {shape}, or no probabilities.")

@@ -6,6 +6,7 @@ parts written.
 
 import fcntl
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def write_parts(folder: str | Path, destination: str) -> int:
                 fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
+            if not os.fstat(segment.fileno()).st_nlink:  # another process was quicker
+                continue
             try:
                 table = _read(segment.read())
             except pa.ArrowInvalid:
@@ -71,7 +74,7 @@ def write_parts(folder: str | Path, destination: str) -> int:
                 date = f"{path.name[:4]}-{path.name[4:6]}-{path.name[6:8]}"
                 _write(table, f"{destination.rstrip('/')}/date={date}/{path.stem}.parquet")
                 written += 1
-            path.unlink()
+            path.unlink(missing_ok=True)
     if bad:
         raise StorageError(
             f"{bad[0]}: not readable as JSON lines, and put aside ({len(bad)} such). Look at it, then delete it."

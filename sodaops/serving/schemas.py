@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 Label = Annotated[str, Field(examples=["positive"])]
 Probability = Annotated[float, Field(ge=0, le=1.0001, examples=[0.93])]
@@ -17,6 +17,13 @@ QUERY = [  # of GET /predict: one of them
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > 8:  # each unknown one would become a fault of its own
+            raise ValueError(f"{len(given)} keys; expected {', '.join(cls.model_fields)} alone")
+        return given
+
 
 class TextRequest(_Request):
     """One text."""
@@ -27,7 +34,7 @@ class TextRequest(_Request):
 class BatchRequest(_Request):
     """Several texts."""
 
-    texts: Annotated[list[str], Field(min_length=1, examples=[["I love this", "the train is late again"]])]
+    texts: Annotated[list[str], FailFast(), Field(min_length=1, examples=[["I love this", "the train is late again"]])]
 
 
 class Answer(BaseModel):

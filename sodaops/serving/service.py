@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -12,11 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from starlette.exceptions import HTTPException
 
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.predictor import Prediction, Predictor
 from sodaops.errors import StorageError
-from sodaops.serving.batcher import Batcher, Prepared
+from sodaops.serving.batcher import Batcher, EmptyText, Prepared
 from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
@@ -96,44 +98,47 @@ class Service:
         """
         predictor = self.models.current
         prepared = await self.batcher.prepare(predictor, texts)
-        probs = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone)
+        probs = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
         predictions = [predictor.answer(row) for row in probs]
-        latency_ms = 1000 * (time.perf_counter() - began)
-        self.latencies_ms.append(latency_ms)
-        for prediction in predictions:
-            self.metrics.predicted(prediction.label).inc()
-            self.metrics.confidence.observe(prediction.score)
-        if self.journal:
-            self.journal.append(self._rows(predictor, texts, prepared, predictions, request_id, latency_ms))
+        self._record(predictor, texts, prepared, predictions, request_id, began)
         return Result(predictions, predictor.info)
 
-    async def explain(self, text: str, gone: Callable[[], Awaitable[None]]) -> Explained:
+    async def explain(self, text: str, request_id: str, gone: Callable[[], Awaitable[None]], began: float) -> Explained:
         """Answers a text, and says what each piece of it did: the label's probability with it less that without it
-        (occlusion). A piece is a word, or several where there are more than 32 words.
+        (occlusion). A piece is a word, or several where there are more than 32 words. The answer is logged as any other.
 
         Raises:
             QueueFull, EmptyText, Late, Gone: no answer, for that reason.
         """
         predictor = self.models.current
-        words = re.findall(r"\S+\s*", predictor.clean(text)) or [""]
-        pieces = ["".join(part) for part in np.array_split(words, min(len(words), _SPANS))]
-        without = ["".join(pieces[:i] + pieces[i + 1 :]) or "." for i in range(len(pieces))]
-        prepared = await self.batcher.prepare(predictor, [text, *without])
-        probs = np.stack(await self._in_time(self.batcher.submit(predictor, prepared.rows), gone)).astype(float)
+        cleaned = predictor.clean(text)
+        if not cleaned:
+            raise EmptyText(0)
+        words = re.findall(r"\S+\s*", cleaned)
+        n_pieces = min(len(words), _SPANS, self.settings.max_queue - 1)
+        ends = [len(words) * i // n_pieces for i in range(n_pieces + 1)] if n_pieces else [0]
+        pieces = ["".join(words[first:end]) for first, end in itertools.pairwise(ends)]
+        without = ["".join(words[:first] + words[end:]).strip() for first, end in itertools.pairwise(ends)]
+        prepared = await self.batcher.prepare(predictor, [cleaned, *without], cleaned=True)
+        probs = np.stack(await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began))
         prediction = predictor.answer(probs[0])
-        column = probs[:, predictor.info.labels.index(prediction.label)]
+        self._record(predictor, [text], prepared, [prediction], request_id, began)
+        column = probs[:, predictor.info.labels.index(prediction.label)].astype(float)
         effects = (column[0] - column[1:]).tolist()
         return Explained(prediction, list(zip(pieces, effects, strict=True)), predictor.info)
 
-    async def _in_time(self, answer: asyncio.Future[list[np.ndarray]], gone: Callable[[], Awaitable[None]]) -> list[np.ndarray]:
+    async def _in_time(
+        self, answer: asyncio.Future[list[np.ndarray]], gone: Callable[[], Awaitable[None]], began: float
+    ) -> list[np.ndarray]:
         loop = asyncio.get_running_loop()
+        left_s = max(0.0, self.settings.deadline_s - (time.perf_counter() - began))
+        quick_s = min(_QUICK_S, left_s)
         watch: asyncio.Task[None] | None = None
 
         def begin_watch() -> None:
             nonlocal watch
-            watch = loop.create_task(_give_up(answer, gone, self.settings.deadline_s - quick_s))
+            watch = loop.create_task(_give_up(answer, gone, left_s - quick_s))
 
-        quick_s = min(_QUICK_S, self.settings.deadline_s)
         timer = loop.call_later(quick_s, begin_watch)  # most are answered before; only the rest need a look at their client
         try:
             return await answer
@@ -142,6 +147,23 @@ class Service:
             answer.cancel()
             if watch:
                 watch.cancel()
+
+    def _record(
+        self,
+        predictor: Predictor,
+        texts: Sequence[str],
+        prepared: Prepared,
+        predictions: Sequence[Prediction],
+        request_id: str,
+        began: float,
+    ) -> None:
+        latency_ms = 1000 * (time.perf_counter() - began)
+        self.latencies_ms.append(latency_ms)
+        for prediction in predictions:
+            self.metrics.predicted(prediction.label).inc()
+            self.metrics.confidence.observe(prediction.score)
+        if self.journal:
+            self.journal.append(self._rows(predictor, texts, prepared, predictions, request_id, latency_ms))
 
     def _rows(
         self,
@@ -182,6 +204,8 @@ async def _give_up(answer: asyncio.Future[list[np.ndarray]], gone: Callable[[], 
             await gone()
     except TimeoutError:
         why = Late()
+    except HTTPException as error:  # a body that nobody asked for is too large, or does not end
+        why = error
     if not answer.done():
         answer.set_exception(why)
 

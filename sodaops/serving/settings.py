@@ -37,7 +37,7 @@ class ServeSettings(BaseSettings, ServeConfig):
             raise ConfigError(f"{unknown[0]} is no setting of the service{hint}; it has: {some(environment_names(), 40)}.")
         for name in ("api_keys", "admin_keys"):
             if name not in values:
-                values[name] = [key for key in os.environ.get(PREFIX + name.upper(), "").split(",") if key]
+                values[name] = [key for key in map(str.strip, os.environ.get(PREFIX + name.upper(), "").split(",")) if key]
         try:
             super().__init__(**values)
         except SettingsError as error:  # a list that is no JSON
@@ -45,6 +45,11 @@ class ServeSettings(BaseSettings, ServeConfig):
             raise ConfigError(f'{PREFIX}{field.upper()}: expected a JSON list, ["http://a.example"] for example.') from None
         except ValidationError as error:
             raise ConfigError("\n".join(_fault(detail) for detail in error.errors(include_input=False))) from None
+
+    @property
+    def texts_of_a_request(self) -> int:
+        """At most: what the queue cannot hold would be refused for ever."""
+        return min(self.max_texts, self.max_queue)
 
     @property
     def journal(self) -> Path | None:

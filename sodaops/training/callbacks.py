@@ -130,13 +130,19 @@ class Compile(Callback):
 
     Off by default, and docs/serving.md has what it measured. Checkpoints and the bundle are the same with it.
 
+    Args:
+        backend: torch.compile's.
+
     Raises:
         ConfigError: a training on the CPU without a C++ compiler.
     """
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self._backend = backend
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Asks for it; the first batches then take the time."""
         compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
         if trainer.strategy.root_device.type == "cpu" and not any(map(shutil.which, compilers)):
             raise ConfigError("callbacks: torch.compile needs a C++ compiler here (g++); install one, or leave it out.")
-        module.model.compile(dynamic=True)
+        module.model.compile(dynamic=True, backend=self._backend)

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from fastapi.testclient import TestClient
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from sodaops.bundle import layout
@@ -96,6 +98,19 @@ def test_an_explanation_takes_pieces_out(client, trained):
     assert len(client.post("/explain", json={"text": "word"}).json()["spans"]) == 1
 
 
+@pytest.mark.parametrize("cleaning", ["minimal", "letters"])
+@pytest.mark.parametrize("text", ["good &amp;nbsp;", "wonderful", "a " * 4000 + "b" * 10_000])
+def test_what_is_answered_is_explained_and_logged(serve, bundle, tmp_path, cleaning, text):
+    rewrite(bundle, cleaning=cleaning)
+    client = serve(request_log=str(tmp_path / "log"))
+    asked = {"text": text}
+    answer, explained = (client.post(path, json=asked).json() for path in ("/predict", "/explain"))
+    assert explained["label"] == answer["label"] and 1 <= len(explained["spans"]) <= 32
+    assert "".join(span["text"] for span in explained["spans"]).strip() == Predictor(bundle).clean(text)
+    rows = [json.loads(line) for path in (tmp_path / "log/journal").iterdir() for line in path.read_text().splitlines()]
+    assert [row["request_id"] for row in rows] == [answer["request_id"], explained["request_id"]]
+
+
 def test_what_operates_it(client, trained):
     info = layout.read_info(trained / "run/bundle")
     assert client.get("/healthz").json() == {"status": "ok"}
@@ -156,12 +171,14 @@ def test_pages_load_nothing_from_outside(client):
         (b'{"txt": "secretword"}', JSON, 422, "body.text"),
         (b'"secretword"', JSON, 422, "body"),
         (b"NaN", JSON, 422, "body"),
+        (json.dumps({"text": "a", "k" * 10_000: 1}).encode(), JSON, 422, "body."),
+        (json.dumps(dict.fromkeys(map(str, range(5000)), 1)).encode(), JSON, 422, "5000 keys; expected text alone"),
     ],
     ids=lambda value: repr(value)[:40],
 )
 def test_bad_texts_are_refused_and_not_repeated(client, capfd, content, headers, status, says):
     response = client.post("/predict", content=content, headers=headers)
-    assert says in detail(response, status)
+    assert says in detail(response, status) and len(response.content) < 1000
     assert "secretword" not in response.text + capfd.readouterr().out
 
 
@@ -172,6 +189,7 @@ def test_bad_texts_are_refused_and_not_repeated(client, capfd, content, headers,
         (["x"] * 10_000, "10000 texts; at most 8"),
         (["fine", ""], "text 2 is empty"),
         (["fine", 1], "body.texts.1"),
+        ([1] * 5000, "body.texts.0: Input should be a valid string"),
         (["fine", "x" * 1001], "text 2 has 1001"),
     ],
 )
@@ -256,21 +274,90 @@ def test_texts_stay_out_of_the_log(serve, capfd):
 
 
 def test_a_full_queue_and_a_deadline(serve):
-    client = serve(max_queue=4, n_workers=1, deadline_s=0.5)
-    predictor = client.app.state.service.models.current
-    quick = predictor.run
+    client = serve(max_queue=4, n_workers=1, deadline_s=2)
+    batcher, predictor = client.app.state.service.batcher, client.app.state.service.models.current
+    quick, begun, go_on = predictor.run, threading.Event(), threading.Event()
 
-    def slow(rows):
-        time.sleep(0.8)
+    def held(rows):
+        begun.set()
+        go_on.wait(60)
         return quick(rows)
 
-    refused = client.post("/predict/batch", json={"texts": ["x"] * 5})
+    assert "5 texts; at most 4" in detail(client.post("/predict/batch", json={"texts": ["x"] * 5}), 422)  # it never fits
+    assert len(client.post("/explain", json={"text": "one two three four five"}).json()["spans"]) == 3  # and the whole text
+    predictor.run = held
+    with ThreadPoolExecutor(2) as pool:
+        ask = functools.partial(pool.submit, client.post, "/predict/batch", json={"texts": ["x"] * 4})
+        computed = ask()
+        assert begun.wait(30)
+        waiting = ask()
+        while batcher.n_waiting < 4:
+            time.sleep(0.01)
+        refused = client.get("/predict", params={"text": "x"})
+        assert [one.result().status_code for one in (computed, waiting)] == [504, 504]
     assert "too many texts wait" in detail(refused, 429) and int(refused.headers["retry-after"]) >= 1
-    predictor.run = slow
+    assert "sodaops_refused_total 1.0" in client.get("/metrics").text
+    # those that were given up hold no place
     assert "before the deadline" in detail(client.get("/predict", params={"text": "x"}), 504)
     predictor.run = quick
+    go_on.set()
     assert client.get("/predict", params={"text": "x"}).status_code == 200
-    assert client.app.state.service.batcher.n_waiting == 0
+    assert batcher.n_waiting == 0
+
+
+def test_a_body_that_is_not_asked_for_does_not_lift_the_deadline(serve):
+    client = serve(deadline_s=0.5, max_body_bytes=1000)
+    client.app.state.service.models.current.run = lambda rows: time.sleep(3)
+    began = time.perf_counter()
+    answer = client.request("GET", "/predict", params={"text": "x"}, content=iter([b"x" * 900] * 3))
+    assert answer.status_code in (413, 504) and time.perf_counter() - began < 2
+
+
+def test_one_text_that_fails_fails_alone(serve):
+    client = serve(n_workers=1)
+    predictor = client.app.state.service.models.current
+    whole = predictor.run
+
+    def picky(rows):
+        time.sleep(0.1)
+        if any(len(row) == 3 for row in rows):
+            raise RuntimeError("not this one")
+        return whole(rows)
+
+    predictor.run = picky
+    texts = ["x", "a longer one", "two longer ones", "three longer ones"]
+    with ThreadPoolExecutor(4) as pool:
+        statuses = list(pool.map(lambda text: client.get("/predict", params={"text": text}).status_code, texts))
+    assert statuses == [500, 200, 200, 200]
+
+
+def test_under_a_prefix(serve, bundle):
+    app = create_app(ServeSettings(bundle=str(bundle), reload_s=None, admin_keys=["root"], api_keys=["user"]))
+    with TestClient(app, root_path="/api") as client:
+        user = {"x-api-key": "user"}
+        assert client.get("/api/healthz").status_code == 200
+        assert "admin" in detail(client.post("/api/admin/reload", headers=user), 401)
+        assert client.post("/api/admin/reload", headers={"x-api-key": "root"}).status_code == 200
+        assert client.get("/api/predict", params={"text": "x"}, headers=user).status_code == 200
+        assert client.put("/api/predict", headers=user).headers["allow"] == "GET, POST"
+        assert 'path="/predict"' in client.get("/api/metrics", headers=user).text
+        assert "script-src" in client.get("/api/").headers["content-security-policy"]
+
+
+def test_without_its_threads_it_is_not_ready(serve):
+    client = serve()
+    client.app.state.service.batcher.close()
+    assert "started anew" in detail(client.get("/readyz"), 503)
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="no priorities here")
+def test_a_low_priority_is_kept(bundle):
+    code = (
+        "import os; os.nice(15); from sodaops.serving.batcher import Batcher; import time; "
+        "b = Batcher(1, 1, 1, print); time.sleep(0.2); b.check(); "
+        "print(os.getpriority(os.PRIO_PROCESS, b._threads[0].native_id))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO).stdout == "15\n"
 
 
 def test_reload_and_roll_back(serve, bundle, tmp_path):
@@ -347,6 +434,19 @@ def other_model(folder):
     rewrite(folder)
 
 
+def failing(folder):
+    """Reads the 200th column of a text that has none."""
+    model = onnx.load(folder / layout.ONNX["float32"])
+    model.graph.initializer.append(numpy_helper.from_array(np.array([200]), "far"))
+    model.graph.node.insert(0, helper.make_node("Gather", ["input_ids", "far"], ["nothing"], axis=1))
+    model.graph.node.insert(1, helper.make_node("Add", ["input_ids", "nothing"], ["ids"]))
+    for node in list(model.graph.node)[2:]:
+        node.input[:] = ["ids" if name == "input_ids" else name for name in node.input]
+    for name in json.loads((folder / layout.INFO).read_text())["onnx"]:
+        onnx.save(model, folder / layout.ONNX[name])
+    rewrite(folder)
+
+
 def edit(**changes):
     def change(folder):
         info = json.loads((folder / layout.INFO).read_text())
@@ -386,6 +486,8 @@ BROKEN = {
     "pickle": (listed("evil.pkl"), "'evil.pkl' is no file of a bundle"),
     "weights that escape": (escaping, "ONNX Runtime refuses the model"),
     "another model": (other_model, "other inputs and outputs"),
+    "another cleaning": (lambda folder: rewrite(folder, cleaning="tweets_v2"), "does not answer"),
+    "a graph that fails": (failing, "does not answer"),
     "no model": (lambda folder: rewrite(folder, onnx={}), "holds no ONNX model"),
 }
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from itertools import chain
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.cli import main, train
 from sodaops.data.preprocess import read_split
@@ -208,6 +210,24 @@ def test_epochs_differ_and_the_rate_follows_the_steps(small_tweets, tmp_path):
 def test_callbacks_of_ones_own(small_tweets, tmp_path):
     with pytest.raises(ConfigError, match=r"callbacks.mine: .*no.such"):
         fit(configured(*run_overrides(tmp_path, small_tweets, "+callbacks.mine._target_=no.such.Class")))
+
+
+COMPILE = "+callbacks.compile._target_=sodaops.training.callbacks.Compile"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_training_learns_alike(small_tweets, trained, tmp_path):
+    traced = "+callbacks.compile.backend=aot_eager"  # all of it but a minute of C++
+    compiled = fit(configured(*run_overrides(tmp_path, small_tweets, COMPILE, traced)))
+    plain = layout.read_info(trained / "run/bundle")
+    assert compiled.metrics["loss"] == pytest.approx(plain.metrics["val"]["loss"], rel=0.05)
+
+
+def test_compiling_without_a_compiler(small_tweets, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, COMPILE)))
 
 
 def test_a_full_disk_while_training(small_tweets, tmp_path):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.errors import StorageError
+from sodaops.serving import journal as journals
 from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.parts import write_parts
@@ -75,6 +76,53 @@ def test_what_a_dead_process_left_is_moved_by_the_next_and_a_living_one_is_left_
     assert [one["request_id"] for one in parts(tmp_path / "log")] == ["r1", "r2"]
     asyncio.run(alive.close())
     assert [one["request_id"] for one in parts(tmp_path / "log")] == ["r1", "r2", "r3"]
+
+
+def test_faults_do_not_end_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(journals, "_TICK_S", 0.05)
+    sync, n_faults = os.fsync, 0
+
+    def faulty(descriptor):
+        nonlocal n_faults
+        n_faults += 1
+        if n_faults <= 2:
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    async def scenario():
+        log = journal(tmp_path, part_s=0.1)
+        task = asyncio.create_task(log.run())
+        monkeypatch.setattr(os, "fsync", faulty)
+        monkeypatch.setattr(log, "_open", lambda whole=log._open, left=[1]: whole() if not left else left.pop() / 0)
+        for n in range(3):
+            assert log.append([row(n)])
+            await asyncio.sleep(0.3)
+        async with asyncio.timeout(30):
+            while len(parts(tmp_path / "log")) < 3:
+                await asyncio.sleep(0.1)
+        assert not task.done()
+        task.cancel()
+        await log.close()
+
+    asyncio.run(scenario())
+
+
+def test_beside_a_living_process_nothing_is_moved_and_nothing_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(journals, "_TICK_S", 0.02)
+    started = []
+
+    async def scenario():
+        one, two = journal(tmp_path), journal(tmp_path)
+        monkeypatch.setattr(two, "_run_parts", lambda: started.append(1))
+        one.append([row(1)])
+        task = asyncio.create_task(two.run())
+        await asyncio.sleep(0.3)
+        task.cancel()
+        os.close(two._descriptor)
+        await one.close()
+
+    asyncio.run(scenario())
+    assert started == [] and len(parts(tmp_path / "log")) == 1
 
 
 def test_doing_it_twice_leaves_one_part(tmp_path):

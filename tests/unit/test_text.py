@@ -18,6 +18,7 @@ from tests.conftest import TWEETS
         ("no\u00a0break\u2028line", "no break line"),
         ("", ""),
         ("\u200b\n", ""),
+        ("&#" + "1" * 5000 + ";&#" + "0" * 5000 + "65; &#0065 &#0; &#1114112; &#12345678x", "\ufffdA A \ufffd \ufffd \ufffdx"),
     ],
 )
 def test_minimal(raw, minimal):
