@@ -157,9 +157,14 @@ def measure(side: Side, scratch: Path, text: str, seconds: int) -> dict[str, flo
     with contextlib.closing(socket.socket()) as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", PORT))  # else another server's answers would be measured
+    cold_s = []
+    for _ in range(2):
+        started = Running(side, text)
+        started.stop()
+        cold_s.append(started.cold_s)
     running = Running(side, text)
     try:
-        measured = {"cold_s": running.cold_s}
+        measured = {"cold_s": statistics.median([*cold_s, running.cold_s])}
         load(side, scratch, 4, 2)  # warm
         for connections in CONNECTIONS:
             for key, value in load(side, scratch, connections, seconds).items():
@@ -256,7 +261,7 @@ def render(compared: list[Side], found: dict, sizes: dict[str, float], limit: fl
     medians = {name: {key: statistics.median(values) for key, values in keys.items()} for name, keys in found.items()}
     lines = [
         f"Requests a second and p50 / p99 in ms, by connections. Medians of {rounds} rounds in which the sides take turns, "
-        f"{len(os.sched_getaffinity(0))} CPU cores shared with wrk. Cold: from start to first answer. Memory: of the process "
+        f"{len(os.sched_getaffinity(0))} CPU cores shared with wrk. Cold: from start to first answer, median of three starts a round. Memory: of the process "
         "tree after the load (PSS). Install: the environment on disk.",
         "",
         "| | 1 | 16 | 64 | cold | memory | install |",

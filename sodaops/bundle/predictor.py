@@ -61,8 +61,12 @@ class Predictor:
             self._tokenizer = Tokenizer.from_buffer(layout.read_file(path, self.info, layout.TOKENIZER))
         except ValueError as error:
             raise BundleError(f"{path}: {layout.TOKENIZER} is no tokenizer ({error}). Train again.") from error
-        name = layout.ONNX[self.variant]
-        self._session = _session(Path(path) / name, layout.read_file(path, self.info, name), n_threads)
+        model = Path(path) / layout.ONNX[self.variant]
+        before = _identity(model)
+        layout.verify(path, self.info, [model.name])
+        self._session = _session(model, n_threads)  # by its path, since ONNX Runtime would keep the bytes as well
+        if _identity(model) != before:
+            raise BundleError(f"{path}: the bundle was exchanged while it was read; read it again.")
         self._budget = max(batch_tokens, self.info.max_tokens)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.info.max_tokens)
@@ -141,14 +145,23 @@ def _chosen(path: str | Path, info: layout.BundleInfo, variant: str | None) -> s
     return variant or info.serves
 
 
-def _session(model: Path, content: bytes, n_threads: int) -> onnxruntime.InferenceSession:
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    """What changes when another file takes its place; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _session(model: Path, n_threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it plans for shapes that come again; texts have many
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except _REFUSALS as error:
         raise BundleError(f"{model}: ONNX Runtime refuses the model ({str(error).splitlines()[0]}). Export it anew.") from error
     names = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])

@@ -111,6 +111,20 @@ def test_a_weight_that_others_read_too_stays():
     assert "w" in [tensor.name for tensor in quantise(model).graph.initializer]
 
 
+def test_a_bundle_that_is_exchanged_while_it_is_read(bundle, monkeypatch):
+    checked = layout.verify
+
+    def exchange(path, info, names):
+        checked(path, info, names)
+        for name in names:
+            shutil.copyfile(bundle / layout.ONNX["float32"], bundle / "other")
+            (bundle / "other").rename(bundle / name)
+
+    monkeypatch.setattr(layout, "verify", exchange)
+    with pytest.raises(BundleError, match="exchanged while it was read"):
+        Predictor(bundle, "int8")
+
+
 def test_the_bundle_says_what_its_gates_measured(bundle):
     info = layout.read_info(bundle)
     assert list(info.onnx) == ["float32", "int8"] and info.serves == "int8"
