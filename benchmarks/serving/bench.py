@@ -261,8 +261,8 @@ def render(compared: list[Side], found: dict, sizes: dict[str, float], limit: fl
     medians = {name: {key: statistics.median(values) for key, values in keys.items()} for name, keys in found.items()}
     lines = [
         f"Requests a second and p50 / p99 in ms, by connections. Medians of {rounds} rounds in which the sides take turns, "
-        f"{len(os.sched_getaffinity(0))} CPU cores shared with wrk. Cold: from start to first answer, median of three starts a round. Memory: of the process "
-        "tree after the load (PSS). Install: the environment on disk.",
+        f"{len(os.sched_getaffinity(0))} CPU cores shared with wrk. Cold: from start to first answer, median of three starts "
+        "a round. Memory: of the process tree after the load (PSS). Install: the environment on disk.",
         "",
         "| | 1 | 16 | 64 | cold | memory | install |",
         "| --- | --- | --- | --- | --- | --- | --- |",
