@@ -162,18 +162,8 @@ class Service:
         for prediction in predictions:
             self.metrics.predicted(prediction.label).inc()
             self.metrics.confidence.observe(prediction.score)
-        if self.journal:
-            self.journal.append(self._rows(predictor, texts, prepared, predictions, request_id, latency_ms))
-
-    def _rows(
-        self,
-        predictor: Predictor,
-        texts: Sequence[str],
-        prepared: Prepared,
-        predictions: Sequence[Prediction],
-        request_id: str,
-        latency_ms: float,
-    ) -> list[dict]:
+        if not self.journal:
+            return
         shared = {
             "time": time.time_ns() // 1000,
             "request_id": request_id,
@@ -182,7 +172,7 @@ class Service:
             "labels": predictor.info.labels,
             "latency_ms": round(latency_ms, 3),
         }
-        return [
+        rows = [
             {
                 **shared,
                 "place": place,
@@ -195,6 +185,7 @@ class Service:
             }
             for place, prediction in enumerate(predictions)
         ]
+        self.journal.append(rows)
 
 
 async def _give_up(answer: asyncio.Future[list[np.ndarray]], gone: Callable[[], Awaitable[None]], left_s: float) -> None:
