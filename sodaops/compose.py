@@ -82,6 +82,8 @@ def run_hydra(verb: Callable[[Config], float | None], argv: Sequence[str]) -> No
                 raise ConfigError(
                     f"run_dir={config.run_dir}: jobs would overwrite each other; set hydra.sweep.dir in its place."
                 )
+            if config.search is not None and hydra.mode != RunMode.MULTIRUN and "WANDB_SWEEP_ID" not in os.environ:
+                raise ConfigError(f"search={hydra.runtime.choices.search} is a sweep; run it with -m: python train.py -m …")
             run_dir = config.run_dir or hydra.runtime.output_dir
             return verb(config.model_copy(update={"run_dir": str(run_dir)}))
         except SodaOpsError as error:

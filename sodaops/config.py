@@ -110,6 +110,10 @@ class CsvConfig(Section):
     """Metrics in a CSV file of the run folder."""
 
 
+class TensorboardConfig(Section):
+    """TensorBoard's event files in the run folder."""
+
+
 class WandbConfig(Section):
     """Weights & Biases; offline unless WANDB_API_KEY or WANDB_MODE says otherwise."""
 
@@ -119,12 +123,14 @@ class WandbConfig(Section):
     name: str | None
     tags: list[str]
     mode: Literal["online", "offline"] | None
+    bundle: bool = Field(description="the bundle as an artifact of the run")
 
 
 class LoggerConfig(Section):
     """Where metrics go; several at once are allowed (conf/logger)."""
 
     csv: CsvConfig | None = None
+    tensorboard: TensorboardConfig | None = None
     wandb: WandbConfig | None = None
 
 
@@ -171,6 +177,21 @@ class ServeConfig(Section):
     cors_origins: list[str] = []
 
 
+class SearchConfig(Section):
+    """A sweep: what is tried, how it is chosen, and where it is kept (conf/search)."""
+
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="the same name goes on with it")]
+    storage: str | None = Field(description="SQLAlchemy's URL of a database; null: study.db in the sweep's folder")
+    n_trials: Count = Field(description="in all, those of earlier and other processes included")
+    n_seeds: Count = Field(description="runs of a trial, from seed on; its value is their mean")
+    n_jobs: Count | None = Field(description="trials at once; null: as many as the launcher runs")
+    grace_s: Annotated[int, Field(ge=4)] = Field(description="a trial unheard of for so long is run again")
+    keep_checkpoints: bool
+    sampler: dict[str, Any] = Field(description="an Optuna sampler, by _target_")
+    pruner: dict[str, Any] | None = Field(description="an Optuna pruner, by _target_; null: every trial runs to its end")
+    space: dict[str, Any] = Field(description="the tree's keys, each with type, low, high, log, step, or with values")
+
+
 class Config(Section):
     """The whole tree."""
 
@@ -188,6 +209,7 @@ class Config(Section):
     export: ExportConfig
     evaluate: EvaluateConfig
     serve: ServeConfig
+    search: SearchConfig | None = None
 
     @property
     def splits_dir(self) -> Path:

@@ -32,6 +32,16 @@ class StorageError(SodaOpsError):
     """A file that could not be read or written."""
 
 
+class RefusedError(SodaOpsError):
+    """A model that the gate did not let through; nothing has changed."""
+
+    exit_code = 3
+
+
+class PrunedError(SodaOpsError):
+    """A trial that was stopped since it did worse than others at the same epoch."""
+
+
 def nearest(name: object, allowed: Iterable[object]) -> str:
     """A hint with the allowed name that is most like ``name``, or nothing.
 

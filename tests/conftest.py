@@ -77,7 +77,7 @@ def run_overrides(folder: Path, tweets: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any:
     """A finished run: folder ``run`` with checkpoints, bundle and evaluation; folder ``splits`` beside it."""
-    from sodaops.cli import train
+    from sodaops.cli.training import train
 
     folder = tmp_path_factory.mktemp("trained")
     score = train(configured(*run_overrides(folder, small_tweets, "logger=csv")))

@@ -30,6 +30,10 @@ class Evaluated:
     baselines: dict[str, dict[str, float]]
     output_dir: Path
     same_data: bool  # whether the bundle was trained on the train split beside this one
+    labels: list[str]
+    confusion: np.ndarray  # counts, int64 [n_labels, n_labels]; rows are the true labels
+    curves: dict[str, dict[str, Any]]  # label -> its ROC and precision-recall curve
+    errors: list[dict[str, Any]]  # the wrong answers that it was surest of
 
     @property
     def report_path(self) -> Path:
@@ -70,14 +74,16 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
     beside = _baselines(splits_dir, table, labels) if settings.baselines else {}
     output_dir = Path(settings.output_dir or Path(bundle_dir).parent / FOLDERS[settings.split])
     same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
-    found = Evaluated(settings.split, measured, beside, output_dir, same_data)
+    found = Evaluated(
+        settings.split, measured, beside, output_dir, same_data, labels,
+        metrics.confusion(label_ids, probs.argmax(1), len(labels)), metrics.curves(probs, label_ids, labels),
+        report.worst(table, probs, labels, settings.n_worst),
+    )  # fmt: skip
     with storage.atomic_folder(output_dir, WRITTEN) as folder:
         storage.write_json(folder / "metrics.json", {settings.split: {**measured, "baselines": beside}})
         pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
         pictures = plots.draw(folder / "plots", probs, table, labels, settings.n_bins)
-        (folder / "report.html").write_text(
-            report.render(found, predictor.info, manifest, table, probs, pictures, settings.n_worst), encoding="utf-8"
-        )
+        (folder / "report.html").write_text(report.render(found, predictor.info, manifest, pictures), encoding="utf-8")
     return found
 
 

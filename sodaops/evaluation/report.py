@@ -1,14 +1,12 @@
 """One self-contained page about an evaluation."""
 
-import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sodaops import pages
 from sodaops.bundle.layout import BundleInfo
 from sodaops.evaluation.plots import Picture
 
@@ -20,33 +18,22 @@ def render(
     found: "Evaluated",
     info: BundleInfo,
     manifest: dict[str, Any],
-    table: pa.Table,
-    probs: np.ndarray,
     pictures: Sequence[Picture],
-    n_worst: int,
 ) -> str:
     """The report as HTML that loads nothing from outside.
 
     Args:
-        found: the metrics.
+        found: the metrics and the worst errors.
         info: of the bundle that was evaluated.
         manifest: of the splits.
-        table: the split.
-        probs: float [n_examples, n_labels].
         pictures: to embed.
-        n_worst: how many wrong answers to show.
     """
-    page = Environment(
-        loader=PackageLoader("sodaops.evaluation", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page.filters["score"] = lambda value: f"{value:.3f}"
-    page.filters["base64"] = lambda path: base64.b64encode(Path(path).read_bytes()).decode()
     names = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
     rows = [(names[name], values, False) for name, values in found.baselines.items()]
-    return page.get_template("report.html.j2").render(
-        split=found.split, same_data=found.same_data, m=found.metrics, baselines=found.baselines, bundle=info,
+    return pages.render(
+        "evaluation", split=found.split, same_data=found.same_data, m=found.metrics, baselines=found.baselines, bundle=info,
         manifest=manifest, pictures=pictures, rows=[*rows, ("this model", found.metrics, True)],
-        errors=worst(table, probs, info.labels, n_worst),
+        errors=found.errors,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import inspect
 import logging
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -29,7 +29,7 @@ from sodaops.errors import ConfigError, nearest, some
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
 from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_table, progress
-from sodaops.training.tracking import close_loggers, make_loggers
+from sodaops.training.tracking import Tracker, tracked
 
 _OURS = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
 
@@ -45,14 +45,23 @@ class Trained:
     score: float | None  # the monitored one
 
 
-def fit(config: Config) -> Trained:
+def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Callback] = ()) -> Trained:
     """Preprocesses where needed, trains, and writes the bundle of the best epoch to ``run_dir/bundle``.
+
+    Args:
+        config: the whole tree.
+        tracker: what is told of it; None: one that is closed at the end.
+        callbacks: Lightning's, beside those of the configuration.
 
     Raises:
         ConfigError, DataError, ModelError: something that the user can mend.
+        PrunedError: a sweep stopped it.
         StorageError: a checkpoint or the bundle could not be written.
     """
-    run_dir = Path(config.run_dir or "outputs/run")
+    if tracker is None:
+        with tracked(config) as tracker:
+            return fit(config, tracker, callbacks)
+    run_dir = tracker.run_dir
     arguments = trainer_arguments(config.trainer)
     _check_checkpoint(config.ckpt_path, arguments.get("max_epochs"))
     _quieten()
@@ -62,26 +71,20 @@ def fit(config: Config) -> Trained:
     print(describe(manifest), flush=True)
     pretrained = load_pretrained(config.model)
     module, data = _module_and_data(config, manifest, pretrained)
-    checkpoints = _checkpoints(config, run_dir)
+    checkpoints, callbacks = _checkpoints(config, run_dir), [*_callbacks(config), *callbacks]
+    tracker.start(manifest)
+    trainer = _trainer(arguments, tracker.loggers, [*callbacks, *checkpoints], run_dir)
     with storage.writing(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        loggers = make_loggers(config, run_dir)
-    failed = True
-    try:
-        trainer = _trainer(arguments, loggers, [*_callbacks(config), *checkpoints], run_dir)
-        with storage.writing(run_dir):
-            _run(trainer, module, data, config.ckpt_path, run_dir)
-        metrics = _take_best(checkpoints[0], module, arguments)
-        info = metrics and save_bundle(
-            run_dir / "bundle", module.model, pretrained.tokenizer, pretrained.pad_token_id, config, manifest, {"val": metrics}
-        )
-        failed = False
-    finally:
-        close_loggers(loggers, failed)
+        _run(trainer, module, data, config.ckpt_path, run_dir)
+    metrics = _take_best(checkpoints[0], module, arguments)
     if isinstance(profiler, SimpleProfiler):
         print(profile_table(profiler.recorded_durations))
-    if not info:
+    if not metrics:
         return Trained(run_dir, None, None, {}, None)
+    info = save_bundle(
+        run_dir / "bundle", module.model, pretrained.tokenizer, pretrained.pad_token_id, config, manifest, {"val": metrics}
+    )
+    tracker.trained(info, metrics)
     return Trained(run_dir, run_dir / "bundle", info, metrics, float(checkpoints[0].best_model_score))
 
 

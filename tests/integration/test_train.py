@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
-from sodaops.cli import main, train
+from sodaops.cli import main
+from sodaops.cli.training import train
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError, StorageError
 from sodaops.evaluation.metrics import confusion, summary

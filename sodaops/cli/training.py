@@ -1,81 +1,17 @@
-"""The command line: one verb a stage.
-
-A fault that a user can mend ends with exit code 2 and a message without a traceback.
-"""
+"""The verbs from a table to a bundle that answers: preprocess, train, export, evaluate, predict, serve."""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sodaops.errors import ConfigError, SodaOpsError
+from sodaops.errors import ConfigError
 
 if TYPE_CHECKING:
     from sodaops.bundle.export import Exported
     from sodaops.config import Config
     from sodaops.evaluation.evaluate import Evaluated
-
-USAGE = """\
-usage: sodaops VERB [KEY=VALUE ...]
-
-  train        preprocess if needed, train, write the bundle, evaluate     (any Hydra flag: --cfg job, --multirun, …)
-  preprocess   make the Parquet splits and their manifest
-  export       add ONNX models to a bundle: sodaops export BUNDLE          (train does so by itself)
-  evaluate     measure a bundle: sodaops evaluate BUNDLE evaluate.split=test
-  serve        answer over HTTP: sodaops serve BUNDLE serve.port=8000      (SODAOPS_… variables say the same)
-  predict      answer from a bundle: sodaops predict BUNDLE "a text"       (or --file TABLE --output TABLE)
-
-KEY=VALUE changes the configuration in conf/ (model=distilbert, trainer.max_epochs=3). --config-dir FOLDER adds your own
-groups. --params FILE reads a composed configuration, as DVC's stages do, in place of conf/.
-"""
-
-
-# What a verb may lack.
-_TRAIN_EXTRA = {
-    "hydra", "lightning", "matplotlib", "omegaconf", "onnx", "onnxscript", "safetensors", "sklearn", "torch",
-    "torchmetrics", "transformers",
-}  # fmt: skip
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 130 after Ctrl-C."""
-    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    verbs = {
-        "train": _train, "preprocess": _preprocess, "export": _export, "evaluate": _evaluate, "serve": _serve,
-        "predict": _predict,
-    }  # fmt: skip
-    if verb in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    if verb not in verbs:
-        print(f"sodaops: {verb!r} is no verb; expected one of {', '.join(verbs)}.\n\n{USAGE}", end="", file=sys.stderr)
-        return 2
-    try:
-        verbs[verb](rest)
-    except KeyboardInterrupt as stop:
-        print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        explained = _explained(error)
-        if explained is None or os.environ.get("SODAOPS_TRACEBACK"):
-            raise
-        print(f"{type(explained).__name__}: {explained}", file=sys.stderr)
-        return explained.exit_code
-    return 0
-
-
-def _explained(error: Exception) -> SodaOpsError | None:
-    if isinstance(error, SodaOpsError):
-        return error
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _TRAIN_EXTRA:
-        return ConfigError(f"{error.name} is not installed; get it with `pip install 'sodaops[train]'`.")
-    if "hydra" not in sys.modules:
-        return None
-    from sodaops.compose import explain
-
-    return explain(error)
 
 
 def train(config: "Config") -> float | None:
@@ -86,17 +22,27 @@ def train(config: "Config") -> float | None:
     """
     from sodaops.bundle.export import export
     from sodaops.evaluation.evaluate import evaluate
+    from sodaops.search.pruning import trial_of
     from sodaops.training.fit import fit
+    from sodaops.training.tracking import tracked
 
-    trained = fit(config)
-    if trained.bundle_dir is None:
-        print("nothing kept: no epoch was validated with checkpoints on")
-        return None
-    if config.export.variants:
-        show_export(export(trained.bundle_dir, config.splits_dir, config.export.variants))
-    if config.evaluate.split != "none":
-        settings = config.evaluate.model_copy(update={"bundle": None})
-        show(evaluate(config.model_copy(update={"evaluate": settings}), trained.bundle_dir))
+    trial = trial_of(os.environ)
+    with tracked(config, trial.as_dict() if trial else None) as tracker:
+        trained = fit(config, tracker, trial.callbacks(config.checkpoint.monitor) if trial else ())
+        if trained.bundle_dir is None:
+            print("nothing kept: no epoch was validated with checkpoints on")
+            return None
+        info = trained.info
+        if config.export.variants:
+            exported = export(trained.bundle_dir, config.splits_dir, config.export.variants)
+            info = exported.info
+            show_export(exported)
+        tracker.bundled(trained.bundle_dir, info)
+        if config.evaluate.split != "none":
+            settings = config.evaluate.model_copy(update={"bundle": None})
+            found = evaluate(config.model_copy(update={"evaluate": settings}), trained.bundle_dir)
+            tracker.evaluated(found)
+            show(found)
     print(f"bundle: {shown_path(trained.bundle_dir)}")
     return trained.score
 
@@ -133,47 +79,47 @@ def shown_path(path: Path) -> str:
     return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
 
 
-def _train(rest: list[str]) -> None:
+def run_train(rest: list[str]) -> None:
     from sodaops.compose import from_params, run_hydra
 
-    params, rest = _option(rest, "--params")
+    params, rest = option(rest, "--params")
     if params is not None:
         train(from_params(params, rest))
     else:
         run_hydra(train, rest)
 
 
-def _preprocess(rest: list[str]) -> None:
+def run_preprocess(rest: list[str]) -> None:
     from sodaops.data.preprocess import describe, preprocess
 
-    config = _configured(rest)
+    config = configured(rest)
     print(describe(preprocess(config.data, config.splits_dir)))
     print(f"splits: {config.splits_dir}")
 
 
-def _export(rest: list[str]) -> None:
+def run_export(rest: list[str]) -> None:
     from sodaops.bundle.export import export
     from sodaops.bundle.layout import read_info
 
     if not rest or "=" in rest[0] or rest[0].startswith("-"):
         raise ConfigError("the bundle is missing; give it as `sodaops export RUN/bundle`.")
     bundle, *rest = rest
-    config = _configured(rest)
+    config = configured(rest)
     splits_dir = config.evaluate.splits_dir or Path("data/processed") / read_info(bundle).data["name"]
     found = export(bundle, Path(splits_dir), config.export.variants)
     show_export(found)
     print(f"bundle: {bundle} ({found.info.bundle_id})")
 
 
-def _evaluate(rest: list[str]) -> None:
+def run_evaluate(rest: list[str]) -> None:
     from sodaops.evaluation.evaluate import evaluate
 
     if rest and "=" not in rest[0] and not rest[0].startswith("-"):
         rest = [f"evaluate.bundle={rest[0]}", *rest[1:]]
-    show(evaluate(_configured(rest)))
+    show(evaluate(configured(rest)))
 
 
-def _serve(rest: list[str]) -> None:
+def run_serve(rest: list[str]) -> None:
     """Says conf/serve in environment variables, and becomes the service, so that nothing of Hydra stays in memory."""
     import importlib.util
 
@@ -188,28 +134,30 @@ def _serve(rest: list[str]) -> None:
     if "SODAOPS_BUNDLE" not in os.environ:
         raise ConfigError("the bundle is missing; give it as `sodaops serve RUN/bundle`, or in SODAOPS_BUNDLE.")
     explicit = [override.partition("=")[0].removeprefix("serve.") for override in rest]
-    serve = _configured(rest).serve if rest else ServeConfig()  # what conf/serve says, as a test holds
+    serve = configured(rest).serve if rest else ServeConfig()  # what conf/serve says, as a test holds
     sys.stdout.flush()
     command = [sys.executable, "-m", "sodaops.serving"]
     os.execve(sys.executable, command, {**os.environ, **environment(serve, explicit)})
 
 
-def _configured(rest: list[str]) -> "Config":
+def configured(rest: list[str]) -> "Config":
+    """The configuration that a verb's arguments ask for: overrides of conf/, or of ``--params FILE``."""
     from sodaops.compose import compose, from_params
 
-    params, rest = _option(rest, "--params")
-    folder, rest = _option(rest, "--config-dir")
+    params, rest = option(rest, "--params")
+    folder, rest = option(rest, "--config-dir")
     return from_params(params, rest) if params is not None else compose(rest, folder)
 
 
-def _option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
+def option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Takes ``flag VALUE`` out of the arguments."""
     parser = argparse.ArgumentParser(prog="sodaops", add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest="value")
     found, others = parser.parse_known_args(rest)
     return found.value, others
 
 
-def _predict(rest: list[str]) -> None:
+def run_predict(rest: list[str]) -> None:
     from sodaops.bundle.predictor import Predictor
     from sodaops.bundle.table import predict_table
 
@@ -230,7 +178,3 @@ def _predict(rest: list[str]) -> None:
     for text, answer in zip(asked.texts, predictor.predict(asked.texts), strict=True):
         probs = "  ".join(f"{label} {prob:.3f}" for label, prob in answer.probs.items())
         print(f"{answer.label}\t{answer.score:.3f}\t{text}\t({probs})")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

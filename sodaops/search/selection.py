@@ -1,0 +1,159 @@
+"""Which run of a sweep to keep: by a metric on validation, the cheaper of equals. A test metric is refused."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sodaops import runs
+from sodaops.errors import ConfigError, nearest, some
+
+WANDB = "wandb:"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A run, or the runs of one trial with several seeds."""
+
+    name: str
+    status: str
+    value: float | None  # mean over the seeds
+    spread: float | None  # standard deviation over the seeds
+    seconds: float | None  # of all its runs
+    params: dict[str, Any]
+    folders: list[str]  # the first seed's first; of W&B, the run's address
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, from what, and what could not be."""
+
+    metric: str
+    direction: str
+    best: Candidate
+    n_eligible: int
+    left_out: dict[str, int]  # why -> how many
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def choose(candidates: Sequence[Candidate], metric: str, direction: str, tolerance: float = 0.0) -> Choice:
+    """The best finished candidate; of those within ``tolerance`` of it, the one that took the least time.
+
+    Args:
+        candidates: of one sweep.
+        metric: their value's name.
+        direction: ``maximize`` or ``minimize``.
+        tolerance: how much worse than the best still counts as equal.
+
+    Raises:
+        ConfigError: a metric that is not of validation, or no candidate that finished with a number.
+    """
+    check_metric(metric)
+    eligible, left_out = [], {}
+    for candidate in candidates:
+        reason = _reason(candidate)
+        if reason is None:
+            eligible.append(candidate)
+        else:
+            left_out[reason] = left_out.get(reason, 0) + 1
+    if not eligible:
+        why = ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "it holds none"
+        raise ConfigError(f"no run to choose: {why}. A run must have finished, and have a number for {metric}.")
+    sign = 1 if direction == "maximize" else -1
+    top = max(sign * candidate.value for candidate in eligible)
+    equals = [candidate for candidate in eligible if sign * candidate.value >= top - tolerance]
+    best = min(equals, key=lambda c: (c.seconds if c.seconds is not None else math.inf, -sign * c.value, c.name))
+    return Choice(metric, direction, best, len(eligible), left_out)
+
+
+def check_metric(metric: str) -> None:
+    """Refuses to choose by anything but validation.
+
+    Raises:
+        ConfigError: test or train metrics.
+    """
+    if not metric.startswith("val/"):
+        raise ConfigError(f"--metric {metric}: a model is chosen on validation; expected val/macro_f1, val/loss, ….")
+
+
+def of_sweep(source: str, metric: str) -> list[Candidate]:
+    """The candidates of a sweep.
+
+    Args:
+        source: a sweep's folder or any folder with runs below it, or ``wandb:ENTITY/PROJECT/SWEEP``.
+        metric: on validation.
+
+    Raises:
+        ConfigError: nothing there, or a metric that no run has.
+    """
+    check_metric(metric)
+    return _of_wandb(source.removeprefix(WANDB), metric) if source.startswith(WANDB) else _of_folder(source, metric)
+
+
+def direction_of(metric: str) -> str:
+    """``minimize`` for a loss, ``maximize`` for the rest."""
+    return "minimize" if metric.endswith(("loss", "ece")) else "maximize"
+
+
+def _of_folder(source: str, metric: str) -> list[Candidate]:
+    """Runs that say that they are seeds of one trial count as one candidate."""
+    groups: dict[Any, list[runs.Run]] = {}
+    for run in runs.find([source]):
+        trial = run.fields.get("trial") or {}
+        groups.setdefault((trial.get("study"), trial["number"]) if trial else str(run.folder), []).append(run)
+    known = {name for of in groups.values() for run in of for name in run.metrics if name.startswith("val/")}
+    if groups and metric not in known:
+        raise ConfigError(f"{source}: no run has {metric}{nearest(metric, known)}; they have {some(sorted(known)) or 'none'}.")
+    return [_candidate(of, metric) for of in groups.values()]
+
+
+def _candidate(of: list[runs.Run], metric: str) -> Candidate:
+    of = sorted(of, key=lambda run: run.params.get("seed") or 0)
+    values = [run.metrics.get(metric) for run in of]
+    whole = all(isinstance(value, int | float) for value in values)
+    states = {run.status for run in of}
+    wanted = max((run.fields.get("trial") or {}).get("n_seeds", 1) for run in of)
+    status = states.pop() if len(states) == 1 else "unfinished"
+    if status == "finished" and len(of) < wanted:
+        status = "unfinished"
+    seconds = [run.seconds for run in of]
+    return Candidate(
+        name=str(of[0].folder), status=status, value=statistics.fmean(values) if whole else None,
+        spread=statistics.stdev(values) if whole and len(values) > 1 else None,
+        seconds=sum(seconds) if all(s is not None for s in seconds) else None,
+        params=of[0].params, folders=[str(run.folder) for run in of],
+    )  # fmt: skip
+
+
+def _of_wandb(path: str, metric: str) -> list[Candidate]:
+    import wandb
+
+    from sodaops.wandb_server import check_reachable
+
+    if path.count("/") != 2:
+        raise ConfigError(f"{WANDB}{path}: expected wandb:ENTITY/PROJECT/SWEEP.")
+    check_reachable()
+    try:
+        sweep = wandb.Api().sweep(path)
+        found = list(sweep.runs)
+    except (wandb.errors.CommError, wandb.errors.UsageError, ValueError) as error:
+        raise ConfigError(f"{WANDB}{path}: {str(error).splitlines()[0]}. Check the name and WANDB_API_KEY.") from None
+    return [
+        Candidate(
+            name=run.name, status=run.state, value=run.summary.get(metric), spread=None, seconds=run.summary.get("_runtime"),
+            params=dict(runs.flatten(run.config)), folders=[run.url],
+        )
+        for run in found
+    ]  # fmt: skip
+
+
+def _reason(candidate: Candidate) -> str | None:
+    if candidate.status != "finished":
+        return candidate.status
+    if not isinstance(candidate.value, int | float):
+        return "without the metric"
+    return None if math.isfinite(candidate.value) else "not a number"

@@ -1,0 +1,190 @@
+"""The study that a sweep is kept in: an Optuna study in a database, opened by any number of processes and machines."""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.utils import instantiate
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from sodaops import storage as files
+from sodaops.errors import ConfigError, StorageError
+
+FILE = "study.json"  # in the sweep's folder: which study it is
+_TRIES_S = (0.2, 0.5, 1.0, 2.0, 4.0)  # waits after processes met in an empty database, or a database that was busy
+
+
+def quieten() -> None:
+    """Optuna's notes about itself go; its warnings stay, but for those that a feature may change."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # ours beat in heartbeats(), below
+
+
+def check_url(url: str) -> None:
+    """Refuses a database that cannot be named in a file that others read.
+
+    Raises:
+        ConfigError: no URL, an unknown database, or a password in it.
+    """
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError, ValueError, ModuleNotFoundError) as error:
+        raise ConfigError(f"search.storage={url!r}: {error}; expected postgresql+psycopg://USER@HOST/DATABASE.") from None
+    if parsed.password is not None:
+        raise ConfigError(
+            f"search.storage={parsed.render_as_string()}: a password has no place in a key; give it in PGPASSWORD or ~/.pgpass."
+        )
+
+
+def open_storage(url: str, grace_s: int = 60) -> RDBStorage:
+    """Opens the database, and makes its tables where it has none.
+
+    Args:
+        url: SQLAlchemy's.
+        grace_s: seconds without a heartbeat after which a trial counts as lost, and is put up to be run again.
+
+    Raises:
+        ConfigError: as :func:`check_url` says.
+        StorageError: no connection, or no database of Optuna's.
+    """
+    check_url(url)
+    waits_s = iter(_TRIES_S)
+    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    while True:
+        try:
+            return RDBStorage(
+                url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )  # fmt: skip
+        except ImportError as error:
+            raise ConfigError(f"search.storage={url}: {error.name or error} is not installed.") from None
+        except (SQLAlchemyError, RuntimeError, optuna.exceptions.StorageInternalError) as error:
+            wait_s = next(waits_s, None)
+            if wait_s is None:
+                said = str(error.__cause__ or error).splitlines()[0]
+                raise StorageError(f"search.storage={url}: {said}. Check the address and that the database runs.") from error
+            time.sleep(wait_s)
+
+
+def open_study(
+    url: str, name: str, grace_s: int, direction: str, pruner: Mapping[str, Any] | None, asked: Mapping[str, Any]
+) -> optuna.Study:
+    """The study of this name, made where it is new.
+
+    Args:
+        url: of the database.
+        name: the study's.
+        grace_s: see :func:`open_storage`.
+        direction: ``maximize`` or ``minimize``.
+        pruner: an Optuna pruner by ``_target_``; None prunes nothing.
+        asked: what makes trials comparable: the space, the fixed overrides, the metric, the seeds.
+
+    Raises:
+        ConfigError: the study was begun with something else.
+        StorageError: the database cannot be opened.
+    """
+    study = optuna.create_study(
+        storage=open_storage(url, grace_s), study_name=name, direction=direction, load_if_exists=True,
+        pruner=make(pruner) if pruner else optuna.pruners.NopPruner(),
+    )  # fmt: skip
+    begun = study.user_attrs.get("asked")
+    plain = json.loads(json.dumps(asked))
+    if begun is None:
+        study.set_user_attr("asked", plain)
+    elif begun != plain:
+        differing = [f"{key}: {begun.get(key)}, now {plain[key]}" for key in plain if begun.get(key) != plain[key]]
+        raise ConfigError(
+            f"search.study={name} was begun with another question, and its trials do not compare ({'; '.join(differing)}). "
+            "Name a new one with search.study=NAME, or ask the same."
+        )
+    return study
+
+
+def make(settings: Mapping[str, Any], **changes: Any) -> Any:
+    """An Optuna sampler or pruner from its ``_target_``.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        return instantiate({**settings, **changes})
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(f"search: {settings.get('_target_')}: {error.__cause__ or error}") from error
+
+
+def remember(folder: Path, url: str, name: str, metric: str, direction: str) -> None:
+    """Writes which study a sweep's folder belongs to."""
+    files.write_json(folder / FILE, {"storage": url, "study": name, "metric": metric, "direction": direction})
+
+
+def recall(folder: Path) -> tuple[optuna.Study, dict[str, str]]:
+    """The study of a sweep's folder, and what :func:`remember` wrote.
+
+    Raises:
+        ConfigError, StorageError: no sweep, or a database that cannot be opened.
+    """
+    try:
+        about = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        name, url = about["study"], about["storage"]
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no {FILE} here; expected the folder of a sweep (multirun/STUDY).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / FILE}: damaged ({error}); run the sweep's command once more to write it.") from None
+    local = url.removeprefix("sqlite:///")
+    if local != url and not Path(local).is_file():
+        moved = folder / Path(local).name
+        if not moved.is_file():
+            raise ConfigError(f"{folder / FILE}: its database {local} is gone.")
+        url = f"sqlite:///{moved.resolve()}"
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage(url)), about
+    except KeyError:
+        raise ConfigError(f"{folder / FILE}: the database holds no study {name}.") from None
+
+
+def counted(study: optuna.Study) -> dict[str, int]:
+    """How many trials there are of each kind; one that was lost and run again counts once."""
+    trials = study.get_trials(deepcopy=False)
+    states = {name: sum(t.state == TrialState[name] for t in trials) for name in ("COMPLETE", "PRUNED", "RUNNING")}
+    return {**states, "FAIL": sum(t.state == TrialState.FAIL and "error" in t.user_attrs for t in trials)}
+
+
+@contextlib.contextmanager
+def heartbeats(study: optuna.Study, trial_ids: Sequence[int]) -> Iterator[None]:
+    """Tells the database, as long as the block runs, that these trials are alive."""
+    store, over = study._storage, threading.Event()
+
+    def beat() -> None:
+        while True:
+            for trial_id in trial_ids:
+                with contextlib.suppress(optuna.exceptions.StorageInternalError):  # busy; the next one will do
+                    store.record_heartbeat(trial_id)
+            if over.wait(store.get_heartbeat_interval()):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def default_url(folder: Path) -> str:
+    """SQLite in a sweep's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder.resolve() / 'study.db'}"
