@@ -14,8 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sodaops.config import Config, build, field_names
+from sodaops.config import Config
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some
+from sodaops.validation import build, field_names
 
 
 def conf_dir() -> Path:

@@ -1,18 +1,15 @@
-"""The configuration tree: typed, frozen, and refused as a whole with every fault named at once.
+"""The configuration tree: typed and frozen.
 
-Hydra composes conf/ into plain data; :func:`build` turns that into these classes. Nothing is coerced: a string where
-a number belongs is a fault. ``conf/trainer`` is the exception in form: its keys are lightning.Trainer's own
+Hydra composes conf/ into plain data; :mod:`sodaops.validation` turns that into these classes. Nothing is coerced: a string
+where a number belongs is a fault. ``conf/trainer`` is the exception in form: its keys are lightning.Trainer's own
 arguments, checked against Lightning's signature where training starts.
 """
 
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from sodaops.errors import ConfigError, nearest, some
 from sodaops.text import POLICIES
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -184,12 +181,46 @@ class SearchConfig(Section):
     storage: str | None = Field(description="SQLAlchemy's URL of a database; null: study.db in the sweep's folder")
     n_trials: Count = Field(description="in all, those of earlier and other processes included")
     n_seeds: Count = Field(description="runs of a trial, from seed on; its value is their mean")
-    n_jobs: Count | None = Field(description="trials at once; null: as many as the launcher runs")
+    n_jobs: Count | None = Field(description="trials at once; null: joblib's n_jobs, else 1")
     grace_s: Annotated[int, Field(ge=4)] = Field(description="a trial unheard of for so long is run again")
     keep_checkpoints: bool
-    sampler: dict[str, Any] = Field(description="an Optuna sampler, by _target_")
-    pruner: dict[str, Any] | None = Field(description="an Optuna pruner, by _target_; null: every trial runs to its end")
+    sampler: str = Field(description="tpe, random, or a class as optuna.samplers.GPSampler")
+    sampler_options: dict[str, Any] | None = Field(description="its arguments, over those that its name stands for")
+    pruner: str = Field(description="median, hyperband, none, or a class as optuna.pruners.WilcoxonPruner")
+    pruner_options: dict[str, Any] | None = Field(description="its arguments, over those that its name stands for")
     space: dict[str, Any] = Field(description="the tree's keys, each with type, low, high, log, step, or with values")
+
+
+class BehaviourConfig(Section):
+    """Small tests of single abilities, and how many of each must pass."""
+
+    suite: str = Field(description="a table: ability, text, expect, changed")
+    floors: dict[str, Fraction] = Field(description="ability -> pass rate; the others have no floor of their own")
+    max_drop: Fraction = Field(description="how far below the champion's a pass rate may fall")
+
+
+class GateConfig(Section):
+    """What a version must show before it becomes champion; each rule can be put out of force with null."""
+
+    min_gain: float | None = Field(description="the gain in macro-F1 over the champion is above this with this confidence")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    n_bootstrap: Annotated[int, Field(ge=1000)]
+    slice_floor: Fraction | None = Field(description="macro-F1 of each slice, F1 of each label")
+    slice_rows: Count = Field(description="a slice with fewer rows is not judged")
+    max_ece: Fraction | None
+    max_latency: Positive | None = Field(description="time for one text, as a ratio to the champion's")
+    max_gap: Fraction | None = Field(description="of a probability, ONNX float32 against torch")
+    min_agreement: Fraction | None = Field(description="share of labels that the serving variant and float32 have in common")
+    behaviour: BehaviourConfig | None
+
+
+class RegistryConfig(Section):
+    """Where versions are kept, and the gate before production (conf/registry)."""
+
+    path: str = Field(description="a folder, or gs://BUCKET/FOLDER")
+    wandb: bool = Field(description="also as artifacts with the same aliases, in logger.wandb's project")
+    report_dir: str = Field(description="where the gate's report goes, in a folder named after the version")
+    gate: GateConfig
 
 
 class Config(Section):
@@ -208,6 +239,7 @@ class Config(Section):
     logger: LoggerConfig
     export: ExportConfig
     evaluate: EvaluateConfig
+    registry: RegistryConfig
     serve: ServeConfig
     search: SearchConfig | None = None
 
@@ -215,99 +247,6 @@ class Config(Section):
     def splits_dir(self) -> Path:
         """Where the splits of this data set are, or will be."""
         return Path(self.evaluate.splits_dir or Path("data/processed") / self.data.name)
-
-
-def build(tree: Mapping[str, Any]) -> Config:
-    """Checks a composed tree and returns it typed.
-
-    Args:
-        tree: plain dictionaries, lists and scalars, as ``OmegaConf.to_container`` gives them.
-
-    Raises:
-        ConfigError: unknown keys, wrong types and values, and contradictions between keys, all at once.
-    """
-    try:
-        config = Config.model_validate(dict(tree))
-    except ValidationError as error:
-        raise _refuse([_fault(detail) for detail in error.errors()]) from None
-    faults = list(_contradictions(config))
-    if faults:
-        raise _refuse(faults)
-    return config
-
-
-def _refuse(faults: Sequence[str]) -> ConfigError:
-    lead = "" if len(faults) == 1 else f"{len(faults)} faults in the configuration:\n- "
-    return ConfigError(lead + "\n- ".join(faults))
-
-
-def _fault(detail: Mapping[str, Any]) -> str:
-    loc = [part for part in detail["loc"] if not (isinstance(part, str) and part in ("str", "int"))]
-    key, value = ".".join(map(str, loc)), detail["input"]
-    if detail["type"] == "extra_forbidden":
-        section = field_names(loc[:-1])
-        return f"{key} is not a key{nearest(loc[-1], section)}; {'.'.join(loc[:-1]) or 'the top level'} has: " + (
-            some(section, shown=40) + "."
-        )
-    if detail["type"] == "missing":
-        return f"{key} is missing; give it as {key}=VALUE."
-    message = detail["msg"].replace("Input should be ", "expected ")
-    hint = nearest(value, re.findall(r"'([^']+)'", message))
-    return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."
-
-
-def field_names(loc: Sequence[str | int]) -> list[str]:
-    """The keys that a section of the tree has, given the way to it; empty for a free-form section.
-
-    >>> field_names(["data", "files"])
-    ['train', 'val', 'test']
-    """
-    section: Any = Config
-    for part in loc:
-        if part not in section.model_fields:
-            return []
-        annotation = section.model_fields[part].annotation
-        kinds = [annotation, *get_args(annotation)]
-        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
-
-
-def _contradictions(config: Config):
-    data = config.data
-    files = data.files.model_dump()
-    given = [path is not None for path in files.values()]
-    if (data.path is None and not all(given)) or (data.path is not None and any(given)):
-        yield "data.path and data.files: give one of them (data.path=FILE, or data.files.train=, .val= and .test=)."
-    for key, path in {"data.path": data.path, **{f"data.files.{split}": path for split, path in files.items()}}.items():
-        if path is not None and table_format(path) is None:
-            yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)} (or .gz after it)."
-    if abs(sum(data.fractions) - 1) > 1e-9:
-        yield f"data.fractions={data.fractions}: they sum to {sum(data.fractions):g}; expected 1."
-    if data.labels is not None:
-        names = [str(label) for label in data.labels]
-        if len(set(names)) < max(2, len(names)):
-            yield f"data.labels={data.labels}: expected at least two labels, each once."
-        for value, label in (data.label_map or {}).items():
-            if label not in names:
-                yield f"data.label_map.{value}={label!r}: expected one of {', '.join(names)}{nearest(label, names)}."
-        if data.vote_columns is not None and sorted(data.vote_columns) != sorted(names):
-            yield f"data.vote_columns has {', '.join(data.vote_columns)}; expected a column for each of {', '.join(names)}."
-    elif data.vote_columns is not None:
-        yield "data.vote_columns needs data.labels."
-    if "int8" in config.export.variants and "float32" not in config.export.variants:
-        yield f"export.variants={config.export.variants}: int8 is measured against float32; name both."
-    if not config.export.variants and config.evaluate.split != "none" and config.evaluate.bundle is None:
-        yield "export.variants=[]: evaluation answers with the ONNX model; set evaluate.split=none too."
-    if config.optim.batch_tokens < config.model.max_tokens:
-        yield (
-            f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "
-            "a batch must hold the longest text."
-        )
-    for name, callback in config.callbacks.items():
-        if not isinstance(callback, Mapping) or "_target_" not in callback:
-            yield f"callbacks.{name} has no _target_; expected the class to make, as callbacks.{name}._target_=PACKAGE.CLASS."
 
 
 def table_format(path: str) -> str | None:

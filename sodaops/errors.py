@@ -32,6 +32,10 @@ class StorageError(SodaOpsError):
     """A file that could not be read or written."""
 
 
+class RegistryError(SodaOpsError):
+    """A version or an alias that is not there, or somebody who was faster."""
+
+
 class RefusedError(SodaOpsError):
     """A model that the gate did not let through; nothing has changed."""
 

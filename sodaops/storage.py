@@ -38,16 +38,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
-            os.chmod(name, 0o644)
-            yield Path(name)
-            _sync(Path(name))
-            os.replace(name, path)
-            _sync(path.parent)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with temporary(path) as file:
+            yield file
+            sync(file)
+            os.replace(file, path)
+            sync(path.parent)
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, readable by all, that is gone when the block ends."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        os.chmod(name, 0o644)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -76,7 +83,7 @@ def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 file.chmod(0o755 if file.is_dir() else 0o644)  # some writers make files for their owner alone
-                _sync(file)
+                sync(file)
             _exchange(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -85,7 +92,7 @@ def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
 def _exchange(new: Path, path: Path) -> None:
     if not path.exists():
         os.rename(new, path)
-        _sync(path.parent)
+        sync(path.parent)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
     os.rename(path, old)
@@ -94,11 +101,12 @@ def _exchange(new: Path, path: Path) -> None:
     except OSError:
         os.rename(old, path)
         raise
-    _sync(path.parent)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's names, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -126,18 +134,34 @@ def open_anywhere(path: str, mode: Literal["rb", "wb"]) -> Iterator[BinaryIO]:
     Raises:
         StorageError: no package for the address, no such file, no access, no connection.
     """
+    verb = "read" if mode == "rb" else "written"
+    with afar(path, verb) as files, files.open(path, mode) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def afar(path: str, verb: str) -> Iterator[Any]:
+    """The file system of an address, as fsspec has it; what goes wrong with it is told as ours.
+
+    Args:
+        path: the address.
+        verb: what is being done to it, in the past tense.
+
+    Raises:
+        StorageError: no package for the address, no such file, no access, no connection.
+    """
     import fsspec  # afar only
 
     if "STORAGE_EMULATOR_HOST" in os.environ:  # an emulator has no gRPC interface, for which gcsfs would wait a minute
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    verb = "read" if mode == "rb" else "written"
     try:
-        with fsspec.open(path, mode, use_listings_cache=False) as file:
-            yield file
+        yield fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
     except ImportError as error:
         raise StorageError(
             f"{path}: {error.name or error} is not installed; get it with `pip install 'sodaops[gs]'`."
         ) from error
+    except StorageError:
+        raise
     except Exception as error:  # every kind of storage has errors of its own
         said = str(error) or type(error).__name__
         raise StorageError(

@@ -22,7 +22,8 @@ class Trial:
     trial_id: int  # the database's
     number: int  # the study's
     n_seeds: int  # how many runs the trial is to have
-    pruner: dict[str, Any] | None  # None: nothing is reported
+    pruner: str | None  # None: nothing is reported, as of the seeds after the first
+    pruner_options: dict[str, Any] | None
 
     def variable(self) -> str:
         """The environment variable's value."""
@@ -53,11 +54,13 @@ class Pruning(Callback):
     def __init__(self, trial: Trial, monitor: str) -> None:
         import optuna
 
-        from sodaops.search.study import make, open_storage, quieten
+        from sodaops.search.study import make_pruner, open_storage, quieten
 
         quieten()
         self._trial, self._monitor = trial, monitor
-        self._study = optuna.load_study(study_name=trial.study, storage=open_storage(trial.storage), pruner=make(trial.pruner))
+        self._study = optuna.load_study(
+            study_name=trial.study, storage=open_storage(trial.storage), pruner=make_pruner(trial.pruner, trial.pruner_options)
+        )
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Tells the study, and asks it.

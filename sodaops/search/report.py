@@ -48,7 +48,7 @@ def render(study: optuna.Study, metric: str) -> str:
         "sweep", study=study.study_name, metric=metric, keys=keys, trials=trials, best=best, figures=drawn,
         counts={name: sum(t.state.name == name for t in trials) for name in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")},
         script=plotly.offline.get_plotlyjs() if drawn else "",
-        seconds=[t.duration.total_seconds() for t in trials if t.duration],
+        seconds=[t.user_attrs["seconds"] for t in trials if "seconds" in t.user_attrs],
         median=statistics.median([t.value for t in done]) if done else None,
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def _parallel(done: list[FrozenTrial], keys: list[str], metric: str) -> go.Figur
         scales.append({"label": label, **scale})
     values = [t.value for t in done]
     scales.append({"label": metric, "values": values})
-    line = {"color": values, "colorscale": "Viridis", "showscale": False}
+    line = {"color": values, "colorscale": [[0, "#d3dae4"], [0.7, "#56B4E9"], [1, "#00426b"]], "showscale": False}
     return go.Figure(go.Parcoords(dimensions=scales, line=line, labelangle=0))
 
 

@@ -10,6 +10,7 @@ from sodaops.errors import ConfigError, nearest, some
 
 _KEYS = {"type", "low", "high", "log", "step", "values"}
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_./ -]*")
 _MEANING = {"null", "true", "false", "nan", "inf"}  # words that Hydra reads as something else than text
 
 
@@ -98,6 +99,9 @@ def check_keys(dimensions: Iterable[Dimension], known: Sequence[str]) -> None:
 def spelled(value: Any) -> str:
     """A value as Hydra's command line reads it.
 
+    Raises:
+        ConfigError: a mapping with keys that it cannot read.
+
     >>> [spelled(value) for value in (None, True, 1e-4, "a b", "null", [1, "x"], {"k": 2})]
     ['null', 'true', '0.0001', "'a b'", "'null'", '[1,x]', '{k:2}']
     """
@@ -110,7 +114,10 @@ def spelled(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(spelled, value))}]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{spelled(str(key))}:{spelled(of)}" for key, of in value.items()) + "}"
+        odd = [key for key in value if not _KEY.fullmatch(str(key))]
+        if odd:
+            raise ConfigError(f"{dict(value)}: Hydra reads no key {odd[0]!r} on its command line; expected letters and digits.")
+        return "{" + ",".join(f"{key}:{spelled(of)}" for key, of in value.items()) + "}"
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _MEANING:
         return text

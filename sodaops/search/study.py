@@ -1,6 +1,7 @@
 """The study that a sweep is kept in: an Optuna study in a database, opened by any number of processes and machines."""
 
 import contextlib
+import inspect
 import json
 import logging
 import threading
@@ -11,16 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.utils import instantiate
+from hydra.utils import get_class
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from sodaops import storage as files
-from sodaops.errors import ConfigError, StorageError
+from sodaops.errors import ConfigError, StorageError, nearest, some
 
 FILE = "study.json"  # in the sweep's folder: which study it is
+_SAMPLERS = {
+    "tpe": ("optuna.samplers.TPESampler", {"n_startup_trials": 6, "constant_liar": True}),
+    "random": ("optuna.samplers.RandomSampler", {}),
+}
+_PRUNERS = {
+    "median": ("optuna.pruners.MedianPruner", {"n_startup_trials": 4}),
+    "hyperband": ("optuna.pruners.HyperbandPruner", {}),
+    "none": ("optuna.pruners.NopPruner", {}),
+}
 _TRIES_S = (0.2, 0.5, 1.0, 2.0, 4.0)  # waits after processes met in an empty database, or a database that was busy
 
 
@@ -79,9 +89,7 @@ def open_storage(url: str, grace_s: int = 60) -> RDBStorage:
             time.sleep(wait_s)
 
 
-def open_study(
-    url: str, name: str, grace_s: int, direction: str, pruner: Mapping[str, Any] | None, asked: Mapping[str, Any]
-) -> optuna.Study:
+def open_study(url: str, name: str, grace_s: int, direction: str, asked: Mapping[str, Any]) -> optuna.Study:
     """The study of this name, made where it is new.
 
     Args:
@@ -89,8 +97,7 @@ def open_study(
         name: the study's.
         grace_s: see :func:`open_storage`.
         direction: ``maximize`` or ``minimize``.
-        pruner: an Optuna pruner by ``_target_``; None prunes nothing.
-        asked: what makes trials comparable: the space, the fixed overrides, the metric, the seeds.
+        asked: what makes trials comparable, key by key.
 
     Raises:
         ConfigError: the study was begun with something else.
@@ -98,31 +105,53 @@ def open_study(
     """
     study = optuna.create_study(
         storage=open_storage(url, grace_s), study_name=name, direction=direction, load_if_exists=True,
-        pruner=make(pruner) if pruner else optuna.pruners.NopPruner(),
     )  # fmt: skip
     begun = study.user_attrs.get("asked")
     plain = json.loads(json.dumps(asked))
     if begun is None:
         study.set_user_attr("asked", plain)
     elif begun != plain:
-        differing = [f"{key}: {begun.get(key)}, now {plain[key]}" for key in plain if begun.get(key) != plain[key]]
+        keys = [key for key in {**begun, **plain} if begun.get(key) != plain.get(key)]
+        differing = some([f"{key}: {begun.get(key)}, now {plain.get(key)}" for key in keys])
         raise ConfigError(
-            f"search.study={name} was begun with another question, and its trials do not compare ({'; '.join(differing)}). "
+            f"search.study={name} was begun with another question, and its trials do not compare ({differing}). "
             "Name a new one with search.study=NAME, or ask the same."
         )
     return study
 
 
-def make(settings: Mapping[str, Any], **changes: Any) -> Any:
-    """An Optuna sampler or pruner from its ``_target_``.
+def make_sampler(name: str, options: Mapping[str, Any] | None, seed: int) -> optuna.samplers.BaseSampler:
+    """A sampler of Optuna's, by a short name or its class.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: no such class, or arguments that it does not take.
     """
+    return _make("sampler", name, {"seed": seed}, options, _SAMPLERS, optuna.samplers.BaseSampler)
+
+
+def make_pruner(name: str, options: Mapping[str, Any] | None) -> optuna.pruners.BasePruner:
+    """A pruner of Optuna's, by a short name or its class.
+
+    Raises:
+        ConfigError: no such class, or arguments that it does not take.
+    """
+    return _make("pruner", name, {}, options, _PRUNERS, optuna.pruners.BasePruner)
+
+
+def _make(
+    what: str, name: str, given: Mapping[str, Any], options: Mapping[str, Any] | None, known: Mapping[str, Any], kind: type
+) -> Any:
+    target, defaults = known.get(name, (name, {}))
+    if name not in known and "." not in name:
+        raise ConfigError(f"search.{what}={name!r}: expected {', '.join(known)} or a class{nearest(name, known)}.")
     try:
-        return instantiate({**settings, **changes})
+        found = get_class(target)
+        if not issubclass(found, kind):
+            raise TypeError(f"no subclass of {kind.__name__}")
+        taken = inspect.signature(found).parameters
+        return found(**{key: value for key, value in given.items() if key in taken}, **{**defaults, **(options or {})})
     except Exception as error:  # a user's class may raise anything
-        raise ConfigError(f"search: {settings.get('_target_')}: {error.__cause__ or error}") from error
+        raise ConfigError(f"search.{what}={name}: {str(error).splitlines()[0]}.") from error
 
 
 def remember(folder: Path, url: str, name: str, metric: str, direction: str) -> None:

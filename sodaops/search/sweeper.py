@@ -20,15 +20,17 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from sodaops.config import Config, build
+from sodaops.config import Config
 from sodaops.errors import ConfigError, PrunedError, SodaOpsError, some
-from sodaops.runs import flatten
+from sodaops.runs import RECORD, flatten, read
 from sodaops.search import report, study as studies
 from sodaops.search.pruning import VARIABLE, Trial
 from sodaops.search.space import Dimension, check_keys, read_space, spelled
+from sodaops.validation import build
 
 _ALL_FAIL = 3  # so many failures before the first success end the sweep: they have a cause in common
 _POLL_S = 2.0
+_ASIDE = ("evaluate", "export", "logger", "registry", "run_dir", "search", "serve")  # shape no training
 
 
 class Sweep:
@@ -72,14 +74,10 @@ class Sweep:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._url = self._search.storage or studies.default_url(self._folder)
         metric, direction = config.checkpoint.monitor, "minimize" if config.checkpoint.mode == "min" else "maximize"
-        asked = {
-            "space": {d.key: [d.type, d.low, d.high, d.log, d.step, list(d.values)] for d in dimensions},
-            "overrides": sorted(o for o in fixed if not o.startswith(("search.", "+search."))),
-            "metric": metric, "n_seeds": self._search.n_seeds,
-        }  # fmt: skip
-        self._study = studies.open_study(
-            self._url, self._search.study, self._search.grace_s, direction, self._search.pruner, asked
-        )
+        asked = self._question()
+        studies.make_pruner(self._search.pruner, self._search.pruner_options)  # a fault is told before the first trial
+        studies.make_sampler(self._search.sampler, self._search.sampler_options, 0)
+        self._study = studies.open_study(self._url, self._search.study, self._search.grace_s, direction, asked)
         studies.remember(self._folder, self._url, self._search.study, metric, direction)
         self._begin_with_the_default()
         self._until_done()
@@ -97,6 +95,15 @@ class Sweep:
         known = [*(key for key, _ in flatten(self._tree)), *self._groups]
         check_keys(found.values(), [key for key in known if not key.startswith("search.")])
         return list(found.values())
+
+    def _question(self) -> dict[str, Any]:
+        """What makes trials comparable: the space, and every other key that shapes a training."""
+        dimensions = {
+            f"search.space.{d.key}": [d.type, d.low, d.high, d.log, d.step, list(d.values)] for d in self._space.values()
+        }
+        shaping = {key: value for key, value in self._tree.items() if key not in _ASIDE}
+        fixed = {key: value for key, value in flatten(shaping) if key not in self._space}
+        return {**dimensions, **fixed, "search.n_seeds": self._search.n_seeds}
 
     def _begin_with_the_default(self) -> None:
         """The configuration as it stands is the first trial of a new study, where the space holds it."""
@@ -142,17 +149,17 @@ class Sweep:
         time.sleep(_POLL_S)
 
     def _n_jobs(self) -> int:
-        """Trials at once: what the launcher does at once, where it says so."""
-        launcher = self._hydra.launcher
-        n = self._search.n_jobs or launcher.get("n_jobs") or launcher.get("array_parallelism") or 1
+        """Trials at once: as asked, or what joblib does at once."""
+        n = self._search.n_jobs or self._hydra.launcher.get("n_jobs") or 1
         return int(n) if n > 0 else os.cpu_count()
 
     def _ask(self) -> optuna.Trial:
-        settings = dict(self._search.sampler)
-        if settings.get("seed") is not None:  # a resumed sweep does not draw the same again
-            settings["seed"] += len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = studies.make(settings)
-        return self._study.ask({key: dimension.distribution() for key, dimension in self._space.items()})
+        seed = self._config.seed + len(self._study.get_trials(deepcopy=False))  # a resumed sweep does not draw the same again
+        self._study.sampler = studies.make_sampler(self._search.sampler, self._search.sampler_options, seed)
+        try:
+            return self._study.ask({key: dimension.distribution() for key, dimension in self._space.items()})
+        except (ValueError, TypeError, NotImplementedError) as error:  # a sampler that cannot draw from such a space
+            raise ConfigError(f"search.sampler={self._search.sampler}: {error}") from error
 
     def _run(self, trials: list[optuna.Trial]) -> None:
         """Runs trials through the launcher and tells the study how they ended."""
@@ -185,7 +192,10 @@ class Sweep:
         lines = []
         for trial, seed in jobs:
             pruner = self._search.pruner if seed == self._config.seed else None
-            own = Trial(self._url, self._search.study, trial._trial_id, trial.number, self._search.n_seeds, pruner)
+            own = Trial(
+                self._url, self._search.study, trial._trial_id, trial.number, self._search.n_seeds, pruner,
+                self._search.pruner_options,
+            )  # fmt: skip
             group = [f"logger.wandb.group={self._search.study}"] if self._wants_group() else []
             chosen = [self._space[key].override(value) for key, value in trial.params.items()]
             print(f"\ntrial {trial.number}, seed {seed}: {' '.join(chosen)}", flush=True)
@@ -206,6 +216,8 @@ class Sweep:
         seeds = [self._config.seed + i for i in range(len(done))]
         folders = [self._folder / self._name(trial.number, seed) for seed in seeds]
         trial.set_user_attr("folders", [str(folder) for folder in folders])
+        told = [read(folder).seconds for folder in folders if (folder / RECORD).is_file()]
+        trial.set_user_attr("seconds", sum(seconds or 0 for seconds in told))
         if not self._search.keep_checkpoints:
             for folder in folders:
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -39,7 +39,7 @@ def definition(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
         "command": ["${env}", "${interpreter}", "${program}", *overrides, *logger, "${args_no_hyphens}"],
         "program": "train.py",
     }  # fmt: skip
-    if config.search.pruner is not None:
+    if config.search.pruner != "none":
         found["early_terminate"] = {"type": "hyperband", "min_iter": 2}
     return found
 

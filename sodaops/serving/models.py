@@ -10,21 +10,22 @@ from sodaops import storage
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.errors import BundleError, SodaOpsError
+from sodaops.registry.registry import address_of
 from sodaops.serving.metrics import Metrics
 
 log = logging.getLogger("sodaops.serving")
 
 
 class Models:
-    """Loads from a folder or gs://, looks for a new bundle there, and keeps the one before in memory for a roll back.
+    """Loads from a folder, gs:// or a registry, looks for a new bundle there, and keeps the one before for a roll back.
 
     Args:
-        source: the folder, or gs://BUCKET/FOLDER.
+        source: a folder, gs://BUCKET/FOLDER, or an alias in a registry: REGISTRY@champion.
         variant: of the ONNX models; None is the bundle's choice.
         metrics: told which bundle answers, and how loads ended.
 
     Raises:
-        BundleError, StorageError: the first bundle cannot be loaded.
+        BundleError, RegistryError, StorageError: the first bundle cannot be loaded.
     """
 
     def __init__(self, source: str, variant: str | None, metrics: Metrics) -> None:
@@ -99,26 +100,28 @@ class Models:
     def _bundle_id(self) -> str:
         """The id of what the source holds, before anything else of it is read."""
         with tempfile.TemporaryDirectory() as folder:
-            return layout.read_info(self._local(Path(folder), [layout.INFO])).bundle_id
+            return layout.read_info(_local(address_of(self.source), Path(folder), [layout.INFO])).bundle_id
 
     def _load(self) -> Predictor:
+        address = address_of(self.source)  # once, since an alias may move
         with tempfile.TemporaryDirectory() as folder:
-            info = layout.read_info(self._local(Path(folder), [layout.INFO]))
+            info = layout.read_info(_local(address, Path(folder), [layout.INFO]))
             names = [layout.INFO, layout.TOKENIZER]
             variant = self._variant or info.serves
             names += [layout.ONNX[variant]] if variant in info.onnx else []
-            predictor = Predictor(self._local(Path(folder), names), self._variant, n_threads=1)
+            predictor = Predictor(_local(address, Path(folder), names), self._variant, n_threads=1)
         warm_up(predictor)
         return predictor
 
-    def _local(self, folder: Path, names: list[str]) -> Path:
-        """A local folder with these files of the source: the source itself, or a copy from afar."""
-        if "://" not in self.source:
-            return Path(self.source)
-        for name in names:
-            with storage.open_anywhere(f"{self.source.rstrip('/')}/{name}", "rb") as there, (folder / name).open("wb") as here:
-                shutil.copyfileobj(there, here)
-        return folder
+
+def _local(address: str, folder: Path, names: list[str]) -> Path:
+    """A local folder with these files of a bundle: its own, or ``folder`` with a copy from afar."""
+    if "://" not in address:
+        return Path(address)
+    for name in names:
+        with storage.open_anywhere(f"{address.rstrip('/')}/{name}", "rb") as there, (folder / name).open("wb") as here:
+            shutil.copyfileobj(there, here)
+    return folder
 
 
 def warm_up(predictor: Predictor) -> None:

@@ -165,7 +165,10 @@ def test_help_and_unknown_verbs(capsys):
     assert main([]) == main(["--help"]) == 0
     assert "sodaops predict BUNDLE" in capsys.readouterr().out
     assert main(["trian"]) == 2
-    assert "'trian' is no verb; expected one of train, preprocess, export, evaluate, serve, predict" in capsys.readouterr().err
+    assert (
+        "'trian' is no verb (did you mean train?); expected one of train, preprocess, export, evaluate, predict, serve"
+        in capsys.readouterr().err
+    )
 
 
 def test_stages_from_a_params_file(small_tweets, tmp_path, workdir):

@@ -1,12 +1,17 @@
-"""Weights & Biases offline, for real: what a run leaves, and how a crash is told."""
+"""Where runs are told, for real: W&B offline, TensorBoard, CSV, and how a crash, a resume and no network are told."""
 
+import csv
 import json
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import wandb
 
+from sodaops import runs
+from sodaops.cli.training import train
 from sodaops.errors import ConfigError
 from sodaops.training.fit import fit
 from tests.conftest import configured, run_overrides
@@ -35,14 +40,8 @@ def exit_code(run_dir):
 
 
 def overrides(folder, tweets, *more):
-    return [o for o in run_overrides(folder, tweets) if o != "logger=none"] + ["logger=wandb", *more]
-
-
-def test_offline_without_a_key(small_tweets, tmp_path):
-    fit(configured(*overrides(tmp_path, small_tweets)))
-    text = json.dumps(records(tmp_path / "run"))
-    assert "val/macro_f1" in text and "train/loss" in text and "layer_decay" in text
-    assert exit_code(tmp_path / "run") == 0 and wandb.run is None
+    logger = [] if any(text.startswith("logger=") for text in more) else ["logger=wandb"]
+    return [o for o in run_overrides(folder, tweets) if o != "logger=none"] + [*logger, *more]
 
 
 def test_a_crash_closes_the_run_as_failed(small_tweets, tmp_path):
@@ -50,8 +49,63 @@ def test_a_crash_closes_the_run_as_failed(small_tweets, tmp_path):
     with pytest.raises(KeyError, match="power cut"):
         fit(configured(*overrides(tmp_path, small_tweets, *stop)))
     assert exit_code(tmp_path / "run") == 1 and wandb.run is None
+    run = runs.read(tmp_path / "run")
+    assert run.status == "failed" and "power cut" in run.fields["error"] and run.seconds > 0
 
 
 def test_online_without_a_key_is_refused_at_once(small_tweets, tmp_path):
     with pytest.raises(ConfigError, match="WANDB_API_KEY is not set.*logger.wandb.mode=offline"):
         fit(configured(*overrides(tmp_path, small_tweets, "logger.wandb.mode=online")))
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://nowhere.invalid", "silent"])
+def test_a_key_without_a_network_is_told_in_seconds(small_tweets, tmp_path, monkeypatch, address):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}" if address == "silent" else address  # it takes, and never answers
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        begun = time.monotonic()
+        with pytest.raises(
+            ConfigError, match=r"W&B at .* does not answer .*Set logger.wandb.mode=offline|set logger.wandb.mode=offline"
+        ):
+            fit(configured(*overrides(tmp_path, small_tweets)))
+        assert time.monotonic() - begun < 30
+    assert wandb.run is None and not list((tmp_path / "run").glob("wandb/*"))
+
+
+@pytest.mark.slow
+def test_everything_is_logged_offline(small_tweets, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(configured(*overrides(tmp_path, small_tweets, "logger=many")))
+    found = records(tmp_path / "run")
+    text = json.dumps(found)
+    for logged in ("val/macro_f1", "train/loss", "layer_decay", "test/macro_f1", "test/confusion_matrix", "test/roc",
+                   "test/precision_recall", "test/errors", "bundle-tweets", "splits-tweets", "fingerprint"):  # fmt: skip
+        assert logged in text, logged
+    assert any("stats" in record for record in found), "system metrics"
+    assert exit_code(tmp_path / "run") == 0 and wandb.run is None
+
+    run = runs.read(tmp_path / "run")
+    measured = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["test"]
+    assert run.status == "finished" and run.metrics["test/macro_f1"] == measured["macro_f1"]
+    assert run.fields["bundle_id"] == json.loads((tmp_path / "run/bundle/bundle.json").read_text())["bundle_id"]
+    board = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    board.Reload()
+    assert {"val/macro_f1", "train/loss_epoch", "test/macro_f1"} <= set(board.Tags()["scalars"])
+    with (tmp_path / "run/metrics/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["test/macro_f1"]) for row in rows if row["test/macro_f1"]] == [pytest.approx(measured["macro_f1"])]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(small_tweets, tmp_path):
+    fit(configured(*overrides(tmp_path, small_tweets, "trainer.max_epochs=1")))
+    first = runs.read(tmp_path / "run").fields["wandb_id"]
+    last = f"ckpt_path={tmp_path / 'run/checkpoints/last.ckpt'}"
+    fit(configured(*overrides(tmp_path, small_tweets, last, f"run_dir={tmp_path / 'more'}")))
+    assert runs.read(tmp_path / "more").fields["wandb_id"] == first
+    (kept,) = (tmp_path / "more").glob("wandb/offline-run-*")
+    assert kept.name.endswith(first)
+    fit(configured(*overrides(tmp_path, small_tweets, f"run_dir={tmp_path / 'new'}")))
+    assert runs.read(tmp_path / "new").fields["wandb_id"] != first

@@ -41,7 +41,7 @@ def test_the_run_folder_holds_everything(trained):
         "bundle/model.int8.onnx", "bundle/model.onnx", "bundle/model.safetensors", "bundle/tokenizer.json",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
         "evaluation/metrics.json", "evaluation/predictions.parquet", "evaluation/report.html",
-        "metrics/hparams.yaml", "metrics/metrics.csv",
+        "metrics/hparams.yaml", "metrics/metrics.csv", "run.json",
     ]  # fmt: skip
     plots = {path.stem for path in (run / "evaluation/plots").iterdir()}
     assert plots == {"confusion", "reliability", "roc", "precision_recall", "confidence_by_predicted"}

@@ -224,7 +224,6 @@ def bucket(tmp_path, monkeypatch):
     emulator.wait(10)
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body")
 def test_google_cloud_storage(bundle, tmp_path, bucket):
     import gcsfs
 

@@ -9,10 +9,10 @@ import pytest
 from tests.conftest import REPO
 
 LEVELS = {
-    0: ("errors", "config", "labels", "text", "storage", "runs", "pages", "wandb_server"),
+    0: ("errors", "config", "labels", "text", "storage", "runs", "pages", "validation", "wandb_server"),
     1: ("data", "modeling"),
     2: ("training", "bundle", "evaluation"),
-    3: ("search",),
+    3: ("search", "registry"),
     4: ("compose", "serving"),
     5: ("cli",),
 }

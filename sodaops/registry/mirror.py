@@ -1,0 +1,43 @@
+"""Versions as artifacts on Weights & Biases, with the same aliases. The registry decides; this only shows."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sodaops.bundle.layout import read_info
+from sodaops.config import WandbConfig
+from sodaops.errors import ConfigError
+from sodaops.wandb_server import check_key, check_reachable
+
+
+def mirror(folder: Path, version: str, aliases: Sequence[str], settings: WandbConfig) -> None:
+    """Logs a version's folder as an artifact; W&B keeps equal content once, and moves the aliases.
+
+    Args:
+        folder: the version's.
+        version: its name, an alias too.
+        aliases: champion or challenger.
+        settings: project, entity and mode.
+
+    Raises:
+        ConfigError: no key, no network, or W&B refuses.
+    """
+    import wandb
+
+    mode = settings.mode or os.environ.get("WANDB_MODE") or "online"
+    if mode == "online":
+        check_key("registry.wandb=true", "set registry.wandb=false")
+        check_reachable("set registry.wandb=false")
+    info = read_info(folder)
+    try:
+        run = wandb.init(
+            project=settings.project, entity=settings.entity, mode=mode, job_type="registry", name=f"registry {version}"
+        )
+        artifact = wandb.Artifact(
+            f"registry-{info.data['name']}", type="model", metadata={"bundle_id": version, "data": info.data}
+        )
+        artifact.add_dir(str(folder))
+        run.log_artifact(artifact, aliases=[version, *aliases])
+        run.finish()
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        raise ConfigError(f"W&B refuses: {str(error).splitlines()[0]}.") from None

@@ -1,0 +1,215 @@
+"""The gate: its arithmetic against the plain way, and what a promotion changes, or does not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sodaops.bundle import layout
+from sodaops.bundle.predictor import Predictor
+from sodaops.cli import main
+from sodaops.errors import DataError
+from sodaops.evaluation.metrics import confusion, summary
+from sodaops.registry import behaviour
+from sodaops.registry.checks import paired_gains
+from sodaops.registry.registry import Registry
+from tests.conftest import REPO, run_overrides
+from tests.registry import another
+
+# Rules that the tests' random model can meet.
+EASY = [
+    "registry.gate.slice_floor=null", "registry.gate.max_ece=null", "registry.gate.behaviour=null",
+    "registry.gate.min_gain=-1.0", "registry.gate.max_latency=50.0",
+]  # fmt: skip
+
+
+def macro_f1(label_ids, predicted, n_labels):
+    return summary(confusion(label_ids, predicted, n_labels))["macro_f1"]
+
+
+def test_paired_gains_are_those_of_drawing_rows():
+    rng = np.random.default_rng(1)
+    labels, n_rows = rng.integers(0, 3, 300), 300
+    mine, theirs = (np.where(rng.random(n_rows) < right, labels, rng.integers(0, 3, n_rows)) for right in (0.8, 0.7))
+    fast = paired_gains(labels, mine, theirs, 3, 4000)
+    slow = []
+    for _ in range(2000):
+        rows = rng.integers(0, n_rows, n_rows)
+        slow.append(macro_f1(labels[rows], mine[rows], 3) - macro_f1(labels[rows], theirs[rows], 3))
+    for q in (0.05, 0.5, 0.95):
+        assert np.quantile(fast, q) == pytest.approx(np.quantile(slow, q), abs=0.006)
+    assert fast.mean() == pytest.approx(macro_f1(labels, mine, 3) - macro_f1(labels, theirs, 3), abs=0.004)
+    assert (paired_gains(labels, mine, mine, 3, 100) == 0).all(), "the same rows for both"
+
+
+def test_a_label_that_nobody_names():
+    labels = np.array([0, 0, 1, 1])
+    assert paired_gains(labels, labels, np.zeros(4, int), 5, 1000).min() >= 0
+
+
+def test_the_suite_in_the_repository():
+    cases = behaviour.read_suite(str(REPO / "data/behaviour/sentiment.csv"), ["negative", "neutral", "positive"])
+    abilities = {case.ability for case in cases}
+    assert abilities == {"negation", "typos", "casing", "names"}
+    assert all(sum(case.ability == ability for case in cases) >= 20 for ability in abilities)
+    assert len({(case.text, case.changed) for case in cases}) == len(cases)
+    seen = (REPO / "data/raw/tweets.csv").read_text(encoding="utf-8")
+    assert not [case.text for case in cases if case.text in seen]
+
+
+def test_what_a_case_expects(trained, write):
+    predictor = Predictor(trained / "run/bundle")
+    answer = predictor.predict(["so good"])[0].label
+    other = next(label for label in predictor.info.labels if label != answer)
+    rows = [("a", "so good", answer, ""), ("a", "so good", other, ""), ("b", "so good", f"not {answer}", ""),
+            ("b", "so good", f"not {other}", ""), ("c", "so good", "same", "so good")]  # fmt: skip
+    path = write("suite.csv", "ability,text,expect,changed\n" + "".join(",".join(row) + "\n" for row in rows))
+    cases = behaviour.read_suite(path, predictor.info.labels)
+    passed = behaviour.run(predictor, cases)
+    assert passed.tolist() == [True, False, False, True, True]
+    found = behaviour.rates(cases, passed)
+    assert [found[ability]["rate"] for ability in "abc"] == [0.5, 0.5, 1.0] and found["a"]["failed"] == [f"so good ({other})"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("a,text,postive,", r"row 1: expect='postive'; the model's labels are .*did you mean positive"),
+        ("a,text,same,", "row 1: expected an ability, a text, and `changed` with expect=same alone"),
+        ("a,text,positive,changed", "row 1: expected an ability"),
+        (",text,positive,", "row 1: expected an ability"),
+    ],
+)
+def test_a_faulty_suite(row, says, write):
+    path = write("suite.csv", f"ability,text,expect,changed\n{row}\n")
+    with pytest.raises(DataError, match=says):
+        behaviour.read_suite(path, ["negative", "neutral", "positive"])
+
+
+@pytest.fixture
+def place(workdir, trained):
+    """A folder with the splits of the trained bundle and two versions in a registry: the settings, and the versions."""
+    shutil.copytree(trained / "splits", workdir / "splits")
+    bundles = [another(trained / "run/bundle", workdir / f"bundle{i}", i) for i in range(2)]
+    versions = [Registry("registry").register(bundle) for bundle in bundles]
+    return [*EASY, "evaluate.splits_dir=splits"], versions
+
+
+def entries():
+    return sorted(path.name for path in Path("registry/history").iterdir())
+
+
+@pytest.mark.slow
+def test_accepted_refused_forced(place, capsys):
+    settings, (first, second) = place
+    before = entries()
+    assert main(["promote", first, *settings, "registry.gate.min_gain=0.5"]) == 3
+    captured = capsys.readouterr()
+    assert "BROKEN  better" in captured.out and f"RefusedError: {first} is refused (better); there is still no" in captured.err
+    assert "TF-IDF + logistic regression" in captured.out and entries() == before
+    page = Path(f"outputs/gate/{first}/gate.html").read_text(encoding="utf-8")
+    verdicts = json.loads(Path(f"outputs/gate/{first}/gate.json").read_text())
+    assert not verdicts["passed"] and "is refused" in page and "http" not in page
+
+    assert main(["promote", first, *settings]) == 0 and Registry("registry").version("champion") == first
+    assert main(["promote", first, *settings]) == 2 and "is champion already" in capsys.readouterr().err
+    assert main(["promote", "challenger", *settings]) == 0, "the same answers: no gain, and none asked for"
+    out = capsys.readouterr().out
+    assert f"macro-F1 +0.0000 against {first}" in out and Registry("registry").version("champion") == second
+    history = Registry("registry").history()
+    assert history[-1]["gate"]["passed"] and history[-1]["gate"]["rules"]["better"]["value"] == 0.0
+    assert history[-1]["forced"] is False and history[-1]["before"] == first
+
+    assert main(["rollback", "--reason", "to try again"]) == 0 and Registry("registry").version("champion") == first
+    hard = [*settings, "registry.gate.min_gain=0.0"]
+    assert main(["promote", second, *hard]) == 3 and Registry("registry").version("champion") == first
+    assert main(["promote", second, *hard, "--force"]) == 2 and "--force needs a reason" in capsys.readouterr().err
+    assert main(["promote", second, *hard, "--force", "--reason", "the first one leaks"]) == 0
+    last = Registry("registry").history()[-1]
+    assert last["forced"] is True and last["why"] == "the first one leaks" and not last["gate"]["passed"]
+    assert main(["registry", "history"]) == 0 and "BY FORCE): the first one leaks" in capsys.readouterr().out
+    assert "Promotions that this test split decided before: 2" in Path(f"outputs/gate/{second}/gate.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_champion_that_moves_while_the_gate_runs(place, monkeypatch, capsys):
+    from sodaops.registry import gate
+
+    settings, (first, second) = place
+    judge = gate.judge
+
+    def slow(*arguments):
+        found = judge(*arguments)
+        Registry("registry").move("champion", second, None, "somebody else")
+        return found
+
+    monkeypatch.setattr(gate, "judge", slow)
+    assert main(["promote", first, *settings]) == 2
+    assert "moved from nothing to" in capsys.readouterr().err and Registry("registry").version("champion") == second
+
+
+@pytest.mark.slow
+def test_every_rule_can_be_broken(place, capsys):
+    settings, (first, _) = place
+    hard = [
+        "registry.gate.slice_floor=1.0", "registry.gate.max_ece=0.0", "registry.gate.max_gap=0.0",
+        "registry.gate.min_agreement=1.0",
+        "registry.gate.behaviour={suite:" + str(REPO / "data/behaviour/sentiment.csv") + ",floors:{negation:1.0},max_drop:0.0}",
+    ]  # fmt: skip
+    assert main(["promote", first, *settings, *hard, "registry.gate.min_gain=1.0"]) == 3
+    out = capsys.readouterr().out
+    for rule in ("better", "slices", "calibration", "parity", "behaviour: negation"):
+        assert f"BROKEN  {rule}" in out, out
+    found = json.loads(Path(f"outputs/gate/{first}/gate.json").read_text())
+    assert {verdict["rule"] for verdict in found["verdicts"]} >= {"latency", "agreement", "behaviour: names"}
+
+
+@pytest.mark.slow
+def test_a_slower_model_is_refused(place, monkeypatch, capsys):
+    from sodaops.registry import checks
+
+    settings, (first, second) = place
+    Registry("registry").move("champion", second, None, "")
+    run = Predictor.run
+    monkeypatch.setattr(checks.time, "perf_counter", clock := Clock())
+
+    def timed(self, rows):
+        clock.now += 0.003 if self.info.bundle_id == first else 0.001
+        return run(self, rows)
+
+    monkeypatch.setattr(Predictor, "run", timed)
+    assert main(["promote", first, *settings, "registry.gate.max_latency=2.5"]) == 3
+    assert "3.00 ms for a text, the champion 1.00 ms" in capsys.readouterr().out
+
+
+class Clock:
+    """A clock that stands still unless it is set."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_what_cannot_be_judged(place, trained, small_tweets, capsys, workdir):
+    settings, (first, second) = place
+    assert main(["promote", "champion", *settings]) == 2 and "champion points to nothing" in capsys.readouterr().err
+    assert main(["promote", first, *EASY, "evaluate.splits_dir=none"]) == 2
+    assert "none" in capsys.readouterr().err
+    other = [o for o in run_overrides(workdir / "o", small_tweets) if o.startswith(("data.", "evaluate.splits_dir"))]
+    assert main(["preprocess", *other, "data.max_rows=500"]) == 0
+    assert main(["promote", first, *EASY, f"evaluate.splits_dir={workdir / 'o/splits'}"]) == 2
+    assert "its test split is not the one that" in capsys.readouterr().err
+    odd = ["registry.gate.behaviour={suite:none.csv,floors:{},max_drop:0.1}"]
+    assert (
+        main(["promote", first, *settings[:-1], *odd, settings[-1]]) == 2
+        and "none.csv: no such file" in capsys.readouterr().err
+    )
+    shutil.rmtree(f"registry/versions/{second}")
+    assert main(["promote", second, *settings]) == 2 and "no bundle.json here" in capsys.readouterr().err
+    info = layout.read_info("bundle0")
+    (Path(f"registry/versions/{first}") / layout.ONNX[info.serves]).write_bytes(b"x")
+    assert main(["promote", first, *settings]) == 2 and "has been changed" in capsys.readouterr().err
+    assert len(entries()) == 2

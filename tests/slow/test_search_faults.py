@@ -1,0 +1,122 @@
+"""Sweeps that are killed, shared by processes, and run by Hydra's launchers; each a real process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sodaops import runs
+from sodaops.search import study as studies
+from tests.conftest import REPO, run_overrides
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def start(workdir, small_tweets):
+    """Starts `train.py -m search=smoke …`; what is still running at the end is killed with its children."""
+    started = []
+
+    def go(*more):
+        data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
+        command = [sys.executable, str(REPO / "train.py"), "-m", "search=smoke", "search.study=s", "logger=none", *data, *more]
+        log = open(workdir / f"log{len(started)}.txt", "w")  # noqa: SIM115
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=workdir, start_new_session=True)
+        log.close()
+        process.log = workdir / f"log{len(started)}.txt"
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def finish(process, timeout_s=240):
+    assert process.wait(timeout_s) == 0, process.log.read_text()[-3000:]
+    return process.log.read_text()
+
+
+def trials():
+    study, _ = studies.recall(Path("multirun/s"))
+    return study.get_trials(deepcopy=False)
+
+
+def wait_for(holds, timeout_s=120):
+    until = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_kill_9_within_a_trial_and_between_trials(start):
+    more = ["search.n_trials=4", "search.grace_s=4", "search.pruner=none"]
+    process = start(*more)
+    record = Path("multirun/s/0001/run.json")
+    wait_for(record.is_file)  # the second trial has begun to train
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+    first = runs.read("multirun/s/0000")
+    assert first.status == "finished" and runs.read("multirun/s/0001").status == "lost"
+    assert [trial.state.name for trial in trials()] == ["COMPLETE", "RUNNING"]
+
+    process = start(*more)
+    wait_for(lambda: sum(trial.state.name == "COMPLETE" for trial in trials()) == 2)
+    os.killpg(process.pid, signal.SIGKILL)  # between trials, or as good as
+    process.wait(30)
+    text = finish(start(*more))
+    assert "4 trials finished, 0 pruned, 0 failed" in text
+    assert runs.read("multirun/s/0000").started == first.started, "a finished trial is not repeated"
+    lost = [trial for trial in trials() if trial.state.name == "FAIL"]
+    done = [trial.params for trial in trials() if trial.state.name == "COMPLETE"]
+    assert lost and all(trial.params in done for trial in lost), "a lost trial is run again"
+
+
+def test_ctrl_c_puts_the_trial_back(start):
+    process = start("search.n_trials=2", "trainer.max_epochs=9")
+    wait_for(Path("multirun/s/0000/run.json").is_file)
+    wait_for(lambda: "epoch 1/" in process.log.read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, process.log.read_text()[-3000:]
+    text = process.log.read_text()
+    assert "stopped; the same command goes on with search.study=s" in text and "Traceback" not in text
+    assert [trial.state.name for trial in trials()] == ["FAIL", "WAITING"]
+    assert "2 trials finished" in finish(start("search.n_trials=2", "trainer.max_epochs=9"))
+    assert [trial.state.name for trial in trials()] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_two_processes_share_a_study(start):
+    both = [start("search.n_trials=6", "search.pruner=none", "trainer.max_epochs=1") for _ in range(2)]
+    for process in both:
+        finish(process)
+    states = [trial.state.name for trial in trials()]
+    assert 6 <= len(states) <= 7 and set(states) == {"COMPLETE"}  # both may see the last place free
+    assert len({trial.user_attrs["folders"][0] for trial in trials()}) == len(states)
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_hydra_launchers(start, launcher):
+    settings = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=5", "search.n_jobs=2"]}
+    below = ["search.pruner=optuna.pruners.ThresholdPruner", "search.pruner_options={lower:0.3}"]
+    text = finish(
+        start(f"hydra/launcher={launcher}", *settings[launcher], "search.n_trials=3", "optim.lr=0.0001,0.005", *below)
+    )
+    found = {trial.params["optim.lr"]: trial for trial in trials()}
+    assert len(trials()) == 3 and "trial 2" in text
+    for lr, trial in found.items():
+        assert trial.state.name == ("PRUNED" if lr == 0.0001 else "COMPLETE"), text[-2000:]
+
+
+def test_two_begin_at_once_in_an_empty_database(workdir):
+    code = "from sodaops.search.study import open_storage; import sys; open_storage('sqlite:///study.db')"
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    found = [subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], env=env, stderr=subprocess.PIPE) for _ in range(4)]
+    for process in found:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said.decode()[-2000:]

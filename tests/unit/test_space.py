@@ -1,0 +1,117 @@
+"""The search space: what it becomes for Optuna, for W&B's agents and on Hydra's command line, and what it refuses."""
+
+import json
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from sodaops.errors import ConfigError
+from sodaops.search.space import Dimension, check_keys, read_space, spelled
+
+ODD = [
+    None, True, False, 0, -3, 1e-7, 2.5, "plain", "with spaces", "None", "null", "true", "1e-4", "it's", 'say "so"', "a,b",
+    "a=b", "[x]", "{y}", "back\\slash", "ends\\", "\\'both", "ünïcode", "colon: here", "$price", "", "hub/name-1.0",
+    [1, "a b", None], [], {"k": [1, {"x y": None}]},
+]  # fmt: skip
+
+
+def read_back(text):
+    """What Hydra makes of KEY=VALUE."""
+    (override,) = OverridesParser.create().parse_overrides([text])
+    return plain(override.value())
+
+
+def plain(value):
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(plain(key)): plain(of) for key, of in value.items()}
+    return getattr(value, "text", value)
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_hydra_reads_back_what_was_spelled(value):
+    found = read_back(f"key={spelled(value)}")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_a_choice_comes_through_optuna(value):
+    dimension = Dimension("key", "choice", values=(value, "another"))
+    distribution = dimension.distribution()
+    stored = distribution.to_external_repr(distribution.to_internal_repr(dimension.stored(value)))
+    assert read_back(dimension.override(stored)) == value
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_a_choice_comes_through_a_wandb_agent(value):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    chosen = Dimension("model.name", "choice", values=(value, "another")).parameter()["values"][0]
+    chosen = json.loads(json.dumps(chosen))  # through the server
+    flags = create_sweep_command_args({"args": {"model.name": {"value": chosen}}})["args_no_hyphens"]
+    assert len(flags) == 1 and read_back(flags[0]) == value
+
+
+def test_a_mapping_with_keys_that_hydra_cannot_read():
+    with pytest.raises(ConfigError, match="Hydra reads no key 'a:b'"):
+        spelled({"a:b": 1})
+
+
+def test_true_and_one_are_two_choices():
+    dimension = Dimension("key", "choice", values=(True, 1, "1"))
+    assert [dimension.override(value) for value in (True, 1, "1")] == ["key=true", "key=1", "key='1'"]
+
+
+def test_numbers():
+    space = {
+        "optim": {
+            "lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+            "warmup": {"type": "float", "low": 0, "high": 0.5},
+        },
+        "model": {"max_tokens": {"type": "int", "low": 16, "high": 128, "step": 16}},
+        "seed": {"type": "int", "low": 0, "high": 9},
+    }  # fmt: skip
+    lr, warmup, tokens, seed = read_space(space)
+    assert lr.distribution() == FloatDistribution(1e-4, 1e-2, log=True)
+    assert lr.parameter() == {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
+    assert warmup.distribution() == FloatDistribution(0, 0.5) and warmup.parameter()["distribution"] == "uniform"
+    assert tokens.distribution() == IntDistribution(16, 128, step=16)
+    assert tokens.parameter() == {"distribution": "q_uniform", "min": 16, "max": 128, "q": 16}
+    assert seed.parameter() == {"distribution": "int_uniform", "min": 0, "max": 9}
+    assert lr.override(0.00025) == "optim.lr=0.00025" and tokens.override(48) == "model.max_tokens=48"
+    assert isinstance(Dimension("k", "choice", values=(1, 2)).distribution(), CategoricalDistribution)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (3, "3; expected {type"),
+        ({"type": "flaot", "low": 0, "high": 1}, "type='flaot'"),
+        ({"type": "float", "low": 0, "hihg": 1}, "hihg is not part of a dimension (did you mean high?)"),
+        ({"type": "float", "low": 0}, "high=None; expected a number of type float"),
+        ({"type": "int", "low": 0.5, "high": 2}, "low=0.5; expected a number of type int"),
+        ({"type": "float", "low": True, "high": 2.0}, "low=True; expected a number"),
+        ({"type": "float", "low": 2, "high": 1}, "expected low < high"),
+        ({"type": "float", "low": 0, "high": 1, "log": True}, "with log: low > 0"),
+        ({"type": "float", "low": 1, "high": 2, "log": "yes"}, "log='yes'; expected true or false"),
+        ({"values": [1]}, "at least two, each once"),
+        ({"values": [1, 2, 1]}, "at least two, each once"),
+        ({"values": "abc"}, "at least two, each once"),
+        ({"values": [1, 2], "low": 0}, "values stand alone"),
+    ],
+)
+def test_a_faulty_dimension_says_what_is_wrong(entry, says):
+    with pytest.raises(ConfigError) as caught:
+        read_space({"optim": {"lr": entry}})
+    assert str(caught.value).startswith("search.space.optim.lr: ") and says in str(caught.value)
+
+
+def test_every_fault_at_once():
+    with pytest.raises(ConfigError, match=r"(?s)space.a: .*space.b: "):
+        read_space({"a": 1, "b": {"values": []}})
+    with pytest.raises(ConfigError, match=r"search.space is empty"):
+        read_space({})
+    with pytest.raises(ConfigError, match=r"optim.lrr is not a key of the tree \(did you mean optim.lr\?\)"):
+        check_keys([Dimension("optim.lrr", "float", 0, 1)], ["optim.lr", "seed"])
