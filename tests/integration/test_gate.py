@@ -16,7 +16,7 @@ from sodaops.registry import behaviour
 from sodaops.registry.checks import paired_gains
 from sodaops.registry.registry import Registry
 from tests.conftest import REPO, run_overrides
-from tests.registry import another
+from tests.serving import another
 
 # Rules that the tests' random model can meet.
 EASY = [
@@ -92,7 +92,7 @@ def test_a_faulty_suite(row, says, write):
 def place(workdir, trained):
     """A folder with the splits of the trained bundle and two versions in a registry: the settings, and the versions."""
     shutil.copytree(trained / "splits", workdir / "splits")
-    bundles = [another(trained / "run/bundle", workdir / f"bundle{i}", i) for i in range(2)]
+    bundles = [another(trained / "run/bundle", workdir / f"bundle{i}", f"{i}") for i in range(2)]
     versions = [Registry("registry").register(bundle) for bundle in bundles]
     return [*EASY, "evaluate.splits_dir=splits"], versions
 

@@ -22,6 +22,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.config import ServeConfig
+from sodaops.registry.registry import Registry
 from sodaops.serving.app import create_app
 from sodaops.serving.settings import ServeSettings
 from tests.conftest import REPO, configured
@@ -391,6 +392,28 @@ def test_a_new_bundle_is_found_by_itself(bundle, tmp_path):
         while client.get("/readyz").json()["bundle_version"] == first:
             assert time.monotonic() < until
             time.sleep(0.05)
+
+
+def test_a_champion_takes_over_and_is_taken_back(bundle, tmp_path):
+    registry = Registry(str(tmp_path / "registry"))
+    first, second = (registry.register(one) for one in (bundle, another(bundle, tmp_path / "second")))
+    source = f"{registry.root}@champion"
+    with pytest.raises(SystemExit), TestClient(create_app(ServeSettings(bundle=source))):
+        pytest.fail("it started without a champion")
+    registry.move("champion", first, None, "")
+    with TestClient(create_app(ServeSettings(bundle=source, reload_s=0.05))) as client:
+
+        def wait_for(version):
+            until = time.monotonic() + 10
+            while client.get("/predict", params={"text": "x"}).json()["bundle_version"] != version:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+        wait_for(first)
+        registry.move("champion", second, first, "")
+        wait_for(second)
+        registry.roll_back("worse")
+        wait_for(first)
 
 
 def test_a_bundle_that_is_being_copied_is_tried_again(bundle, tmp_path):

@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+from optuna.trial import TrialState
 from playwright.sync_api import sync_playwright
 
+from tests.conftest import configured
 from tests.serving import Server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -12,6 +14,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+STATES = {5: TrialState.FAIL, 6: TrialState.PRUNED}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install Debian's, for example"),
@@ -82,3 +85,59 @@ def test_the_docs_draw_themselves(trained, browser):
         assert page.locator(".opblock").count() == 10
         assert all(url.startswith((server.url, "data:")) for url in asked), asked
         page.close()
+
+
+@pytest.fixture(scope="module")
+def drawn(trained, tmp_path_factory):
+    """The pages of a sweep, a gate and an evaluation."""
+    import optuna
+
+    from sodaops.config import GateConfig
+    from sodaops.registry import gate
+    from sodaops.search import report, study as studies
+
+    folder = tmp_path_factory.mktemp("pages")
+    studies.quieten()
+    study = optuna.create_study(direction="maximize", study_name='a <b>"study"</b>')
+    study.sampler = optuna.samplers.RandomSampler(seed=1)
+    for n in range(8):
+        trial = study.ask()
+        lr = trial.suggest_float("optim.lr", 1e-4, 1e-2, log=True)
+        trial.suggest_categorical("model.pooling", ["mean", "cls", None])
+        for step in (1, 2):
+            trial.report(lr * step, step)
+        trial.set_user_attr("seconds", 3.0)
+        if n == 5:
+            trial.set_user_attr("error", "it broke: <i>here</i>")
+        study.tell(trial, *([lr * 2] if n not in (5, 6) else []), state=None if n not in (5, 6) else STATES[n])
+    rules = configured().registry.gate.model_dump()
+    bundle, splits = trained / "run/bundle", trained / "splits"
+    judged = gate.judge("challenger", bundle, ("champion", bundle), splits, GateConfig(**{**rules, "max_latency": 9.0}))
+    return {
+        "sweep": report.write(folder, study, "val/macro_f1"), "gate": gate.write(folder / "gate", judged, ""),
+        "evaluation": trained / "run/evaluation/report.html",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sweep", "gate", "evaluation"])
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (390, "dark")])
+def test_a_page_stands_alone(drawn, browser, name, width, scheme, tmp_path):
+    asked, said = [], []
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(drawn[name].as_uri())
+    page.wait_for_timeout(500)
+    page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
+    assert not [line for line in said if "GPU stall" not in line]
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the screen"
+    if name == "sweep":
+        assert page.locator(".js-plotly-plot").count() == 4 and page.locator("#trials tbody tr").count() == 8
+        assert page.locator("h1 b").count() == 0 and page.locator("td i").count() == 0, "a text became markup"
+        page.click("#trials th:nth-child(3)")
+        values = page.locator("#trials tbody tr td:nth-child(3)").all_inner_texts()
+        numbers = [float(value) for value in values if value != "–"]
+        assert numbers == sorted(numbers) and values[-1] == "–"
+    page.close()

@@ -18,7 +18,7 @@ from sodaops.errors import BundleError, RegistryError, StorageError
 from sodaops.registry.registry import Registry, address_of
 from sodaops.registry.store import open_store
 from tests.conftest import REPO
-from tests.registry import another
+from tests.serving import another
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def root(request, tmp_path):
 @pytest.fixture
 def bundles(trained, tmp_path):
     """Three bundles."""
-    return [another(trained / "run/bundle", tmp_path / f"bundle{i}", i) for i in range(3)]
+    return [another(trained / "run/bundle", tmp_path / f"bundle{i}", f"{i}") for i in range(3)]
 
 
 def test_register_resolve_roll_back(root, bundles):
@@ -150,7 +150,7 @@ def test_one_of_many_creates(root):
 
 def test_gc_takes_nothing_that_is_needed(root, bundles, trained, tmp_path):
     registry = Registry(root)
-    more = [another(trained / "run/bundle", tmp_path / f"more{i}", 10 + i) for i in range(3)]
+    more = [another(trained / "run/bundle", tmp_path / f"more{i}", f"{10 + i}") for i in range(3)]
     versions = [registry.register(bundle) for bundle in [*bundles, *more]]
     for before, version in zip([None, *versions], versions[:4], strict=False):
         registry.move("champion", version, before, "")
