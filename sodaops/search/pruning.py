@@ -73,5 +73,7 @@ class Pruning(Callback):
             return
         step, store = trainer.current_epoch + 1, self._study._storage
         store.set_trial_intermediate_value(self._trial.trial_id, step, float(value))
+        if step == trainer.max_epochs:
+            return  # nothing is left to be saved
         if self._study.pruner.prune(self._study, store.get_trial(self._trial.trial_id)):
             raise PrunedError(f"trial {self._trial.number} pruned after epoch {step}: {self._monitor} {float(value):.4f}")

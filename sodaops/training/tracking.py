@@ -144,10 +144,17 @@ def _wandb(config: WandbConfig, run_dir: Path, wandb_id: str | None) -> WandbLog
         later = "set logger.wandb.mode=offline and send the run later with `wandb sync`"
         check_key("logger.wandb.mode=online", later)
         check_reachable(later)
-    return WandbLogger(
+    import wandb
+
+    logger = WandbLogger(
         project=config.project, name=config.name, group=config.group, tags=config.tags, save_dir=str(run_dir),
         entity=config.entity, mode=mode, id=wandb_id, resume="allow" if wandb_id and mode == "online" else None,
     )  # fmt: skip
+    try:
+        logger.experiment.id  # noqa: B018, it is made on first use
+    except wandb.Error as error:
+        raise ConfigError(f"logger.wandb: {str(error).splitlines()[0]}. Mend that, or set logger=csv.") from error
+    return logger
 
 
 def _id_of(ckpt_path: str | None) -> str | None:

@@ -49,3 +49,24 @@ def test_pipeline(clone):
     assert ran(clone("dvc repro")) == ["evaluate"]
     change(clone, "data.cleaning", "social")
     assert ran(clone("dvc repro")) == list(STAGES)
+
+
+def test_a_queue_of_experiments(clone):
+    """Three queued, run in copies of the clone, shown side by side; the best is registered and promoted."""
+    small = "-S model=tiny -S data.max_rows=600 -S evaluate.n_bootstrap=200 -S evaluate.baselines=false -S trainer.max_epochs=1"
+    for lr in ("0.001", "0.003", "0.01"):
+        assert "Queued" in clone(f"dvc exp run --queue {small} -S optim.lr={lr}")
+    assert clone("dvc queue status").count("Queued") == 3
+    clone("dvc exp run --run-all", timeout_s=600)
+    shown = json.loads(clone("dvc exp show --json"))
+    rates = {
+        experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]["optim"]["lr"]:
+        experiment["revs"][0]["data"]["metrics"]["artifacts/evaluation/metrics.json"]["data"]["test"]["log_loss"]
+        for rev in shown for experiment in rev["experiments"] or []
+    }  # fmt: skip
+    assert set(rates) == {0.001, 0.003, 0.01} and len(set(rates.values())) == 3
+    names = clone("dvc exp list --name-only").split()
+    assert len(names) == 3
+    clone(f"dvc exp apply {names[0]}")
+    assert "challenger" in clone("sodaops register artifacts/train/bundle")
+    assert "is refused" in clone("sodaops promote challenger registry.gate.behaviour=null", allowed=(3,))
