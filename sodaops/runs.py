@@ -202,6 +202,8 @@ def _check_key(option: str, key: str, names: set[str]) -> None:
 
 
 def _holds(compare: Any, value: Any, text: str) -> bool:
+    if value is None and compare not in (operator.eq, operator.ne):
+        return False
     if isinstance(value, bool) or value is None:
         return compare(str(value).lower(), text.lower().replace("null", "none"))
     if isinstance(value, int | float):

@@ -9,7 +9,7 @@ from typing import Any
 
 from sodaops.cli.training import configured, shown_path
 from sodaops.config import Config
-from sodaops.errors import ConfigError, RefusedError, RegistryError
+from sodaops.errors import ConfigError, RefusedError, RegistryError, SodaOpsError
 from sodaops.registry.registry import CHALLENGER, CHAMPION, Registry
 
 
@@ -64,7 +64,14 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
         challenger = stack.enter_context(registry.local(version))
         against = (champion, stack.enter_context(registry.local(champion))) if champion else None
         splits_dir = Path(config.evaluate.splits_dir or Path("data/processed") / read_info(challenger).data["name"])
-        judged = gate.judge(version, challenger, against, splits_dir, config.registry.gate)
+        try:
+            judged = gate.judge(version, challenger, against, splits_dir, config.registry.gate)
+        except SodaOpsError as error:
+            if not force:
+                raise
+            registry.move(CHAMPION, version, champion, reason, forced=True, gate={"passed": False, "error": str(error)})
+            print(f"{version}: {CHAMPION} of {registry.root}, by force and not judged: {error}")
+            return version
     page = gate.write(Path(config.registry.report_dir) / version, judged, _said(registry, judged.test["sha256"], reason))
     for verdict in judged.verdicts:
         print(f"{'holds' if verdict.passed else 'BROKEN':<8}{verdict.rule:<22}{verdict.limit:<10}{verdict.said}")
@@ -81,7 +88,7 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
 
 def _said(registry: Registry, test: str, reason: str) -> str:
     """What the report says first: how worn the test split is, and the reason."""
-    n_before = sum((entry.get("gate") or {"test": {}})["test"].get("sha256") == test for entry in registry.history())
+    n_before = sum((entry.get("gate") or {}).get("test", {}).get("sha256") == test for entry in registry.history())
     worn = [f"Promotions that this test split decided before: {n_before}."] if n_before else []
     return " ".join([*worn, *([f"Reason given: {reason}."] if reason else [])])
 
@@ -181,6 +188,6 @@ def _mirror(config: Config, registry: Registry, version: str, aliases: list[str]
 
     try:
         with registry.local(version) as folder:
-            mirror(folder, version, aliases, configured(["logger=wandb"]).logger.wandb)
-    except ConfigError as error:  # the registry is what counts, and has changed
+            mirror(folder, version, aliases, config.logger.wandb or configured(["logger=wandb"]).logger.wandb)
+    except (ConfigError, ModuleNotFoundError) as error:  # the registry is what counts, and has changed
         print(f"warning: not mirrored to W&B: {error}", file=sys.stderr)

@@ -45,7 +45,7 @@ def card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[str, Mapp
         "## Where it comes from",
         "",
         f"- commit `{info.git_commit or 'not in a git repository'}`, seed {config['seed']}",
-        f"- {config['trainer']['max_epochs']} epochs at most, lr {optim['lr']:g}, head {optim['head_lr']:g}, layer decay "
+        f"- {config['trainer'].get('max_epochs')} epochs at most, lr {optim['lr']:g}, head {optim['head_lr']:g}, layer decay "
         f"{optim['layer_decay']:g}, vote weight {optim['vote_weight']:g}, dropout {model['dropout']:g}",
         f"- {', '.join(f'{name} {version}' for name, version in info.versions.items())}",
         "",

@@ -15,7 +15,7 @@ from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.config import GateConfig
 from sodaops.data.preprocess import read_manifest, read_split
-from sodaops.errors import ConfigError, RegistryError
+from sodaops.errors import ConfigError, RegistryError, nearest, some
 from sodaops.evaluation import baselines, metrics
 from sodaops.registry import behaviour, checks
 from sodaops.registry.checks import Verdict
@@ -70,7 +70,7 @@ def judge(version: str, challenger: Path, champion: tuple[str, Path] | None, spl
     table, test = _test_split(challenger, mine, splits_dir)
     label_ids, texts, labels = table["label_id"].to_numpy().astype(np.int64), table["text"].to_pylist(), mine.info.labels
     probs = mine.probs_of_cleaned(texts)
-    theirs = None if champion is None else _champion(champion[1], labels)
+    theirs = None if champion is None else _champion(champion[1], mine.info)
     against, other = "TF-IDF + logistic regression", None
     if theirs is None:
         other = baselines.tfidf(_learned_from(splits_dir, "train"), _learned_from(splits_dir, "val"), texts, len(labels))
@@ -80,6 +80,8 @@ def judge(version: str, challenger: Path, champion: tuple[str, Path] | None, spl
             theirs.probs_of_cleaned(texts) if theirs.info.cleaning == mine.info.cleaning else theirs.probs(texts),
         )
     gain, histogram = _gain(label_ids, probs.argmax(1), other.argmax(1), len(labels), rules)
+    if champion is not None:
+        test["also_kept_from_champion"] = _kept_from(champion[1], theirs) == test["sha256"]
     slices = _slices(table, probs, label_ids, labels, rules.slice_rows)
     abilities = _abilities(mine, theirs, rules)
     scores = {"challenger": _score(probs, label_ids), "champion" if theirs else "baseline": _score(other, label_ids)}
@@ -114,9 +116,8 @@ def write(folder: Path, judged: Judged, why: str) -> Path:
 def _test_split(challenger: Path, mine: Predictor, splits_dir: Path) -> tuple[pa.Table, dict[str, Any]]:
     manifest = read_manifest(splits_dir)
     layout.check_splits(mine.info, manifest, splits_dir)
-    kept_away = json.loads(layout.read_file(challenger, mine.info, layout.DATA))["splits"]["test"]["sha256"]
     found = manifest["splits"]["test"]["sha256"]
-    if kept_away != found:
+    if _kept_from(challenger, mine) != found:
         raise ConfigError(
             f"{splits_dir}: its test split is not the one that {mine.info.bundle_id} was kept away from, so rows that it "
             "learned from may be among them. Name the splits that it was trained with in evaluate.splits_dir=FOLDER."
@@ -125,8 +126,18 @@ def _test_split(challenger: Path, mine: Predictor, splits_dir: Path) -> tuple[pa
     return table, {"n_rows": table.num_rows, "sha256": found}
 
 
-def _champion(path: Path, labels: Sequence[str]) -> Predictor:
-    found = Predictor(path, n_threads=1)
+def _kept_from(bundle: Path, predictor: Predictor) -> str:
+    """The hash of the test split that a bundle was kept away from."""
+    return json.loads(layout.read_file(bundle, predictor.info, layout.DATA))["splits"]["test"]["sha256"]
+
+
+def _champion(path: Path, info: layout.BundleInfo) -> Predictor:
+    found, labels = Predictor(path, n_threads=1), info.labels
+    if found.info.data["name"] != info.data["name"]:
+        raise RegistryError(
+            f"the champion is of the data set {found.info.data['name']}, the challenger of {info.data['name']}: a test split "
+            "of one says nothing of the other. Keep them in registries of their own (registry.path=FOLDER)."
+        )
     if found.info.labels != list(labels):
         raise RegistryError(
             f"the champion answers {found.info.labels}, the challenger {list(labels)}: they cannot be compared. Keep them in "
@@ -188,6 +199,13 @@ def _abilities(mine: Predictor, theirs: Predictor | None, rules: GateConfig) -> 
     if rules.behaviour is None:
         return {}
     cases = behaviour.read_suite(rules.behaviour.suite, mine.info.labels)
+    abilities = {case.ability for case in cases}
+    missing = [ability for ability in rules.behaviour.floors if ability not in abilities]
+    if missing:
+        raise ConfigError(
+            f"registry.gate.behaviour.floors.{missing[0]}: {rules.behaviour.suite} has no such ability"
+            f"{nearest(missing[0], abilities)}; it has {some(sorted(abilities))}."
+        )
     found = behaviour.rates(cases, behaviour.run(mine, cases))
     before = behaviour.rates(cases, behaviour.run(theirs, cases)) if theirs else {}
     return {ability: {**of, "champion": before[ability]["rate"] if before else None} for ability, of in found.items()}

@@ -31,13 +31,14 @@ def mirror(folder: Path, version: str, aliases: Sequence[str], settings: WandbCo
     info = read_info(folder)
     try:
         run = wandb.init(
-            project=settings.project, entity=settings.entity, mode=mode, job_type="registry", name=f"registry {version}"
-        )
+            project=settings.project, entity=settings.entity, mode=mode, job_type="registry", name=f"registry {version}",
+            dir=os.getcwd(),  # by default it is where this process first used W&B
+        )  # fmt: skip
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        raise ConfigError(f"W&B refuses: {str(error).splitlines()[0]}.") from None
+    with run:
         artifact = wandb.Artifact(
             f"registry-{info.data['name']}", type="model", metadata={"bundle_id": version, "data": info.data}
         )
         artifact.add_dir(str(folder))
         run.log_artifact(artifact, aliases=[version, *aliases])
-        run.finish()
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        raise ConfigError(f"W&B refuses: {str(error).splitlines()[0]}.") from None

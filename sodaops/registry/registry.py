@@ -12,6 +12,7 @@ be left behind, and what happened is written down because it could not have happ
 
 import getpass
 import json
+import os
 import re
 import shutil
 import socket
@@ -42,6 +43,7 @@ class State:
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)  # version -> who, when, why, metrics, data
     aliases: dict[str, str] = field(default_factory=dict)
     past: dict[str, list[str]] = field(default_factory=dict)  # alias -> where it pointed before, the newest last
+    collected: list[str] = field(default_factory=list)  # folders that gc deletes or has deleted; they are not used again
 
 
 class Registry:
@@ -88,22 +90,30 @@ class Registry:
         if info.serves is None:
             raise RegistryError(f"{bundle_dir}: holds no ONNX model to serve; make one with `sodaops export {bundle_dir}`.")
         version, told = info.bundle_id, {**info.metrics, **(metrics or {})}
-        if version not in self.state().versions:
-            with tempfile.TemporaryDirectory() as folder:
-                for name in (*info.files, layout.INFO):
-                    shutil.copyfile(Path(bundle_dir) / name, Path(folder) / name)
-                (Path(folder) / CARD).write_text(card(info, layout.read_config(bundle_dir), told), encoding="utf-8")
-                self._store.put(Path(folder), f"versions/{version}")
+        about = {"when": _now(), "who": _who(), "why": why, "metrics": told, "data": info.data, "created": info.created}
 
         def add(state: State) -> State:
-            about = {"when": _now(), "who": _who(), "why": why, "metrics": told, "data": info.data, "created": info.created}
-            about = state.versions.get(version, about)  # what is there stays
-            return replace(_point(state, CHALLENGER, version), versions={**state.versions, version: about})
+            if _folder(state, version) != folder:
+                raise _CollectedError
+            known = state.versions.get(version, {**about, "folder": folder})  # what is there stays
+            return replace(_point(state, CHALLENGER, version), versions={**state.versions, version: known})
 
-        self._append("register", add, version=version, why=why)
-        if layout.INFO not in self._store.names(f"versions/{version}"):
-            raise RegistryError(f"{version} was collected while it was registered; register it again.")
-        return version
+        while True:
+            folder = _folder(self.state(), version)
+            if layout.INFO not in self._store.names(f"versions/{folder}"):
+                self._put(Path(bundle_dir), info, told, folder)
+            try:
+                self._append("register", add, version=version, why=why)
+            except _CollectedError:  # gc took it meanwhile
+                continue
+            return version
+
+    def _put(self, bundle_dir: Path, info: layout.BundleInfo, metrics: Mapping[str, Any], name: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for file in (*info.files, layout.INFO):
+                shutil.copyfile(bundle_dir / file, Path(folder) / file)
+            (Path(folder) / CARD).write_text(card(info, layout.read_config(bundle_dir), metrics), encoding="utf-8")
+            self._store.put(Path(folder), f"versions/{name}")
 
     def move(self, alias: str, version: str, expected: str | None, why: str, event: str = "promote", **more: Any) -> State:
         """Points an alias at a version, if it still points where it did when that was decided.
@@ -181,11 +191,11 @@ class Registry:
         Raises:
             RegistryError: no such alias or version.
         """
-        return f"{self.root}/versions/{self.version(name)}"
+        return f"{self.root}/versions/{_folder(self.state(), self.version(name))}"
 
     def local(self, version: str):
         """A context with a version's folder on this machine; one afar is copied for as long as it lasts."""
-        return self._store.local(f"versions/{version}")
+        return self._store.local(f"versions/{_folder(self.state(), version)}")
 
     def gc(self, keep: int = 3, dry: bool = False) -> list[str]:
         """Deletes versions to which nothing points, but not those that a roll back may need.
@@ -198,16 +208,19 @@ class Registry:
             The versions that are gone, or would be.
         """
         taken: list[str] = []
+        folders: list[str] = []
 
         def without(state: State) -> State:
             taken[:] = _unused(state, keep)
-            return replace(state, versions={v: about for v, about in state.versions.items() if v not in taken})
+            folders[:] = [_folder(state, version) for version in taken]
+            kept = {version: about for version, about in state.versions.items() if version not in taken}
+            return replace(state, versions=kept, collected=[*state.collected, *folders])
 
         if dry or not _unused(self.state(), keep):
             return _unused(self.state(), keep)
         self._append("gc", without, why=f"kept {keep} earlier targets of each alias", taken=taken)
-        for version in taken:
-            self._store.delete(f"versions/{version}")
+        for folder in folders:
+            self._store.delete(f"versions/{folder}")
         return taken
 
     def _append(self, event: str, change: Callable[[State], State], **fields: Any) -> State:
@@ -216,7 +229,7 @@ class Registry:
             state = self.state()
             after = replace(change(state), n=state.n + 1)
             told = {"format": FORMAT, "n": after.n, "event": event, "when": _now(), "who": _who(), **fields}
-            standing = {"versions": after.versions, "aliases": after.aliases, "past": after.past}
+            standing = {key: value for key, value in vars(after).items() if key != "n"}
             entry = {**told, "nonce": uuid.uuid4().hex, "state": standing}
             content = json.dumps(entry, indent=1, ensure_ascii=False, allow_nan=False).encode()
             if self._store.create(f"history/{after.n:08d}.json", content):
@@ -254,15 +267,31 @@ def _point(state: State, alias: str, version: str) -> State:
     return replace(state, aliases={**state.aliases, alias: version}, past={**state.past, alias: past})
 
 
+class _CollectedError(Exception):
+    """A version was collected between two looks at it."""
+
+
+def _folder(state: State, version: str) -> str:
+    """Where a version lies, or would: after it was collected, in a folder of another name, which no gc is about to delete."""
+    if version in state.versions:
+        return state.versions[version]["folder"]
+    n = sum(folder.partition("-")[0] == version for folder in state.collected)
+    return f"{version}-{n + 1}" if n else version
+
+
 def _unused(state: State, keep: int) -> list[str]:
     needed = {*state.aliases.values()}
     for past in state.past.values():
-        needed |= {*past[len(past) - keep :]} if keep else set()
+        needed |= {*past[-keep:]} if keep else set()
     return [version for version in state.versions if version not in needed]
 
 
 def _who() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = f"uid{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def _now() -> str:

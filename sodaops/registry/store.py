@@ -62,7 +62,8 @@ class LocalStore:
     def delete(self, name: str) -> None:
         """Deletes a folder."""
         with storage.writing(self._root / name):
-            shutil.rmtree(self._root / name, ignore_errors=False)
+            if (self._root / name).is_dir():
+                shutil.rmtree(self._root / name)
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:

@@ -58,6 +58,7 @@ class Pruning(Callback):
 
         quieten()
         self._trial, self._monitor = trial, monitor
+        self._finished = optuna.exceptions.UpdateFinishedTrialError
         self._study = optuna.load_study(
             study_name=trial.study, storage=open_storage(trial.storage), pruner=make_pruner(trial.pruner, trial.pruner_options)
         )
@@ -72,7 +73,12 @@ class Pruning(Callback):
         if trainer.sanity_checking or value is None:
             return
         step, store = trainer.current_epoch + 1, self._study._storage
-        store.set_trial_intermediate_value(self._trial.trial_id, step, float(value))
+        try:
+            store.set_trial_intermediate_value(self._trial.trial_id, step, float(value))
+        except self._finished:
+            raise PrunedError(
+                f"trial {self._trial.number} was taken for lost by another process, which runs it again"
+            ) from None
         if step == trainer.max_epochs:
             return  # nothing is left to be saved
         if self._study.pruner.prune(self._study, store.get_trial(self._trial.trial_id)):

@@ -53,6 +53,8 @@ def choose(candidates: Sequence[Candidate], metric: str, direction: str, toleran
         ConfigError: a metric that is not of validation, or no candidate that finished with a number.
     """
     check_metric(metric)
+    if not 0 <= tolerance < math.inf:
+        raise ConfigError(f"--tolerance {tolerance}: expected 0 or more.")
     eligible, left_out = [], {}
     for candidate in candidates:
         reason = _reason(candidate)
@@ -104,7 +106,7 @@ def _of_folder(source: str, metric: str) -> list[Candidate]:
     groups: dict[Any, list[runs.Run]] = {}
     for run in runs.find([source]):
         trial = run.fields.get("trial") or {}
-        groups.setdefault((trial.get("study"), trial["number"]) if trial else str(run.folder), []).append(run)
+        groups.setdefault((run.folder.parent, trial["number"]) if trial else run.folder, []).append(run)
     known = {name for of in groups.values() for run in of for name in run.metrics if name.startswith("val/")}
     if groups and metric not in known:
         raise ConfigError(f"{source}: no run has {metric}{nearest(metric, known)}; they have {some(sorted(known)) or 'none'}.")

@@ -4,10 +4,12 @@ import contextlib
 import inspect
 import json
 import logging
+import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +54,38 @@ def check_url(url: str) -> None:
         parsed = make_url(url)
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError, ValueError, ModuleNotFoundError) as error:
-        raise ConfigError(f"search.storage={url!r}: {error}; expected postgresql+psycopg://USER@HOST/DATABASE.") from None
-    if parsed.password is not None:
+        said = str(error).partition(" from given URL string")[0]
         raise ConfigError(
-            f"search.storage={parsed.render_as_string()}: a password has no place in a key; give it in PGPASSWORD or ~/.pgpass."
+            f"search.storage={masked(url)!r}: {said}; expected postgresql+psycopg://USER@HOST/DATABASE."
+        ) from None
+    if parsed.password is not None or any("pass" in key.lower() for key in parsed.query):
+        raise ConfigError(
+            f"search.storage={masked(url)}: a password has no place in a key; give it in PGPASSWORD or ~/.pgpass."
         )
+
+
+def masked(url: str) -> str:
+    """A database's URL as it may be shown, with stars for what may be a secret.
+
+    >>> masked("postgresql://me:secret@host/db?password=secret&sslmode=require")
+    'postgresql://me:***@host/db?password=***&sslmode=require'
+    """
+    return re.sub(r"(?i)(pass\w*=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*:).*@", r"\1***@", url))
+
+
+def check_folder(folder: Path, url: str, name: str) -> None:
+    """Refuses a sweep's folder that another study has filled: its runs would be overwritten.
+
+    Raises:
+        ConfigError: it is another study's.
+    """
+    if (folder / FILE).is_file():
+        about = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if (about.get("storage"), about.get("study")) != (url, name):
+            raise ConfigError(
+                f"{folder} holds the runs of study {about.get('study')} in {about.get('storage')}; name another with "
+                "search.study=NAME, or another folder with hydra.sweep.dir=FOLDER."
+            )
 
 
 def open_storage(url: str, grace_s: int = 60) -> RDBStorage:
@@ -77,15 +106,17 @@ def open_storage(url: str, grace_s: int = 60) -> RDBStorage:
         try:
             return RDBStorage(
                 url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
             )  # fmt: skip
         except ImportError as error:
-            raise ConfigError(f"search.storage={url}: {error.name or error} is not installed.") from None
+            raise ConfigError(f"search.storage={masked(url)}: {error.name or error} is not installed.") from None
         except (SQLAlchemyError, RuntimeError, optuna.exceptions.StorageInternalError) as error:
             wait_s = next(waits_s, None)
             if wait_s is None:
                 said = str(error.__cause__ or error).splitlines()[0]
-                raise StorageError(f"search.storage={url}: {said}. Check the address and that the database runs.") from error
+                raise StorageError(
+                    f"search.storage={masked(url)}: {said}. Check the address and that the database runs."
+                ) from error
             time.sleep(wait_s)
 
 
@@ -192,25 +223,49 @@ def counted(study: optuna.Study) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def heartbeats(study: optuna.Study, trial_ids: Sequence[int]) -> Iterator[None]:
-    """Tells the database, as long as the block runs, that these trials are alive."""
-    store, over = study._storage, threading.Event()
+def heartbeats(study: optuna.Study) -> Iterator["Alive"]:
+    """Tells the database, as long as the block runs, that the trials which are added are alive."""
+    alive, over = Alive(study), threading.Event()
 
     def beat() -> None:
-        while True:
-            for trial_id in trial_ids:
-                with contextlib.suppress(optuna.exceptions.StorageInternalError):  # busy; the next one will do
-                    store.record_heartbeat(trial_id)
-            if over.wait(store.get_heartbeat_interval()):
-                return
+        while not over.wait(study._storage.get_heartbeat_interval()):
+            alive.beat()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        yield alive
     finally:
         over.set()
         thread.join()
+
+
+class Alive:
+    """Trials whose heart beats."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._store, self._trial_ids = study._storage, []
+
+    def add(self, trial_id: int) -> None:
+        """One more; its first beat is told at once."""
+        self._store.record_heartbeat(trial_id)
+        self._store.set_trial_user_attr(trial_id, "alive", True)
+        self._trial_ids.append(trial_id)
+
+    def beat(self) -> None:
+        """A beat of each."""
+        for trial_id in list(self._trial_ids):
+            with contextlib.suppress(optuna.exceptions.StorageInternalError):  # busy; the next one will do
+                self._store.record_heartbeat(trial_id)
+
+
+def drop_unborn(study: optuna.Study, grace_s: int) -> None:
+    """Fails trials that were asked for by a process which died before it could say that they live."""
+    before = datetime.now() - timedelta(seconds=grace_s)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if "alive" not in trial.user_attrs and trial.datetime_start < before:
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def default_url(folder: Path) -> str:

@@ -16,12 +16,13 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
-from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.storages import fail_stale_trials
 from optuna.trial import TrialState
 from tqdm import tqdm
 
+from sodaops import storage
 from sodaops.config import Config
-from sodaops.errors import ConfigError, PrunedError, SodaOpsError, some
+from sodaops.errors import ConfigError, PrunedError, SodaOpsError, StorageError, some
 from sodaops.runs import RECORD, flatten, read
 from sodaops.search import report, study as studies
 from sodaops.search.pruning import VARIABLE, Trial
@@ -30,6 +31,7 @@ from sodaops.validation import build
 
 _ALL_FAIL = 3  # so many failures before the first success end the sweep: they have a cause in common
 _POLL_S = 2.0
+_NOT_SWEPT = ("seed", "ckpt_path", "checkpoint.monitor")
 _ASIDE = ("evaluate", "export", "logger", "registry", "run_dir", "search", "serve")  # shape no training
 
 
@@ -66,22 +68,34 @@ class Sweep:
         for launcher in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins"):
             logging.getLogger(launcher).setLevel(logging.WARNING)  # each job is told here, in fewer words
         config = build(self._tree)
+        if config.search is None:
+            raise ConfigError(
+                "hydra/sweeper=study needs a search space; give it as -m search=default, which chooses the sweeper."
+            )
         fixed, swept = self._parse(arguments)
         dimensions = self._dimensions(config, swept)
         self._config, self._search, self._space = config, config.search, {d.key: d for d in dimensions}
         self._fixed = fixed
         self._folder = Path(str(self._hydra.sweep.dir))
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with storage.writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         self._url = self._search.storage or studies.default_url(self._folder)
+        studies.check_folder(self._folder, self._url, self._search.study)
         metric, direction = config.checkpoint.monitor, "minimize" if config.checkpoint.mode == "min" else "maximize"
         asked = self._question()
         studies.make_pruner(self._search.pruner, self._search.pruner_options)  # a fault is told before the first trial
         studies.make_sampler(self._search.sampler, self._search.sampler_options, 0)
         self._study = studies.open_study(self._url, self._search.study, self._search.grace_s, direction, asked)
         studies.remember(self._folder, self._url, self._search.study, metric, direction)
-        self._begin_with_the_default()
-        self._until_done()
-        self._conclude()
+        try:
+            self._begin_with_the_default()
+            self._until_done()
+            self._conclude()
+        except optuna.exceptions.StorageInternalError as error:
+            raise StorageError(
+                f"search.storage={studies.masked(self._url)}: {str(error.__cause__ or error).splitlines()[0]}. The same "
+                "command goes on once the database answers."
+            ) from error
 
     def _parse(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
         parsed = OverridesParser.create().parse_overrides(arguments)
@@ -94,6 +108,9 @@ class Sweep:
         found |= {override.get_key_element(): _swept(override) for override in swept}
         known = [*(key for key, _ in flatten(self._tree)), *self._groups]
         check_keys(found.values(), [key for key in known if not key.startswith("search.")])
+        apart = [key for key in found if key in _NOT_SWEPT or key.partition(".")[0] in _ASIDE]
+        if apart:
+            raise ConfigError(f"a search over {some(apart)}: trials would not compare. For seeds there is search.n_seeds.")
         return list(found.values())
 
     def _question(self) -> dict[str, Any]:
@@ -103,7 +120,8 @@ class Sweep:
         }
         shaping = {key: value for key, value in self._tree.items() if key not in _ASIDE}
         fixed = {key: value for key, value in flatten(shaping) if key not in self._space}
-        return {**dimensions, **fixed, "search.n_seeds": self._search.n_seeds}
+        ours = {"search.n_seeds": self._search.n_seeds, "search.grace_s": self._search.grace_s}
+        return {**dimensions, **fixed, **ours}
 
     def _begin_with_the_default(self) -> None:
         """The configuration as it stands is the first trial of a new study, where the space holds it."""
@@ -129,12 +147,13 @@ class Sweep:
         with tqdm(total=self._search.n_trials, desc=self._search.study, unit="trial", disable=None) as bar:
             while True:
                 fail_stale_trials(self._study)
+                studies.drop_unborn(self._study, self._search.grace_s)
                 n = studies.counted(self._study)
                 n_done = n["COMPLETE"] + n["PRUNED"] + n["FAIL"]
                 bar.update(n_done - bar.n)
                 room = self._search.n_trials - n_done - n["RUNNING"]
                 if room > 0:
-                    self._run([self._ask() for _ in range(min(room, self._n_jobs()))])
+                    self._run(min(room, self._n_jobs()))
                     self._report()
                     self._give_up_if_all_fail()
                 elif n["RUNNING"] and n_done < self._search.n_trials:
@@ -161,17 +180,23 @@ class Sweep:
         except (ValueError, TypeError, NotImplementedError) as error:  # a sampler that cannot draw from such a space
             raise ConfigError(f"search.sampler={self._search.sampler}: {error}") from error
 
-    def _run(self, trials: list[optuna.Trial]) -> None:
-        """Runs trials through the launcher and tells the study how they ended."""
-        seed, n_seeds = self._config.seed, self._search.n_seeds
-        with studies.heartbeats(self._study, [trial._trial_id for trial in trials]), self._put_back(trials):
+    def _run(self, n_trials: int) -> None:
+        """Asks for trials, runs them through the launcher and tells the study how they ended."""
+        seed, n_seeds, trials = self._config.seed, self._search.n_seeds, []
+        with self._put_back(trials), studies.heartbeats(self._study) as beating:
+            for _ in range(n_trials):
+                trials.append(self._ask())
+                beating.add(trials[-1]._trial_id)
             first = self._launch([(trial, seed) for trial in trials])
             going = [trial for trial, done in zip(trials, first, strict=True) if _score(done) is not None]
             more = [(trial, seed + i) for trial in going for i in range(1, n_seeds)]
             rest = self._launch(more) if more else []
             for trial, done in zip(trials, first, strict=True):
                 others = [ret for (of, _), ret in zip(more, rest, strict=True) if of is trial]
-                self._tell(trial, [done, *others])
+                try:
+                    self._tell(trial, [done, *others])
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    print(f"trial {trial.number} was taken for lost by another process, which runs it again; not counted here")
 
     @contextlib.contextmanager
     def _put_back(self, trials: list[optuna.Trial]):
@@ -183,7 +208,7 @@ class Sweep:
             for trial in trials:
                 if not store.get_trial(trial._trial_id).state.is_finished():
                     self._study.tell(trial, state=TrialState.FAIL)
-                    RetryHeartbeatStaleTrialCallback()(self._study, store.get_trial(trial._trial_id))
+                    self._study.enqueue_trial(trial.params)
             if isinstance(stop, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"the same command goes on with search.study={self._search.study}") from None
             raise

@@ -28,6 +28,8 @@ def definition(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
     """
     if config.search is None:
         raise ConfigError("a sweep needs a search space; give it as `sodaops sweep wandb search=default`.")
+    if config.search.storage is not None:
+        raise ConfigError("search.storage: W&B keeps its own sweep; leave it out.")
     monitor = config.checkpoint.monitor
     logger = [] if any(text.startswith("logger=") for text in overrides) else ["logger=wandb"]
     found = {

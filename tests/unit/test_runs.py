@@ -39,6 +39,8 @@ def test_sorted_and_filtered(three):
     assert names(runs.select(found, [], "-val/macro_f1")) == ["outputs/b", "multirun/s/0000", "outputs/a"]
     assert names(runs.select(found, ["val/macro_f1>=0.6", "status=finished"], None)) == ["outputs/b"]
     assert names(runs.select(found, ["optim.lr!=0.1"], "optim.lr")) == ["outputs/b", "multirun/s/0000"]
+    runs.Record(three, {"seed": 1}).end("failed", "before there was a metric")
+    assert str(three) not in names(runs.select(runs.find([three]), ["val/macro_f1>0"], None))
     assert names(runs.select(found, [], "status"))[0] == "multirun/s/0000"
 
 

@@ -69,7 +69,10 @@ def test_a_sweep_of_run_folders(workdir, capsys):
     assert main(["select", "s"]) == 0 and "s/0000: val/macro_f1 0.7000 ± 0.1414" in capsys.readouterr().out
     assert main(["select", "s", "--metric", "val/macro_f2"]) == 2
     assert "did you mean val/macro_f1" in capsys.readouterr().err
-    assert main(["select", "none"]) == 2
+    assert main(["select", "none"]) == 2 and main(["select", "s", "--tolerance=-1"]) == 2
+    run(workdir / "copy/0000", 0.1, 0, 1, 1)
+    assert main(["select", ".", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["best"]["value"] == pytest.approx(0.7), "studies of one name stay apart"
 
 
 def test_a_sweep_on_wandb(monkeypatch):
