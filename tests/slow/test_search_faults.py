@@ -100,9 +100,12 @@ def test_two_processes_share_a_study(start):
     assert len({trial.user_attrs["folders"][0] for trial in trials()}) == len(states)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_hydra_launchers(start, launcher):
-    settings = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=5", "search.n_jobs=2"]}
+    if launcher == "ray":
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="docs/choosing.md says how to install Ray's launcher")
+    settings = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": ["hydra.launcher.timeout_min=5", "search.n_jobs=2"],
+                "ray": ["search.n_jobs=2"]}  # fmt: skip
     below = ["search.pruner=optuna.pruners.ThresholdPruner", "search.pruner_options={lower:0.3}"]
     text = finish(
         start(f"hydra/launcher={launcher}", *settings[launcher], "search.n_trials=3", "optim.lr=0.0001,0.005", *below)
