@@ -35,14 +35,15 @@ def render(study: optuna.Study, metric: str) -> str:
     trials = [t for t in trials if t.state != TrialState.FAIL or "error" in t.user_attrs]  # the others were run again
     done = [t for t in trials if t.state == TrialState.COMPLETE]
     keys = list(dict.fromkeys(key for t in trials for key in t.params))
+    larger = study.direction.name == "MAXIMIZE"
     figures = {}
     if done:
-        figures["Best so far"] = _history(done, trials, study.direction.name == "MAXIMIZE", metric)
+        figures["Best so far"] = _history(done, trials, larger, metric)
         figures["As they trained"] = _courses(trials, metric)
         if len(done) > 1:
             figures["Where each trial was"] = _parallel(done, keys, metric)
             figures["What mattered"] = _importance(study, metric)
-    best = study.best_trial if done else None
+    best = (max if larger else min)(done, key=lambda t: t.value) if done else None  # of this very look: others go on
     drawn = {title: _div(figure) for title, figure in figures.items() if figure is not None}
     return pages.render(
         "sweep", study=study.study_name, metric=metric, keys=keys, trials=trials, best=best, figures=drawn,

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
+
 from sodaops.errors import ConfigError, nearest, some
 
 _KEYS = {"type", "low", "high", "log", "step", "values"}
@@ -85,6 +87,21 @@ def read_space(space: Mapping[str, Any]) -> list[Dimension]:
     return found
 
 
+def swept_dimension(override: Override) -> Dimension:
+    """What the command line sweeps: ``a,b``, ``range(1,5)``, ``interval(0,1)`` or ``tag(log,interval(1e-4,1e-2))``.
+
+    Raises:
+        ConfigError: a sweep that is no list of values and no interval.
+    """
+    key, value = override.get_key_element(), override.value()
+    if isinstance(value, IntervalSweep):
+        kind = "int" if isinstance(value.start, int) and isinstance(value.end, int) else "float"
+        return Dimension(key, kind, value.start, value.end, log="log" in value.tags)
+    if isinstance(value, ChoiceSweep) or override.is_range_sweep():
+        return Dimension(key, "choice", values=tuple(_values(override)))
+    raise ConfigError(f"{override.input_line}: a search takes a list, range() or interval(); give it without -m search=.")
+
+
 def check_keys(dimensions: Iterable[Dimension], known: Sequence[str]) -> None:
     """Refuses a space with keys that the tree does not have.
 
@@ -160,3 +177,8 @@ def _fault(entry: Any) -> str | None:
     if entry["low"] >= entry["high"] or (entry.get("log") and entry["low"] <= 0) or (entry.get("log") and entry.get("step")):
         return f"{dict(entry)}; expected low < high, and with log: low > 0 and no step."
     return None
+
+
+def _values(override: Override) -> Iterable[Any]:
+    for element in override.sweep_iterator():
+        yield getattr(element, "text", element)

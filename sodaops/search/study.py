@@ -79,13 +79,24 @@ def check_folder(folder: Path, url: str, name: str) -> None:
     Raises:
         ConfigError: it is another study's.
     """
-    if (folder / FILE).is_file():
+    if not (folder / FILE).is_file():
+        return
+    about = _about(folder)
+    if (about["storage"], about["study"]) != (url, name):
+        raise ConfigError(
+            f"{folder} holds the runs of study {about['study']} in {about['storage']}; name another with "
+            "search.study=NAME, or another folder with hydra.sweep.dir=FOLDER."
+        )
+
+
+def _about(folder: Path) -> dict[str, str]:
+    try:
         about = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        if (about.get("storage"), about.get("study")) != (url, name):
-            raise ConfigError(
-                f"{folder} holds the runs of study {about.get('study')} in {about.get('storage')}; name another with "
-                "search.study=NAME, or another folder with hydra.sweep.dir=FOLDER."
-            )
+        return {key: about[key] for key in ("storage", "study", "metric", "direction")}
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no {FILE} here; expected the folder of a sweep (multirun/STUDY).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / FILE}: damaged ({error}); delete it, and the sweep's command writes it anew.") from None
 
 
 def open_storage(url: str, grace_s: int = 60) -> RDBStorage:
@@ -196,13 +207,8 @@ def recall(folder: Path) -> tuple[optuna.Study, dict[str, str]]:
     Raises:
         ConfigError, StorageError: no sweep, or a database that cannot be opened.
     """
-    try:
-        about = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        name, url = about["study"], about["storage"]
-    except FileNotFoundError:
-        raise ConfigError(f"{folder}: no {FILE} here; expected the folder of a sweep (multirun/STUDY).") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder / FILE}: damaged ({error}); run the sweep's command once more to write it.") from None
+    about = _about(folder)
+    name, url = about["study"], about["storage"]
     local = url.removeprefix("sqlite:///")
     if local != url and not Path(local).is_file():
         moved = folder / Path(local).name

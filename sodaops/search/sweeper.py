@@ -6,13 +6,13 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +26,7 @@ from sodaops.errors import ConfigError, PrunedError, SodaOpsError, StorageError,
 from sodaops.runs import RECORD, flatten, read
 from sodaops.search import report, study as studies
 from sodaops.search.pruning import VARIABLE, Trial
-from sodaops.search.space import Dimension, check_keys, read_space, spelled
+from sodaops.search.space import Dimension, check_keys, read_space, spelled, swept_dimension
 from sodaops.validation import build
 
 _ALL_FAIL = 3  # so many failures before the first success end the sweep: they have a cause in common
@@ -105,7 +105,7 @@ class Sweep:
     def _dimensions(self, config: Config, swept: Sequence[Override]) -> list[Dimension]:
         """The space of conf/search, with what the command line sweeps in the place of its entries."""
         found = {d.key: d for d in (read_space(config.search.space) if config.search.space or not swept else [])}
-        found |= {override.get_key_element(): _swept(override) for override in swept}
+        found |= {override.get_key_element(): swept_dimension(override) for override in swept}
         known = [*(key for key, _ in flatten(self._tree)), *self._groups]
         check_keys(found.values(), [key for key in known if not key.startswith("search.")])
         apart = [key for key in found if key in _NOT_SWEPT or key.partition(".")[0] in _ASIDE]
@@ -281,22 +281,6 @@ class Sweep:
         params = ", ".join(f"{key} {report.shown(value)}" for key, value in best.params.items())
         print(f"best: trial {best.number}, {self._config.checkpoint.monitor} {best.value:.4f} ({params})")
         print(f"report: {self._folder / report.FILE}\nchoose: sodaops select {self._folder}")
-
-
-def _swept(override: Override) -> Dimension:
-    """What the command line sweeps: ``a,b``, ``range(1,5)``, ``interval(0,1)`` or ``tag(log,interval(1e-4,1e-2))``."""
-    key, value = override.get_key_element(), override.value()
-    if isinstance(value, IntervalSweep):
-        kind = "int" if isinstance(value.start, int) and isinstance(value.end, int) else "float"
-        return Dimension(key, kind, value.start, value.end, log="log" in value.tags)
-    if isinstance(value, ChoiceSweep) or override.is_range_sweep():
-        return Dimension(key, "choice", values=tuple(_values(override)))
-    raise ConfigError(f"{override.input_line}: a search takes a list, range() or interval(); give it without -m search=.")
-
-
-def _values(override: Override) -> Iterable[Any]:
-    for element in override.sweep_iterator():
-        yield getattr(element, "text", element)
 
 
 def _score(done: JobReturn) -> float | None:

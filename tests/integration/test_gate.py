@@ -21,7 +21,8 @@ from tests.serving import another, rewrite
 # Rules that the tests' random model can meet.
 EASY = [
     "registry.gate.slice_floor=null", "registry.gate.max_ece=null", "registry.gate.behaviour=null",
-    "registry.gate.min_gain=-1.0", "registry.gate.max_latency=50.0",
+    "registry.gate.min_gain=-1.0", "registry.gate.max_latency=null", "registry.gate.max_gap=null",
+    "registry.gate.min_agreement=null", "registry.gate.n_bootstrap=1000",
 ]  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def test_every_rule_can_be_broken(place, capsys):
     settings, (first, _) = place
     hard = [
         "registry.gate.slice_floor=1.0", "registry.gate.max_ece=0.0", "registry.gate.max_gap=0.0",
-        "registry.gate.min_agreement=1.0",
+        "registry.gate.min_agreement=1.0", "registry.gate.max_latency=1.0",
         "registry.gate.behaviour={suite:" + str(REPO / "data/behaviour/sentiment.csv") + ",floors:{negation:1.0},max_drop:0.0}",
     ]  # fmt: skip
     assert main(["promote", first, *settings, *hard, "registry.gate.min_gain=1.0"]) == 3

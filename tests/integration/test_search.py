@@ -177,7 +177,10 @@ def test_a_damaged_sweep_folder(workdir, capsys):
     assert main(["sweep", "report", "none"]) == 2 and "expected the folder of a sweep" in capsys.readouterr().err
     (workdir / "study.json").write_text("{")
     assert main(["sweep", "report", "."]) == 2 and "damaged" in capsys.readouterr().err
-    (workdir / "study.json").write_text(json.dumps({"study": "x", "storage": "sqlite:////none/study.db", "metric": "m"}))
+    assert main(["train", "-m", "search=smoke", "hydra.sweep.dir=."]) == 2 and "damaged" in capsys.readouterr().err
+    (workdir / "study.json").write_text(
+        json.dumps({"study": "x", "storage": "sqlite:////none/study.db", "metric": "m", "direction": "maximize"})
+    )
     assert main(["sweep", "report", "."]) == 2 and "its database /none/study.db is gone" in capsys.readouterr().err
     (workdir / "study.db").write_bytes(b"not a database, but long enough to be looked at " * 40)
     assert main(["sweep", "report", "."]) == 2 and "file is not a database" in capsys.readouterr().err

@@ -67,6 +67,7 @@ def test_a_key_is_asked_for_and_used(trained, browser):
         page.fill("#text", "so good")
         page.click("#ask")
         page.wait_for_selector("#key-row:not([hidden])")
+        page.wait_for_selector("#problem:not([hidden])")
         assert "wrong or missing key" in page.inner_text("#problem")
         page.fill("#key", "sesame")
         page.click("#ask")

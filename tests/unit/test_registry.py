@@ -48,6 +48,10 @@ def bucket(tmp_path_factory):
                 time.sleep(0.05)
         gcsfs.GCSFileSystem(token="anon", endpoint_url=url).mkdir("bucket")
         yield "gs://bucket"
+    for files in list(gcsfs.GCSFileSystem._cache.values()):
+        if files._session is not None:
+            files.close_session(files.loop, files._session)
+    gcsfs.GCSFileSystem.clear_instance_cache()
     server.terminate()
     server.wait(10)
 
