@@ -246,7 +246,11 @@ class Config(Section):
     @property
     def splits_dir(self) -> Path:
         """Where the splits of this data set are, or will be."""
-        return Path(self.evaluate.splits_dir or Path("data/processed") / self.data.name)
+        return self.splits_of(self.data.name)
+
+    def splits_of(self, name: str) -> Path:
+        """Where the splits of the data set of this name are, unless ``evaluate.splits_dir`` says otherwise."""
+        return Path(self.evaluate.splits_dir or Path("data/processed") / name)
 
 
 def table_format(path: str) -> str | None:

@@ -63,7 +63,7 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
     with contextlib.ExitStack() as stack:
         challenger = stack.enter_context(registry.local(version))
         against = (champion, stack.enter_context(registry.local(champion))) if champion else None
-        splits_dir = Path(config.evaluate.splits_dir or Path("data/processed") / read_info(challenger).data["name"])
+        splits_dir = config.splits_of(read_info(challenger).data["name"])
         try:
             judged = gate.judge(version, challenger, against, splits_dir, config.registry.gate)
         except SodaOpsError as error:

@@ -105,8 +105,7 @@ def run_export(rest: list[str]) -> None:
         raise ConfigError("the bundle is missing; give it as `sodaops export RUN/bundle`.")
     bundle, *rest = rest
     config = configured(rest)
-    splits_dir = config.evaluate.splits_dir or Path("data/processed") / read_info(bundle).data["name"]
-    found = export(bundle, Path(splits_dir), config.export.variants)
+    found = export(bundle, config.splits_of(read_info(bundle).data["name"]), config.export.variants)
     show_export(found)
     print(f"bundle: {bundle} ({found.info.bundle_id})")
 

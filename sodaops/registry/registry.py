@@ -170,7 +170,9 @@ class Registry:
         Raises:
             RegistryError: none, or several.
         """
-        state = self.state()
+        return self._version(self.state(), name)
+
+    def _version(self, state: State, name: str) -> str:
         if name in state.aliases:
             return state.aliases[name]
         found = [version for version in state.versions if len(name) >= 4 and version.startswith(name)]
@@ -191,7 +193,8 @@ class Registry:
         Raises:
             RegistryError: no such alias or version.
         """
-        return f"{self.root}/versions/{_folder(self.state(), self.version(name))}"
+        state = self.state()
+        return f"{self.root}/versions/{_folder(state, self._version(state, name))}"
 
     def local(self, version: str):
         """A context with a version's folder on this machine; one afar is copied for as long as it lasts."""

@@ -96,13 +96,14 @@ class RemoteStore:
 
     def create(self, name: str, content: bytes) -> bool:
         """Writes a new file, whole; False where one of this name is there already."""
-        with self._asking(name, "written") as files:
-            try:
+        try:
+            with self._asking(name, "written") as files:
                 files.pipe_file(self._path(name), content, mode="create")
-                return True
-            except Exception as error:
-                if not isinstance(error, FileExistsError) and getattr(error, "code", None) != 412:  # the precondition
-                    raise
+            return True
+        except StorageError as error:
+            why = error.__cause__
+            if not isinstance(why, FileExistsError) and getattr(why, "code", None) != 412:  # the precondition
+                raise
         return self.read(name) == content  # an answer that was lost made the client ask twice: it is ours after all
 
     def put(self, folder: Path, name: str) -> None:

