@@ -277,18 +277,19 @@ def render(compared: list[Side], found: dict, sizes: dict[str, float], limit: fl
         cells += [f"{m['cold_s']:.2f} s", f"{m['memory_mb']:.0f} MB", f"{sizes[side.env]:.0f} MB"]
         lines.append(f"| {side.name} | {' | '.join(cells)} |")
     ours, log, _, pipe, barest, lit, lits, bento = (medians[side.name] for side in compared)
+    faster = {name: ours["rps_16"] / other["rps_16"] for name, other in (("pipe", pipe), ("lit", lit), ("lits", lits))}
     lines += [
         "",
         f"The ONNX Runtime call alone (int8, four texts of like length a call, every core, nothing else): {limit:.0f} texts a "
         f"second; ours reaches {ours['rps_16'] / limit:.0%} of that at 16 connections, HTTP, cleaning, tokens, wrk and all.",
         "",
-        f"At 16 connections ours answers {ours['rps_16'] / pipe['rps_16']:.1f} times as many as the pipeline, "
-        f"{ours['rps_16'] / lit['rps_16']:.1f} as LitServe, {ours['rps_16'] / lits['rps_16']:.1f} as LitServe tuned (the best "
-        f"that was found for it: a worker a core, batches of 4, 2 ms of waiting; the ONNX Runtime call alone is "
-        f"{limit / lits['rps_16']:.1f} of that), {ours['rps_16'] / bento['rps_16']:.1f} as BentoML; p99 is "
-        f"{ours['p99_ms_16'] / pipe['p99_ms_16']:.2f} of the pipeline's; cold start {pipe['cold_s'] / ours['cold_s']:.1f} times as "
-        f"fast, where the barest FastAPI with ONNX Runtime is {pipe['cold_s'] / barest['cold_s']:.1f} times; memory {ours['memory_mb'] / pipe['memory_mb']:.2f}. The request log costs "
-        f"{1 - log['rps_16'] / ours['rps_16']:.0%} of the requests.",
+        f"At 16 connections ours answers {faster['pipe']:.1f} times as many as the pipeline, {faster['lit']:.1f} as LitServe, "
+        f"{faster['lits']:.1f} as LitServe tuned (the best that was found for it: a worker a core, batches of 4, 2 ms of "
+        f"waiting; the ONNX Runtime call alone is {limit / lits['rps_16']:.1f} of that), "
+        f"{ours['rps_16'] / bento['rps_16']:.1f} as BentoML; p99 is {ours['p99_ms_16'] / pipe['p99_ms_16']:.2f} of the "
+        f"pipeline's; cold start {pipe['cold_s'] / ours['cold_s']:.1f} times as fast, where the barest FastAPI with ONNX Runtime "
+        f"is {pipe['cold_s'] / barest['cold_s']:.1f} times; memory {ours['memory_mb'] / pipe['memory_mb']:.2f}. The request log "
+        f"costs {1 - log['rps_16'] / ours['rps_16']:.0%} of the requests.",
         "",
     ]
     return "\n".join(["# Serving, measured", "", *lines])
