@@ -287,8 +287,9 @@ def render(compared: list[Side], found: dict, sizes: dict[str, float], limit: fl
         f"{faster['lits']:.1f} as LitServe tuned (the best that was found for it: a worker a core, batches of 4, 2 ms of "
         f"waiting; the ONNX Runtime call alone is {limit / lits['rps_16']:.1f} of that), "
         f"{ours['rps_16'] / bento['rps_16']:.1f} as BentoML; p99 is {ours['p99_ms_16'] / pipe['p99_ms_16']:.2f} of the "
-        f"pipeline's; cold start {pipe['cold_s'] / ours['cold_s']:.1f} times as fast, where the barest FastAPI with ONNX Runtime "
-        f"is {pipe['cold_s'] / barest['cold_s']:.1f} times; memory {ours['memory_mb'] / pipe['memory_mb']:.2f}. The request log "
+        f"pipeline's; cold start {pipe['cold_s'] / ours['cold_s']:.1f} times as fast, the barest FastAPI with ONNX "
+        f"Runtime {pipe['cold_s'] / barest['cold_s']:.1f} times; memory "
+        f"{ours['memory_mb'] / pipe['memory_mb']:.2f}. The request log "
         f"costs {1 - log['rps_16'] / ours['rps_16']:.0%} of the requests.",
         "",
     ]
