@@ -1,0 +1,30 @@
+"""``python -m sodaops.annotation``: the page for annotators as the environment says."""
+
+import sys
+
+import uvicorn
+
+from sodaops.annotation.app import create_app
+from sodaops.annotation.settings import AnnotateSettings
+from sodaops.errors import SodaOpsError
+from sodaops.serving.app import log_as_json
+
+
+def main() -> int:
+    """Serves until SIGTERM or Ctrl-C."""
+    log_as_json()
+    try:
+        settings = AnnotateSettings()
+        app = create_app(settings.store, settings.api_keys, settings.admin_keys)
+    except SodaOpsError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    uvicorn.run(
+        app, host=settings.host, port=settings.port, loop="uvloop", http="httptools", log_config=None, access_log=False,
+        server_header=False, ws="none", timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

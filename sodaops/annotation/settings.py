@@ -1,0 +1,20 @@
+"""What the annotation service can be told, by environment variables; `sodaops annotate serve` turns conf/ into these."""
+
+from typing import ClassVar
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from sodaops.config import AnnotateConfig
+from sodaops.serving.settings import EnvironmentSettings
+
+PREFIX = "SODAOPS_ANNOTATE_"
+
+
+class AnnotateSettings(EnvironmentSettings, AnnotateConfig):
+    """Settings of the annotation service: ``SODAOPS_ANNOTATE_STORE=…``, ``SODAOPS_ANNOTATE_PORT=…``."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, strict=False, extra="forbid", env_parse_none_str="null")
+    prefix: ClassVar[str] = PREFIX
+
+    store: str = Field(description="folder with the tasks and the answers")

@@ -1,0 +1,88 @@
+"""Where the annotation stands: tasks, answers, progress, agreement."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sodaops.annotation.agreement import Pair, cohen_kappa, raw_agreement
+from sodaops.annotation.tasks import Task
+
+SKIP = None  # in place of a label
+
+
+class Progress(NamedTuple):
+    """How many tasks there are, have a label by somebody, and were labelled and skipped by each annotator."""
+
+    tasks: int
+    answered: int
+    labelled: dict[str, int]
+    skipped: dict[str, int]
+
+
+class Agreement(NamedTuple):
+    """How far two annotators agree on the tasks that both labelled; None where it is not defined."""
+
+    one: str
+    other: str
+    n_shared: int
+    raw: float | None
+    kappa: float | None
+
+
+@dataclass(frozen=True)
+class State:
+    """What a store holds at one moment.
+
+    Attributes:
+        labels: in the store's order.
+        tasks: in order.
+        answers: task -> annotator -> label, or :data:`SKIP`; tasks that nobody answered are not in it.
+        damaged: places of lines that could not be used.
+        n_strays: answers to tasks that are not here; feedback whose request was not picked is none.
+    """
+
+    labels: Sequence[str]
+    tasks: Sequence[Task]
+    answers: Mapping[str, Mapping[str, str | None]]
+    damaged: Sequence[str]
+    n_strays: int
+
+    def labels_of(self, task: str) -> dict[str, str]:
+        """Annotator -> label, without skips."""
+        return {name: label for name, label in self.answers.get(task, {}).items() if label is not SKIP}
+
+    def next_for(self, annotator: str) -> Task | None:
+        """The first task that this annotator neither labelled nor skipped."""
+        return next((task for task in self.tasks if annotator not in self.answers.get(task.task, {})), None)
+
+    def progress(self) -> Progress:
+        """Counts; a task that was only skipped is not answered."""
+        labelled: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
+        for answers in self.answers.values():
+            for name, label in answers.items():
+                (skipped if label is SKIP else labelled)[name] += 1
+        n_answered = sum(any(label is not SKIP for label in answers.values()) for answers in self.answers.values())
+        return Progress(len(self.tasks), n_answered, dict(labelled), dict(skipped))
+
+    def annotators(self) -> list[str]:
+        """Who answered or skipped anything, in alphabetical order."""
+        return sorted({name for answers in self.answers.values() for name in answers})
+
+    def conflicts(self) -> list[Task]:
+        """The tasks to which annotators gave different labels, in order."""
+        return [task for task in self.tasks if len(set(self.labels_of(task.task).values())) > 1]
+
+    def agreement(self, one: str, other: str) -> Agreement:
+        """How far two annotators agree."""
+        found = [self.answers[task.task] for task in self.tasks if task.task in self.answers]
+        pairs: list[Pair] = [
+            (a[one], a[other]) for a in found if a.get(one, SKIP) is not SKIP and a.get(other, SKIP) is not SKIP
+        ]
+        return Agreement(one, other, len(pairs), raw_agreement(pairs), cohen_kappa(pairs))
+
+    def agreements_of(self, annotator: str) -> list[Agreement]:
+        """With each other annotator that labelled some of the same tasks, most shared tasks first."""
+        found = [self.agreement(annotator, other) for other in self.annotators() if other != annotator]
+        return sorted((a for a in found if a.n_shared), key=lambda a: (-a.n_shared, a.other))

@@ -1,0 +1,194 @@
+"""The page for annotators, in a real browser, at the width of a desk and of a phone."""
+
+import re
+import signal
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from sodaops.annotation.store import Store
+from tests.annotation import LABELS, Server, store_of, task
+from tests.slow.test_page import CHROMIUM, FLAGS
+
+SIZES = pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (1100, "dark"), (390, "light"), (390, "dark")])
+LONG = (
+    '<b onclick="x">bold</b> & "quoted": I waited forty minutes at the gate, and nobody could say whether the flight would '
+    "leave at all. https://example.org/" + 60 * "a-long-address-" + "\nStill, the crew was kind."
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install Debian's, for example"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+class Annotator:
+    """Somebody with a browser of their own, and what it asked for and said."""
+
+    def __init__(self, browser, url, name, width=1100, scheme="light", key=None):
+        self.context = browser.new_context(viewport={"width": width, "height": 850}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.url, self.asked, self.said = url, [], []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.goto(url)
+        if key is None:
+            self.begin(name)
+
+    def begin(self, name):
+        self.page.fill("#name", name)
+        self.page.press("#name", "Enter")
+        expect(self.page.locator("#who")).to_have_text(f"You are {name}.")
+        expect(self.page.locator("#text")).not_to_be_empty()
+
+    def sees(self, selector, text):
+        expect(self.page.locator(selector)).to_have_text(text)
+
+    def press(self, *keys):
+        """Each key, when the answer before it is saved."""
+        for key in keys:
+            expect(self.page.locator("#skip")).to_be_enabled()
+            self.page.keyboard.press(key)
+
+    def fits(self):
+        return self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+    def close(self):
+        assert all(url.startswith((self.url, "data:")) for url in self.asked), self.asked
+        self.context.close()
+
+
+@SIZES
+def test_two_annotators_with_shortcuts_and_agreement(browser, width, scheme, tmp_path):
+    store = Store.create(tmp_path / "store", LABELS)
+    store.add_tasks("some", [task(LONG, label="positive", score=0.37, probs={"positive": 0.37}), *map(task, "abcd")])
+    names = [one.task for one in store.state().tasks]
+    with Server(tmp_path / "store") as server:
+        ben = Annotator(browser, server.url, "ben")
+        ben.press("1", "2", "s", "1", "1")
+        ben.sees("#text", "That was all: you have answered every text.")
+        expect(ben.page.locator("#skip")).to_be_disabled()
+        ann = Annotator(browser, server.url, "ann <i>", width, scheme)
+        page = ann.page
+        assert page.inner_text("#text") == LONG and page.locator("#text b").count() == 0, "a text became markup"
+        assert "0.37" not in page.content() and "37 %" not in page.inner_text("main")  # what the model said
+        assert page.locator("#labels button").all_inner_texts() == [f"{n}{label}" for n, label in enumerate(LABELS, 1)]
+        assert ann.fits(), "wider than the screen"
+        page.screenshot(path=tmp_path / f"first-{width}-{scheme}.png", full_page=True)
+        assert page.locator("#undo").is_disabled() and page.locator("#others").is_hidden()
+        ann.press("1")
+        ann.sees("#status", "Saved: negative")
+        ann.press("2")
+        ann.sees("#text", "b")
+        ann.press("3")
+        ann.sees("#text", "c")
+        ann.press("3")
+        ann.sees("#counts", "You: 4 labelled, 0 skipped of 5. All together: 5 of 5 have a label.")
+        ann.sees("#pairs", "ben67 % of 3, kappa 0.50")
+        assert page.locator("#who i").count() == 0 and ann.fits()
+        page.screenshot(path=tmp_path / f"last-{width}-{scheme}.png", full_page=True)
+        ann.press("u")
+        ann.sees("#text", "c")
+        ann.sees("#status", "Taken back; choose again.")
+        ann.press("Backspace")
+        ann.sees("#text", "b")
+        ann.press("s")
+        ann.sees("#text", "c")
+        page.locator("#labels button", has_text="neutral").click()
+        ann.sees("#text", "d")
+        page.keyboard.press("9")  # no such label
+        page.keyboard.press("Control+u")
+        page.reload()
+        ann.sees("#who", "You are ann <i>.")  # the browser keeps it
+        ann.sees("#counts", "You: 3 labelled, 1 skipped of 5. All together: 4 of 5 have a label.")
+        assert page.get_attribute("#track", "aria-valuenow") == "4"
+        ann.close()
+        ben.close()
+        assert not ann.said and not ben.said
+    answers = store.state().answers
+    said = dict(zip(names, ["negative", "neutral", None, "neutral"], strict=False))
+    assert {name: found["ann <i>"] for name, found in answers.items() if "ann <i>" in found} == said
+
+
+def test_an_answer_is_kept_while_the_server_is_gone(browser, tmp_path):
+    names = [one.task for one in store_of(tmp_path / "store", 3).state().tasks]
+    server = Server(tmp_path / "store")
+    ann = Annotator(browser, server.url, "ann", 390)
+    page = ann.page
+    ann.press("1")
+    ann.sees("#text", "text 1")
+    server.stop(signal.SIGKILL)
+    page.keyboard.press("3")
+    expect(page.locator("#what")).to_have_text(
+        "The server does not answer. Your answer (positive) is not saved yet; this page keeps it and tries again."
+    )
+    assert page.inner_text("#text") == "text 1" and page.inner_text("#status") == ""
+    assert all(button.is_disabled() for button in page.locator("#work button").all())
+    page.keyboard.press("2")  # nothing is taken while one answer waits
+    page.screenshot(path=tmp_path / "gone.png", full_page=True)
+    with Server(tmp_path / "store", server.port):
+        ann.sees("#text", "text 2")
+        ann.sees("#status", "Saved: positive")
+        assert page.locator("#problem").is_hidden()
+        ann.press("u")  # the server that took it is another
+        ann.sees("#text", "text 1")
+        ann.press("2", "s")
+        ann.sees("#text", "That was all: you have answered every text.")
+        ann.close()
+    said = {name: found["ann"] for name, found in Store(tmp_path / "store").state().answers.items()}
+    assert said == dict(zip(names, ["negative", "neutral", None], strict=True))
+
+
+def test_a_reload_keeps_an_answer_that_is_not_saved(browser, tmp_path):
+    store = store_of(tmp_path / "store", 2)
+    with Server(tmp_path / "store") as server:
+        ann = Annotator(browser, server.url, "ann")
+        ann.page.on("dialog", lambda dialog: dialog.accept())
+        ann.page.route("**/api/answer", lambda route: route.abort())
+        ann.page.keyboard.press("3")
+        expect(ann.page.locator("#what")).to_contain_text("Your answer (positive) is not saved yet")
+        ann.page.unroute("**/api/answer")
+        ann.page.reload()
+        ann.sees("#status", "Saved: positive")
+        ann.sees("#text", "text 1")
+        ann.close()
+    assert store.state().progress().labelled == {"ann": 1}
+
+
+def test_a_key_is_asked_for(browser, tmp_path):
+    store_of(tmp_path / "store", 1)
+    with Server(tmp_path / "store", API_KEYS="secret") as server:
+        ann = Annotator(browser, server.url, "ann", 390, "dark", key="secret")
+        page = ann.page
+        page.fill("#name", "ann")
+        page.press("#name", "Enter")
+        expect(page.locator("#what")).to_contain_text("wrong or missing key")
+        page.screenshot(path=tmp_path / "key.png", full_page=True)
+        for key in ("wrong", "secret"):
+            page.fill("#key", key)
+            page.press("#key", "Enter")
+        ann.sees("#text", "text 0")
+        assert page.locator("#key-row").is_hidden() and page.locator("#problem").is_hidden()
+        assert page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}])").find("secret") < 0
+        ann.close()
+
+
+def test_a_task_that_is_gone_is_said_and_passed_over(browser, tmp_path):
+    store_of(tmp_path / "store", 2)
+    file = tmp_path / "store/tasks/some.jsonl"
+    with Server(tmp_path / "store") as server:
+        ann = Annotator(browser, server.url, "ann")
+        file.write_text(file.read_text().splitlines(keepends=True)[1])
+        ann.page.keyboard.press("3")
+        expect(ann.page.locator("#what")).to_have_text(re.compile("has no such task"))
+        ann.page.click("#again")
+        ann.sees("#text", "text 1")
+        ann.close()

@@ -1,0 +1,233 @@
+import csv
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from sodaops.annotation.exchange import (
+    export_csv,
+    export_file,
+    export_label_studio,
+    import_csv,
+    import_file,
+    import_label_studio,
+    labeling_config,
+)  # fmt: skip
+from sodaops.annotation.state import SKIP
+from sodaops.annotation.store import Store
+from sodaops.errors import DataError
+from tests.annotation import LABELS, store_of, task
+
+ODD = 'He said "so, so"\nand <b>left</b> & 😀'
+
+
+@pytest.fixture
+def store(workdir):
+    """Two annotators, a conflict, a skip, a task without an answer, and a text that needs quotes."""
+    store = Store.create(workdir / "store", LABELS)
+    guess = {"label": "neutral", "score": 0.4, "probs": {"neutral": 0.4}, "bundle_id": "b1"}
+    store.add_tasks("some", [task(ODD, why="uncertain", **guess), task("two"), task("three"), task("four")])
+    one, two, three, _ = (one.task for one in store.state().tasks)
+    ann, ben = store.session("ann"), store.session("ben")
+    for session, name, label in [(ann, one, "negative"), (ben, one, "positive"), (ann, two, "neutral"), (ann, three, SKIP)]:
+        session.answer(name, label)
+    return store
+
+
+def rows_of(name):
+    with open(name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def answers_by_text(store):
+    state = store.state()
+    return {one.text: dict(state.answers.get(one.task, {})) for one in state.tasks}
+
+
+EXPECTED = {ODD: {"ann": "negative", "ben": "positive"}, "two": {"ann": "neutral"}, "three": {"ann": SKIP}, "four": {}}
+
+
+def test_label_studios_format(store):
+    assert export_label_studio(store, "out.json") == 4
+    first, _, third, fourth = json.loads(Path("out.json").read_text(encoding="utf-8"))
+    name = task(ODD)["text_sha256"][:16]
+    assert first["data"] == {"text": ODD, "task": name, "why": "uncertain"}
+    choice = {"type": "choices", "from_name": "label", "to_name": "text"}
+    assert first["predictions"] == [
+        {"model_version": "b1", "score": 0.4, "result": [{"id": f"{name[:10]}-p", **choice, "value": {"choices": ["neutral"]}}]}
+    ]
+    assert [one["result"] for one in first["annotations"]] == [
+        [{"id": f"{name[:10]}-{n}", **choice, "value": {"choices": [label]}, "meta": {"annotator": who}}]
+        for n, (who, label) in enumerate([("ann", "negative"), ("ben", "positive")], 1)
+    ]
+    assert not any("completed_by" in one for one in first["annotations"])  # Label Studio refuses strangers
+    assert (third["annotations"][0]["was_cancelled"], third["annotations"][0]["result"]) == (True, [])
+    assert fourth["annotations"] == fourth["predictions"] == []
+    config = ET.parse("out.xml").getroot()
+    assert config.find("Text").attrib == {"name": "text", "value": "$text"}
+    assert config.find("Choices").attrib == {"name": "label", "toName": "text", "choice": "single"}
+    assert [one.attrib for one in config.iter("Choice")] == [
+        {"value": label, "hotkey": str(n)} for n, label in enumerate(LABELS, 1)
+    ]
+
+
+def test_a_labeling_config_of_odd_and_many_labels():
+    labels = ['<a> & "b"', *(str(n) for n in range(10))]
+    choices = list(ET.fromstring(labeling_config(labels)).iter("Choice"))
+    assert [one.get("value") for one in choices] == labels
+    assert [one.get("hotkey") for one in choices] == [*map(str, range(1, 10)), None, None]
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.csv"])
+def test_there_and_back(store, workdir, name):
+    assert export_file(store, name) == 4
+    other = Store.create(workdir / "other", LABELS)
+    if name == "out.csv":  # the names of another store's tasks are known to it alone
+        rows = rows_of(name)
+        with open(name, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(
+                [("text", "label", "annotator"), *((r["text"], r["label"], r["annotator"]) for r in rows)]
+            )
+    else:
+        items = json.loads(Path(name).read_text(encoding="utf-8"))
+        for item in items:
+            del item["data"]["task"]
+        Path(name).write_text(json.dumps(items), encoding="utf-8")
+    assert import_file(other, name) == (4, 4)
+    assert answers_by_text(other) == EXPECTED
+    assert {one.why for one in other.state().tasks} == {"import"}
+    assert import_file(other, name) == import_file(store, name) == (0, 0)  # what is there is not written again
+    sources = {
+        json.loads(line)["source"] for file in (workdir / "other/answers").iterdir() for line in file.read_text().splitlines()
+    }
+    assert sources == {f"import:{name}"} and len(list((workdir / "other/answers").iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.csv"])
+def test_an_export_comes_back_into_its_store(store, name):
+    export_file(store, name)
+    text = Path(name).read_text(encoding="utf-8")
+    swapped = text.replace('"negative"', '"positive"') if name == "out.json" else text.replace(",negative,", ",positive,")
+    Path(name).write_text(swapped, encoding="utf-8")
+    assert import_file(store, name) == (0, 1)
+    assert answers_by_text(store) == {**EXPECTED, ODD: {"ann": "positive", "ben": "positive"}}
+
+
+def test_what_label_studio_itself_exports(store, workdir):
+    def annotation(by, label, **more):
+        result = [
+            {
+                "id": "x1",
+                "type": "choices",
+                "value": {"choices": [label]},
+                "origin": "manual",
+                "to_name": "text",
+                "from_name": "sentiment",
+            }
+        ]
+        return {"id": 7, "completed_by": by, "result": result, "was_cancelled": False, "lead_time": 4.2, **more}
+
+    items = [
+        {
+            "id": 11, "data": {"text": "two"}, "predictions": [], "total_annotations": 2,
+            "annotations": [annotation(1, "positive"), annotation({"id": 2, "email": "cy@example.org"}, "neutral")],
+        },
+        {"id": 12, "data": {"text": "new"}, "annotations": [annotation(1, "negative", was_cancelled=True)]},
+    ]  # fmt: skip
+    (workdir / "project-1.json").write_text(json.dumps(items))
+    assert import_label_studio(store, "project-1.json") == (1, 3)
+    found = answers_by_text(store)
+    assert found["two"] == {"ann": "neutral", "label-studio 1": "positive", "cy@example.org": "neutral"}
+    assert found["new"] == {"label-studio 1": SKIP}
+
+
+def test_a_table_of_texts_and_labels(workdir, write):
+    store = store_of(workdir / "store", 1)
+    write("t.csv", 'text,label,annotator\ntext 0,neutral,ann\n" a, b ",positive,\nalone,,\n')
+    assert import_csv(store, "t.csv") == (2, 2)
+    assert answers_by_text(store) == {"text 0": {"ann": "neutral"}, " a, b ": {"import": "positive"}, "alone": {}}
+    new = next(one for one in store.state().tasks if one.text == " a, b ")
+    assert new.text_sha256 == task(" a, b ")["text_sha256"]  # nothing is cleaned
+
+
+def test_a_text_is_found_by_the_hash_of_what_it_was_cleaned_to(workdir, write):
+    store = Store.create(workdir / "store", LABELS)
+    store.add_tasks("some", [{**task("a &amp; b"), "text_sha256": task("a & b")["text_sha256"]}])
+    write("t.csv", "text,label\na & b,neutral\na &amp; b,neutral\n")
+    assert import_csv(store, "t.csv") == (0, 1)
+    assert answers_by_text(store) == {"a &amp; b": {"import": "neutral"}}
+
+
+def test_one_text_labelled_twice(workdir, write):
+    store = Store.create(workdir / "store", LABELS)
+    write("t.csv", "text,label,annotator\none,neutral,ann\none,positive,ben\none,negative,ann\n")
+    assert import_csv(store, "t.csv") == (1, 3)
+    assert answers_by_text(store) == {"one": {"ann": "negative", "ben": "positive"}}
+    assert [one.text for one in store.state().conflicts()] == ["one"]
+
+
+def test_all_faults_of_a_table_at_once_and_nothing_written(store, write):
+    before = answers_by_text(store)
+    write(
+        "bad.csv",
+        "task,text,label,annotator\n,good one,neutral,ann\n,other,postive,ann\n,  ,neutral,ann\n,x,neutral,\x07\n"
+        "0000000000000000,two,neutral,ann\n" + "".join(f",t{n},good,ann\n" for n in range(3)),
+    )
+    with pytest.raises(DataError) as caught:
+        import_csv(store, "bad.csv")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "bad.csv: 7 faults; nothing was imported."
+    assert lines[1] == "- row 2: label='postive'; expected one of negative, neutral, positive (did you mean positive?)."
+    assert lines[2].startswith("- row 3: text='  '") and lines[3].startswith("- row 4: annotator=")
+    assert lines[4].startswith("- row 5: task='0000000000000000' is not in the store")
+    assert lines[5].startswith("- row 6: label='good'") and lines[6] == "- and 2 more"
+    assert answers_by_text(store) == before
+
+
+def test_a_task_with_another_text(store, write):
+    name = store.state().tasks[1].task
+    write("t.csv", f"task,text,label\n{name},two,neutral\n{name},not two,neutral\n")
+    with pytest.raises(DataError, match=f"row 2: task='{name}' has another text in the store"):
+        import_csv(store, "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "text,lable\none,neutral\n", r"unknown column lable \(did you mean label\?\)"),
+        ("t.csv", "label\nneutral\n", "no column text"),
+        ("t.csv", "text,label\none\n", "do not have the header's 2 cells"),
+        ("t.csv", b"text\n\xff\n", "is not UTF-8"),
+        ("t.json", "{", "not readable as JSON"),
+        ("t.json", '[{"text": "one", "label": "neutral"}]', "task 1: no 'data'.*not as JSON-MIN"),
+        ("t.json", '[{"data": {"text": 7}}, {"data": {}}]', "(?s)2 faults.*task 1: text=7.*task 2: text=None"),
+        ("t.json", '[{"data": {"text": "one"}, "annotations": [{}]}]', "task 1 annotation 1: has no result"),
+        ("t.json", '[{"data": {"text": "half \\ud800"}}]', "lone surrogate"),
+        ("t.xls", "", "expected a name that ends in .json or .csv"),
+        (None, None, "no such file"),
+    ],
+)
+def test_files_that_cannot_be_read(store, write, name, content, message):
+    before = answers_by_text(store)
+    if name is not None:
+        write(name, content)
+    with pytest.raises(DataError, match=message):
+        import_file(store, name or "none.json")
+    assert answers_by_text(store) == before
+
+
+@pytest.mark.parametrize("choices", [["neutral", "positive"], [], None, "neutral"])
+def test_an_annotation_without_exactly_one_choice(store, write, choices):
+    result = [{"type": "choices", "from_name": "s", "to_name": "text", "value": {"choices": choices}}]
+    write("t.json", json.dumps([{"data": {"text": "one"}, "annotations": [{"result": result}]}]))
+    with pytest.raises(DataError, match=r"task 1 annotation 1: \d choices; expected one"):
+        import_label_studio(store, "t.json")
+
+
+def test_a_spreadsheet_keeps_the_order_and_the_odd_text(store):
+    assert export_csv(store, "out.csv") == 4
+    rows = rows_of("out.csv")
+    assert [(row["text"], row["label"], row["annotator"]) for row in rows] == [
+        (ODD, "negative", "ann"), (ODD, "positive", "ben"), ("two", "neutral", "ann"), ("three", "", "ann"), ("four", "", ""),
+    ]  # fmt: skip
