@@ -8,21 +8,15 @@ arguments, checked against Lightning's signature where training starts.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from sodaops.alert_config import AlertsConfig
+from sodaops.redaction import KINDS
+from sodaops.sections import Count, Fraction, Positive, Section
 from sodaops.text import POLICIES
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 Label = str | int
-
-
-class Section(BaseModel):
-    """A part of the tree: frozen, strict in types, without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
 
 
 class FilesConfig(Section):
@@ -168,10 +162,41 @@ class ServeConfig(Section):
     request_log: str | None = Field(None, description="folder or gs:// for the Parquet parts of the request log; null: none")
     journal_dir: str | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
     log_texts: bool = Field(False, description="true: the texts in the request log; false: their SHA-256")
+    redact: list[Literal[*KINDS]] = Field(["email", "phone"], description="taken out of texts before they are logged")
+    keep_days: Count | None = Field(None, description="parts of the request log older than this are deleted; null: never")
+    feedback_store: str | None = Field(None, description="annotation store that POST /feedback writes to; null: no feedback")
     part_s: Positive = Field(300.0, description="a part is written this often")
     part_bytes: Count = Field(16_777_216, description="or when its journal has grown to this")
     max_journal_bytes: Count = Field(1_073_741_824, description="bound of the journal while parts cannot be written")
-    cors_origins: list[str] = []
+    cors_origins: list[str] = Field([])
+
+
+class AnnotateConfig(Section):
+    """Texts to annotate, and the page on which people label them (conf/annotate)."""
+
+    store: str = Field("data/annotation", description="folder with the tasks and the answers")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8001
+
+
+class DriftConfig(Section):
+    """What requests are held against the reference, and when that is drift (conf/drift, or environment variables)."""
+
+    request_log: str | None = Field(None, description="folder or gs:// of the request log's parts; null: serve.request_log")
+    last: Count = Field(1000, description="the newest requests, unless since or until is given")
+    since: str | None = Field(None, description="ISO 8601, UTC unless it says otherwise")
+    until: str | None = Field(None, description="null: now")
+    max_rows: Annotated[int, Field(ge=1000)] = Field(100_000, description="of a longer span, this many at random")
+    min_rows: Annotated[int, Field(ge=20)] = Field(50, description="with fewer there is no verdict")
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = Field(0.01, description="false alarms for each window, all features")
+    min_effect: Fraction = Field(0.1, description="distance of distributions under which a shift is no drift")
+    max_empty: Fraction = Field(0.05, description="share of empty texts")
+    max_repeated: Fraction = Field(0.1, description="share of one text")
+    n_permutations: Annotated[int, Field(ge=1000)] = Field(2000, description="behind the p-value of the embeddings")
+    output_dir: str = "outputs/drift"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8002
+    every_s: Positive = Field(300.0, description="how often the drift service looks")
 
 
 class SearchConfig(Section):
@@ -241,6 +266,9 @@ class Config(Section):
     evaluate: EvaluateConfig
     registry: RegistryConfig
     serve: ServeConfig
+    annotate: AnnotateConfig
+    drift: DriftConfig
+    alerts: AlertsConfig
     search: SearchConfig | None = None
 
     @property

@@ -42,6 +42,16 @@ class RefusedError(SodaOpsError):
     exit_code = 3
 
 
+class AlarmError(SodaOpsError):
+    """A rule of the alerts fires."""
+
+    exit_code = 4
+
+
+class DeliveryError(SodaOpsError):
+    """A notification that somebody did not take, or metrics that did not come."""
+
+
 class PrunedError(SodaOpsError):
     """A trial that was stopped since it did worse than others at the same epoch."""
 

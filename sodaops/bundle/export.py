@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 from tqdm import tqdm
 
 from sodaops import storage
-from sodaops.bundle import layout
+from sodaops.bundle import layout, reference
 from sodaops.bundle.packing import pack as without_padding
 from sodaops.bundle.predictor import Predictor
 from sodaops.bundle.quantise import quantise
@@ -69,7 +69,8 @@ class _Texts:
 
 
 def export(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) -> Exported:
-    """Puts ONNX models into a bundle, in place of those that it has; the folder is exchanged whole.
+    """Puts ONNX models into a bundle, and the reference for drift, in place of those that it has; the folder is exchanged
+    whole.
 
     float32 must answer as torch does within 1e-4 of every probability: on val, and on real texts of every length in
     train and val, alone and in padded batches. int8 must keep macro-F1 on val within 0.005 of float32's; where it
@@ -103,6 +104,10 @@ def export(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) ->
             else:
                 measured = {name: float(f"{value:.4g}") for name, value in asdict(gate).items()}
                 fields["onnx"][variant] = {"opset": opset, **measured}
+        if fields["onnx"]:
+            layout.write_info(folder, **fields)
+            texts_of = {split: read_split(splits_dir, split)["text"].to_pylist() for split in ("train", "val")}
+            reference.write(folder, reference.make(Predictor(folder), texts_of["train"], texts_of["val"]))
         info = layout.write_info(folder, **fields)
     return Exported(info, gates)
 

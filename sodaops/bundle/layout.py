@@ -7,6 +7,7 @@ model.onnx           the same as an ONNX graph, float32; what answers
 model.int8.onnx      the same with 8-bit matrix products, where it passed its gate
 encoder.json         the encoder's architecture
 tokenizer.json
+drift.npz            what requests are held against: numbers about train and val, no text
 config.yaml          the training run's configuration, resolved
 data_manifest.json   what it was trained on
 ```
@@ -14,6 +15,7 @@ data_manifest.json   what it was trained on
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +35,8 @@ CONFIG = "config.yaml"
 DATA = "data_manifest.json"
 FILES = (WEIGHTS, ENCODER, TOKENIZER, CONFIG, DATA)
 ONNX = {"float32": "model.onnx", "int8": "model.int8.onnx"}
-NAMES = (*FILES, *ONNX.values(), INFO)  # all that a bundle's folder may hold
+DRIFT = "drift.npz"
+NAMES = (*FILES, *ONNX.values(), DRIFT, INFO)  # all that a bundle's folder may hold
 FORMAT = 1
 
 
@@ -69,7 +72,7 @@ def bundle_id(files: dict[str, str], **answers: Any) -> str:
 
 def write_info(folder: Path, **fields: Any) -> BundleInfo:
     """Hashes the files of a folder that is being filled, and writes its bundle.json."""
-    names = [*FILES, *(ONNX[variant] for variant in fields.get("onnx", {}))]
+    names = [*FILES, *(ONNX[variant] for variant in fields.get("onnx", {})), *([DRIFT] if (folder / DRIFT).exists() else [])]
     files = {name: storage.sha256_of(folder / name) for name in names}
     info = BundleInfo(files=files, bundle_id=bundle_id(files, **_answers(fields)), **fields)
     (folder / INFO).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -131,6 +134,20 @@ def read_file(path: str | Path, info: BundleInfo, name: str) -> bytes:
     if content is None or hashlib.sha256(content).hexdigest() != info.files[name]:
         _refuse(Path(path), [f"{name} {'is missing' if content is None else 'has been changed'}"])
     return content
+
+
+def fetch(address: str, folder: Path, names: Iterable[str]) -> Path:
+    """A local folder with these files of a bundle: its own, or ``folder`` with copies from afar; nothing is checked.
+
+    Raises:
+        StorageError: a file afar that cannot be read.
+    """
+    if "://" not in address:
+        return Path(address)
+    for name in names:
+        with storage.open_anywhere(f"{address.rstrip('/')}/{name}", "rb") as there, (folder / name).open("wb") as here:
+            shutil.copyfileobj(there, here)
+    return folder
 
 
 def _answers(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Answers from a bundle: raw text in, probabilities out. Needs onnxruntime, tokenizers and numpy, nothing of training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from sodaops.bundle import layout
+from sodaops.bundle import layout, reference
 from sodaops.data.tokens import pad, plan_batches, tokenise
 from sodaops.errors import BundleError, DataError, nearest, some
 from sodaops.text import clean
@@ -20,6 +20,7 @@ _REFUSALS = (
     ort_errors.EPFail, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
     ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented, ort_errors.RuntimeException,
 )  # fmt: skip
+_UNKNOWN = ("[UNK]", "<unk>")
 
 
 class Output(NamedTuple):
@@ -41,7 +42,8 @@ class Prediction:
 class Predictor:
     """A bundle that answers; cleaning, tokenizer, token limit and labels are its own.
 
-    Of the bundle it reads bundle.json, the tokenizer and one ONNX model, and checks these against their hashes.
+    Of the bundle it reads bundle.json, the tokenizer, one ONNX model and drift.npz where there is one, and checks these
+    against their hashes.
 
     Args:
         path: the bundle's folder.
@@ -70,6 +72,9 @@ class Predictor:
         self._budget = max(batch_tokens, self.info.max_tokens)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.info.max_tokens)
+        self._n_special = len(self._tokenizer.encode("").ids)
+        self._unknown_id = next((i for i in map(self._tokenizer.token_to_id, _UNKNOWN) if i is not None), -1)
+        self._axes = reference.read_axes(path, self.info) if layout.DRIFT in self.info.files else None
 
     def clean(self, text: str) -> str:
         """One text, cleaned as the training texts were."""
@@ -86,6 +91,18 @@ class Predictor:
             ["logits", "embeddings"], {"input_ids": input_ids, "attention_mask": attention_mask}
         )
         return Output(softmax(logits), embeddings)
+
+    def describe(self, cleaned: str, row: np.ndarray) -> reference.Descriptors:
+        """What a cleaned text is like, given its token ids; of one that was cut, word pieces are counted up to the cut."""
+        read = cleaned
+        if len(row) >= self.info.max_tokens:
+            read = cleaned[: max(end for _, end in self._tokenizer.encode(cleaned).offsets)]
+        n_unknown = int((row == self._unknown_id).sum())
+        return reference.describe(cleaned, len(row) - self._n_special, n_unknown, len(read.split()))
+
+    def sketch(self, embeddings: np.ndarray) -> np.ndarray | None:
+        """Sketches of embeddings, float32 [n, n_axes]; None where the bundle has no reference for drift."""
+        return None if self._axes is None else self._axes.sketch(embeddings)
 
     def probs(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities of raw texts, in their order.
@@ -107,14 +124,19 @@ class Predictor:
 
     def probs_of_cleaned(self, cleaned: Sequence[str]) -> np.ndarray:
         """Probabilities of texts that the bundle's own policy has cleaned already, float32 [n_texts, n_labels]."""
+        probs = np.empty((len(cleaned), len(self.info.labels)), dtype=np.float32)
+        for places, output in self.batches(cleaned):
+            probs[places] = output.probs
+        return probs
+
+    def batches(self, cleaned: Sequence[str]) -> Iterator[tuple[np.ndarray, Output]]:
+        """Answers cleaned texts in batches of similar length: their places, int64 [n], and what the model says of them."""
         tokens, offsets = tokenise(self._tokenizer, cleaned, self.info.max_tokens)
         rows = np.split(tokens, offsets[1:-1])
-        probs = np.empty((len(cleaned), len(self.info.labels)), dtype=np.float32)
         with tqdm(total=len(cleaned), desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar:
             for places in plan_batches(np.diff(offsets), self._budget, None):
-                probs[places] = self.run([rows[i] for i in places]).probs
+                yield places, self.run([rows[i] for i in places])
                 bar.update(len(places))
-        return probs
 
     def answer(self, row: np.ndarray) -> Prediction:
         """The answer that a row of probabilities, float32 [n_labels], stands for."""

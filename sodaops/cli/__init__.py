@@ -1,6 +1,7 @@
 """The command line: one verb a stage.
 
-A fault that a user can mend ends with exit code 2 and a message without a traceback; a model that the gate refuses, with 3.
+A fault that a user can mend ends with exit code 2 and a message without a traceback; a model that the gate refuses, with 3;
+a rule of the alerts that fires, with 4.
 """
 
 import importlib
@@ -20,6 +21,13 @@ usage: sodaops VERB [KEY=VALUE ...]
   predict      answer from a bundle: sodaops predict BUNDLE "a text"       (or --file TABLE --output TABLE)
   serve        answer over HTTP: sodaops serve BUNDLE serve.port=8000      (SODAOPS_… variables say the same)
 
+  drift        the request log against the bundle's reference: sodaops drift BUNDLE drift.request_log=FOLDER
+  watch        the drift service: sodaops watch BUNDLE drift.request_log=FOLDER
+  alerts       the metrics against rules: sodaops alerts watch, check, test (the sinks), render (for Prometheus, Google Cloud)
+  log          delete from the request log: sodaops log forget --request-id ID, sodaops log prune --days 30
+
+  annotate     people label texts: sodaops annotate serve STORE            (also status, export FILE, import FILE)
+
   runs         a table of runs: sodaops runs --sort=-val/macro_f1          (sodaops runs compare A B: two beside each other)
   sweep        a sweep's page: sodaops sweep report SWEEP                  (sodaops sweep wandb search=…: a sweep on W&B)
   select       the best run of a sweep: sodaops select SWEEP
@@ -36,6 +44,9 @@ groups. --params FILE reads a composed configuration, as DVC's stages do, in pla
 _VERBS = {
     "training": ("train", "preprocess", "export", "evaluate", "predict", "serve"),
     "choosing": ("runs", "sweep", "select"),
+    "monitoring": ("drift", "watch", "log"),
+    "alerts": ("alerts",),
+    "annotation": ("annotate",),
     "models": ("register", "promote", "rollback", "resolve", "registry"),
 }
 _ROOM_OF = {verb: room for room, verbs in _VERBS.items() for verb in verbs}
@@ -43,11 +54,11 @@ _ROOM_OF = {verb: room for room, verbs in _VERBS.items() for verb in verbs}
 _EXTRA_OF = dict.fromkeys(
     ("hydra", "lightning", "matplotlib", "omegaconf", "onnx", "onnxscript", "safetensors", "sklearn", "torch", "torchmetrics",
      "transformers"), "train",
-) | {"optuna": "search", "plotly": "search", "wandb": "wandb"}  # fmt: skip
+) | {"optuna": "search", "plotly": "search", "wandb": "wandb", "evidently": "drift"}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 3 for a model refused, 130 after Ctrl-C."""
+    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 3 or 4 as above, 130 after Ctrl-C."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help"):
         print(USAGE, end="")

@@ -18,7 +18,7 @@ def run_register(rest: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sodaops register", description="Puts a bundle into the registry.")
     parser.add_argument("bundle", help="the folder that training wrote: RUN/bundle")
     parser.add_argument("--reason", default="", help="for the history")
-    asked, config = _asked(parser, rest)
+    asked, config = asked_and_configured(parser, rest)
     registry = Registry(config.registry.path)
     version = registry.register(asked.bundle, asked.reason, _metrics_beside(Path(asked.bundle)))
     _mirror(config, registry, version, [CHALLENGER])
@@ -31,7 +31,7 @@ def run_promote(rest: list[str]) -> None:
     parser.add_argument("version", help=f"a version, the beginning of one, or an alias ({CHALLENGER})")
     parser.add_argument("--reason", default="", help="for the history")
     parser.add_argument("--force", action="store_true", help="also against the gate; needs --reason, and is recorded")
-    asked, config = _asked(parser, rest)
+    asked, config = asked_and_configured(parser, rest)
     if asked.force and not asked.reason.strip():
         raise ConfigError('--force needs a reason for the history: --reason "why it must be".')
     promote(config, asked.version, asked.reason, asked.force)
@@ -97,7 +97,7 @@ def run_rollback(rest: list[str]) -> None:
     """`sodaops rollback`."""
     parser = argparse.ArgumentParser(prog="sodaops rollback", description="Makes the champion before champion again.")
     parser.add_argument("--reason", required=True, help="for the history")
-    asked, config = _asked(parser, rest)
+    asked, config = asked_and_configured(parser, rest)
     registry = Registry(config.registry.path)
     version = registry.roll_back(asked.reason)
     _mirror(config, registry, version, [CHAMPION])
@@ -108,7 +108,7 @@ def run_resolve(rest: list[str]) -> None:
     """`sodaops resolve ALIAS`."""
     parser = argparse.ArgumentParser(prog="sodaops resolve", description="Where a version's folder is.")
     parser.add_argument("version", help=f"{CHAMPION}, another alias, or a version")
-    asked, config = _asked(parser, rest)
+    asked, config = asked_and_configured(parser, rest)
     print(Registry(config.registry.path).resolve(asked.version))
 
 
@@ -119,7 +119,7 @@ def run_registry(rest: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="list and history: for programs")
     parser.add_argument("--keep", type=int, default=3, help="gc: earlier champions that stay, for a roll back (default 3)")
     parser.add_argument("--dry-run", action="store_true", help="gc: only say what would be deleted")
-    asked, config = _asked(parser, rest)
+    asked, config = asked_and_configured(parser, rest)
     registry = Registry(config.registry.path)
     if asked.what == "gc":
         if asked.keep < 0:
@@ -160,7 +160,7 @@ def _line(entry: dict[str, Any]) -> str:
     return f"{entry['n']:>4}  {when}  {entry['who']}  {what}" + (f": {entry['why']}" if entry["why"] else "")
 
 
-def _asked(parser: argparse.ArgumentParser, rest: list[str]) -> tuple[argparse.Namespace, Config]:
+def asked_and_configured(parser: argparse.ArgumentParser, rest: list[str]) -> tuple[argparse.Namespace, Config]:
     """A verb's own arguments, and the configuration that the others change."""
     parser.epilog = "KEY=VALUE changes the configuration: registry.path=gs://BUCKET/FOLDER, registry.gate.max_ece=0.1"
     asked, others = parser.parse_known_args(rest)

@@ -1,6 +1,7 @@
 """Micro-batching within the process: what waits is computed together, and nothing waits for company."""
 
 import asyncio
+import itertools
 import math
 import os
 import sys
@@ -37,6 +38,13 @@ class Dead(Exception):  # noqa: N818
     """A thread that computes has ended."""
 
 
+class Answer(NamedTuple):
+    """What the model says of one text."""
+
+    probs: np.ndarray  # float32 [n_labels]
+    sketch: np.ndarray | None  # float32 [n_axes]; None where the bundle has no reference for drift
+
+
 class Prepared(NamedTuple):
     """The texts of a request, ready to be computed."""
 
@@ -45,13 +53,13 @@ class Prepared(NamedTuple):
 
 
 class _Request:
-    """What waits: the rows of one request, and where its probabilities go, float32 [n_rows, n_labels]."""
+    """What waits: the rows of one request, and where its answers go."""
 
-    __slots__ = ("answer", "n_left", "predictor", "probs", "rows")
+    __slots__ = ("answer", "found", "n_left", "predictor", "rows")
 
-    def __init__(self, predictor: Predictor, rows: list[np.ndarray], answer: asyncio.Future[list[np.ndarray]]) -> None:
+    def __init__(self, predictor: Predictor, rows: list[np.ndarray], answer: asyncio.Future[list[Answer]]) -> None:
         self.predictor, self.rows, self.answer = predictor, rows, answer
-        self.probs, self.n_left = [None] * len(rows), len(rows)
+        self.found, self.n_left = [None] * len(rows), len(rows)
 
 
 _Item = tuple[_Request, int]  # one text, by its place in the request
@@ -120,11 +128,11 @@ class Batcher:
         finally:
             self._n_reserved -= len(texts)
 
-    def submit(self, predictor: Predictor, rows: list[np.ndarray]) -> asyncio.Future[list[np.ndarray]]:
+    def submit(self, predictor: Predictor, rows: list[np.ndarray]) -> asyncio.Future[list[Answer]]:
         """Puts the rows of a request into the queue.
 
         Returns:
-            The probabilities of each, float32 [n_labels]; cancel it, and what still waits is not computed.
+            The answer to each; cancel it, and what still waits is not computed.
         """
         request = _Request(predictor, rows, asyncio.get_running_loop().create_future())
         with self._work_or_end:
@@ -175,25 +183,28 @@ class Batcher:
         return batch
 
 
-def _compute(batch: list[_Item]) -> Sequence[np.ndarray | Exception]:
-    """Probabilities of each text; where the batch fails, each text is tried alone, and has its own fault."""
+def _compute(batch: list[_Item]) -> Sequence[Answer | Exception]:
+    """The answer to each text; where the batch fails, each text is tried alone, and has its own fault."""
+    predictor = batch[0][0].predictor
     try:
-        return batch[0][0].predictor.run([request.rows[place] for request, place in batch]).probs
+        probs, embeddings = predictor.run([request.rows[place] for request, place in batch])
+        sketches = predictor.sketch(embeddings)
+        return list(map(Answer, probs, itertools.repeat(None) if sketches is None else sketches))
     except Exception as fault:  # whatever it was, it is some request's answer, and the thread goes on
         return [fault] if len(batch) == 1 else [_compute([item])[0] for item in batch]
 
 
-def _deliver(batch: list[_Item], done: Sequence[np.ndarray | Exception]) -> None:
+def _deliver(batch: list[_Item], done: Sequence[Answer | Exception]) -> None:
     for (request, place), found in zip(batch, done, strict=True):
         if request.answer.done():
             continue
         if isinstance(found, Exception):
             request.answer.set_exception(found)
             continue
-        request.probs[place] = found
+        request.found[place] = found
         request.n_left -= 1
         if not request.n_left:
-            request.answer.set_result(request.probs)
+            request.answer.set_result(request.found)
 
 
 def _prepare(predictor: Predictor, texts: Sequence[str], cleaned: bool) -> Prepared:

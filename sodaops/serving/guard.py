@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sodaops.serving.metrics import Metrics
+from sodaops.serving.metrics import HttpMetrics
 
 log = logging.getLogger("sodaops.serving")
 access = logging.getLogger("sodaops.access")
@@ -55,7 +55,7 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        metrics: HttpMetrics,
         paths: set[str],
         api_keys: Sequence[SecretStr],
         admin_keys: Sequence[SecretStr],

@@ -37,17 +37,19 @@ class Journal:
         part_bytes: or its size.
         max_bytes: bound of all segments together.
         metrics: told what was written, lost and moved.
+        keep_days: parts of earlier days are deleted; None: never.
 
     Raises:
         OSError: the folder cannot be made or written to.
     """
 
     def __init__(
-        self, folder: Path, destination: str, part_s: float, part_bytes: int, max_bytes: int, metrics: Metrics
-    ) -> None:
+        self, folder: Path, destination: str, part_s: float, part_bytes: int, max_bytes: int, metrics: Metrics,
+        keep_days: int | None = None,
+    ) -> None:  # fmt: skip
         self._folder, self._destination = folder, destination
         self._part_s, self._part_bytes, self._max_bytes = part_s, part_bytes, max_bytes
-        self._metrics = metrics
+        self._metrics, self._keep_days = metrics, keep_days
         self._path: Path | None = None
         self._retry_at, self._retry_s = 0.0, _TICK_S
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,8 +152,9 @@ class Journal:
 
     async def _run_parts(self) -> tuple[int | None, str]:
         """How many parts were written, or None; and what the process said."""
+        days = [] if self._keep_days is None else [str(self._keep_days)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "sodaops.serving.parts", str(self._folder), self._destination,
+            sys.executable, "-m", "sodaops.serving.parts", str(self._folder), self._destination, *days,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:

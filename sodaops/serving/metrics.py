@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class Metrics:
-    """One registry an application, so that several may live in a process."""
+class HttpMetrics:
+    """What every service counts; one registry an application, so that several may live in a process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -22,6 +22,21 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge("sodaops_requests_in_flight", "Requests being answered.", registry=registry)
+        # labels() looks a child up under a lock each time; on the way of every request, once for each is enough
+        self.answered = functools.cache(self.requests.labels)
+        self.seconds_of = functools.cache(self.seconds.labels)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class Metrics(HttpMetrics):
+    """What the predictor counts beside that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        registry = self.registry
         self.queue = Gauge("sodaops_queue_texts", "Texts that wait for a thread.", registry=registry)
         self.batch = Histogram(
             "sodaops_batch_texts", "Texts computed together.", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
@@ -43,16 +58,9 @@ class Metrics:
             "sodaops_request_log_parts", "Parquet parts, by how writing ended.", ("outcome",), registry=registry
         )
 
-        # labels() looks a child up under a lock each time; on the way of every request, once for each is enough
         self.predicted = functools.cache(self.predictions.labels)
-        self.answered = functools.cache(self.requests.labels)
-        self.seconds_of = functools.cache(self.seconds.labels)
 
     def serves(self, bundle_id: str, variant: str) -> None:
         """Names the bundle that answers from now on."""
         self.bundle.clear()
         self.bundle.labels(bundle_id, variant).set(1)
-
-    def render(self) -> bytes:
-        """The text that Prometheus reads."""
-        return generate_latest(self.registry)

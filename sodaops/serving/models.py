@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import shutil
 import tempfile
 from pathlib import Path
 
-from sodaops import storage
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.errors import BundleError, SodaOpsError
@@ -100,28 +98,18 @@ class Models:
     def _bundle_id(self) -> str:
         """The id of what the source holds, before anything else of it is read."""
         with tempfile.TemporaryDirectory() as folder:
-            return layout.read_info(_local(address_of(self.source), Path(folder), [layout.INFO])).bundle_id
+            return layout.read_info(layout.fetch(address_of(self.source), Path(folder), [layout.INFO])).bundle_id
 
     def _load(self) -> Predictor:
         address = address_of(self.source)  # once, since an alias may move
         with tempfile.TemporaryDirectory() as folder:
-            info = layout.read_info(_local(address, Path(folder), [layout.INFO]))
+            info = layout.read_info(layout.fetch(address, Path(folder), [layout.INFO]))
             names = [layout.INFO, layout.TOKENIZER]
             variant = self._variant or info.serves
-            names += [layout.ONNX[variant]] if variant in info.onnx else []
-            predictor = Predictor(_local(address, Path(folder), names), self._variant, n_threads=1)
+            names += [name for name in (layout.ONNX.get(variant), layout.DRIFT) if name in info.files]
+            predictor = Predictor(layout.fetch(address, Path(folder), names), self._variant, n_threads=1)
         warm_up(predictor)
         return predictor
-
-
-def _local(address: str, folder: Path, names: list[str]) -> Path:
-    """A local folder with these files of a bundle: its own, or ``folder`` with a copy from afar."""
-    if "://" not in address:
-        return Path(address)
-    for name in names:
-        with storage.open_anywhere(f"{address.rstrip('/')}/{name}", "rb") as there, (folder / name).open("wb") as here:
-            shutil.copyfileobj(there, here)
-    return folder
 
 
 def warm_up(predictor: Predictor) -> None:

@@ -1,14 +1,17 @@
 """The request log's far end: closed journal segments become Parquet parts, each once.
 
-Run by the service as a process of its own: ``python -m sodaops.serving.parts JOURNAL DESTINATION`` prints the number of
-parts written.
+Run by the service as a process of its own: ``python -m sodaops.serving.parts JOURNAL DESTINATION [KEEP_DAYS]`` prints the
+number of parts written.
 """
 
+import contextlib
 import fcntl
 import io
 import os
 import sys
+from datetime import date
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.json
@@ -32,11 +35,18 @@ SCHEMA = pa.schema(
         "n_tokens": pa.int32(),
         "text_sha256": pa.string(),  # of the cleaned text
         "text": pa.string(),  # null unless texts are logged
+        # For drift, and null where the bundle has no reference; sodaops.bundle.reference says what they are.
+        "sketch": pa.list_(pa.float32()),
+        "n_chars": pa.int32(),  # of the cleaned text; 0 with a null label: a text refused as empty
+        "letters": pa.float32(),
+        "non_ascii": pa.float32(),
+        "pieces_per_word": pa.float32(),
+        "unknown": pa.float32(),
     }
 )
 
 
-def write_parts(folder: str | Path, destination: str) -> int:
+def write_parts(folder: str | Path, destination: str, keep_days: int | None = None) -> int:
     """Turns every segment that no living process holds into ``DESTINATION/date=YYYY-MM-DD/SEGMENT.parquet``.
 
     A part is named by its segment and written whole, so doing it twice leaves one part; the segment goes when the part
@@ -45,6 +55,7 @@ def write_parts(folder: str | Path, destination: str) -> int:
     Args:
         folder: the journal.
         destination: a folder, or gs://.
+        keep_days: parts of days before these are deleted afterwards; None: never.
 
     Returns:
         Parts written.
@@ -71,10 +82,14 @@ def write_parts(folder: str | Path, destination: str) -> int:
                 bad.append(path.rename(path.with_suffix(".bad")))
                 continue
             if table.num_rows:
-                date = f"{path.name[:4]}-{path.name[4:6]}-{path.name[6:8]}"
-                _write(table, f"{destination.rstrip('/')}/date={date}/{path.stem}.parquet")
+                day = table["time"][0].as_py().date()  # of the first row: a segment may have waited for it
+                write_part(table, f"{destination.rstrip('/')}/date={day}/{path.stem}.parquet")
                 written += 1
             path.unlink(missing_ok=True)
+    if keep_days is not None and written:
+        from sodaops.serving.retention import prune
+
+        prune(destination, keep_days)
     if bad:
         raise StorageError(
             f"{bad[0]}: not readable as JSON lines, and put aside ({len(bad)} such). Look at it, then delete it."
@@ -92,7 +107,45 @@ def _read(content: bytes) -> pa.Table:
     return table.set_column(0, "time", table["time"].cast(pa.timestamp("us", "UTC")))
 
 
-def _write(table: pa.Table, path: str) -> None:
+def part_addresses(log: str) -> list[str]:
+    """Addresses of all parts of a request log, sorted.
+
+    Args:
+        log: folder or gs://.
+
+    Raises:
+        StorageError: no such log.
+    """
+    missing = f"{log}: no such request log; serve with serve.request_log={log} to make one."
+    if "://" not in log:
+        if not Path(log).is_dir():
+            raise StorageError(missing)
+        return sorted(str(path) for path in Path(log).glob("date=*/*.parquet"))
+    with storage.afar(log, "read") as files:
+        if not files.exists(log):
+            raise StorageError(missing)
+        return sorted(files.unstrip_protocol(path) for path in files.find(log) if path.endswith(".parquet"))
+
+
+def day_of(path: str) -> date:
+    """The day in ``date=YYYY-MM-DD``, on which a part's first row was written; ``date.max`` where there is none."""
+    try:
+        return date.fromisoformat(path.rpartition("date=")[2][:10])
+    except ValueError:
+        return date.max
+
+
+def open_part(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    """A part to read from, wherever it is."""
+    return storage.open_anywhere(path, "rb") if "://" in path else open(path, "rb")
+
+
+def write_part(table: pa.Table, path: str) -> None:
+    """Writes a part, whole or not at all; one that is there is replaced.
+
+    Raises:
+        StorageError: it could not be written.
+    """
     if "://" not in path:
         with storage.atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
@@ -105,6 +158,6 @@ def _write(table: pa.Table, path: str) -> None:
 
 if __name__ == "__main__":
     try:
-        print(write_parts(*sys.argv[1:]))
+        print(write_parts(*sys.argv[1:3], *map(int, sys.argv[3:])))
     except SodaOpsError as error:
         sys.exit(f"{type(error).__name__}: {error}")

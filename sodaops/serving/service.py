@@ -10,7 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from starlette.exceptions import HTTPException
@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.predictor import Prediction, Predictor
 from sodaops.errors import StorageError
-from sodaops.serving.batcher import Batcher, EmptyText, Prepared
+from sodaops.redaction import redact
+from sodaops.serving.batcher import Answer, Batcher, EmptyText, Prepared
 from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
@@ -97,10 +98,14 @@ class Service:
             QueueFull, EmptyText, Late, Gone: no answer, for that reason.
         """
         predictor = self.models.current
-        prepared = await self.batcher.prepare(predictor, texts)
-        probs = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
-        predictions = [predictor.answer(row) for row in probs]
-        self._record(predictor, texts, prepared, predictions, request_id, began)
+        try:
+            prepared = await self.batcher.prepare(predictor, texts)
+        except EmptyText as empty:
+            self._note(predictor, [self._empty_row(empty.place)], request_id, began)
+            raise
+        answers = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
+        predictions = [predictor.answer(answer.probs) for answer in answers]
+        self._record(predictor, texts, prepared, predictions, answers, request_id, began)
         return Result(predictions, predictor.info)
 
     async def explain(self, text: str, request_id: str, gone: Callable[[], Awaitable[None]], began: float) -> Explained:
@@ -120,16 +125,16 @@ class Service:
         pieces = ["".join(words[first:end]) for first, end in itertools.pairwise(ends)]
         without = ["".join(words[:first] + words[end:]).strip() for first, end in itertools.pairwise(ends)]
         prepared = await self.batcher.prepare(predictor, [cleaned, *without], cleaned=True)
-        probs = np.stack(await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began))
-        prediction = predictor.answer(probs[0])
-        self._record(predictor, [text], prepared, [prediction], request_id, began)
-        column = probs[:, predictor.info.labels.index(prediction.label)].astype(float)
+        answers = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
+        prediction = predictor.answer(answers[0].probs)
+        self._record(predictor, [text], prepared, [prediction], answers[:1], request_id, began)
+        column = np.stack([answer.probs for answer in answers])[:, predictor.info.labels.index(prediction.label)].astype(float)
         effects = (column[0] - column[1:]).tolist()
         return Explained(prediction, list(zip(pieces, effects, strict=True)), predictor.info)
 
     async def _in_time(
-        self, answer: asyncio.Future[list[np.ndarray]], gone: Callable[[], Awaitable[None]], began: float
-    ) -> list[np.ndarray]:
+        self, answer: asyncio.Future[list[Answer]], gone: Callable[[], Awaitable[None]], began: float
+    ) -> list[Answer]:
         loop = asyncio.get_running_loop()
         left_s = max(0.0, self.settings.deadline_s - (time.perf_counter() - began))
         quick_s = min(_QUICK_S, left_s)
@@ -154,14 +159,29 @@ class Service:
         texts: Sequence[str],
         prepared: Prepared,
         predictions: Sequence[Prediction],
+        answers: Sequence[Answer],
         request_id: str,
         began: float,
     ) -> None:
-        latency_ms = 1000 * (time.perf_counter() - began)
-        self.latencies_ms.append(latency_ms)
         for prediction in predictions:
             self.metrics.predicted(prediction.label).inc()
             self.metrics.confidence.observe(prediction.score)
+        latency_ms = 1000 * (time.perf_counter() - began)
+        self.latencies_ms.append(latency_ms)
+        if not self.journal:
+            return
+        rows = [
+            {
+                "place": place,
+                "text": self._logged(texts[place]),
+                **facts_of(predictor, prepared.cleaned[place], prepared.rows[place], prediction, answer.sketch),
+            }
+            for place, (prediction, answer) in enumerate(zip(predictions, answers, strict=True))
+        ]
+        self._note(predictor, rows, request_id, began)
+
+    def _note(self, predictor: Predictor, rows: Sequence[dict[str, Any]], request_id: str, began: float) -> None:
+        """Puts the rows of a request into the journal, where there is one."""
         if not self.journal:
             return
         shared = {
@@ -170,25 +190,46 @@ class Service:
             "bundle_id": predictor.info.bundle_id,
             "variant": predictor.variant,
             "labels": predictor.info.labels,
-            "latency_ms": round(latency_ms, 3),
+            "latency_ms": round(1000 * (time.perf_counter() - began), 3),
         }
-        rows = [
-            {
-                **shared,
-                "place": place,
-                "label": prediction.label,
-                "score": prediction.score,
-                "probs": list(prediction.probs.values()),
-                "n_tokens": len(prepared.rows[place]),
-                "text_sha256": hashlib.sha256(prepared.cleaned[place].encode()).hexdigest(),
-                "text": texts[place].encode("utf-8", "replace").decode() if self.settings.log_texts else None,
-            }
-            for place, prediction in enumerate(predictions)
-        ]
-        self.journal.append(rows)
+        self.journal.append([{**shared, **row} for row in rows])
+
+    @staticmethod
+    def _empty_row(place: int) -> dict[str, Any]:
+        """The row of a text that was refused, since cleaning left nothing of it: what it came from may be out of order."""
+        return {"place": place, "n_chars": 0, "text_sha256": hashlib.sha256().hexdigest()}
+
+    def _logged(self, text: str) -> str | None:
+        """A text as the request log may hold it."""
+        if not self.settings.log_texts:
+            return None
+        return redact(text.encode("utf-8", "replace").decode(), self.settings.redact)
 
 
-async def _give_up(answer: asyncio.Future[list[np.ndarray]], gone: Callable[[], Awaitable[None]], left_s: float) -> None:
+def facts_of(
+    predictor: Predictor, cleaned: str, row: np.ndarray, prediction: Prediction, sketch: np.ndarray | None
+) -> dict[str, Any]:
+    """What the request log holds of an answered text, the text itself aside; the names are the columns of a part.
+
+    Args:
+        predictor: that answered.
+        cleaned: the text.
+        row: its token ids, int64 [n_tokens].
+        prediction: the answer.
+        sketch: of its embedding, float32 [n_axes]; None without a reference for drift.
+    """
+    return {
+        "label": prediction.label,
+        "score": prediction.score,
+        "probs": list(prediction.probs.values()),
+        "n_tokens": len(row),
+        "text_sha256": hashlib.sha256(cleaned.encode()).hexdigest(),
+        "sketch": None if sketch is None else np.round(sketch, 3).tolist(),
+        **predictor.describe(cleaned, row)._asdict(),
+    }
+
+
+async def _give_up(answer: asyncio.Future[list[Answer]], gone: Callable[[], Awaitable[None]], left_s: float) -> None:
     why: Exception = Gone()
     try:
         async with asyncio.timeout(left_s):
@@ -207,6 +248,6 @@ def _journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
         return None
     sizes = settings.part_s, settings.part_bytes, settings.max_journal_bytes
     try:
-        return Journal(folder, str(settings.request_log), *sizes, metrics)
+        return Journal(folder, str(settings.request_log), *sizes, metrics, settings.keep_days)
     except OSError as error:
         raise StorageError(f"{folder}: cannot hold the request log's journal ({error.strerror}); give another.") from error

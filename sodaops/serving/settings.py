@@ -1,12 +1,12 @@
-"""What the service can be told, by environment variables; ``sodaops serve`` turns conf/serve into these."""
+"""What the services can be told, by environment variables; `sodaops serve` and `watch` turn conf/ into these."""
 
 import json
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -14,37 +14,66 @@ from sodaops.config import ServeConfig
 from sodaops.errors import ConfigError, nearest, some
 
 PREFIX = "SODAOPS_"
-_OTHERS = {"SODAOPS_TRACEBACK"}  # read elsewhere
+_KEYS = ("api_keys", "admin_keys")  # of every service, under PREFIX
+_READ_ELSEWHERE = ("SODAOPS_TRACEBACK", "SODAOPS_DRIFT_", "SODAOPS_ANNOTATE_", "SODAOPS_ALERT", "SODAOPS_SMTP_")
 Keys = Annotated[list[SecretStr], NoDecode]
 
 
-class ServeSettings(BaseSettings, ServeConfig):
-    """Settings of the service: ``SODAOPS_BUNDLE=…``, ``SODAOPS_MAX_QUEUE=…``, and so on.
+class EnvironmentSettings(BaseSettings):
+    """Settings of a service; its variables are its prefix and the names of its fields.
 
-    Keys of the API and of its administrator come from the environment alone, several apart by commas.
+    Keys of the API and of its administrator come from SODAOPS_API_KEYS and SODAOPS_ADMIN_KEYS alone, several apart by
+    commas.
+
+    Raises:
+        ConfigError: a variable that is no setting, is missing or has a value that is not allowed; all at once.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, strict=False, extra="forbid", env_parse_none_str="null")
-
-    bundle: str = Field(description="the bundle to serve: a folder, or gs://BUCKET/FOLDER")
+    prefix: ClassVar[str]
     api_keys: Keys = Field([], description="from the environment only")
     admin_keys: Keys = Field([], description="from the environment only")
 
     def __init__(self, **values: Any) -> None:
-        unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in _OTHERS | set(environment_names())]
+        known = set(self.variables()) | {PREFIX + name.upper() for name in _KEYS}
+        mine = [name for name in os.environ if name.startswith(self.prefix) and name not in known]
+        unknown = [name for name in mine if self.prefix != PREFIX or not name.startswith(_READ_ELSEWHERE)]
         if unknown:
-            hint = nearest(unknown[0], environment_names())
-            raise ConfigError(f"{unknown[0]} is no setting of the service{hint}; it has: {some(environment_names(), 40)}.")
-        for name in ("api_keys", "admin_keys"):
+            hint = nearest(unknown[0], self.variables())
+            raise ConfigError(f"{unknown[0]} is no setting of the service{hint}; it has: {some(self.variables(), 40)}.")
+        for name in _KEYS:
             if name not in values:
                 values[name] = [key for key in map(str.strip, os.environ.get(PREFIX + name.upper(), "").split(",")) if key]
         try:
             super().__init__(**values)
         except SettingsError as error:  # a list that is no JSON
-            field = next(name for name in ServeConfig.model_fields if f'"{name}"' in str(error))
-            raise ConfigError(f'{PREFIX}{field.upper()}: expected a JSON list, ["http://a.example"] for example.') from None
+            field = next(name for name in type(self).model_fields if f'"{name}"' in str(error))
+            raise ConfigError(f'{self.prefix}{field.upper()}: expected JSON, ["a", "b"] for a list.') from None
         except ValidationError as error:
-            raise ConfigError("\n".join(_fault(detail) for detail in error.errors(include_input=False))) from None
+            raise ConfigError("\n".join(self._fault(detail) for detail in error.errors(include_input=False))) from None
+
+    @classmethod
+    def variables(cls) -> list[str]:
+        """The variables that are settings of this service alone."""
+        return [cls.prefix + name.upper() for name in cls.model_fields if name not in _KEYS]
+
+    @classmethod
+    def _fault(cls, detail: Any) -> str:
+        field = str(detail["loc"][0])
+        name = (PREFIX if field in _KEYS else cls.prefix) + field.upper()
+        if detail["type"] == "missing":
+            return f"{name} is missing; give it as {name}=VALUE."
+        given = os.environ.get(name)
+        shown = f"={given}" if given is not None and field not in _KEYS else ""
+        return f"{name}{shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
+
+
+class ServeSettings(EnvironmentSettings, ServeConfig):
+    """Settings of the predictor: ``SODAOPS_BUNDLE=…``, ``SODAOPS_MAX_QUEUE=…``, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, strict=False, extra="forbid", env_parse_none_str="null")
+    prefix: ClassVar[str] = PREFIX
+
+    bundle: str = Field(description="the bundle to serve: a folder, gs://BUCKET/FOLDER, or REGISTRY@ALIAS")
 
     @property
     def texts_of_a_request(self) -> int:
@@ -68,29 +97,15 @@ class ServeSettings(BaseSettings, ServeConfig):
         return Path(self.journal_dir or Path(self.request_log) / "journal")
 
 
-def environment(serve: ServeConfig, explicit: Collection[str]) -> dict[str, str]:
-    """conf/serve as environment variables; one that is set already stays, unless its key was given explicitly.
+def environment(section: BaseModel, explicit: Collection[str], prefix: str = PREFIX) -> dict[str, str]:
+    """A section of conf/ as environment variables; one that is set already stays, unless its key was given explicitly.
 
     >>> environment(ServeConfig(max_queue=9), ["max_queue"])["SODAOPS_MAX_QUEUE"]
     '9'
     """
     found = {}
-    for key, value in serve.model_dump().items():
-        name = PREFIX + key.upper()
+    for key, value in section.model_dump(mode="json").items():
+        name = prefix + key.upper()
         if key in explicit or name not in os.environ:
             found[name] = value if isinstance(value, str) else json.dumps(value)
     return found
-
-
-def environment_names() -> list[str]:
-    """The variables that are settings."""
-    return [PREFIX + name.upper() for name in ServeSettings.model_fields]
-
-
-def _fault(detail: Any) -> str:
-    name = PREFIX + str(detail["loc"][0]).upper()
-    if detail["type"] == "missing":
-        return f"{name} is missing; give it as {name}=VALUE."
-    given = os.environ.get(name)
-    shown = f"={given}" if given is not None and not name.endswith("_KEYS") else ""
-    return f"{name}{shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}."

@@ -32,7 +32,7 @@ def test_it_tells_where_it_came_from(bundle, trained):
     assert json.loads((bundle / "data_manifest.json").read_text()) == manifest
     assert layout.read_config(bundle)["optim"]["lr"] > 0
     assert sorted(path.name for path in bundle.iterdir()) == sorted([*info.files, "bundle.json"])
-    assert info.files.keys() == {*layout.FILES, *(layout.ONNX[variant] for variant in info.onnx)}
+    assert info.files.keys() == {*layout.FILES, *(layout.ONNX[variant] for variant in info.onnx), layout.DRIFT}
 
 
 def test_no_pickle_in_it(bundle):
@@ -41,6 +41,9 @@ def test_no_pickle_in_it(bundle):
     for path in bundle.iterdir():
         if path.suffix == ".onnx":
             onnx.checker.check_model(path)
+        elif path.name == layout.DRIFT:
+            with np.load(path, allow_pickle=False) as arrays:
+                assert all(arrays[name].dtype != object for name in arrays)
         elif path.name != layout.WEIGHTS:
             assert "\0" not in path.read_text(encoding="utf-8"), path.name
 

@@ -9,11 +9,24 @@ import pytest
 from tests.conftest import REPO
 
 LEVELS = {
-    0: ("errors", "config", "labels", "text", "storage", "runs", "pages", "validation", "wandb_server"),
+    0: (
+        "errors",
+        "sections",
+        "alert_config",
+        "config",
+        "labels",
+        "text",
+        "storage",
+        "redaction",
+        "runs",
+        "pages",
+        "validation",
+        "wandb_server",
+    ),
     1: ("data", "modeling"),
     2: ("training", "bundle", "evaluation"),
     3: ("search", "registry"),
-    4: ("compose", "serving"),
+    4: ("compose", "serving", "monitoring", "annotation"),
     5: ("cli",),
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms}
@@ -47,7 +60,10 @@ def test_imports_go_down_or_stay_in_the_room(path):
 
 
 # evaluation measures what bundle answers; training writes a bundle, and tells its loggers what evaluation found.
-SIDEWAYS = {("evaluation", "bundle"), ("training", "bundle"), ("training", "evaluation")}
+SIDEWAYS = {
+    ("evaluation", "bundle"), ("training", "bundle"), ("training", "evaluation"), ("annotation", "serving"),
+    ("monitoring", "serving"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPO)))
@@ -67,6 +83,10 @@ def test_no_module_hides_a_fault(path):
         ("sodaops.config, sodaops.text, sodaops.storage, sodaops.labels, sodaops.data.preprocess, sodaops.bundle.layout", ()),
         ("sodaops.serving.app, sodaops.serving.__main__", ("pyarrow", "onnx", "pandas", "fsspec", "omegaconf", "jinja2")),
         ("sodaops.bundle.predictor", ("pyarrow", "onnx", "fastapi")),
+        (
+            "sodaops.annotation.store, sodaops.annotation.agreement, sodaops.annotation.exchange",
+            ("pyarrow", "onnx", "onnxruntime", "fastapi", "numpy"),
+        ),
     ],
 )
 def test_what_serves_or_reads_data_stays_light(light, heavy):

@@ -1,0 +1,155 @@
+"""What a bundle remembers of the texts that it was made from, so that requests can be held against them (drift.npz).
+
+A row of the reference is a text of the train split, or of val. What a text is like (its length, its letters, its word
+pieces) and its answered label are compared with both. Confidence and embedding are compared with val alone: a model is
+surer of texts that it has learned from, and would see drift in every fresh one. No text is kept.
+"""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from sodaops.bundle import layout
+from sodaops.errors import BundleError
+
+if TYPE_CHECKING:
+    from sodaops.bundle.predictor import Predictor
+
+FORMAT = 1
+N_ROWS = 2000  # of each split, at most
+N_AXES = 32  # of a sketch, at most
+
+
+class Descriptors(NamedTuple):
+    """What a cleaned text is like, as numbers that do not tell the text."""
+
+    n_chars: int
+    letters: float  # share of the characters that are letters, of any script
+    non_ascii: float  # share of the characters outside ASCII
+    pieces_per_word: float  # word pieces for each word: near 1 for what the tokenizer knows, more for what it does not
+    unknown: float  # share of the word pieces that the tokenizer has no sign for
+
+
+def describe(cleaned: str, n_pieces: int, n_unknown: int, n_words: int) -> Descriptors:
+    """Describes a text.
+
+    Args:
+        cleaned: not empty.
+        n_pieces: word pieces, without the special ones.
+        n_unknown: of those, without a sign of their own.
+        n_words: that the pieces were made from.
+
+    >>> describe("so gut!", 4, 1, 2)
+    Descriptors(n_chars=7, letters=0.7143, non_ascii=0.0, pieces_per_word=2.0, unknown=0.25)
+    """
+    n_letters = sum(map(str.isalpha, cleaned))
+    n_ascii = len(cleaned.encode("ascii", "ignore"))
+    shares = (n_letters / len(cleaned), 1 - n_ascii / len(cleaned), n_pieces / max(1, n_words), n_unknown / max(1, n_pieces))
+    return Descriptors(len(cleaned), *(round(share, 4) for share in shares))
+
+
+@dataclass(frozen=True)
+class Axes:
+    """From an embedding to its sketch: the principal axes of the train split, each scaled to variance 1."""
+
+    center: np.ndarray  # float32 [hidden_size]
+    axes: np.ndarray  # float32 [hidden_size, n_axes]
+
+    def sketch(self, embeddings: np.ndarray) -> np.ndarray:
+        """Sketches of embeddings float32 [n, hidden_size], float32 [n, n_axes]."""
+        return (embeddings - self.center) @ self.axes
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The rows, as arrays of one length, and the axes of their sketches."""
+
+    descriptors: np.ndarray  # float32 [n_rows, 5], in the order of Descriptors
+    seen: np.ndarray  # bool [n_rows]: of train
+    label_ids: np.ndarray  # int16 [n_rows]: of the answers
+    scores: np.ndarray  # float32 [n_rows]: probabilities of those
+    sketches: np.ndarray  # float16 [n_rows, n_axes]
+    center: np.ndarray
+    axes: np.ndarray
+
+
+def make(predictor: "Predictor", train: Sequence[str], val: Sequence[str]) -> Reference:
+    """Makes the reference of a bundle from what it says of its own texts.
+
+    Args:
+        predictor: the bundle.
+        train: cleaned texts that it has learned from; at most :data:`N_ROWS` are taken, always the same ones.
+        val: cleaned texts that it has not learned from.
+    """
+    sampled = [_sample(train), _sample(val)]
+    every = [*sampled[0], *sampled[1]]
+    seen = np.arange(len(every)) < len(sampled[0])
+    places, outputs = zip(*predictor.batches(every), strict=True)
+    order = np.argsort(np.concatenate(places))
+    probs, embeddings = (np.concatenate(side)[order] for side in zip(*outputs, strict=True))
+    axes = _fit_axes(embeddings[seen])
+    return Reference(
+        descriptors=np.array([predictor.describe(text, predictor.encode(text)) for text in every], dtype=np.float32),
+        seen=seen,
+        label_ids=probs.argmax(1).astype(np.int16),
+        scores=probs.max(1),
+        sketches=axes.sketch(embeddings).astype(np.float16),
+        center=axes.center,
+        axes=axes.axes,
+    )
+
+
+def _fit_axes(embeddings: np.ndarray) -> Axes:
+    """Principal axes of embeddings float32 [n_texts, hidden_size], those without variance left out."""
+    center = embeddings.mean(axis=0)
+    _, spread, directions = np.linalg.svd(embeddings - center, full_matrices=False)
+    n_axes = min(N_AXES, int((spread > 1e-4 * max(spread[0], 1e-12)).sum()))
+    scale = np.sqrt(len(embeddings)) / spread[:n_axes]
+    return Axes(center.astype(np.float32), (directions[:n_axes].T * scale).astype(np.float32))
+
+
+def _sample(texts: Sequence[str]) -> list[str]:
+    if len(texts) <= N_ROWS:
+        return list(texts)
+    return [texts[i] for i in np.sort(np.random.default_rng(0).permutation(len(texts))[:N_ROWS])]
+
+
+def write(folder: Path, reference: Reference) -> None:
+    """Writes drift.npz; equal references make equal bytes."""
+    arrays = {field.name: getattr(reference, field.name) for field in fields(Reference)}
+    np.savez_compressed(folder / layout.DRIFT, format=np.int64(FORMAT), **arrays)
+
+
+def read(path: str | Path, info: layout.BundleInfo) -> Reference:
+    """Reads a bundle's reference, checked against its hash.
+
+    Raises:
+        BundleError: there is none, or it cannot be read.
+    """
+    return Reference(**_arrays(path, info, [field.name for field in fields(Reference)]))
+
+
+def read_axes(path: str | Path, info: layout.BundleInfo) -> Axes:
+    """Reads what makes sketches of embeddings.
+
+    Raises:
+        BundleError: there is none, or it cannot be read.
+    """
+    return Axes(**_arrays(path, info, ["center", "axes"]))
+
+
+def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str]) -> dict[str, np.ndarray]:
+    if layout.DRIFT not in info.files:
+        raise BundleError(f"{path}: holds no reference for drift; `sodaops export {path}` adds it.")
+    try:
+        with np.load(io.BytesIO(layout.read_file(path, info, layout.DRIFT)), allow_pickle=False) as found:
+            if int(found["format"]) != FORMAT:
+                raise BundleError(f"{path}: {layout.DRIFT} has format {found['format']}; this version reads {FORMAT}.")
+            return {name: found[name] for name in names}
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: {layout.DRIFT} is no reference ({error}); export it anew.") from error

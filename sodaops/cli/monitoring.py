@@ -1,0 +1,73 @@
+"""The verbs around the request log: drift, watch, log."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from sodaops.cli.models import asked_and_configured
+from sodaops.cli.training import shown_path
+from sodaops.config import Config
+from sodaops.errors import AlarmError, ConfigError
+
+
+def run_drift(rest: list[str]) -> None:
+    """`sodaops drift BUNDLE`."""
+    parser = argparse.ArgumentParser(prog="sodaops drift", description="Holds the request log against a bundle's reference.")
+    parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
+    parser.add_argument("--fail-on-drift", action="store_true", help="exit code 4 when there is drift, for cron and CI")
+    asked, config = asked_and_configured(parser, rest)
+    from sodaops.monitoring.check import PAGE, check, describe
+
+    found = check(config.drift, asked.bundle, _log(config))
+    print(describe(found))
+    print(f"report: {shown_path(Path(config.drift.output_dir) / PAGE)}")
+    if found.drifted and asked.fail_on_drift:
+        raise AlarmError(f"{found.bundle_id}: drift ({', '.join(cause.name for cause in found.causes)}).")
+
+
+def run_watch(rest: list[str]) -> None:
+    """`sodaops watch BUNDLE`: becomes the drift service, as `sodaops serve` becomes the predictor."""
+    parser = argparse.ArgumentParser(prog="sodaops watch", description="The drift service: looks again and again, over HTTP.")
+    parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
+    asked, config = asked_and_configured(parser, rest)
+    from sodaops.monitoring.settings import PREFIX
+    from sodaops.serving.settings import environment
+
+    section = config.drift.model_copy(update={"request_log": _log(config)})
+    explicit = {text.partition("=")[0].removeprefix("drift.") for text in rest} | {"request_log"}
+    told = {f"{PREFIX}BUNDLE": asked.bundle, f"{PREFIX}ALERTS": config.alerts.model_dump_json()}
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "sodaops.monitoring"]
+    os.execve(sys.executable, command, {**os.environ, **environment(section, explicit, PREFIX), **told})
+
+
+def run_log(rest: list[str]) -> None:
+    """`sodaops log forget` and `sodaops log prune`."""
+    parser = argparse.ArgumentParser(prog="sodaops log", description="Deletes from the request log, and says what.")
+    parser.add_argument("what", choices=["forget", "prune"])
+    parser.add_argument("--request-id", action="append", default=[], help="forget: every row of this request")
+    parser.add_argument("--text-hash", action="append", default=[], help="forget: every row of the text with this SHA-256")
+    parser.add_argument("--days", type=int, help="prune: parts of days before that many days ago (default: serve.keep_days)")
+    asked, config = asked_and_configured(parser, rest)
+    from sodaops.serving.retention import forget, prune
+
+    if asked.what == "prune":
+        days = asked.days if asked.days is not None else config.serve.keep_days
+        if days is None or days < 1:
+            raise ConfigError(f"--days {days}: expected a number of days, 1 or more.")
+        gone = prune(_log(config), days)
+        print("\n".join(f"{path}: deleted" for path in gone) or f"nothing is older than {days} days")
+        return
+    if not (asked.request_id or asked.text_hash):
+        raise ConfigError("give what to forget: --request-id ID, or --text-hash SHA256; each may come several times.")
+    journal = config.serve.journal_dir or (None if "://" in _log(config) else str(Path(_log(config)) / "journal"))
+    found = forget(_log(config), journal, asked.request_id, asked.text_hash)
+    print(found.describe())
+
+
+def _log(config: Config) -> str:
+    log = config.drift.request_log or config.serve.request_log
+    if log is None:
+        raise ConfigError("drift.request_log is missing; give the folder or gs:// address that serve.request_log had.")
+    return log

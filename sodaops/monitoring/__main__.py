@@ -1,0 +1,25 @@
+"""``python -m sodaops.monitoring``: the drift service as the environment says."""
+
+import sys
+
+import uvicorn
+
+from sodaops.errors import SodaOpsError
+from sodaops.monitoring.app import create_app
+from sodaops.monitoring.settings import WatchSettings
+
+
+def main() -> int:
+    """Watches until SIGTERM or Ctrl-C."""
+    try:
+        settings = WatchSettings()
+        app = create_app(settings)
+    except SodaOpsError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False, ws="none")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Taking rows out of the request log: old days, and what somebody asked to be forgotten."""
+
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from sodaops import storage
+from sodaops.serving.parts import day_of, open_part, part_addresses, write_part
+
+
+@dataclass
+class Forgotten:
+    """What was deleted, and where it could not be."""
+
+    rows: dict[str, int] = field(default_factory=dict)  # file -> rows deleted
+    request_ids: set[str] = field(default_factory=set)  # of the rows deleted
+    held: list[str] = field(default_factory=list)  # journal segments with such rows that a process has in hand
+    unread: dict[str, str] = field(default_factory=dict)  # files that could not be read, and why
+
+    def describe(self) -> str:
+        """A line for each file, and what is left to do."""
+        lines = [f"{path}: {n} rows deleted" for path, n in self.rows.items()]
+        lines.append(f"{sum(self.rows.values())} rows of {len(self.request_ids)} requests deleted")
+        lines += [f"{path}: a service has it in hand; run this again when it has become a part" for path in self.held]
+        lines += [f"{path}: not readable ({why}); look at it, then delete it" for path, why in self.unread.items()]
+        return "\n".join(lines)
+
+
+def prune(log: str, days: int, today: date | None = None) -> list[str]:
+    """Deletes the parts of every day that lies further back.
+
+    Args:
+        log: folder or gs://.
+        days: that are kept, today's not counted.
+        today: UTC.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        StorageError: no such log, or a part that could not be deleted.
+    """
+    oldest = (today or datetime.now(UTC).date()) - timedelta(days=days)
+    gone = [path for path in part_addresses(log) if day_of(path) < oldest]
+    for path in tqdm(gone, desc="deleting", unit="part", delay=2, leave=False, disable=None):
+        _delete(path)
+    return gone
+
+
+def forget(log: str, journal: str | None, request_ids: Sequence[str], text_hashes: Sequence[str]) -> Forgotten:
+    """Deletes rows from parts and from closed journal segments; each file is written anew, whole.
+
+    Args:
+        log: folder or gs:// of the parts.
+        journal: local folder of what is in no part yet.
+        request_ids: every text of these requests.
+        text_hashes: SHA-256 of cleaned texts.
+
+    Raises:
+        StorageError: no such log, or a file that could not be written.
+    """
+    found = Forgotten()
+    for path in tqdm(part_addresses(log), desc="looking", unit="part", delay=2, leave=False, disable=None):
+        try:
+            _forget_in_part(path, request_ids, text_hashes, found)
+        except (pa.ArrowException, KeyError) as error:
+            found.unread[path] = str(error).splitlines()[0][:200]
+    for segment in sorted(Path(journal).glob("*.jsonl")) if journal and Path(journal).is_dir() else ():
+        _forget_in_segment(segment, set(request_ids), set(text_hashes), found)
+    return found
+
+
+def _forget_in_part(path: str, request_ids: Sequence[str], text_hashes: Sequence[str], found: Forgotten) -> None:
+    with open_part(path) as file:
+        table = pq.ParquetFile(io.BytesIO(file.read())).read()
+    gone = pc.or_(
+        pc.is_in(table["request_id"], pa.array(list(request_ids), pa.string())),
+        pc.is_in(table["text_sha256"], pa.array(list(text_hashes), pa.string())),
+    )
+    n_gone = pc.sum(gone).as_py() or 0
+    if not n_gone:
+        return
+    found.request_ids |= set(table.filter(gone)["request_id"].to_pylist())
+    rest = table.filter(pc.invert(gone))
+    if len(rest):
+        write_part(rest, path)
+    else:
+        _delete(path)
+    found.rows[path] = n_gone
+
+
+def _forget_in_segment(path: Path, request_ids: set[str], text_hashes: set[str], found: Forgotten) -> None:
+    with path.open("rb") as segment:
+        lines = segment.read().splitlines(keepends=True)
+        rows = [(line, row) for line in lines for row in _parsed(line)]
+        gone = [row for _, row in rows if row["request_id"] in request_ids or row["text_sha256"] in text_hashes]
+        if not gone:
+            return
+        try:
+            fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found.held.append(str(path))
+            return
+        if not os.fstat(segment.fileno()).st_nlink:  # it has become a part meanwhile
+            found.held.append(str(path))
+            return
+        kept = b"".join(line for line, row in rows if row not in gone)
+        with storage.atomic_path(path) as temporary:
+            temporary.write_bytes(kept)
+            os.chmod(temporary, 0o600)
+    found.rows[str(path)] = len(gone)
+    found.request_ids |= {row["request_id"] for row in gone}
+
+
+def _parsed(line: bytes) -> Iterator[dict]:
+    """The row of a line; none where it was cut off: its answer was never sent."""
+    try:
+        yield json.loads(line)
+    except ValueError:
+        return
+
+
+def _delete(path: str) -> None:
+    if "://" not in path:
+        with storage.writing(path):
+            Path(path).unlink(missing_ok=True)
+        return
+    with storage.afar(path, "deleted") as files:
+        files.rm_file(path)

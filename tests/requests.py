@@ -1,0 +1,53 @@
+"""Request logs for tests: rows as the service writes them, without the service."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sodaops.bundle.predictor import Predictor
+from sodaops.serving.parts import SCHEMA
+from sodaops.serving.service import facts_of
+
+BEGUN = datetime(2026, 11, 20, 6, tzinfo=UTC)
+PART = SCHEMA.set(0, pa.field("time", pa.timestamp("us", "UTC")))
+
+
+def logged(predictor: Predictor, texts: Sequence[str], begun: datetime = BEGUN, **changes: Any) -> pa.Table:
+    """A row for each text, a second apart; ``changes`` are columns of the same value in every row."""
+    cleaned = [predictor.clean(text) for text in texts]
+    answers: dict[int, tuple[Any, Any]] = {}
+    for places, output in predictor.batches(cleaned):
+        sketches = predictor.sketch(output.embeddings)
+        answers |= {int(place): (output.probs[i], sketches[i]) for i, place in enumerate(places)}
+    rows = [
+        {
+            "time": begun + timedelta(seconds=i), "request_id": f"r{i}", "place": 0, "bundle_id": predictor.info.bundle_id,
+            "variant": predictor.variant, "labels": predictor.info.labels, "latency_ms": 1.0, "text": texts[i],
+            **facts_of(predictor, cleaned[i], predictor.encode(cleaned[i]), predictor.answer(answers[i][0]), answers[i][1]),
+            **changes,
+        }
+        for i in range(len(texts))
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=PART)
+
+
+def empty(n: int, bundle_id: str, begun: datetime = BEGUN) -> pa.Table:
+    """Rows of texts that were refused as empty."""
+    rows = [
+        {"time": begun + timedelta(seconds=i), "request_id": f"e{i}", "place": 0, "bundle_id": bundle_id, "n_chars": 0,
+         "text_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+        for i in range(n)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=PART)
+
+
+def write(log: Path, rows: pa.Table, name: str = "a") -> Path:
+    """Writes rows as a part, and returns its path."""
+    folder = log / f"date={rows['time'][0].as_py().date()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, folder / f"{name}.parquet", compression="zstd")
+    return folder / f"{name}.parquet"
