@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint params repro serve load bench-quality bench-serve wheel clean
+.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,12 @@ bench-serve: $(INSTALLED)  ## ours beside a transformers pipeline, LitServe and 
 
 bench-quality: $(INSTALLED)  ## the results table of the README: three seeds, the test split measured once each
 	$(BIN)/python benchmarks/quality.py $(ARGS)
+
+bench-drift: $(INSTALLED)  ## false alarms and power of drift, and its time; writes docs/bench_drift.md
+	$(BIN)/python benchmarks/drift.py --write docs/bench_drift.md $(ARGS)
+
+loop: $(INSTALLED)  ## the whole circle: serve, drift, label, merge, retrain, promote, hot reload
+	$(BIN)/python benchmarks/loop.py $(ARGS)
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel

@@ -34,6 +34,7 @@ class DataConfig(Section):
     path: str | None = Field(None, description="one table: .csv, .tsv, .jsonl or .parquet")
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
     watch: str | None = Field(description="file or folder that DVC watches for changes")
+    added: str | None = Field(None, description="folder with more tables, whose rows never go to test; it need not be there")
     text_column: str
     label_column: str
     labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
@@ -171,12 +172,25 @@ class ServeConfig(Section):
     cors_origins: list[str] = Field([])
 
 
+class SharesConfig(Section):
+    """Parts of what is picked; they sum to 1."""
+
+    uncertain: Fraction = Field(0.3, description="the model was least sure")
+    drifted: Fraction = Field(0.3, description="most unlike the reference")
+    diverse: Fraction = Field(0.2, description="most unlike each other")
+    random: Fraction = Field(0.2, description="by chance, for an honest estimate")
+
+
 class AnnotateConfig(Section):
     """Texts to annotate, and the page on which people label them (conf/annotate)."""
 
     store: str = Field("data/annotation", description="folder with the tasks and the answers")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    n: Count = Field(100, description="texts that one pick adds")
+    shares: SharesConfig = SharesConfig()
+    min_annotators: Count = Field(1, description="answers that a text needs before it is merged")
+    near_test: Fraction = Field(0.7, description="similarity to a test text from which on a text is refused")
 
 
 class DriftConfig(Section):

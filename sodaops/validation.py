@@ -78,6 +78,9 @@ def _contradictions(config: Config):
             yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)} (or .gz after it)."
     if abs(sum(data.fractions) - 1) > 1e-9:
         yield f"data.fractions={data.fractions}: they sum to {sum(data.fractions):g}; expected 1."
+    shares = config.annotate.shares.model_dump()
+    if abs(sum(shares.values()) - 1) > 1e-9:
+        yield f"annotate.shares={shares}: they sum to {sum(shares.values()):g}; expected 1."
     if data.labels is not None:
         names = [str(label) for label in data.labels]
         if len(set(names)) < max(2, len(names)):

@@ -83,3 +83,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any
     score = train(configured(*run_overrides(folder, small_tweets, "logger=csv")))
     assert score is not None
     return folder
+
+
+@pytest.fixture(scope="session")
+def referenced(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained bundle with a reference of 2,000 tweets in place of the 491 that it was made from."""
+    from tests import watching
+
+    return watching.referenced(trained / "run/bundle", tmp_path_factory.mktemp("referenced") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def logged_rows(referenced: Path) -> Any:
+    """Rows of a request log that this bundle wrote."""
+    from tests.watching import Rows
+
+    return Rows(referenced)

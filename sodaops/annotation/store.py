@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from sodaops import storage
 from sodaops.annotation.info import FORMAT, INFO, read_labels
 from sodaops.annotation.journal import Appender, Clock, Line, Reader
 from sodaops.annotation.state import State
-from sodaops.annotation.tasks import Task, check_annotator, check_label, task_of
+from sodaops.annotation.tasks import Task, check_annotator, check_label, forget_tasks, task_of
 from sodaops.errors import DataError, StorageError, some
 
 LOCK = ".lock"
@@ -119,6 +119,20 @@ class Store:
                 storage.write_text(path, before + "".join(line + "\n" for line in lines))
             return len(new)
 
+    def forget(self, request_ids: Collection[str], text_hashes: Collection[str]) -> dict[str, int]:
+        """Deletes the texts of these requests, and those with these SHA-256; each file is written anew, whole.
+
+        Answers hold no text, and stay: they are answers to texts that are not here.
+
+        Returns:
+            File -> texts deleted.
+
+        Raises:
+            StorageError: a file could not be read or written.
+        """
+        with self._lock, storage.writing(self.folder), FileLock(self.folder / LOCK):
+            return forget_tasks(self.folder / "tasks", request_ids, text_hashes)
+
     def _checked(self, place: str, entry: Mapping[str, Any]) -> Task:
         try:
             return task_of(entry, self.labels)
@@ -150,6 +164,12 @@ class Store:
         with self._lock:
             self._feedback = self._feedback or Appender(self.folder / "answers", "feedback")
             self._feedback.append([{"time": self._clock.now(), **entry, "source": "feedback"}])
+
+    def feedback_without_task(self) -> set[tuple[str, int]]:
+        """Request ids and places that feedback was given on, and that no task stands for."""
+        with self._lock:
+            self._refresh()
+            return {key for key in self._events if not isinstance(key, str) and key not in self._by_request}
 
     def state(self) -> State:
         """What the store holds now, with what other processes wrote meanwhile.

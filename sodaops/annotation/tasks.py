@@ -1,13 +1,16 @@
 """What is to be annotated: a text, and what a model said of it."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from sodaops import storage
 from sodaops.errors import DataError, nearest, some
 
-WHYS = ("uncertain", "drifted", "diverse", "random", "import")
+WHYS = ("uncertain", "drifted", "diverse", "random", "feedback", "import")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -99,3 +102,30 @@ def check_annotator(name: object) -> str:
     if not cleaned or len(cleaned) > 60 or not cleaned.isprintable():
         raise DataError(f"annotator={name!r}; expected a name of 1 to 60 characters that can be printed.")
     return cleaned
+
+
+def forget_tasks(folder: Path, request_ids: Collection[str], text_hashes: Collection[str]) -> dict[str, int]:
+    """Deletes lines from files of tasks, each written anew, whole; the store's lock is held by the caller.
+
+    Returns:
+        File -> texts deleted.
+
+    Raises:
+        StorageError: a file could not be written.
+    """
+    gone: dict[str, int] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not _is_of(line, request_ids, text_hashes)]
+        if len(kept) < len(lines):
+            storage.write_text(path, "".join(kept))
+            gone[str(path)] = len(lines) - len(kept)
+    return gone
+
+
+def _is_of(line: str, request_ids: Collection[str], text_hashes: Collection[str]) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and (entry.get("request_id") in request_ids or entry.get("text_sha256") in text_hashes)

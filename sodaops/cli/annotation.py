@@ -1,16 +1,19 @@
-"""The verb annotate and its own verbs: serve, status, export, import."""
+"""The verb annotate and its own verbs: pick, serve, status, export, import, merge."""
 
 import argparse
 import importlib.util
 import itertools
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sodaops.cli.models import asked_and_configured
 from sodaops.config import Config
+from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, nearest, some
 
 if TYPE_CHECKING:
@@ -110,8 +113,49 @@ def import_(rest: list[str]) -> None:
     print(f"{folder}: {found.n_tasks:,} new texts, {found.n_answers:,} new answers")
 
 
+def pick(rest: list[str]) -> None:
+    """Adds texts of the request log that are worth a person's time; a store that is not there is made."""
+    from sodaops.annotation.pick import pick as choose
+    from sodaops.annotation.store import Store
+    from sodaops.cli.monitoring import log_of
+    from sodaops.data.splits import SPLITS, text_hash
+    from sodaops.monitoring.check import reference_of
+    from sodaops.monitoring.window import read_window
+
+    parser = argparse.ArgumentParser(prog="sodaops annotate pick", description="Texts worth a person's time.")
+    parser.add_argument("bundle", help="that answered: RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
+    asked, config = asked_and_configured(parser, rest)
+    info, reference = reference_of(asked.bundle)
+    window = read_window(log_of(config), config.drift.last, config.drift.since, config.drift.until, config.drift.max_rows)
+    store = Store.create(config.annotate.store, info.labels)
+    splits_dir = config.splits_of(info.data["name"])
+    known = {text_hash(text) for split in SPLITS for text in read_split(splits_dir, split)["text"].to_pylist()}
+    settings = config.annotate
+    found = choose(info, reference, window.rows, store, known, settings.n, settings.shares.model_dump())
+    n_new = store.add_tasks(f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}", found.tasks)
+    whys = ", ".join(f"{n} {why}" for why, n in Counter(task["why"] for task in found.tasks).most_common())
+    print(f"{store.folder}: {n_new:,} new texts ({whys or 'none'}) of {found.n_candidates:,} that nobody knows yet")
+    if found.n_known or found.n_hidden:
+        print(f"left out: {found.n_known:,} texts in the data or tasks already, {found.n_hidden:,} requests without text")
+    print(f"go on: sodaops annotate serve {store.folder}")
+
+
+def merge(rest: list[str]) -> None:
+    """Writes the labels that annotators agree on to a new raw table."""
+    from sodaops.annotation.merge import merge as write
+
+    parser = argparse.ArgumentParser(prog="sodaops annotate merge", description="Accepted labels become a new raw table.")
+    _, config = asked_and_configured(parser, rest)
+    found = write(_store(config), config.data, config.splits_dir, config.annotate.min_annotators, config.annotate.near_test)
+    print(found.describe())
+    if found.path:
+        print("go on: dvc repro, or python train.py")
+
+
 # What `sodaops annotate` has; each takes the arguments after its name.
-VERBS: dict[str, Callable[[list[str]], None]] = {"serve": serve, "status": status, "export": export, "import": import_}
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "pick": pick, "serve": serve, "status": status, "export": export, "import": import_, "merge": merge,
+}  # fmt: skip
 
 
 def _store(config: Config) -> "Store":

@@ -8,7 +8,7 @@ from pathlib import Path
 from sodaops.cli.models import asked_and_configured
 from sodaops.cli.training import shown_path
 from sodaops.config import Config
-from sodaops.errors import AlarmError, ConfigError
+from sodaops.errors import AlarmError, ConfigError, StorageError
 
 
 def run_drift(rest: list[str]) -> None:
@@ -19,7 +19,7 @@ def run_drift(rest: list[str]) -> None:
     asked, config = asked_and_configured(parser, rest)
     from sodaops.monitoring.check import PAGE, check, describe
 
-    found = check(config.drift, asked.bundle, _log(config))
+    found = check(config.drift, asked.bundle, log_of(config))
     print(describe(found))
     print(f"report: {shown_path(Path(config.drift.output_dir) / PAGE)}")
     if found.drifted and asked.fail_on_drift:
@@ -34,12 +34,23 @@ def run_watch(rest: list[str]) -> None:
     from sodaops.monitoring.settings import PREFIX
     from sodaops.serving.settings import environment
 
-    section = config.drift.model_copy(update={"request_log": _log(config)})
+    section = config.drift.model_copy(update={"request_log": log_of(config)})
     explicit = {text.partition("=")[0].removeprefix("drift.") for text in rest} | {"request_log"}
-    told = {f"{PREFIX}BUNDLE": asked.bundle, f"{PREFIX}ALERTS": config.alerts.model_dump_json()}
+    told = {f"{PREFIX}BUNDLE": asked.bundle, **_alerts(config, rest, f"{PREFIX}ALERTS")}
     sys.stdout.flush()
     command = [sys.executable, "-m", "sodaops.monitoring"]
     os.execve(sys.executable, command, {**os.environ, **environment(section, explicit, PREFIX), **told})
+
+
+def _alerts(config: Config, rest: list[str], name: str) -> dict[str, str]:
+    """conf/alerts as variables; its secret goes where the environment's own would be."""
+    from sodaops.monitoring.sinks import WEBHOOK
+
+    secret = config.alerts.webhook_url
+    found = {} if secret is None or os.environ.get(WEBHOOK) else {WEBHOOK: secret.get_secret_value()}
+    if name not in os.environ or any(text.startswith("alerts.") for text in rest):
+        found[name] = config.alerts.model_copy(update={"webhook_url": None}).model_dump_json()
+    return found
 
 
 def run_log(rest: list[str]) -> None:
@@ -54,19 +65,23 @@ def run_log(rest: list[str]) -> None:
 
     if asked.what == "prune":
         days = asked.days if asked.days is not None else config.serve.keep_days
-        if days is None or days < 1:
+        if days is None:
+            raise ConfigError("give how many days are kept: --days N, or serve.keep_days=N.")
+        if days < 1:
             raise ConfigError(f"--days {days}: expected a number of days, 1 or more.")
-        gone = prune(_log(config), days)
+        gone = prune(log_of(config), days)
         print("\n".join(f"{path}: deleted" for path in gone) or f"nothing is older than {days} days")
         return
     if not (asked.request_id or asked.text_hash):
         raise ConfigError("give what to forget: --request-id ID, or --text-hash SHA256; each may come several times.")
-    journal = config.serve.journal_dir or (None if "://" in _log(config) else str(Path(_log(config)) / "journal"))
-    found = forget(_log(config), journal, asked.request_id, asked.text_hash)
+    journal = config.serve.journal_dir or (None if "://" in log_of(config) else str(Path(log_of(config)) / "journal"))
+    found = forget(log_of(config), journal, asked.request_id, asked.text_hash)
     print(found.describe())
+    if found.held or found.unread:
+        raise StorageError("there may be more of it in what could not be looked at; see above.")
 
 
-def _log(config: Config) -> str:
+def log_of(config: Config) -> str:
     log = config.drift.request_log or config.serve.request_log
     if log is None:
         raise ConfigError("drift.request_log is missing; give the folder or gs:// address that serve.request_log had.")

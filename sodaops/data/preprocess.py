@@ -1,10 +1,8 @@
 """From a raw table to Parquet splits and a manifest that tells what was made, from what, and what was left out."""
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
-from tqdm import tqdm
 
 from sodaops import storage
-from sodaops.config import DataConfig
+from sodaops.config import DataConfig, table_format
+from sodaops.data.rows import ADDED, Rows, drop_empty, drop_known, drop_repeated, read_rows
 from sodaops.data.sources import read_table
 from sodaops.data.splits import SPLITS, assign_split
 from sodaops.errors import DataError, some
-from sodaops.labels import label_ids, label_order
-from sodaops.text import clean
 
 MANIFEST = "manifest.json"
 _RARE = 5
 FORMAT = 1  # raise when the same table would give other splits: older splits are then stale
 # Keys that do not change what the splits hold.
-_PLACE_KEYS = {"name", "path", "files", "watch"}
-
-
-@dataclass
-class Rows:
-    """Rows on their way to the splits; lists of equal length."""
-
-    source: list[str] = field(default_factory=list)
-    row: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    label_id: list[int] = field(default_factory=list)
-    split: list[str | None] = field(default_factory=list)
-    votes: list[list[int] | None] = field(default_factory=list)
-    slices: list[tuple[str, ...]] = field(default_factory=list)
-
-    def take(self, keep: Iterable[int]) -> "Rows":
-        """The rows at these places, in this order."""
-        keep = list(keep)
-        return Rows(**{name: [column[i] for i in keep] for name, column in vars(self).items()})
-
-    def place(self, i: int) -> str:
-        """Where row ``i`` came from, for messages."""
-        return f"{self.source[i]} row {self.row[i]}"
+_PLACE_KEYS = {"name", "path", "files", "watch", "added"}
 
 
 def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
@@ -65,12 +39,13 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
         StorageError: the splits could not be written.
     """
     sources = _sources(config)
-    labels, rows = _read(config, sources)
+    labels, rows = read_rows(config, sources)
     n_read = len(rows.text)
     dropped: dict[str, list[str]] = {}
-    rows = _drop_empty(rows, dropped)
-    rows = _drop_repeated(rows, labels, config, dropped)
-    rows.split = [given or assign_split(text, config.fractions) for given, text in zip(rows.split, rows.text, strict=True)]
+    rows = drop_empty(rows, dropped)
+    rows = drop_known(rows, dropped)
+    rows = drop_repeated(rows, labels, config, dropped)
+    rows.split = [_assigned(config, given, text) for given, text in zip(rows.split, rows.text, strict=True)]
     _check_labels_per_split(rows, labels, config)
     tables = {split: _table(rows, labels, split, config.slice_columns) for split in SPLITS}
     manifest = {
@@ -85,6 +60,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
         "n_kept": len(rows.text),
         "dropped": {reason: {"n_rows": len(places), "first": places[:5]} for reason, places in dropped.items()},
         "splits": {split: _describe(table, labels) for split, table in tables.items()},
+        "added": _added_rows(config, tables),
     }
     with storage.atomic_folder(splits_dir, [MANIFEST, *(f"{split}.parquet" for split in SPLITS)]) as folder:
         for split, table in tables.items():
@@ -100,6 +76,8 @@ def describe(manifest: dict[str, Any]) -> str:
     splits = ", ".join(f"{split} {entry['n_rows']:,}" for split, entry in manifest["splits"].items())
     counts = {label: sum(part["labels"][label] for part in manifest["splits"].values()) for label in manifest["labels"]}
     labels = some([f"{label} {count:,}" for label, count in counts.items()], shown=20)
+    added = sum(n for of in manifest["added"].values() for n in of.values())
+    dropped += f", {added:,} of them from {len(manifest['added'])} added tables" if added else ""
     lines = [f"{manifest['name']}: {manifest['n_read']:,} rows read{dropped}; {splits}", f"labels: {labels}"]
     rare = [label for label, count in counts.items() if count < _RARE]
     if rare:
@@ -158,6 +136,7 @@ def fingerprint(config: DataConfig) -> str:
     """What the splits are made from: the tables' bytes, the keys that shape them, and the format."""
     shape = config.model_dump(mode="json", exclude=_PLACE_KEYS)
     tables = {split: storage.sha256_of(path) for split, path in _sources(config).items()}
+    tables = {name if name in ("all", *SPLITS) else Path(name).name: digest for name, digest in tables.items()}
     return storage.sha256_of_json({"format": FORMAT, "config": shape, "tables": tables})
 
 
@@ -174,111 +153,38 @@ def _complete(splits_dir: Path, manifest: dict[str, Any]) -> bool:
     return all(path.is_file() and storage.sha256_of(path) == digest for path, digest in files.items())
 
 
+def added_tables(config: DataConfig) -> list[str]:
+    """The tables in ``data.added``, by name; none where there is no such folder."""
+    folder = Path(config.added) if config.added else None
+    if folder is None or not folder.is_dir():
+        return []
+    return sorted(str(path) for path in folder.iterdir() if table_format(path.name) is not None)
+
+
 def _sources(config: DataConfig) -> dict[str, str]:
-    sources = config.sources
+    """Split, ``all`` or the path of an added table -> table."""
+    sources = {**config.sources, **{path: path for path in added_tables(config)}}
     for path in sources.values():
         if not Path(path).is_file():
             read_table(path, [])  # says what is missing
     return sources
 
 
-def _read(config: DataConfig, sources: dict[str, str]) -> tuple[list[str], Rows]:
-    votes = list((config.vote_columns or {}).values())
-    columns = list(dict.fromkeys([config.text_column, config.label_column, *votes, *config.slice_columns]))
-    tables = {split: read_table(path, columns, config.max_rows) for split, path in sources.items()}
-    cells = [value for table in tables.values() for value in table[config.label_column].to_pylist()]
-    labels = label_order(cells, config.labels, config.label_map)
-    if len(labels) < 2:
-        raise DataError(
-            f"{', '.join(sources.values())}: {config.label_column} has one label only ({labels[0] if labels else 'none'}); "
-            "expected at least two."
-        )
-    rows = Rows()
-    for split, table in tables.items():
-        path = sources[split]
-        raw = table[config.text_column].to_pylist()
-        _check_lengths(path, raw, config)
-        rows.source += [path] * len(raw)
-        rows.row += range(1, len(raw) + 1)
-        bar = tqdm(raw, desc=f"cleaning {path}", unit="row", delay=2, leave=False, disable=None)
-        rows.text += [clean(text, config.cleaning) for text in bar]
-        values = table[config.label_column].to_pylist()
-        rows.label_id += label_ids(f"{path} {config.label_column}", values, labels, config.label_map)
-        rows.split += [None if split == "all" else split] * len(raw)
-        rows.votes += _votes(path, table, config.vote_columns, labels)
-        rows.slices += list(zip(*(table[name].to_pylist() for name in config.slice_columns), strict=True)) or [()] * len(raw)
-    return labels, rows
+def _assigned(config: DataConfig, given: str | None, text: str) -> str:
+    """The split of a row. Added ones go to train, or to val by the hash where val is made so; the test split stays as it
+    is, or two models could not be told apart by it."""
+    if given not in (None, ADDED):
+        return given
+    split = assign_split(text, config.fractions)
+    if given is None:
+        return split
+    return "val" if split == "val" and config.path is not None else "train"
 
 
-def _check_lengths(path: str, texts: Sequence[str], config: DataConfig) -> None:
-    long = [row for row, text in enumerate(texts, start=1) if len(text) > config.max_chars]
-    if long:
-        raise DataError(
-            f"{path} row {long[0]}: {config.text_column} has {len(texts[long[0] - 1]):,} characters; at most "
-            f"{config.max_chars:,} are allowed ({len(long)} rows: {some(long)}). A quote that is not closed is the usual "
-            "cause; if the texts are that long, set data.max_chars."
-        )
-
-
-def _votes(path: str, table: pa.Table, columns: dict[str, str] | None, labels: Sequence[str]) -> list[list[int] | None]:
-    if columns is None:
-        return [None] * table.num_rows
-    counts = []
-    for label in labels:
-        cells = table[columns[label]].to_pylist()
-        bad = [row for row, cell in enumerate(cells, start=1) if cell and not re.fullmatch("[0-9]{1,18}", cell)]
-        if bad:
-            raise DataError(
-                f"{path} row {bad[0]}: {columns[label]}={cells[bad[0] - 1]!r}; expected a number of votes, 0 or more "
-                f"({len(bad)} bad rows: {some(bad)})."
-            )
-        counts.append([int(cell or 0) for cell in cells])
-    return [list(votes) if sum(votes) else None for votes in zip(*counts, strict=True)]
-
-
-def _drop_empty(rows: Rows, dropped: dict[str, list[str]]) -> Rows:
-    empty = [i for i, text in enumerate(rows.text) if not text]
-    if len(empty) == len(rows.text):
-        raise DataError(
-            f"{rows.source[0]}: all {len(empty)} texts are empty after cleaning; check data.text_column and data.cleaning."
-        )
-    if empty:
-        dropped["empty_text"] = [rows.place(i) for i in empty]
-    gone = set(empty)
-    return rows.take(i for i in range(len(rows.text)) if i not in gone)
-
-
-def _drop_repeated(rows: Rows, labels: Sequence[str], config: DataConfig, dropped: dict[str, list[str]]) -> Rows:
-    first: dict[str, int] = {}
-    conflicts: dict[str, tuple[int, int]] = {}
-    repeated, shared = [], []
-    for i, text in enumerate(rows.text):
-        j = first.setdefault(text, i)
-        if i == j:
-            continue
-        repeated.append(i)
-        if rows.split[i] != rows.split[j]:
-            shared.append(f"{rows.place(j)} and {rows.place(i)}")
-        if rows.label_id[i] != rows.label_id[j]:
-            conflicts.setdefault(text, (j, i))
-    if shared:
-        raise DataError(
-            f"{len(shared)} texts stand in two of the given splits: {some(shared)}. What is tested must not be trained on: "
-            "take them out of one, or put all rows into one table (data.path) and let the split be made from the texts."
-        )
-    if conflicts and config.conflicts == "error":
-        pairs = [f"{rows.place(j)} {labels[rows.label_id[j]]}, row {rows.row[i]} {labels[rows.label_id[i]]}"
-                 for j, i in conflicts.values()]  # fmt: skip
-        raise DataError(
-            f"{len(conflicts)} texts have two labels: {some(pairs)}. Fix them, or drop them all with data.conflicts=drop."
-        )
-    same = [i for i in repeated if rows.text[i] not in conflicts]
-    both = [i for i, text in enumerate(rows.text) if text in conflicts]
-    for reason, gone in (("repeated_text", same), ("two_labels", both)):
-        if gone:
-            dropped[reason] = [rows.place(i) for i in gone]
-    out = {*same, *both}
-    return rows.take(i for i in range(len(rows.text)) if i not in out)
+def _added_rows(config: DataConfig, tables: dict[str, pa.Table]) -> dict[str, dict[str, int]]:
+    """Added table -> split -> rows."""
+    counts = {split: Counter(table["source"].to_pylist()) for split, table in tables.items()}
+    return {path: {split: counts[split][path] for split in SPLITS if counts[split][path]} for path in added_tables(config)}
 
 
 def _check_labels_per_split(rows: Rows, labels: Sequence[str], config: DataConfig) -> None:

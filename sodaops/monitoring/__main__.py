@@ -17,7 +17,10 @@ def main() -> int:
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False, ws="none")
+    uvicorn.run(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False, ws="none",
+        timeout_graceful_shutdown=2,  # who asked for a look that is still going on gets no answer
+    )  # fmt: skip
     return 0
 
 

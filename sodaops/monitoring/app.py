@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 from prometheus_client import Counter, Gauge
 from starlette.exceptions import HTTPException as AnyHTTPException
 
@@ -25,6 +25,7 @@ from sodaops.serving.guard import Guard, problem
 from sodaops.serving.metrics import HttpMetrics
 
 log = logging.getLogger("sodaops.monitoring")
+_TYPES = {".html": "text/html", ".json": "application/json"}
 _POLICY = {  # our page has no script; evidently's brings its own within the file
     PAGE: "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
     EVIDENTLY: "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -73,6 +74,7 @@ class Watcher:
         self._settings, self._metrics = settings, metrics
         self._going: asyncio.Task[Drift | None] | None = None
         self.found: Drift | None = None
+        self.pages: dict[str, bytes] = {}  # of the same look; what is on the disk changes under a request
         self.fault: str | None = "it has not looked yet"
 
     async def look(self) -> Drift | None:
@@ -88,12 +90,12 @@ class Watcher:
     async def _look(self) -> Drift | None:
         settings = self._settings
         try:
-            self.found = await asyncio.to_thread(check, settings, settings.bundle, settings.request_log)
+            self.found, self.pages = await asyncio.to_thread(_checked, settings)
             self.fault, outcome = None, "drift" if self.found.drifted else "no_drift" if self.found.judged else "no_verdict"
         except DataError as error:  # nobody asked anything: no verdict, and no fault of this service
-            self.found, self.fault, outcome = None, str(error), "no_data"
-        except SodaOpsError as error:
-            self.fault, outcome = str(error), "failed"
+            self.found, self.pages, self.fault, outcome = None, {}, str(error), "no_data"
+        except Exception as error:
+            self.fault = str(error) if isinstance(error, SodaOpsError) else repr(error)
             self._metrics.runs.labels("failed").inc()
             raise
         self._metrics.show(self.found)
@@ -111,6 +113,12 @@ class Watcher:
             except Exception as error:  # whatever it was, the next look comes
                 log.error("look failed", extra={"reason": str(error)})
             await asyncio.sleep(self._settings.every_s)
+
+
+def _checked(settings: WatchSettings) -> tuple[Drift, dict[str, bytes]]:
+    found = check(settings, settings.bundle, settings.request_log)
+    paths = [Path(settings.output_dir) / name for name in (PAGE, EVIDENTLY, NUMBERS)]
+    return found, {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
 def create_app(settings: WatchSettings | None = None) -> FastAPI:
@@ -141,7 +149,7 @@ def create_app(settings: WatchSettings | None = None) -> FastAPI:
 
     app = FastAPI(title="SoDaOps drift", lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=_NO_TELEMETRY)
     app.state.watcher = watcher
-    _routes(app, settings, watcher, metrics)
+    _routes(app, watcher, metrics)
     paths = {route.path for route in app.routes if hasattr(route, "path")}
     app.add_middleware(
         Guard, metrics=metrics, paths=paths, api_keys=settings.api_keys, admin_keys=settings.admin_keys,
@@ -160,12 +168,12 @@ def _ended(task: "asyncio.Task[None]") -> None:
         os._exit(2)
 
 
-def _routes(app: FastAPI, settings: WatchSettings, watcher: Watcher, metrics: DriftMetrics) -> None:
+def _routes(app: FastAPI, watcher: Watcher, metrics: DriftMetrics) -> None:
     def page(name: str) -> Response:
-        path = Path(settings.output_dir) / name
-        if watcher.found is None or not path.is_file():
+        if name not in watcher.pages:
             raise HTTPException(503, watcher.fault or f"there is no {name}: the window held too few requests")
-        return FileResponse(path, headers={"content-security-policy": _POLICY[name]} if name in _POLICY else None)
+        headers = {"content-security-policy": _POLICY[name]} if name in _POLICY else None
+        return Response(watcher.pages[name], media_type=_TYPES[Path(name).suffix], headers=headers)
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:

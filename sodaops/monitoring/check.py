@@ -31,7 +31,7 @@ def check(settings: DriftConfig, source: str, log: str) -> Drift:
         DataError: no request in the window.
         StorageError: no such log, or a folder that cannot be written to.
     """
-    info, found = _reference(source)
+    info, found = reference_of(source)
     window = read_window(log, settings.last, settings.since, settings.until, settings.max_rows)
     if not len(window.rows):
         raise DataError(_nothing(settings, log, window))
@@ -50,9 +50,10 @@ def describe(found: Drift) -> str:
     for bundle_id, other in found.others.items():
         lines.append(f"note: {other['n_rows']:,} requests of bundle {bundle_id} are judged apart: {_apart(other)}")
     if found.skipped:
-        lines.append(f"note: {len(found.skipped)} parts left out: {some([f'{k} ({v})' for k, v in found.skipped.items()], 3)}")
+        parts = "part" if len(found.skipped) == 1 else "parts"
+        lines.append(f"note: {len(found.skipped)} {parts} left out: {some([f'{k} ({v})' for k, v in found.skipped.items()], 3)}")
     if found.ahead:
-        lines.append(f"note: {found.ahead} rows lie in the future and were left out; a clock is ahead")
+        lines.append(f"note: left out, since a clock is ahead: {found.ahead} {'row' if found.ahead == 1 else 'rows'} of the future")
     verdict = "DRIFT" if found.drifted else "no drift" if found.judged else "no verdict"
     lines.append(f"{verdict}, {found.n_rows:,} requests of bundle {found.bundle_id}: {found.said}")
     return "\n".join(lines if found.features else lines[1:])
@@ -70,7 +71,12 @@ def _number(value: float | None) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
 
 
-def _reference(source: str) -> tuple[layout.BundleInfo, reference.Reference]:
+def reference_of(source: str) -> tuple[layout.BundleInfo, reference.Reference]:
+    """A bundle's account of itself, and its reference.
+
+    Raises:
+        BundleError, RegistryError, StorageError: no such bundle, or one without a reference.
+    """
     address = address_of(source)
     with tempfile.TemporaryDirectory() as folder:
         info = layout.read_info(layout.fetch(address, Path(folder), [layout.INFO]))
@@ -83,9 +89,9 @@ def _nothing(settings: DriftConfig, log: str, window: Window) -> str:
     span = [f"drift.{key}={value}" for key, value in (("since", settings.since), ("until", settings.until)) if value]
     said = f"{log}: no request in the window" + (f" ({', '.join(span)})" if span else "")
     if window.skipped:
-        said += f"; {len(window.skipped)} parts could not be read: {some([f'{k} ({v})' for k, v in window.skipped.items()], 3)}"
+        said += f"; parts that could not be read: {len(window.skipped)}, {some([f'{k} ({v})' for k, v in window.skipped.items()], 3)}"
     if window.ahead:
-        said += f"; {window.ahead} rows lie in the future"
+        said += f"; rows of the future: {window.ahead}"
     return f"{said}. Requests come into it a part at a time, every serve.part_s seconds."
 
 

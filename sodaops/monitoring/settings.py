@@ -2,11 +2,12 @@
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from sodaops.alert_config import AlertsConfig
 from sodaops.config import DriftConfig
+from sodaops.monitoring.window import time_of
 from sodaops.serving.settings import EnvironmentSettings
 
 PREFIX = "SODAOPS_DRIFT_"
@@ -20,4 +21,10 @@ class WatchSettings(EnvironmentSettings, DriftConfig):
 
     bundle: str = Field(description="whose reference: a folder, gs://BUCKET/FOLDER, or REGISTRY@ALIAS")
     request_log: str = Field(description="folder or gs:// of the request log's parts")
-    alerts: AlertsConfig | None = Field(None, description="as JSON: conf/alerts; null: no alerts from this process")
+    alerts: AlertsConfig | None = Field(None, description="as JSON: conf/alerts; null: no alerts from this process", repr=False)
+
+    @field_validator("since", "until")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        time_of(value)
+        return value

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import chi2_contingency
 
+_BLOCK = 4096  # rows of a kernel at once
 N_COMPARED = 1000  # sketches of each side, at most: a kernel matrix grows with the square
 
 
@@ -39,14 +40,26 @@ def total_variation(before: np.ndarray, now: np.ndarray) -> float:
 def chi_square_p(before: np.ndarray, now: np.ndarray) -> float:
     """p-value of Pearson's chi-square test that two lists of counts have the same shares.
 
-    Both sides are samples; a test that takes the reference's shares for exact gives smaller p-values.
+    Both sides are samples; a test that takes the reference's shares for exact gives smaller p-values. Where a label is so
+    rare that the chi-square distribution does not hold (fewer than 5 expected), the p-value is that of 9,999 permutations.
 
     >>> round(chi_square_p(np.array([250, 250]), np.array([120, 80])), 4)
     0.0166
+    >>> chi_square_p(np.array([99, 1]), np.array([0, 1])) > 0.01
+    True
     """
     counts = np.stack([before, now])
     counts = counts[:, counts.sum(axis=0) > 0]
-    return float(chi2_contingency(counts, correction=False).pvalue) if counts.shape[1] > 1 else 1.0
+    if counts.shape[1] < 2:
+        return 1.0
+    test = chi2_contingency(counts, correction=False)
+    if test.expected_freq.min() >= 5:
+        return float(test.pvalue)
+    totals, expected = counts.sum(axis=0), test.expected_freq
+    drawn = np.random.default_rng(0).multivariate_hypergeometric(totals, int(counts[1].sum()), size=9999)
+    sides = np.stack([totals - drawn, drawn], axis=1)
+    values = ((sides - expected) ** 2 / expected).sum(axis=(1, 2))
+    return float((1 + (values >= test.statistic - 1e-9).sum()) / 10_000)
 
 
 def embedding_test(
@@ -87,8 +100,38 @@ def embedding_test(
     return Embedded(p, towards[is_now, 0], keep[1])
 
 
+def witness(before: np.ndarray, now: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """How much more at home each point is in a window than in the reference: the witness function of the discrepancy.
+
+    Args:
+        before: sketches of the reference, float32 [n, n_axes].
+        now: of the window, float32 [m, n_axes].
+        points: whatever is asked of, float32 [k, n_axes].
+
+    Returns:
+        float32 [k], in [-1, 1].
+    """
+    rng = np.random.default_rng(0)
+    sides = [side[rng.permutation(len(side))[:N_COMPARED]] for side in (before, now)]
+    both = _distances(np.concatenate(sides), np.concatenate(sides))
+    width = _width(both)
+    blocks = [points[first : first + _BLOCK] for first in range(0, len(points), _BLOCK)]
+    at_home = [[np.exp(-_distances(block, side) / width).mean(axis=1) for side in sides] for block in blocks]
+    return np.concatenate([there - here for here, there in at_home])
+
+
 def _kernel(sketches: np.ndarray) -> np.ndarray:
-    squares = (sketches * sketches).sum(axis=1)
-    distances = np.maximum(squares[:, None] + squares[None] - 2 * sketches @ sketches.T, 0)
-    width = float(np.median(distances[np.triu_indices(len(sketches), 1)]))
-    return np.exp(-distances / max(width, 1e-12))
+    distances = _distances(sketches, sketches)
+    return np.exp(-distances / _width(distances))
+
+
+def _distances(these: np.ndarray, those: np.ndarray) -> np.ndarray:
+    """Squared distances, float32 [n, m]."""
+    squares = [(side * side).sum(axis=1) for side in (these, those)]
+    return np.maximum(squares[0][:, None] + squares[1][None] - 2 * these @ those.T, 0)
+
+
+def _width(distances: np.ndarray) -> float:
+    """Of the kernel: the median distance of two different rows."""
+    apart = distances[np.triu_indices(len(distances), 1)]
+    return max(float(np.median(apart)) if len(apart) else 0.0, 1e-12)

@@ -56,7 +56,7 @@ def read_window(
         StorageError: no such log.
     """
     now = now or datetime.now(UTC)
-    first, end = _time("since", since), _time("until", until)
+    first, end = _asked("since", since), _asked("until", until)
     if first and end and first >= end:
         raise ConfigError(f"drift.since={since} is not before drift.until={until}.")
     span = first is not None or end is not None
@@ -170,13 +170,28 @@ def _conform(table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=_schema())
 
 
-def _time(key: str, text: str | None) -> datetime | None:
+def _asked(key: str, text: str | None) -> datetime | None:
+    try:
+        return time_of(text)
+    except ValueError as error:
+        raise ConfigError(f"drift.{key}={text!r}: {error}.") from None
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A time as it is asked for.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> time_of("2026-11-25T06:00").isoformat()
+    '2026-11-25T06:00:00+00:00'
+    """
     if text is None:
         return None
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"drift.{key}={text!r}: expected a time as 2026-11-25 or 2026-11-25T06:00+01:00.") from None
+        raise ValueError("expected a time as 2026-11-25 or 2026-11-25T06:00+01:00") from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 

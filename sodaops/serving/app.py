@@ -137,6 +137,15 @@ def _predictions(app: FastAPI, service: Service) -> None:
         return schemas.Explanation(label=answer.label, score=answer.score, probs=answer.probs, spans=spans, **ids)
 
 
+    @app.post("/feedback", tags=["predict"], summary="Say what an answer should have been")
+    async def feedback(body: schemas.FeedbackRequest) -> schemas.Noted:
+        if body.label not in service.models.current.info.labels:
+            labels = ", ".join(service.models.current.info.labels)
+            raise HTTPException(422, f"label: the bundle has no such label; it has {labels}")
+        await service.note_feedback(body.request_id, body.place, body.label)
+        return schemas.Noted(noted=True)
+
+
 def _operations(app: FastAPI, service: Service) -> None:
     models = service.models
 

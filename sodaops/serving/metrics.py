@@ -51,6 +51,8 @@ class Metrics(HttpMetrics):
             buckets=[n / 20 for n in range(1, 21)],
             registry=registry,
         )
+        self.feedback = Counter("sodaops_feedback", "Answers that somebody corrected or confirmed, by label.", ("label",),
+                                registry=registry)  # fmt: skip
         self.logged = Counter("sodaops_request_log_rows", "Answers written to the journal.", registry=registry)
         self.lost = Counter("sodaops_request_log_lost", "Answers that the journal could not take.", registry=registry)
         self.journal_bytes = Gauge("sodaops_request_log_journal_bytes", "Journal not in a Parquet part yet.", registry=registry)

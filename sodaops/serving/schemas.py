@@ -37,6 +37,20 @@ class BatchRequest(_Request):
     texts: Annotated[list[str], FailFast(), Field(min_length=1, examples=[["I love this", "the train is late again"]])]
 
 
+class FeedbackRequest(_Request):
+    """What the answer to a text should have been."""
+
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the answer", examples=["a1b2c3"])]
+    label: Annotated[str, Field(description="one of the bundle's", examples=["negative"])]
+    place: Annotated[int, Field(ge=0, le=1_000_000, description="of the text in its request, from 0")] = 0
+
+
+class Noted(BaseModel):
+    """That the feedback is on the disk."""
+
+    noted: bool
+
+
 class Answer(BaseModel):
     """The most probable label, and all of them."""
 

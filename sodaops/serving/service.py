@@ -10,20 +10,23 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from starlette.exceptions import HTTPException
 
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.predictor import Prediction, Predictor
-from sodaops.errors import StorageError
+from sodaops.errors import ConfigError, StorageError
 from sodaops.redaction import redact
 from sodaops.serving.batcher import Answer, Batcher, EmptyText, Prepared
 from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from sodaops.annotation.store import Store
 
 log = logging.getLogger("sodaops.serving")
 _QUICK_S = 0.1
@@ -68,6 +71,7 @@ class Service:
         self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
         self.latencies_ms: deque[float] = deque(maxlen=500)
         self.journal = _journal(settings, self.metrics)
+        self._feedback = _feedback(settings, self.models.current.info.labels)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -131,6 +135,19 @@ class Service:
         column = np.stack([answer.probs for answer in answers])[:, predictor.info.labels.index(prediction.label)].astype(float)
         effects = (column[0] - column[1:]).tolist()
         return Explained(prediction, list(zip(pieces, effects, strict=True)), predictor.info)
+
+    async def note_feedback(self, request_id: str, place: int, label: str) -> None:
+        """Puts what an answer should have been into the annotation store; when this returns, it is on the disk.
+
+        Raises:
+            ConfigError: feedback has no store.
+            DataError: the store lacks the label.
+            StorageError: it could not be written.
+        """
+        if self._feedback is None:
+            raise ConfigError("feedback has no store here; set SODAOPS_FEEDBACK_STORE to an annotation store's folder.")
+        await asyncio.to_thread(self._feedback.append_feedback, request_id, place, label)
+        self.metrics.feedback.labels(label).inc()
 
     async def _in_time(
         self, answer: asyncio.Future[list[Answer]], gone: Callable[[], Awaitable[None]], began: float
@@ -240,6 +257,14 @@ async def _give_up(answer: asyncio.Future[list[Answer]], gone: Callable[[], Awai
         why = error
     if not answer.done():
         answer.set_exception(why)
+
+
+def _feedback(settings: ServeSettings, labels: Sequence[str]) -> "Store | None":
+    if settings.feedback_store is None:
+        return None
+    from sodaops.annotation.store import Store  # only where there is feedback
+
+    return Store.create(settings.feedback_store, labels)
 
 
 def _journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:

@@ -30,8 +30,8 @@ class EnvironmentSettings(BaseSettings):
     """
 
     prefix: ClassVar[str]
-    api_keys: Keys = Field([], description="from the environment only")
-    admin_keys: Keys = Field([], description="from the environment only")
+    api_keys: Keys = Field([], description="from the environment only", repr=False)  # no message shows such a value
+    admin_keys: Keys = Field([], description="from the environment only", repr=False)
 
     def __init__(self, **values: Any) -> None:
         known = set(self.variables()) | {PREFIX + name.upper() for name in _KEYS}
@@ -60,10 +60,14 @@ class EnvironmentSettings(BaseSettings):
     def _fault(cls, detail: Any) -> str:
         field = str(detail["loc"][0])
         name = (PREFIX if field in _KEYS else cls.prefix) + field.upper()
+        within = ".".join(str(key) for key in detail["loc"][1:])
         if detail["type"] == "missing":
-            return f"{name} is missing; give it as {name}=VALUE."
+            return f"{name}: {within} is missing." if within else f"{name} is missing; give it as {name}=VALUE."
+        if detail["type"] == "model_type":
+            return f"{name}: expected a JSON object."
         given = os.environ.get(name)
-        shown = f"={given}" if given is not None and field not in _KEYS else ""
+        shown = f"={given}" if given is not None and cls.model_fields[field].repr else ""
+        shown += f": {within}" if within else ""
         return f"{name}{shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 

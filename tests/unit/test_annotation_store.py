@@ -1,3 +1,4 @@
+import hashlib
 import json
 import stat
 import subprocess
@@ -326,3 +327,15 @@ def test_kappa_against_scikit_learn():
     assert raw_agreement(said) == pytest.approx(4 / 7)
     assert cohen_kappa([]) is None and raw_agreement([]) is None and majority([]) is None
     assert majority(["a", "b", "b", "a", "c"]) is None
+
+
+def test_a_text_is_forgotten_with_its_file_rewritten(tmp_path):
+    store = Store.create(tmp_path / "store", ["bad", "good"])
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in ("one", "two", "three")]
+    tasks = [{"text": text, "text_sha256": digest, "why": "random", "request_id": f"r{text}", "place": 0}
+             for text, digest in zip(("one", "two", "three"), digests, strict=True)]  # fmt: skip
+    store.add_tasks("t", tasks)
+    store.session("ann").answer(digests[0][:16], "good")
+    assert store.forget(["rone"], [digests[2]]) == {str(tmp_path / "store/tasks/t.jsonl"): 2}
+    assert [task.text for task in store.state().tasks] == ["two"] and store.state().n_strays == 1
+    assert "one" not in (tmp_path / "store/tasks/t.jsonl").read_text() and store.forget(["rone"], []) == {}

