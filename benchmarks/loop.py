@@ -25,6 +25,10 @@ URL = f"http://127.0.0.1:{PORT}"
 BIN = Path(sys.executable).parent
 COMMON = [f"data.added={HERE}/added", f"registry.path={HERE}/registry", f"annotate.store={HERE}/annotation",
           f"drift.request_log={HERE}/requests"]  # fmt: skip
+# What the gate may let a model lose on tweets. On 795 rows the bootstrap of a gain has a standard error of 0.014, and another
+# training of the same kind differs by about 0.017: with 0.03 a model as good as the champion would pass two times in three,
+# with 0.05 nineteen times in twenty.
+TOLERANCE = 0.05
 TWEETS, REVIEWS = f"evaluate.splits_dir={HERE}/tweets", f"evaluate.splits_dir={HERE}/reviews"
 
 
@@ -76,8 +80,10 @@ def look() -> bool:
 
 
 def train(name: str, *more: str) -> Path:
-    """Trains on the tweets and what was added, and returns the bundle."""
-    say(run("python", "train.py", f"run_dir={HERE}/{name}", TWEETS, *COMMON, *more), "tweets:", "this model")
+    """Trains on the tweets and what was added, and returns the bundle. Both models serve in float32: int8 passes its gate
+    in one training and not in the next, and the rule of latency would decide in place of what is shown here."""
+    float32 = "export.variants=[float32]"
+    say(run("python", "train.py", f"run_dir={HERE}/{name}", TWEETS, float32, *COMMON, *more), "tweets:", "this model")
     return HERE / name / "bundle"
 
 
@@ -85,7 +91,7 @@ def measured(bundle: Path, where: str) -> dict:
     """The test split's metrics of a bundle, on tweets or reviews."""
     output_dir = HERE / f"measured-{bundle.parent.name}-{where}"
     splits = TWEETS if where == "tweets" else REVIEWS
-    run("sodaops", "evaluate", str(bundle), splits, f"evaluate.output_dir={output_dir}", "evaluate.variant=int8",
+    run("sodaops", "evaluate", str(bundle), splits, f"evaluate.output_dir={output_dir}", "evaluate.variant=float32",
         "evaluate.baselines=false")  # fmt: skip
     return json.loads((output_dir / "metrics.json").read_text())["test"]
 
@@ -114,7 +120,7 @@ def main() -> int:
     run("sodaops", "preprocess", "data=amazon", REVIEWS)
     first = train("first", *asked.overrides)
     run("sodaops", "register", str(first), *COMMON)
-    gate = [TWEETS, *COMMON, "registry.gate.min_gain=-0.03", f"registry.report_dir={HERE}/gate"]
+    gate = [TWEETS, *COMMON, f"registry.gate.min_gain=-{TOLERANCE}", f"registry.report_dir={HERE}/gate"]
     run("sodaops", "promote", "challenger", "--force", "--reason", "the first of this loop", *gate)
     tweets = pq.read_table(HERE / "tweets/test.parquet")["text"].to_pylist()
     pool = [row for split in ("train", "val") for row in pq.read_table(HERE / f"reviews/{split}.parquet").to_pylist()]

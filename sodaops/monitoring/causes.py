@@ -1,7 +1,8 @@
 """What a shift looks like to a person: the names of the usual causes, from what was measured."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sodaops.config import DriftConfig
 
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 _FAR = 0.3  # a shift of the tokenizer's view that no topic or style brings about
 
 
-class Cause(NamedTuple):
+@dataclass(frozen=True)
+class Cause:
     """One of: empty, repeated, language, texts, labels, confidence."""
 
     name: str

@@ -51,9 +51,13 @@ def describe(found: Drift) -> str:
         lines.append(f"note: {other['n_rows']:,} requests of bundle {bundle_id} are judged apart: {_apart(other)}")
     if found.skipped:
         parts = "part" if len(found.skipped) == 1 else "parts"
-        lines.append(f"note: {len(found.skipped)} {parts} left out: {some([f'{k} ({v})' for k, v in found.skipped.items()], 3)}")
+        lines.append(
+            f"note: {len(found.skipped)} {parts} left out: {some([f'{k} ({v})' for k, v in found.skipped.items()], 3)}"
+        )
     if found.ahead:
-        lines.append(f"note: left out, since a clock is ahead: {found.ahead} {'row' if found.ahead == 1 else 'rows'} of the future")
+        lines.append(
+            f"note: left out, since a clock is ahead: {found.ahead} {'row' if found.ahead == 1 else 'rows'} of the future"
+        )
     verdict = "DRIFT" if found.drifted else "no drift" if found.judged else "no verdict"
     lines.append(f"{verdict}, {found.n_rows:,} requests of bundle {found.bundle_id}: {found.said}")
     return "\n".join(lines if found.features else lines[1:])
@@ -89,7 +93,7 @@ def _nothing(settings: DriftConfig, log: str, window: Window) -> str:
     span = [f"drift.{key}={value}" for key, value in (("since", settings.since), ("until", settings.until)) if value]
     said = f"{log}: no request in the window" + (f" ({', '.join(span)})" if span else "")
     if window.skipped:
-        said += f"; parts that could not be read: {len(window.skipped)}, {some([f'{k} ({v})' for k, v in window.skipped.items()], 3)}"
+        said += f"; parts that could not be read: {some([f'{k} ({v})' for k, v in window.skipped.items()], 3)}"
     if window.ahead:
         said += f"; rows of the future: {window.ahead}"
     return f"{said}. Requests come into it a part at a time, every serve.part_s seconds."

@@ -1,0 +1,59 @@
+"""A hundred thousand logged requests are held against the reference in bounded memory."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from datetime import timedelta
+
+import pyarrow as pa
+import pytest
+
+from tests.requests import PART, write
+from tests.watching import RECENTLY
+
+pytestmark = pytest.mark.slow
+N_ROWS, N_PARTS = 100_000, 20
+MAX_MB = 1200
+CODE = """
+import sys
+from sodaops.cli import main
+code = main(sys.argv[1:])
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program, not of who began it
+print("peak kB", peak.split()[1])
+sys.exit(code)
+"""
+
+
+def part(rows, first, n):
+    """Rows again and again, as different texts of different requests."""
+    table = pa.concat_tables([rows] * (n // len(rows)))
+    places = range(first, first + n)
+    fresh = {
+        "time": pa.array([RECENTLY + timedelta(milliseconds=i) for i in places], pa.timestamp("us", "UTC")),
+        "request_id": [f"r{i}" for i in places],
+        "text_sha256": [hashlib.sha256(str(i).encode()).hexdigest() for i in places],
+    }
+    return pa.Table.from_arrays(
+        [pa.array(fresh[f.name], f.type) if f.name in fresh else table[f.name] for f in PART], schema=PART
+    )
+
+
+@pytest.mark.parametrize("keys", [[f"drift.last={N_ROWS}"], ["drift.since=2020-01-01"]], ids=["the newest", "a span"])
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_many_requests(referenced, logged_rows, tmp_path, keys):
+    for n in range(N_PARTS):
+        size = N_ROWS // N_PARTS
+        write(tmp_path / "log", part(logged_rows.fresh, n * size, size), f"part{n:02}")
+    command = [
+        sys.executable, "-c", CODE, "drift", str(referenced), f"drift.request_log={tmp_path / 'log'}",
+        f"drift.output_dir={tmp_path / 'out'}", *keys,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert f"100,000 requests of bundle {logged_rows.bundle_id}" in done.stdout
+    found = json.loads((tmp_path / "out/drift.json").read_text())
+    assert (found["n_rows"], found["n_texts"], found["n_found"]) == (N_ROWS, N_ROWS, N_ROWS) and found["judged"]
+    peak_mb = int(done.stdout.split("peak kB")[1]) / 1024
+    print(f"peak: {peak_mb:.0f} MB\n{done.stdout}")
+    assert 100 < peak_mb < MAX_MB

@@ -1,0 +1,109 @@
+"""The drift service's pages in a real browser, with texts that would like to be markup."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from sodaops.bundle.predictor import Predictor
+from tests.requests import logged, write
+from tests.serving import DRIFT, Server
+from tests.slow.test_page import CHROMIUM, FLAGS
+from tests.watching import RECENTLY, fill, replaced
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
+MARKUP = f"</td></table>{HOSTILE}<script>document.title='owned'</script>"
+BUNDLE_ID = f"<b>{'b' * 120}</b>"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install Debian's, for example"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def watched(referenced, logged_rows, tmp_path_factory):
+    """A drift service that has seen hostile texts, a bundle with a hostile id, and a part with a long name."""
+    folder = tmp_path_factory.mktemp("watched")
+    texts = [f"{MARKUP} {n} {'ü' * 300} {'https://example.test/' + 'a' * 200}" for n in range(60)]
+    hostile = logged(Predictor(referenced), [*texts, *[HOSTILE] * 60], RECENTLY)
+    fill(folder / "log", hostile, logged_rows.fresh.slice(0, 60), replaced(logged_rows.others, "bundle_id", BUNDLE_ID))
+    bad = write(folder / "log", logged_rows.fresh, "x" * 200)
+    bad.write_bytes(b"")
+    settings = {"request_log": folder / "log", "output_dir": folder / "out", "every_s": 9999}
+    with Server(referenced, prefix=DRIFT, **settings) as server, server.client() as client:
+        found = client.post("/look").json()
+        assert found["drifted"], found
+        yield SimpleNamespace(url=server.url, told=client.get("/drift.json").json())
+
+
+def opened(browser, url, width, scheme="light"):
+    """A page, what it asked for, and what went wrong in it."""
+    asked, said = [], []
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    return page, asked, said
+
+
+def kept(page, name):
+    """A picture of it, for people, where SODAOPS_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("SODAOPS_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (390, "dark")])
+def test_hostile_texts_stay_texts(watched, browser, width, scheme):
+    page, asked, said = opened(browser, f"{watched.url}/report", width, scheme)
+    page.wait_for_timeout(300)
+    kept(page, f"drift-{width}")
+    assert page.title().startswith("drift: Drift: ") and "owned" not in page.title()
+    assert page.locator("main script, main img, main td b").count() == 0, "a text became markup"
+    assert asked == [f"{watched.url}/report"] and not said
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than the screen"
+    shown = page.inner_text("main")
+    assert "sample" not in shown, "all of the window was compared"
+    assert f"bundle {BUNDLE_ID}" in shown and "x" * 200 in shown
+    assert all(cause["said"] in shown for cause in watched.told["causes"]) and HOSTILE in shown
+    texts = [example["text"][:400] for example in watched.told["examples"]]
+    assert page.locator("td.text").all_inner_texts() == [" ".join(text.split()) for text in texts]
+    assert any(MARKUP in text for text in texts)
+    drawn = {feature["name"] for feature in watched.told["features"] if feature["bins"]}
+    figures = page.locator("figure")
+    assert 4 <= figures.count() <= len(drawn)
+    heights = page.locator("figure .bars i").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().height)")
+    assert max(heights) == pytest.approx(90, abs=1) and min(heights) >= 1
+    page.close()
+
+
+def test_a_part_of_the_table_can_be_reached_on_a_phone(watched, browser):
+    page, _, _ = opened(browser, f"{watched.url}/report", 390, "dark")
+    boxes = page.locator(".scroll").evaluate_all("boxes => boxes.map(box => box.getBoundingClientRect().right)")
+    assert len(boxes) == 2 and max(boxes) <= 390
+    for table in page.locator(".scroll").all():
+        box = table.locator("th:nth-child(2)").bounding_box()
+        assert box["x"] + box["width"] <= 390, "the verdict, or the answer, is off the screen"
+    page.close()
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_evidentlys_own_page_draws_itself(watched, browser, width):
+    page, asked, said = opened(browser, f"{watched.url}/report/evidently", width)
+    page.wait_for_selector(".js-plotly-plot .main-svg", timeout=20_000)
+    page.wait_for_timeout(1000)
+    kept(page, f"evidently-{width}")
+    assert page.get_by_text("Drift in column").count() == 7
+    assert page.locator(".js-plotly-plot").count() >= 7 and page.locator(".js-plotly-plot path").count() > 14
+    assert all(url.startswith((watched.url, "data:", "blob:")) for url in asked), asked
+    assert not said
+    page.close()
