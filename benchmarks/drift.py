@@ -26,8 +26,8 @@ from sodaops.bundle import reference
 from sodaops.bundle.predictor import Predictor
 from sodaops.config import DriftConfig
 from sodaops.monitoring.drift import measure
-from sodaops.monitoring.window import Window
-from sodaops.serving.parts import SCHEMA
+from sodaops.request_log.parts import SCHEMA
+from sodaops.request_log.window import Window
 from sodaops.serving.service import facts_of
 
 REPO = Path(__file__).resolve().parents[1]

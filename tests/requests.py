@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sodaops.bundle.predictor import Predictor
-from sodaops.serving.parts import SCHEMA
+from sodaops.request_log.parts import SCHEMA
 from sodaops.serving.service import facts_of
 
 BEGUN = datetime(2026, 11, 20, 6, tzinfo=UTC)

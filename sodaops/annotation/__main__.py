@@ -7,7 +7,7 @@ import uvicorn
 from sodaops.annotation.app import create_app
 from sodaops.annotation.settings import AnnotateSettings
 from sodaops.errors import SodaOpsError
-from sodaops.serving.app import log_as_json
+from sodaops.web.log import log_as_json
 
 
 def main() -> int:

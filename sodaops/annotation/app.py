@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from sodaops.annotation.store import Session, Store
 from sodaops.annotation.tasks import Task, check_annotator
 from sodaops.errors import DataError, SodaOpsError, StorageError, some
-from sodaops.serving.guard import Guard, problem
-from sodaops.serving.metrics import HttpMetrics
-from sodaops.serving.traces import telemetry
+from sodaops.web.guard import Guard, problem
+from sodaops.web.metrics import HttpMetrics
+from sodaops.web.traces import telemetry
 
 _PAGE = Path(__file__).parent / "page.html"
 _STATUS = {DataError: 422, StorageError: 503, SodaOpsError: 409}

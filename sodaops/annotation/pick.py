@@ -44,7 +44,7 @@ def pick(
     Args:
         info: of the bundle that answered.
         reference: its own.
-        rows: of the request log, as :func:`~sodaops.monitoring.window.read_window` gives them.
+        rows: of the request log, as :func:`~sodaops.request_log.window.read_window` gives them.
         store: with the tasks that are there already.
         known: SHA-256 of cleaned texts that need no label any more: those of the data.
         n: how many.

@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from sodaops.config import AnnotateConfig
-from sodaops.serving.settings import EnvironmentSettings
+from sodaops.web.settings import EnvironmentSettings
 
 PREFIX = "SODAOPS_ANNOTATE_"
 

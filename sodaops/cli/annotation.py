@@ -42,7 +42,7 @@ def serve(rest: list[str]) -> None:
     if importlib.util.find_spec("fastapi") is None:
         raise ConfigError("fastapi is not installed; get it with `pip install 'sodaops[serve]'`.")
     from sodaops.annotation.settings import PREFIX
-    from sodaops.serving.settings import environment
+    from sodaops.web.settings import environment
 
     explicit = {text.partition("=")[0].removeprefix("annotate.") for text in rest}
     sys.stdout.flush()
@@ -120,7 +120,7 @@ def pick(rest: list[str]) -> None:
     from sodaops.cli.monitoring import log_of
     from sodaops.data.splits import SPLITS, text_hash
     from sodaops.monitoring.check import reference_of
-    from sodaops.monitoring.window import read_window
+    from sodaops.request_log.window import read_window
 
     parser = argparse.ArgumentParser(prog="sodaops annotate pick", description="Texts worth a person's time.")
     parser.add_argument("bundle", help="that answered: RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")

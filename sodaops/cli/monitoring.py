@@ -32,7 +32,7 @@ def run_watch(rest: list[str]) -> None:
     parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
     asked, config = asked_and_configured(parser, rest)
     from sodaops.monitoring.settings import PREFIX
-    from sodaops.serving.settings import environment
+    from sodaops.web.settings import environment
 
     section = config.drift.model_copy(update={"request_log": log_of(config)})
     explicit = {text.partition("=")[0].removeprefix("drift.") for text in rest} | {"request_log"}
@@ -61,7 +61,7 @@ def run_log(rest: list[str]) -> None:
     parser.add_argument("--text-hash", action="append", default=[], help="forget: every row of the text with this SHA-256")
     parser.add_argument("--days", type=int, help="prune: parts of days before that many days ago (default: serve.keep_days)")
     asked, config = asked_and_configured(parser, rest)
-    from sodaops.serving.retention import forget, prune
+    from sodaops.request_log.retention import forget, prune
 
     if asked.what == "prune":
         days = asked.days if asked.days is not None else config.serve.keep_days
@@ -77,8 +77,19 @@ def run_log(rest: list[str]) -> None:
     journal = config.serve.journal_dir or (None if "://" in log_of(config) else str(Path(log_of(config)) / "journal"))
     found = forget(log_of(config), journal, asked.request_id, asked.text_hash)
     print(found.describe())
+    _forget_annotations(config, asked.request_id, asked.text_hash)
     if found.held or found.unread:
         raise StorageError("there may be more of it in what could not be looked at; see above.")
+
+
+def _forget_annotations(config: Config, request_ids: list[str], text_hashes: list[str]) -> None:
+    """Takes the texts out of the annotation store as well, where there is one."""
+    from sodaops.annotation.info import INFO
+    from sodaops.annotation.store import Store
+
+    if (Path(config.annotate.store) / INFO).exists():
+        for path, n_texts in Store(config.annotate.store).forget(request_ids, text_hashes).items():
+            print(f"{path}: {n_texts:,} texts to annotate deleted")
 
 
 def log_of(config: Config) -> str:

@@ -126,7 +126,7 @@ def run_serve(rest: list[str]) -> None:
 
     if importlib.util.find_spec("fastapi") is None:
         raise ConfigError("fastapi is not installed; get it with `pip install 'sodaops[serve]'`.")
-    from sodaops.serving.settings import environment
+    from sodaops.web.settings import environment
 
     if rest and "=" not in rest[0] and not rest[0].startswith("-"):
         os.environ["SODAOPS_BUNDLE"], *rest = rest

@@ -20,9 +20,9 @@ from sodaops.monitoring.alerts import Alerts
 from sodaops.monitoring.check import EVIDENTLY, NUMBERS, PAGE, check
 from sodaops.monitoring.drift import Drift
 from sodaops.monitoring.settings import WatchSettings
-from sodaops.serving.app import log_as_json
-from sodaops.serving.guard import Guard, problem
-from sodaops.serving.metrics import HttpMetrics
+from sodaops.web.guard import Guard, problem
+from sodaops.web.log import log_as_json
+from sodaops.web.metrics import HttpMetrics
 
 log = logging.getLogger("sodaops.monitoring")
 _TYPES = {".html": "text/html", ".json": "application/json"}

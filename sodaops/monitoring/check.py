@@ -10,8 +10,8 @@ from sodaops.config import DriftConfig
 from sodaops.errors import BundleError, DataError, some
 from sodaops.monitoring.drift import Drift, as_dict, measure
 from sodaops.monitoring.evidently_report import save_page
-from sodaops.monitoring.window import Window, read_window
 from sodaops.registry.registry import address_of
+from sodaops.request_log.window import Window, read_window
 
 PAGE, EVIDENTLY, NUMBERS = "drift.html", "evidently.html", "drift.json"
 

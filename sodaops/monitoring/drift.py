@@ -15,7 +15,7 @@ from sodaops.config import DriftConfig
 from sodaops.monitoring.causes import Cause, causes_of
 from sodaops.monitoring.evidently_report import column_tests
 from sodaops.monitoring.statistics import Embedded, embedding_test, ks_distance, total_variation
-from sodaops.monitoring.window import Window, by_bundle
+from sodaops.request_log.window import Window, by_bundle
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,8 @@ from pydantic_settings import SettingsConfigDict
 
 from sodaops.alert_config import AlertsConfig
 from sodaops.config import DriftConfig
-from sodaops.monitoring.window import time_of
-from sodaops.serving.settings import EnvironmentSettings
+from sodaops.request_log.window import time_of
+from sodaops.web.settings import EnvironmentSettings
 
 PREFIX = "SODAOPS_DRIFT_"
 

@@ -23,11 +23,12 @@ from starlette.types import Receive
 from sodaops.errors import SodaOpsError
 from sodaops.serving import schemas
 from sodaops.serving.batcher import Dead, EmptyText, QueueFull
-from sodaops.serving.guard import OPEN, Guard, JsonLines, problem, route_path
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.service import Gone, Late, Service
 from sodaops.serving.settings import ServeSettings
-from sodaops.serving.traces import telemetry
+from sodaops.web.guard import OPEN, Guard, problem, route_path
+from sodaops.web.log import log_as_json
+from sodaops.web.traces import telemetry
 
 _PAGE = Path(__file__).parent / "page.html"
 _REFUSALS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 503, 504)
@@ -84,17 +85,6 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     return app
 
 
-def log_as_json() -> None:
-    """Sends this package's and uvicorn's log records to standard output, a JSON object a line."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonLines())
-    for name in ("sodaops", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
-    logging.getLogger("uvicorn.access").disabled = True  # its lines hold queries, and so texts
-
-
 def _predictions(app: FastAPI, service: Service) -> None:
     settings = service.settings
 
@@ -135,7 +125,6 @@ def _predictions(app: FastAPI, service: Service) -> None:
         spans = [schemas.Span(text=text, effect=effect) for text, effect in pieces]
         ids = {"bundle_version": info.bundle_id, "request_id": request.state.request_id}
         return schemas.Explanation(label=answer.label, score=answer.score, probs=answer.probs, spans=spans, **ids)
-
 
     @app.post("/feedback", tags=["predict"], summary="Say what an answer should have been")
     async def feedback(body: schemas.FeedbackRequest) -> schemas.Noted:

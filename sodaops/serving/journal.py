@@ -154,7 +154,7 @@ class Journal:
         """How many parts were written, or None; and what the process said."""
         days = [] if self._keep_days is None else [str(self._keep_days)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "sodaops.serving.parts", str(self._folder), self._destination, *days,
+            sys.executable, "-m", "sodaops.request_log.parts", str(self._folder), self._destination, *days,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:

@@ -1,74 +1,14 @@
-"""What the services can be told, by environment variables; `sodaops serve` and `watch` turn conf/ into these."""
+"""What the predictor can be told, by environment variables; `sodaops serve` turns conf/serve into these."""
 
-import json
-import os
-from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import ClassVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from pydantic_settings.exceptions import SettingsError
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from sodaops.config import ServeConfig
-from sodaops.errors import ConfigError, nearest, some
-
-PREFIX = "SODAOPS_"
-_KEYS = ("api_keys", "admin_keys")  # of every service, under PREFIX
-_READ_ELSEWHERE = ("SODAOPS_TRACEBACK", "SODAOPS_DRIFT_", "SODAOPS_ANNOTATE_", "SODAOPS_ALERT", "SODAOPS_SMTP_")
-Keys = Annotated[list[SecretStr], NoDecode]
-
-
-class EnvironmentSettings(BaseSettings):
-    """Settings of a service; its variables are its prefix and the names of its fields.
-
-    Keys of the API and of its administrator come from SODAOPS_API_KEYS and SODAOPS_ADMIN_KEYS alone, several apart by
-    commas.
-
-    Raises:
-        ConfigError: a variable that is no setting, is missing or has a value that is not allowed; all at once.
-    """
-
-    prefix: ClassVar[str]
-    api_keys: Keys = Field([], description="from the environment only", repr=False)  # no message shows such a value
-    admin_keys: Keys = Field([], description="from the environment only", repr=False)
-
-    def __init__(self, **values: Any) -> None:
-        known = set(self.variables()) | {PREFIX + name.upper() for name in _KEYS}
-        mine = [name for name in os.environ if name.startswith(self.prefix) and name not in known]
-        unknown = [name for name in mine if self.prefix != PREFIX or not name.startswith(_READ_ELSEWHERE)]
-        if unknown:
-            hint = nearest(unknown[0], self.variables())
-            raise ConfigError(f"{unknown[0]} is no setting of the service{hint}; it has: {some(self.variables(), 40)}.")
-        for name in _KEYS:
-            if name not in values:
-                values[name] = [key for key in map(str.strip, os.environ.get(PREFIX + name.upper(), "").split(",")) if key]
-        try:
-            super().__init__(**values)
-        except SettingsError as error:  # a list that is no JSON
-            field = next(name for name in type(self).model_fields if f'"{name}"' in str(error))
-            raise ConfigError(f'{self.prefix}{field.upper()}: expected JSON, ["a", "b"] for a list.') from None
-        except ValidationError as error:
-            raise ConfigError("\n".join(self._fault(detail) for detail in error.errors(include_input=False))) from None
-
-    @classmethod
-    def variables(cls) -> list[str]:
-        """The variables that are settings of this service alone."""
-        return [cls.prefix + name.upper() for name in cls.model_fields if name not in _KEYS]
-
-    @classmethod
-    def _fault(cls, detail: Any) -> str:
-        field = str(detail["loc"][0])
-        name = (PREFIX if field in _KEYS else cls.prefix) + field.upper()
-        within = ".".join(str(key) for key in detail["loc"][1:])
-        if detail["type"] == "missing":
-            return f"{name}: {within} is missing." if within else f"{name} is missing; give it as {name}=VALUE."
-        if detail["type"] == "model_type":
-            return f"{name}: expected a JSON object."
-        given = os.environ.get(name)
-        shown = f"={given}" if given is not None and cls.model_fields[field].repr else ""
-        shown += f": {within}" if within else ""
-        return f"{name}{shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
+from sodaops.errors import ConfigError
+from sodaops.web.settings import PREFIX, EnvironmentSettings
 
 
 class ServeSettings(EnvironmentSettings, ServeConfig):
@@ -99,17 +39,3 @@ class ServeSettings(EnvironmentSettings, ServeConfig):
                 "not received yet. Give one on a disk that outlives the process."
             )
         return Path(self.journal_dir or Path(self.request_log) / "journal")
-
-
-def environment(section: BaseModel, explicit: Collection[str], prefix: str = PREFIX) -> dict[str, str]:
-    """A section of conf/ as environment variables; one that is set already stays, unless its key was given explicitly.
-
-    >>> environment(ServeConfig(max_queue=9), ["max_queue"])["SODAOPS_MAX_QUEUE"]
-    '9'
-    """
-    found = {}
-    for key, value in section.model_dump(mode="json").items():
-        name = prefix + key.upper()
-        if key in explicit or name not in os.environ:
-            found[name] = value if isinstance(value, str) else json.dumps(value)
-    return found

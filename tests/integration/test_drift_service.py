@@ -20,7 +20,7 @@ import pytest
 from sodaops.errors import ConfigError
 from sodaops.monitoring.check import EVIDENTLY, NUMBERS, PAGE
 from sodaops.monitoring.settings import WatchSettings
-from sodaops.serving.parts import part_addresses
+from sodaops.request_log.parts import part_addresses
 from tests.integration.test_alert_sinks import Receiver
 from tests.requests import empty, write
 from tests.serving import DRIFT, Server, another

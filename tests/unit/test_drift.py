@@ -18,7 +18,7 @@ from sodaops.config import DriftConfig
 from sodaops.errors import BundleError, ConfigError, StorageError
 from sodaops.monitoring.drift import measure
 from sodaops.monitoring.statistics import chi_square_p, embedding_test, ks_distance
-from sodaops.monitoring.window import Window, read_window
+from sodaops.request_log.window import Window, read_window
 from tests.conftest import REPO, TWEETS
 from tests.requests import BEGUN, empty, logged, write
 from tests.serving import rewrite

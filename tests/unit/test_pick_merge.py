@@ -227,6 +227,9 @@ def test_the_verbs(trained, asked, workdir, capsys):
     said = capsys.readouterr().out
     assert "s: 20 new texts (" in said and "texts in the data or tasks already" in said
     assert main(["annotate", "status", "annotate.store=s"]) == 0 and "s: 20 texts, 0 with a label" in capsys.readouterr().out
+    digest = Store("s").state().tasks[0].text_sha256
+    assert main(["log", "forget", f"--text-hash={digest}", pick_it[3], "annotate.store=s"]) == 0
+    assert "1 texts to annotate deleted" in capsys.readouterr().out and len(Store("s").state().tasks) == 19
     assert main([*pick_it[:3], "drift.request_log=none", splits]) == 2
     assert "none: no such request log" in capsys.readouterr().err
     assert main([*pick_it, "annotate.shares.random=0.5"]) == 2

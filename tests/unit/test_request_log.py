@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.errors import StorageError
+from sodaops.request_log.parts import write_parts
 from sodaops.serving import journal as journals
 from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
-from sodaops.serving.parts import write_parts
 from tests.conftest import REPO
 
 

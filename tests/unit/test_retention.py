@@ -9,8 +9,8 @@ import pytest
 
 from sodaops.errors import StorageError
 from sodaops.redaction import redact
-from sodaops.serving.parts import write_parts
-from sodaops.serving.retention import forget, prune
+from sodaops.request_log.parts import write_parts
+from sodaops.request_log.retention import forget, prune
 from tests.unit.test_request_log import journal, parts, row
 
 

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
@@ -18,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sodaops.serving.metrics import HttpMetrics
+from sodaops.web.log import trace_of
+from sodaops.web.metrics import HttpMetrics
 
 log = logging.getLogger("sodaops.serving")
 access = logging.getLogger("sodaops.access")
@@ -102,7 +102,7 @@ class Guard:
             else:
                 await self._app(scope, self._bounded(receive, has_body), answer)
         except Exception as error:  # the last resort: the client learns the id, the log learns the rest
-            log.error("unexpected fault", extra={"request_id": request_id.decode(), "trace": _trace(error)})
+            log.error("unexpected fault", extra={"request_id": request_id.decode(), "trace": trace_of(error)})
             if status == 0:
                 detail = "something went wrong here; the log has it under this request id"
                 await problem(scope, 500, detail)(scope, receive, answer)
@@ -183,24 +183,3 @@ def _among(given: bytes, digests: Sequence[bytes]) -> bool:
     for digest in digests:
         found |= hmac.compare_digest(_digest(given), digest)
     return found
-
-
-def _trace(error: Exception) -> str:
-    """Where it happened. What pydantic says of a value quotes it, and may be a user's text; so it is left out."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    said = type(error).__name__ if type(error).__module__.startswith("pydantic") else repr(error)[:500]
-    return f"{frames}{said}"
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, message, and what the call gave as ``extra``."""
-
-    _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        """A record as JSON."""
-        facts = {key: value for key, value in vars(record).items() if key not in self._PLAIN}
-        if record.exc_info and record.exc_info[1] is not None:
-            facts["trace"] = _trace(record.exc_info[1])
-        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        return _encode({"time": when, "level": record.levelname.lower(), "message": record.getMessage(), **facts})

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from sodaops.errors import ConfigError, StorageError, some
-from sodaops.serving.parts import SCHEMA, day_of, open_part, part_addresses
+from sodaops.request_log.parts import SCHEMA, day_of, open_part, part_addresses
 
 _NEEDED = {"time", "request_id", "bundle_id", "label", "score", "text_sha256"}
 _COLUMNS = [name for name in SCHEMA.names if name not in ("variant", "latency_ms", "labels")]

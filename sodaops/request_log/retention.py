@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from sodaops import storage
-from sodaops.serving.parts import day_of, open_part, part_addresses, write_part
+from sodaops.request_log.parts import day_of, open_part, part_addresses, write_part
 
 
 @dataclass

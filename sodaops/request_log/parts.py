@@ -1,6 +1,6 @@
 """The request log's far end: closed journal segments become Parquet parts, each once.
 
-Run by the service as a process of its own: ``python -m sodaops.serving.parts JOURNAL DESTINATION [KEEP_DAYS]`` prints the
+Run by the service as a process of its own: ``python -m sodaops.request_log.parts JOURNAL DESTINATION [KEEP_DAYS]`` prints the
 number of parts written.
 """
 
@@ -87,7 +87,7 @@ def write_parts(folder: str | Path, destination: str, keep_days: int | None = No
                 written += 1
             path.unlink(missing_ok=True)
     if keep_days is not None and written:
-        from sodaops.serving.retention import prune
+        from sodaops.request_log.retention import prune
 
         prune(destination, keep_days)
     if bad:
