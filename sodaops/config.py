@@ -17,6 +17,7 @@ from sodaops.text import POLICIES
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 Label = str | int
+Days = Annotated[int, Field(ge=1, le=36_500)]
 
 
 class FilesConfig(Section):
@@ -164,9 +165,9 @@ class ServeConfig(Section):
     journal_dir: str | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
     log_texts: bool = Field(False, description="true: the texts in the request log; false: their SHA-256")
     redact: list[Literal[*KINDS]] = Field(["email", "phone"], description="taken out of texts before they are logged")
-    keep_days: Count | None = Field(None, description="parts of the request log older than this are deleted; null: never")
+    keep_days: Days | None = Field(None, description="parts of the request log older than this are deleted; null: never")
     feedback_store: str | None = Field(None, description="annotation store that POST /feedback writes to; null: no feedback")
-    part_s: Positive = Field(300.0, description="a part is written this often")
+    part_s: Annotated[float, Field(gt=0, le=86_400)] = Field(300.0, description="a part is written this often")
     part_bytes: Count = Field(16_777_216, description="or when its journal has grown to this")
     max_journal_bytes: Count = Field(1_073_741_824, description="bound of the journal while parts cannot be written")
     cors_origins: list[str] = Field([])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 KINDS = {
     "email": (re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+"), "<email>"),
-    "phone": (re.compile(r"(?<![\w.])\+?(?:\(?\d[\s().\-/]{0,2}){6,14}\d(?!\w)"), "<phone>"),
+    "phone": (re.compile(r"(?<![\d.])\+?(?:\(?\d[\s().\-–/]{0,2}){6,18}\d(?!\w)"), "<phone>"),
     "handle": (re.compile(r"(?<![\w.])@\w+"), "<handle>"),
 }
 

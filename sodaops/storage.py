@@ -29,7 +29,7 @@ def writing(target: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
     """A temporary name to write to; it becomes ``path`` when the block ends well, and vanishes when it does not.
 
     Raises:
@@ -38,7 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(path) as file:
+        with temporary(path, mode) as file:
             yield file
             sync(file)
             os.replace(file, path)
@@ -46,24 +46,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
-    """A new file beside ``path``, readable by all, that is gone when the block ends."""
+def temporary(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """A new file beside ``path``, readable by all unless ``mode`` says otherwise, that is gone when the block ends."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
+def atomic_folder(path: str | Path, names: Collection[str], private: bool = False) -> Iterator[Path]:
     """A temporary folder to fill; it takes the place of ``path`` when the block ends well.
 
     Args:
         path: the folder to make or replace.
         names: what may stand in a folder that is replaced; anything else there is somebody's, and is not deleted.
+        private: for its owner alone, since it holds users' texts.
 
     What stood at ``path`` stays whole until then. Two renames make the exchange; a crash between them leaves the
     old folder beside the new one under a hidden name.
@@ -79,7 +80,7 @@ def atomic_folder(path: str | Path, names: Collection[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            os.chmod(temporary, 0o755)
+            os.chmod(temporary, 0o700 if private else 0o755)
             yield temporary
             for file in temporary.rglob("*"):
                 file.chmod(0o755 if file.is_dir() else 0o644)  # some writers make files for their owner alone
@@ -116,9 +117,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, mode: int = 0o644) -> None:
     """Writes a UTF-8 text file, whole or not at all."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, mode) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -81,6 +81,14 @@ def _contradictions(config: Config):
     shares = config.annotate.shares.model_dump()
     if abs(sum(shares.values()) - 1) > 1e-9:
         yield f"annotate.shares={shares}: they sum to {sum(shares.values()):g}; expected 1."
+    drift = config.drift
+    if (drift.n_permutations + 1) * drift.alpha / 8 <= 1:  # eight features share alpha
+        yield (
+            f"drift.alpha={drift.alpha:g} with drift.n_permutations={drift.n_permutations}: no p-value can be that small; set "
+            f"drift.n_permutations={int(8 / drift.alpha) + 1} or more."
+        )
+    if drift.last > drift.max_rows:
+        yield f"drift.last={drift.last} is above drift.max_rows={drift.max_rows}; raise drift.max_rows as well."
     if data.labels is not None:
         names = [str(label) for label in data.labels]
         if len(set(names)) < max(2, len(names)):

@@ -19,28 +19,22 @@ from sodaops.bundle import layout
 from sodaops.monitoring.settings import PREFIX as DRIFT
 
 
-class Server:
-    """``python -m sodaops.serving`` on a free port, with its log as a list of records; or ``python -m sodaops.monitoring``.
+class Process:
+    """``python -m MODULE``, a service on a free port, with its log as a list of records.
 
     Args:
-        bundle: to serve, or to watch.
+        module: of the service.
+        variables: added to the environment.
         wait: until it listens.
-        prefix: of the variables that ``settings`` become; it also says which service.
-        environ: other variables.
 
     Raises:
         AssertionError: it ended before it was ready.
     """
 
-    def __init__(
-        self, bundle: Path | str, wait: bool = True, prefix: str = "SODAOPS_", environ: Mapping[str, str] | None = None,
-        **settings: Any,
-    ) -> None:  # fmt: skip
-        given = {f"{prefix}{key.upper()}": str(value) for key, value in {"bundle": bundle, "port": 0, **settings}.items()}
-        module = "sodaops.monitoring" if prefix == DRIFT else "sodaops.serving"
+    def __init__(self, module: str, variables: Mapping[str, str], wait: bool = True) -> None:
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module], env={**os.environ, **given, **(environ or {})}, text=True,
+            [sys.executable, "-m", module], env={**os.environ, **variables}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.lines: list[str] = []
@@ -76,6 +70,24 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
+
+
+class Server(Process):
+    """The predictor, or the drift service.
+
+    Args:
+        bundle: to serve, or to watch.
+        wait: until it listens.
+        prefix: of the variables that ``settings`` become; it also says which service.
+        environ: other variables.
+    """
+
+    def __init__(
+        self, bundle: Path | str, wait: bool = True, prefix: str = "SODAOPS_", environ: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:  # fmt: skip
+        given = {f"{prefix}{key.upper()}": str(value) for key, value in {"bundle": bundle, "port": 0, **settings}.items()}
+        super().__init__("sodaops.monitoring" if prefix == DRIFT else "sodaops.serving", {**given, **(environ or {})}, wait)
 
 
 def another(bundle: Path, folder: Path, note: str = "another") -> Path:

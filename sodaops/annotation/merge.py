@@ -1,6 +1,7 @@
 """From accepted labels to a new raw table, from which nothing leaks into the test split."""
 
 import re
+import secrets
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sodaops.annotation.tasks import Task
 from sodaops.config import DataConfig
 from sodaops.data.preprocess import ensure_splits, read_split
 from sodaops.data.sources import write_table
-from sodaops.data.splits import SPLITS
+from sodaops.data.splits import SPLITS, text_hash
 from sodaops.errors import DataError, some
 from sodaops.text import clean
 
@@ -86,6 +87,7 @@ def merge(store: Store, data: DataConfig, splits_dir: Path, min_annotators: int,
         raise DataError(f"{store.folder}: label {some(foreign)} is none of {data.name}'s: {', '.join(manifest['labels'])}.")
     splits = {split: read_split(splits_dir, split)["text"].to_pylist() for split in SPLITS}
     known, near_test = {text for texts in splits.values() for text in texts}, NearTexts(splits["test"], near)
+    digests = {text_hash(text) for text in known}  # of texts as they were asked; the store's may be redacted
     state, rows, counts = store.state(), [], Counter()
     n_known, n_empty, tied, waiting, leaking = 0, 0, 0, 0, []
     for task in state.tasks:
@@ -97,7 +99,7 @@ def merge(store: Store, data: DataConfig, splits_dir: Path, min_annotators: int,
             tied += len(answers) >= min_annotators and bool(answers)
         elif not cleaned:
             n_empty += 1
-        elif cleaned in known:
+        elif cleaned in known or task.text_sha256 in digests:
             n_known += 1
         elif (other := near_test.find(cleaned)) is not None:
             leaking.append((cleaned, other))
@@ -138,7 +140,7 @@ class NearTexts:
         shared = Counter(place for shingle in shingles for place in self._holders.get(shingle, ()))
         found = [(n / (len(shingles) + self._sizes[place] - n), place) for place, n in shared.items()]
         similarity, place = max(found, default=(0.0, -1))
-        return self._texts[place] if similarity >= self._near else None
+        return self._texts[place] if place >= 0 and similarity >= self._near else None
 
 
 def _shingles(text: str) -> set[str]:
@@ -157,7 +159,7 @@ def _row(task: Task, answers: dict[str, str], label: str, data: DataConfig, labe
 
 
 def _write(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
-    path = folder / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.csv"
+    path = folder / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}-{secrets.token_hex(2)}.csv"  # two at once stay two
     with storage.atomic_path(path) as temporary:
         write_table(pa.Table.from_pylist(list(rows)), temporary, "csv")
     return path

@@ -1,5 +1,7 @@
 """Which requests are worth a person's time: unsure answers, texts unlike the reference, texts unlike each other, and chance."""
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -59,18 +61,26 @@ def pick(
     shown = mine.filter(pc.is_valid(mine["text"]))
     if not len(shown):
         raise DataError("the request log holds hashes and no texts; serve with serve.log_texts=true to have texts to annotate.")
-    asked_for = _feedback(shown, store)
-    candidates = _unknown(shown, set(known) | {task.text_sha256 for task in store.state().tasks})
-    counts = {why: round(n * share) for why, share in shares.items()}
-    counts["random"] = n - sum(count for why, count in counts.items() if why != "random")
+    known = set(known) | {task.text_sha256 for task in store.state().tasks}
+    texts_of = _texts_by_request(shown)
+    asked_for = _feedback(shown, texts_of, store, known)
+    candidates = _unknown(shown, known | {task["text_sha256"] for task in asked_for})
+    ends = [0, *(round(n * part) for part in itertools.accumulate(shares.values()))]
+    counts = {why: end - begin for why, (begin, end) in zip(shares, itertools.pairwise(ends), strict=True)}
     places = _choose(candidates, reference, info, counts)
-    tasks = [*asked_for, *({**_fields(candidates, place, info), "why": why} for place, why in places.items())]
+    chosen = [{**_fields(candidates, place, info), "why": why} for place, why in places.items()]
+    for task in chosen:
+        if len(texts_of[task["request_id"], task["place"]]) > 1:
+            task |= {"request_id": None, "place": None}  # feedback on such a request would be feedback on every one of them
+    tasks = [*asked_for, *chosen]
     different = len(pc.unique(shown["text_sha256"]))
     return Picked(tasks, len(candidates), different - len(candidates), len(mine) - len(shown))
 
 
 def _choose(rows: pa.Table, reference: Reference, info: BundleInfo, counts: dict[str, int]) -> dict[int, str]:
     """Place -> why, in random order, so that nobody labels a block of one kind."""
+    if not len(rows):
+        return {}
     rng = np.random.default_rng(0)
     chosen = dict.fromkeys(rng.permutation(len(rows))[: counts["random"]].tolist(), "random")
     sketches = _sketches(rows)
@@ -133,12 +143,24 @@ def _unknown(rows: pa.Table, known: set[str]) -> pa.Table:
     return rows.take(pa.array(places, pa.int64()))
 
 
-def _feedback(rows: pa.Table, store: Store) -> list[dict[str, Any]]:
-    """The requests of the window that somebody gave feedback on, as tasks: their label is in the store already."""
-    wanted = store.feedback_without_task()
-    found = zip(rows["request_id"].to_pylist(), rows["place"].to_pylist(), strict=True)
-    places = [i for i, key in enumerate(found) if key in wanted]
-    return [{**_fields(rows, place, None), "why": "feedback"} for place in places]
+def _texts_by_request(rows: pa.Table) -> dict[tuple[str, int], dict[str, int]]:
+    """Request id and place -> SHA-256 of each text asked under them -> its first row. Clients may choose request ids, so one
+    may stand for several texts."""
+    found: dict[tuple[str, int], dict[str, int]] = defaultdict(dict)
+    keys = zip(rows["request_id"].to_pylist(), rows["place"].to_pylist(), strict=True)
+    for row, (key, digest) in enumerate(zip(keys, rows["text_sha256"].to_pylist(), strict=True)):
+        found[key].setdefault(digest, row)
+    return found
+
+
+def _feedback(
+    rows: pa.Table, texts_of: dict[tuple[str, int], dict[str, int]], store: Store, known: set[str]
+) -> list[dict[str, Any]]:
+    """The requests of the window that somebody gave feedback on, as tasks: their label is in the store already. A request
+    that stands for several texts tells nothing of any of them, and is left out."""
+    asked = [texts_of[key] for key in store.feedback_without_task() if key in texts_of]
+    found = {digest: row for texts in asked if len(texts) == 1 for digest, row in texts.items() if digest not in known}
+    return [{**_fields(rows, row, None), "why": "feedback"} for row in found.values()]
 
 
 def _fields(rows: pa.Table, place: int, info: BundleInfo | None) -> dict[str, Any]:

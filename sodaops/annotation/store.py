@@ -116,7 +116,7 @@ class Store:
             if new:
                 lines = [json.dumps(asdict(task), ensure_ascii=False) for task in new.values()]
                 before = path.read_text(encoding="utf-8") if path.exists() else ""
-                storage.write_text(path, before + "".join(line + "\n" for line in lines))
+                storage.write_text(path, before + "".join(line + "\n" for line in lines), 0o600)
             return len(new)
 
     def forget(self, request_ids: Collection[str], text_hashes: Collection[str]) -> dict[str, int]:

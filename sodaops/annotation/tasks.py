@@ -115,10 +115,10 @@ def forget_tasks(folder: Path, request_ids: Collection[str], text_hashes: Collec
     """
     gone: dict[str, int] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold other separators
         kept = [line for line in lines if not _is_of(line, request_ids, text_hashes)]
         if len(kept) < len(lines):
-            storage.write_text(path, "".join(kept))
+            storage.write_text(path, "\n".join(kept), 0o600)
             gone[str(path)] = len(lines) - len(kept)
     return gone
 

@@ -67,8 +67,8 @@ def run_log(rest: list[str]) -> None:
         days = asked.days if asked.days is not None else config.serve.keep_days
         if days is None:
             raise ConfigError("give how many days are kept: --days N, or serve.keep_days=N.")
-        if days < 1:
-            raise ConfigError(f"--days {days}: expected a number of days, 1 or more.")
+        if not 1 <= days <= 36_500:
+            raise ConfigError(f"--days {days}: expected a number of days, 1 to 36500.")
         gone = prune(log_of(config), days)
         print("\n".join(f"{path}: deleted" for path in gone) or f"nothing is older than {days} days")
         return
@@ -77,6 +77,10 @@ def run_log(rest: list[str]) -> None:
     journal = config.serve.journal_dir or (None if "://" in log_of(config) else str(Path(log_of(config)) / "journal"))
     found = forget(log_of(config), journal, asked.request_id, asked.text_hash)
     print(found.describe())
+    if journal is None:
+        print("note: no journal was looked at; what is in no part yet lies in serve.journal_dir of the service")
+    if Path(config.drift.output_dir).is_dir():
+        print(f"note: {config.drift.output_dir} may show such texts until the next look; delete it, or look again")
     _forget_annotations(config, asked.request_id, asked.text_hash)
     if found.held or found.unread:
         raise StorageError("there may be more of it in what could not be looked at; see above.")

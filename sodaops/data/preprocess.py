@@ -76,7 +76,7 @@ def describe(manifest: dict[str, Any]) -> str:
     splits = ", ".join(f"{split} {entry['n_rows']:,}" for split, entry in manifest["splits"].items())
     counts = {label: sum(part["labels"][label] for part in manifest["splits"].values()) for label in manifest["labels"]}
     labels = some([f"{label} {count:,}" for label, count in counts.items()], shown=20)
-    added = sum(n for of in manifest["added"].values() for n in of.values())
+    added = sum(n for of in manifest.get("added", {}).values() for n in of.values())
     dropped += f", {added:,} of them from {len(manifest['added'])} added tables" if added else ""
     lines = [f"{manifest['name']}: {manifest['n_read']:,} rows read{dropped}; {splits}", f"labels: {labels}"]
     rare = [label for label, count in counts.items() if count < _RARE]

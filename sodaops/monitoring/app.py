@@ -96,6 +96,7 @@ class Watcher:
             self.found, self.pages, self.fault, outcome = None, {}, str(error), "no_data"
         except Exception as error:
             self.fault = str(error) if isinstance(error, SodaOpsError) else repr(error)
+            self._metrics.detected.clear()  # what was seen before is no verdict of now
             self._metrics.runs.labels("failed").inc()
             raise
         self._metrics.show(self.found)

@@ -4,6 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from sodaops import pages, storage
 from sodaops.bundle import layout, reference
 from sodaops.config import DriftConfig
@@ -103,7 +105,11 @@ def _write(settings: DriftConfig, found: Drift, snapshot: Any) -> None:
     causes = ", ".join(cause.name for cause in found.causes)
     verdict = f"Drift: {causes}" if found.drifted else "No drift" if found.judged else "No verdict"
     page = pages.render("drift", d=found, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect)
-    with storage.atomic_folder(settings.output_dir, [PAGE, EVIDENTLY, NUMBERS]) as folder:
+    path = Path(settings.output_dir).resolve()
+    with storage.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.parent / f".{path.name}.lock")  # the service and somebody's own look may write at once
+    with lock, storage.atomic_folder(path, [PAGE, EVIDENTLY, NUMBERS], private=True) as folder:
         storage.write_json(folder / NUMBERS, as_dict(found))
         storage.write_text(folder / PAGE, page)
         if snapshot is not None:

@@ -111,7 +111,9 @@ def measure(settings: DriftConfig, info: BundleInfo, reference: Reference, windo
     if len(mine) < settings.min_rows:
         said = f"too few requests to judge: {len(mine)}, and at least {settings.min_rows} are wanted"
         return Drift(judged=False, drifted=False, said=said, causes=[], features=[], examples=[], others=others, **facts), None
-    features, embedded, snapshot = _features(settings, info, reference, answered, level)
+    features, embedded, snapshot = [], None, None  # of too few different texts, only how often they came can be judged
+    if len(answered) >= settings.min_rows:
+        features, embedded, snapshot = _features(settings, info, reference, answered, level)
     causes = causes_of(settings, features, facts["empty"], facts["repeated"], facts["repeated_text"])
     said = "; ".join(cause.said for cause in causes) or "as the reference"
     examples = _examples(answered, embedded) if causes and embedded else []

@@ -147,7 +147,7 @@ def write_part(table: pa.Table, path: str) -> None:
         StorageError: it could not be written.
     """
     if "://" not in path:
-        with storage.atomic_path(path) as temporary:
+        with storage.atomic_path(path, 0o600) as temporary:  # it may hold texts
             pq.write_table(table, temporary, compression="zstd")
         return
     buffer = io.BytesIO()

@@ -4,7 +4,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -70,13 +70,16 @@ def forget(log: str, journal: str | None, request_ids: Sequence[str], text_hashe
         StorageError: no such log, or a file that could not be written.
     """
     found = Forgotten()
+    folder = Path(journal) if journal and Path(journal).is_dir() else None
+    for segment in sorted(folder.glob("*.jsonl")) if folder else ():  # first: one may become a part meanwhile
+        _forget_in_segment(segment, set(request_ids), set(text_hashes), found)
+    for damaged in sorted(folder.glob("*.bad")) if folder else ():
+        found.unread[str(damaged)] = "damaged, and put aside when it should have become a part"
     for path in tqdm(part_addresses(log), desc="looking", unit="part", delay=2, leave=False, disable=None):
         try:
             _forget_in_part(path, request_ids, text_hashes, found)
         except (pa.ArrowException, KeyError) as error:
             found.unread[path] = str(error).splitlines()[0][:200]
-    for segment in sorted(Path(journal).glob("*.jsonl")) if journal and Path(journal).is_dir() else ():
-        _forget_in_segment(segment, set(request_ids), set(text_hashes), found)
     return found
 
 
@@ -100,34 +103,39 @@ def _forget_in_part(path: str, request_ids: Sequence[str], text_hashes: Sequence
 
 
 def _forget_in_segment(path: Path, request_ids: set[str], text_hashes: set[str], found: Forgotten) -> None:
-    with path.open("rb") as segment:
-        lines = segment.read().splitlines(keepends=True)
-        rows = [(line, row) for line in lines for row in _parsed(line)]
-        gone = [row for _, row in rows if row["request_id"] in request_ids or row["text_sha256"] in text_hashes]
-        if not gone:
-            return
+    try:
+        segment = path.open("rb")
+    except FileNotFoundError:  # it has become a part, and is looked at there
+        return
+    with segment:
         try:
             fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = not os.fstat(segment.fileno()).st_nlink  # a part by now
         except BlockingIOError:
+            held = True
+        kept, gone = [], []
+        for line in segment.read().rpartition(b"\n")[0].split(b"\n"):  # one that was cut off was never answered
+            row = _parsed(line)
+            mine = row.get("request_id") in request_ids or row.get("text_sha256") in text_hashes
+            (gone if mine else kept).append(row if mine else line)
+        if not gone:
+            return
+        if held:
             found.held.append(str(path))
             return
-        if not os.fstat(segment.fileno()).st_nlink:  # it has become a part meanwhile
-            found.held.append(str(path))
-            return
-        kept = b"".join(line for line, row in rows if row not in gone)
-        with storage.atomic_path(path) as temporary:
-            temporary.write_bytes(kept)
-            os.chmod(temporary, 0o600)
+        with storage.atomic_path(path, 0o600) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
     found.rows[str(path)] = len(gone)
     found.request_ids |= {row["request_id"] for row in gone}
 
 
-def _parsed(line: bytes) -> Iterator[dict]:
-    """The row of a line; none where it was cut off: its answer was never sent."""
+def _parsed(line: bytes) -> dict:
+    """The row of a line; empty where it is damaged."""
     try:
-        yield json.loads(line)
+        row = json.loads(line)
     except ValueError:
-        return
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _delete(path: str) -> None:
@@ -136,4 +144,5 @@ def _delete(path: str) -> None:
             Path(path).unlink(missing_ok=True)
         return
     with storage.afar(path, "deleted") as files:
-        files.rm_file(path)
+        if files.exists(path):  # another service may have deleted it
+            files.rm_file(path)

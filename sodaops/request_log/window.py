@@ -190,9 +190,12 @@ def time_of(text: str | None) -> datetime | None:
         return None
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError("expected a time as 2026-11-25 or 2026-11-25T06:00+01:00") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+        found = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        found = None
+    if found is None or found.year < 1970:
+        raise ValueError("expected a time as 2026-11-25 or 2026-11-25T06:00+01:00")
+    return found
 
 
 def by_bundle(rows: pa.Table) -> dict[str, int]:

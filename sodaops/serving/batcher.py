@@ -14,7 +14,7 @@ import numpy as np
 
 from sodaops.bundle.predictor import Predictor
 
-_INLINE_CHARS = 4000
+INLINE_CHARS = 4000  # of a request; more is done in a thread
 _NICE = 5
 
 
@@ -120,7 +120,7 @@ class Batcher:
                 self._forget_given_up()
         if self.n_waiting + len(texts) > self._max_queue:
             raise QueueFull(max(1, math.ceil(self.n_waiting * self._seconds_a_text / self._n_workers)))
-        if sum(map(len, texts)) <= _INLINE_CHARS:
+        if sum(map(len, texts)) <= INLINE_CHARS:
             return _prepare(predictor, texts, cleaned)
         self._n_reserved += len(texts)
         try:

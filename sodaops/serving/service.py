@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import itertools
 import logging
@@ -19,11 +20,12 @@ from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.predictor import Prediction, Predictor
 from sodaops.errors import ConfigError, StorageError
 from sodaops.redaction import redact
-from sodaops.serving.batcher import Answer, Batcher, EmptyText, Prepared
+from sodaops.serving.batcher import INLINE_CHARS, Answer, Batcher, EmptyText, Prepared
 from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
+from sodaops.text import clean
 
 if TYPE_CHECKING:
     from sodaops.annotation.store import Store
@@ -109,7 +111,7 @@ class Service:
             raise
         answers = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
         predictions = [predictor.answer(answer.probs) for answer in answers]
-        self._record(predictor, texts, prepared, predictions, answers, request_id, began)
+        await self._record(predictor, texts, prepared, predictions, answers, request_id, began)
         return Result(predictions, predictor.info)
 
     async def explain(self, text: str, request_id: str, gone: Callable[[], Awaitable[None]], began: float) -> Explained:
@@ -131,7 +133,7 @@ class Service:
         prepared = await self.batcher.prepare(predictor, [cleaned, *without], cleaned=True)
         answers = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
         prediction = predictor.answer(answers[0].probs)
-        self._record(predictor, [text], prepared, [prediction], answers[:1], request_id, began)
+        await self._record(predictor, [text], prepared, [prediction], answers[:1], request_id, began)
         column = np.stack([answer.probs for answer in answers])[:, predictor.info.labels.index(prediction.label)].astype(float)
         effects = (column[0] - column[1:]).tolist()
         return Explained(prediction, list(zip(pieces, effects, strict=True)), predictor.info)
@@ -170,7 +172,7 @@ class Service:
             if watch:
                 watch.cancel()
 
-    def _record(
+    async def _record(
         self,
         predictor: Predictor,
         texts: Sequence[str],
@@ -187,7 +189,19 @@ class Service:
         self.latencies_ms.append(latency_ms)
         if not self.journal:
             return
-        rows = [
+        build = functools.partial(self._rows, predictor, texts, prepared, predictions, answers)
+        quick = sum(map(len, prepared.cleaned)) <= INLINE_CHARS
+        self._note(predictor, build() if quick else await asyncio.to_thread(build), request_id, began)
+
+    def _rows(
+        self,
+        predictor: Predictor,
+        texts: Sequence[str],
+        prepared: Prepared,
+        predictions: Sequence[Prediction],
+        answers: Sequence[Answer],
+    ) -> list[dict[str, Any]]:
+        return [
             {
                 "place": place,
                 "text": self._logged(texts[place]),
@@ -195,7 +209,6 @@ class Service:
             }
             for place, (prediction, answer) in enumerate(zip(predictions, answers, strict=True))
         ]
-        self._note(predictor, rows, request_id, began)
 
     def _note(self, predictor: Predictor, rows: Sequence[dict[str, Any]], request_id: str, began: float) -> None:
         """Puts the rows of a request into the journal, where there is one."""
@@ -217,10 +230,11 @@ class Service:
         return {"place": place, "n_chars": 0, "text_sha256": hashlib.sha256().hexdigest()}
 
     def _logged(self, text: str) -> str | None:
-        """A text as the request log may hold it."""
+        """A text as the request log may hold it; entities and invisible characters go first, or they would hide things."""
         if not self.settings.log_texts:
             return None
-        return redact(text.encode("utf-8", "replace").decode(), self.settings.redact)
+        text = text.encode("utf-8", "replace").decode()
+        return redact(clean(text), self.settings.redact) if self.settings.redact else text
 
 
 def facts_of(

@@ -162,7 +162,7 @@ def test_a_folder_that_holds_something_else_stays(run, referenced, logged_rows):
     assert code == 2 and out == ""
     assert "mine: holds other things (notes.txt), which would be lost; name a new folder." in err
     assert {path.name: path.read_text() for path in Path("mine").iterdir()} == {"notes.txt": "mine", "drift.json": "old"}
-    assert {path.name for path in Path().iterdir()} == {"log", "mine"}
+    assert {path.name for path in Path().iterdir()} == {"log", "mine", ".mine.lock"}
 
 
 def test_the_champion_of_a_registry(run, referenced, logged_rows):
@@ -201,7 +201,9 @@ def test_rows_in_a_bucket_are_deleted(run, bucket, logged_rows):
     log = f"{bucket}/forgetful"
     files.put("log", log, recursive=True)
     code, out, _ = run("log", "forget", "--request-id", "r7", f"drift.request_log={log}")
-    assert code == 0 and out.endswith("part0.parquet: 1 rows deleted\n1 rows of 1 requests deleted\n"), out
+    assert code == 0 and "part0.parquet: 1 rows deleted\n1 rows of 1 requests deleted\nnote: no journal was looked at" in out, (
+        out
+    )
     code, out, _ = run("log", "prune", "--days", 30, f"drift.request_log={log}")
     assert code == 0 and out == f"{log}/date={OLD.date()}/part1.parquet: deleted\n"
     (left,) = files.find(log)
@@ -268,7 +270,7 @@ def test_old_days_go(run, logged_rows):
         (["forget", "--request-id=a"], "ConfigError: drift.request_log is missing"),
         (["forget", "--request-id=a", "drift.request_log=none"], "StorageError: none: no such request log"),
         (["prune", "drift.request_log=log"], "ConfigError: give how many days are kept: --days N, or serve.keep_days=N."),
-        (["prune", "--days=0", "drift.request_log=log"], "ConfigError: --days 0: expected a number of days, 1 or more."),
+        (["prune", "--days=0", "drift.request_log=log"], "ConfigError: --days 0: expected a number of days, 1 to 36500."),
         (["prune", "--days=3", "drift.request_log=none"], "StorageError: none: no such request log"),
     ],
 )

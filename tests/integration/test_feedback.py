@@ -44,17 +44,17 @@ def test_a_feedback_store_with_other_labels_is_refused_at_the_start(trained, tmp
 
 
 def test_logged_texts_are_redacted_and_refused_ones_are_noted(trained, tmp_path):
-    text = "mail me at ann@mail.example.org or call 555-867-5309, says @bob"
+    text = "mail me at ann&#64;mail.exam\u200bple.org or call 555-867-5309, says @bob"
     with Server(trained / "run/bundle", request_log=tmp_path / "log", log_texts=True, redact='["email", "handle"]') as server:
         with server.client() as client:
             client.post("/predict", json={"text": text})
             assert client.post("/predict/batch", json={"texts": ["good", " \u200b "]}).status_code == 422
         server.signal(signal.SIGTERM)
-    rows = parts(tmp_path / "log")
+    rows, cleaned = parts(tmp_path / "log"), "mail me at ann@mail.example.org or call 555-867-5309, says @bob"
     assert rows[0]["text"] == "mail me at <email> or call 555-867-5309, says <handle>"
-    assert rows[0]["text_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    assert rows[0]["text_sha256"] == hashlib.sha256(cleaned.encode()).hexdigest()
     assert len(rows[0]["sketch"]) == len(
         reference.read_axes(trained / "run/bundle", layout.read_info(trained / "run/bundle")).axes[0]
     )
-    assert (rows[0]["n_chars"], rows[0]["unknown"]) == (len(text), 0)
+    assert (rows[0]["n_chars"], rows[0]["unknown"]) == (len(cleaned), 0)
     assert [(row["label"], row["place"], row["n_chars"]) for row in rows[1:]] == [(None, 1, 0)]

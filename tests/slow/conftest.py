@@ -1,14 +1,23 @@
-"""A clone of the working tree, in which commands run as a user's do."""
+"""A clone of the working tree, in which commands run as a user's do; and a real browser."""
 
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from tests.conftest import REPO
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 
 
 class Clone:
@@ -52,3 +61,14 @@ def clone(tmp_path: Path) -> Clone:
     """A fresh clone."""
     (tmp_path / "clone").mkdir()
     return Clone(tmp_path / "clone")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on PATH; install Debian's, for example")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield found
+        found.close()

@@ -4,29 +4,17 @@ import re
 import signal
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from sodaops.annotation.store import Store
 from tests.annotation import LABELS, Server, store_of, task
-from tests.slow.test_page import CHROMIUM, FLAGS
 
 SIZES = pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (1100, "dark"), (390, "light"), (390, "dark")])
 LONG = (
     '<b onclick="x">bold</b> & "quoted": I waited forty minutes at the gate, and nobody could say whether the flight would '
     "leave at all. https://example.org/" + 60 * "a-long-address-" + "\nStill, the crew was kind."
 )
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install Debian's, for example"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.slow
 
 
 class Annotator:

@@ -4,29 +4,16 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from sodaops.bundle.predictor import Predictor
 from tests.requests import logged, write
 from tests.serving import DRIFT, Server
-from tests.slow.test_page import CHROMIUM, FLAGS
 from tests.watching import RECENTLY, fill, replaced
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 MARKUP = f"</td></table>{HOSTILE}<script>document.title='owned'</script>"
 BUNDLE_ID = f"<b>{'b' * 120}</b>"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install Debian's, for example"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

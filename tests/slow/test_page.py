@@ -1,32 +1,13 @@
 """The page, in a real browser, at the width of a desk and of a phone."""
 
-import shutil
-
 import pytest
 from optuna.trial import TrialState
-from playwright.sync_api import sync_playwright
 
 from tests.conftest import configured
 from tests.serving import Server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 STATES = {5: TrialState.FAIL, 6: TrialState.PRUNED}
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH; install Debian's, for example"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (390, "dark")])
@@ -83,7 +64,7 @@ def test_the_docs_draw_themselves(trained, browser):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"{server.url}/docs")
         page.wait_for_selector(".opblock")
-        assert page.locator(".opblock").count() == 10
+        assert page.locator(".opblock").count() == 11
         assert all(url.startswith((server.url, "data:")) for url in asked), asked
         page.close()
 

@@ -339,3 +339,13 @@ def test_a_text_is_forgotten_with_its_file_rewritten(tmp_path):
     assert store.forget(["rone"], [digests[2]]) == {str(tmp_path / "store/tasks/t.jsonl"): 2}
     assert [task.text for task in store.state().tasks] == ["two"] and store.state().n_strays == 1
     assert "one" not in (tmp_path / "store/tasks/t.jsonl").read_text() and store.forget(["rone"], []) == {}
+
+
+def test_a_text_with_odd_line_separators_is_forgotten_and_files_are_private(tmp_path):
+    store = Store.create(tmp_path / "store", ["bad", "good"])
+    text = "one\u2028two\u2029three\u0085four"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    store.add_tasks("t", [{"text": text, "text_sha256": digest, "why": "random"}])
+    assert stat.S_IMODE((tmp_path / "store/tasks/t.jsonl").stat().st_mode) == 0o600
+    assert store.forget([], [digest]) == {str(tmp_path / "store/tasks/t.jsonl"): 1} and not store.state().tasks
+    assert stat.S_IMODE((tmp_path / "store/tasks/t.jsonl").stat().st_mode) == 0o600

@@ -84,6 +84,8 @@ def test_frozen():
         ("callbacks__mine", {"x": 1}, "callbacks.mine has no _target_"),
         ("checkpoint__monitor", "val/macrof1", r"checkpoint.monitor='val/macrof1'.*did you mean val/macro_f1\?"),
         ("evaluate__split", "tset", r"did you mean test\?"),
+        ("drift__alpha", 0.001, "no p-value can be that small; set drift.n_permutations=8001 or more"),
+        ("drift__last", 200_000, "drift.last=200000 is above drift.max_rows=100000"),
         ("logger__wandb", {"project": "x"}, "logger.wandb.entity is missing"),
     ],
 )

@@ -258,6 +258,9 @@ def test_a_part_that_reaches_into_the_next_day(tmp_path, fresh):
     early = [datetime(2026, 11, 21, 0, 0, tzinfo=UTC) + timedelta(seconds=2 * i) for i in range(30)]
     write(tmp_path, fresh.slice(60, 30).set_column(0, "time", pa.array(early, pa.timestamp("us", "UTC"))), "b")
     assert read_window(str(tmp_path), 10, now=NOW).rows["time"].to_pylist() == sorted(late + early)[-10:]
+    elsewhere = read_window(str(tmp_path), 10, until="2026-11-20T19:00:30-05:00", now=NOW).rows
+    until = datetime(2026, 11, 21, 0, 0, 30, tzinfo=UTC)
+    assert elsewhere["time"].to_pylist() == [time for time in sorted(late + early) if time < until]
     span = read_window(str(tmp_path), 10, since="2026-11-21", until="2026-11-21T00:00:30", now=NOW).rows
     assert span["time"].to_pylist() == [t for t in sorted(late + early) if t.day == 21 and t.second < 30 and t.minute == 0]
 

@@ -234,3 +234,41 @@ def test_the_verbs(trained, asked, workdir, capsys):
     assert "none: no such request log" in capsys.readouterr().err
     assert main([*pick_it, "annotate.shares.random=0.5"]) == 2
     assert "they sum to 1.3; expected 1" in capsys.readouterr().err
+
+
+def test_shares_that_round_up_pick_no_more_than_asked(trained, asked, tmp_path):
+    store = Store.create(tmp_path / "store", LABELS)
+    shares = {"uncertain": 0.3, "drifted": 0.3, "diverse": 0.4, "random": 0.0}
+    for n in (1, 7, 25):
+        assert len(picked(asked, store, folder=trained / "run/bundle", shares=shares, n=n).tasks) == n
+    every = {row["text_sha256"] for row in asked[1].select(["text_sha256"]).to_pylist()}
+    assert picked(asked, store, folder=trained / "run/bundle", known=every).tasks == []  # nothing is left
+
+
+def test_feedback_on_a_text_that_was_asked_twice_or_under_a_shared_id(trained, asked, tmp_path):
+    store, (_, rows) = Store.create(tmp_path / "store", LABELS), asked
+    twice = pa.concat_tables([rows.slice(450, 1), rows.slice(450, 1).set_column(1, "request_id", pa.array(["again"]))])
+    shared = rows.slice(500, 2).set_column(1, "request_id", pa.array(["fixed", "fixed"]))
+    store.append_feedback("again", 0, "negative")
+    store.append_feedback("fixed", 0, "negative")
+    found = picked(asked, store, folder=trained / "run/bundle", rows=pa.concat_tables([twice, shared]))
+    assert store.add_tasks("t", found.tasks) == len(found.tasks) == 3
+    answered = store.state().answers
+    assert list(answered.values()) == [{"feedback": "negative"}]  # of the text asked twice; the shared id tells nothing
+    known = known_hashes(trained)
+    test = rows.filter(pc.is_in(rows["text_sha256"], pa.array(sorted(known)))).slice(0, 1)
+    store.append_feedback(test["request_id"][0].as_py(), 0, "negative")
+    assert picked(asked, store, folder=trained / "run/bundle", rows=test, known=known).tasks == []
+
+
+def test_a_redacted_test_text_is_known_by_its_hash(write):
+    rows = [*many(300), *[(f"mail me at person{i}@mail.example.org today, number {i}", "good") for i in range(40)]]
+    write("t.csv", table(rows))
+    config, store = configured("data=csv", "data.path=t.csv").data, Store.create("store", ["bad", "good"])
+    preprocess(config, "splits")
+    test = next(text for text in read_split("splits", "test")["text"].to_pylist() if text.startswith("mail me"))
+    store.add_tasks("t", [{"text": "mail me at <email> today, that is all there is to say about it, dear reader",
+                           "text_sha256": text_hash(test), "why": "random"}])  # fmt: skip
+    store.session("ann").answer(text_hash(test)[:16], "bad")
+    found = merge(store, config, Path("splits"), 1, 0.7)
+    assert found.path is None and found.known == 1

@@ -105,3 +105,11 @@ def test_redaction(kinds, text, expected):
 def test_redaction_of_long_texts_is_quick():
     for text in ("1 " * 50_000, "a" * 100_000, "a.b-" * 25_000 + "@", "(" * 100_000, "@" * 100_000):
         redact(text, ["email", "phone", "handle"])  # the suite's time limit is the assertion's other half
+
+
+def test_segments_that_were_put_aside_are_named_and_parts_are_private(tmp_path):
+    log = filled(tmp_path)
+    (tmp_path / "journal/x.bad").write_text("{{{")
+    found = forget(str(log), str(tmp_path / "journal"), ["none"], [])
+    assert list(found.unread) == [str(tmp_path / "journal/x.bad")] and not found.rows
+    assert {path.stat().st_mode & 0o777 for path in log.glob("date=*/*.parquet")} == {0o600}
