@@ -1,6 +1,7 @@
 """The verbs around the request log, as a shell sees them: sodaops drift and sodaops log."""
 
 import json
+import logging
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,8 +30,9 @@ def bucket(tmp_path_factory):
 
 
 @pytest.fixture
-def run(workdir, capsys):
+def run(workdir, capsys, monkeypatch):
     """Runs a verb in an empty folder; gives its exit code, and what it printed on both streams."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # Hydra's, of a test before: its stream is closed
 
     def verb(*argv):
         capsys.readouterr()

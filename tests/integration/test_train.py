@@ -37,7 +37,7 @@ def test_the_run_folder_holds_everything(trained):
     run = trained / "run"
     found = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     assert [name for name in found if not name.startswith("evaluation/plots/")] == [
-        "bundle/bundle.json", "bundle/config.yaml", "bundle/data_manifest.json", "bundle/encoder.json",
+        "bundle/bundle.json", "bundle/config.yaml", "bundle/data_manifest.json", "bundle/drift.npz", "bundle/encoder.json",
         "bundle/model.int8.onnx", "bundle/model.onnx", "bundle/model.safetensors", "bundle/tokenizer.json",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
         "evaluation/metrics.json", "evaluation/predictions.parquet", "evaluation/report.html",

@@ -34,12 +34,27 @@ def test_the_first_command_beats_the_baseline(clone):
     _beats_the_baseline(clone("make train ARGS=trainer.max_epochs=1"))  # a third of the time, and enough for that
 
 
-@pytest.mark.parametrize("of_dvc", [False, True], ids=["training and serving", "pipeline"])
-def test_commands(clone, of_dvc):
+def _part(commands, name):
+    """The commands that belong together: those of DVC, those that stand alone, and a run with all that is done with it."""
+    first = next(i for i, command in enumerate(commands) if "run_dir=outputs/first" in command)
+    after = next(i for i, command in enumerate(commands) if "outputs/first/" in command)
+    of_dvc = [command for command in commands if command.startswith("dvc ")]
+    run = [commands[first], *(command for command in commands[after:] if command not in of_dvc)]
+    return {"pipeline": of_dvc, "run": run, "alone": [c for c in commands if c not in of_dvc and c not in run]}[name]
+
+
+@pytest.mark.timeout(1200)  # the longest run a dozen trainings and forty processes
+@pytest.mark.parametrize("part", ["run", "alone", "pipeline"])
+def test_commands(clone, part):
     stars = [(f"{text}, said {i}", {"bad": 1, "good": 5}[label]) for i, (text, label) in enumerate(many(200))]
     (clone.folder / "reviews.csv").write_text(table(stars, ("review", "stars")))
     with contextlib.ExitStack() as running:
-        _run_all(clone, running, [command for command in COMMANDS[2:] if command.startswith("dvc ") == of_dvc])
+        _run_all(clone, running, _part(COMMANDS[2:], part))
+
+
+def test_every_command_is_in_one_part():
+    parts = [command for part in ("run", "alone", "pipeline") for command in _part(COMMANDS[2:], part)]
+    assert sorted(parts) == sorted(COMMANDS[2:]) and len(parts) > 30
 
 
 def _run_all(clone, running, commands):
