@@ -6,6 +6,8 @@ import re
 import pytest
 import yaml
 
+from tests.conftest import table
+
 pytestmark = pytest.mark.slow
 STAGES = ("preprocess", "train", "evaluate")
 
@@ -49,6 +51,16 @@ def test_pipeline(clone):
     assert ran(clone("dvc repro")) == ["evaluate"]
     change(clone, "data.cleaning", "social")
     assert ran(clone("dvc repro")) == list(STAGES)
+
+    added = clone.folder / "data/raw/added/tweets/2026-11-25.csv"  # as `sodaops annotate merge` writes it
+    added.parent.mkdir()
+    votes = [(f"a new text about delivery {i}", "negative", 2, 0, 0) for i in range(40)]
+    added.write_text(table(votes, ("text", "sentiment", "votes_negative", "votes_neutral", "votes_positive")))
+    before = json.loads((clone.folder / "data/processed/tweets/manifest.json").read_text())
+    assert ran(clone("dvc repro")) == list(STAGES)
+    after = json.loads((clone.folder / "data/processed/tweets/manifest.json").read_text())
+    assert sum(after["added"]["data/raw/added/tweets/2026-11-25.csv"].values()) == 40
+    assert after["splits"]["test"]["sha256"] == before["splits"]["test"]["sha256"]
 
 
 def test_a_queue_of_experiments(clone):
