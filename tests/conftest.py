@@ -19,6 +19,12 @@ TWEETS = REPO / "data/raw/tweets.csv"
 TINY = ("model=tiny", "trainer.max_epochs=2", "evaluate.n_bootstrap=200", "evaluate.baselines=false", "logger=none")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that the two processes end at about the same time."""
+    longest = ("test_readme", "test_dvc")
+    items.sort(key=lambda item: (item.path.stem not in longest, item.get_closest_marker("slow") is None))
+
+
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder."""

@@ -1,5 +1,6 @@
 """The page on which people label texts, and its three calls: ``sodaops annotate serve STORE``."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,11 +109,13 @@ def create_app(
 
 def _routes(app: FastAPI, store: Store) -> None:
     page = _PAGE.read_text(encoding="utf-8")
-    sessions: dict[tuple[str, str], Session] = {}
+
+    @functools.lru_cache(maxsize=1000)  # one that comes back after that goes on in a new file, under its old code
+    def session(annotator: str, code: str) -> Session:
+        return store.session(annotator, code)
 
     def session_of(body: _Body) -> Session:
-        key = check_annotator(body.annotator), body.session
-        return sessions.setdefault(key, store.session(*key))
+        return session(check_annotator(body.annotator), body.session)
 
     @app.get("/")
     async def index() -> HTMLResponse:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import FileLock
 
 from sodaops import storage
 from sodaops.annotation.agreement import majority
@@ -81,6 +82,14 @@ def merge(store: Store, data: DataConfig, splits_dir: Path, min_annotators: int,
     """
     if data.added is None:
         raise DataError(f"data.added is null, so there is no place for new rows of {data.name}; name a folder.")
+    with storage.writing(splits_dir):
+        splits_dir.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(splits_dir.parent / f".{splits_dir.name}.merge.lock")
+    with lock:  # a second merge must see the rows of the first
+        return _merge(store, data, data.added, splits_dir, min_annotators, near)
+
+
+def _merge(store: Store, data: DataConfig, added: str, splits_dir: Path, min_annotators: int, near: float) -> Merged:
     manifest = ensure_splits(data, splits_dir)
     foreign = [label for label in store.labels if label not in manifest["labels"]]
     if foreign:
@@ -107,7 +116,7 @@ def merge(store: Store, data: DataConfig, splits_dir: Path, min_annotators: int,
             known.add(cleaned)
             rows.append(_row(task, answers, label, data, manifest["labels"]))
             counts[label] += 1
-    path = _write(rows, Path(data.added)) if rows else None
+    path = _write(rows, Path(added)) if rows else None
     return Merged(path, dict(counts.most_common()), waiting, tied, n_known, n_empty, leaking)
 
 

@@ -1,7 +1,7 @@
 """The request log's far end: closed journal segments become Parquet parts, each once.
 
 Run by the service as a process of its own: ``python -m sodaops.request_log.parts JOURNAL DESTINATION [KEEP_DAYS]`` prints the
-number of parts written.
+number of parts written, and then deletes those of days before KEEP_DAYS.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 )
 
 
-def write_parts(folder: str | Path, destination: str, keep_days: int | None = None) -> int:
+def write_parts(folder: str | Path, destination: str) -> int:
     """Turns every segment that no living process holds into ``DESTINATION/date=YYYY-MM-DD/SEGMENT.parquet``.
 
     A part is named by its segment and written whole, so doing it twice leaves one part; the segment goes when the part
@@ -55,7 +55,6 @@ def write_parts(folder: str | Path, destination: str, keep_days: int | None = No
     Args:
         folder: the journal.
         destination: a folder, or gs://.
-        keep_days: parts of days before these are deleted afterwards; None: never.
 
     Returns:
         Parts written.
@@ -86,10 +85,6 @@ def write_parts(folder: str | Path, destination: str, keep_days: int | None = No
                 write_part(table, f"{destination.rstrip('/')}/date={day}/{path.stem}.parquet")
                 written += 1
             path.unlink(missing_ok=True)
-    if keep_days is not None and written:
-        from sodaops.request_log.retention import prune
-
-        prune(destination, keep_days)
     if bad:
         raise StorageError(
             f"{bad[0]}: not readable as JSON lines, and put aside ({len(bad)} such). Look at it, then delete it."
@@ -157,7 +152,12 @@ def write_part(table: pa.Table, path: str) -> None:
 
 
 if __name__ == "__main__":
+    from sodaops.request_log.retention import prune
+
     try:
-        print(write_parts(*sys.argv[1:3], *map(int, sys.argv[3:])))
+        n_written = write_parts(*sys.argv[1:3])
+        print(n_written, flush=True)  # these are written, whatever becomes of the old ones
+        if n_written and sys.argv[3:]:
+            prune(sys.argv[2], int(sys.argv[3]))
     except SodaOpsError as error:
         sys.exit(f"{type(error).__name__}: {error}")

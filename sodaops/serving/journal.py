@@ -148,10 +148,12 @@ class Journal:
         else:
             self._metrics.parts.labels("written").inc(n_parts)
             self._retry_at, self._retry_s = 0.0, _TICK_S
+            if said:
+                log.error("request log: old parts not deleted, tried again with the next", extra={"reason": said})
         self._closed_bytes = self._others()
 
     async def _run_parts(self) -> tuple[int | None, str]:
-        """How many parts were written, or None; and what the process said."""
+        """How many parts were written, or None; and what the process said of what failed."""
         days = [] if self._keep_days is None else [str(self._keep_days)]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sodaops.request_log.parts", str(self._folder), self._destination, *days,
@@ -165,9 +167,8 @@ class Journal:
             if process.returncode is None:
                 process.kill()
         n_parts = output.strip()
-        return (int(n_parts) if n_parts.isdigit() and not process.returncode else None), said.decode(errors="replace")[
-            -500:
-        ].strip()
+        failed = said.decode(errors="replace")[-500:].strip() if process.returncode else ""
+        return (int(n_parts) if n_parts.isdigit() else None), failed
 
     def _others(self) -> int:
         """Bytes of the segments that no living process writes; another process may take some away meanwhile."""

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,17 @@ def test_accepted_labels_become_a_table_that_training_takes_and_test_stays(write
     assert sources.count(str(found.path)) == added["train"] and sources.count("t.csv") == before["splits"]["train"]["n_rows"]
     again = merge(store, config, Path("splits"), 1, 0.7)
     assert again.path is None and again.known == 60 and "60 texts are in the data already" in again.describe()
+
+
+def test_two_merges_at_once_write_each_text_once(write):
+    config, store = base(write)
+    preprocess(config, "splits")
+    labelled(store, *[(f"a quite new text about thing {i}, said by someone", "good") for i in range(40)])
+    with ThreadPoolExecutor(4) as threads:
+        merges = [
+            threads.submit(merge, Store.create(store.folder, store.labels), config, Path("splits"), 1, 0.7) for _ in "1234"
+        ]
+    assert sorted(sum(one.result().counts.values()) for one in merges) == [0, 0, 0, 40]
 
 
 def test_what_is_not_merged_is_counted_and_named(write):

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from datetime import UTC, date, datetime, timedelta
 
 import pyarrow.parquet as pq
@@ -11,7 +13,11 @@ from sodaops.errors import StorageError
 from sodaops.redaction import redact
 from sodaops.request_log.parts import write_parts
 from sodaops.request_log.retention import forget, prune
+from sodaops.serving.journal import Journal
+from sodaops.serving.metrics import Metrics
 from tests.unit.test_request_log import journal, parts, row
+
+PARTS = [sys.executable, "-m", "sodaops.request_log.parts"]
 
 
 def day(n):
@@ -40,10 +46,26 @@ def test_the_service_keeps_as_many_days_as_it_is_told(tmp_path):
     log = filled(tmp_path)
     today = datetime.now(UTC)
     (tmp_path / "journal/20261101T000000Z-z.jsonl").write_text(json.dumps(row(0, time=int(today.timestamp() * 1e6))) + "\n")
-    assert write_parts(tmp_path / "journal", str(log), keep_days=1) == 1
+    done = subprocess.run([*PARTS, tmp_path / "journal", log, "1"], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n" and not done.stderr
     kept = {str(path.parent.name) for path in log.glob("date=*/*.parquet")}
     assert f"date={today.date()}" in kept and f"date={today.date() - timedelta(days=40)}" not in kept
     assert all(date.fromisoformat(name[5:]) >= today.date() - timedelta(days=1) for name in kept)
+
+
+def test_old_days_that_cannot_be_deleted_are_told_and_the_new_part_counts(tmp_path, caplog):
+    log = filled(tmp_path)
+    stuck = log / "date=2020-01-01/a.parquet"
+    stuck.mkdir(parents=True)  # a folder where a part should be: nobody can unlink it
+    metrics = Metrics()
+    open_log = Journal(tmp_path / "journal", str(log), 900, 2**20, 2**20, metrics, keep_days=1)
+    open_log.append([row(1, time=int(datetime.now(UTC).timestamp() * 1e6))])
+    asyncio.run(open_log.close())
+    counted = {kind: metrics.parts.labels(kind)._value.get() for kind in ("written", "failed")}
+    assert "old parts not deleted" in caplog.text
+    assert counted == {"written": 1, "failed": 0} and not list((tmp_path / "journal").glob("*.jsonl"))
+    done = subprocess.run([*PARTS, tmp_path / "journal", log, "1"], capture_output=True, text=True)
+    assert done.stdout == "0\n" and not done.returncode  # nothing new, and so nothing is tried
 
 
 def test_a_request_is_forgotten_everywhere_and_nothing_else(tmp_path):
