@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
@@ -146,3 +147,40 @@ class Compile(Callback):
         if trainer.strategy.root_device.type == "cpu" and not any(map(shutil.which, compilers)):
             raise ConfigError("callbacks: torch.compile needs a C++ compiler here (g++); install one, or leave it out.")
         module.model.compile(dynamic=True, backend=self._backend)
+
+
+class Trace(Callback):
+    """Records what torch runs in a few training batches: RUN/trace.json for Perfetto or chrome://tracing, and a table.
+
+    Args:
+        first: batches to let pass, which warm up.
+        n_batches: to record.
+    """
+
+    def __init__(self, first: int = 5, n_batches: int = 3) -> None:
+        self._first, self._n_batches = first, n_batches
+        self._profile: torch.profiler.profile | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begins."""
+        if trainer.current_epoch == 0 and batch_idx == self._first and trainer.is_global_zero:
+            self._profile = torch.profiler.profile(record_shapes=True)
+            self._profile.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends, writes and prints."""
+        if self._profile is None or batch_idx + 1 < self._first + self._n_batches:
+            return
+        self._profile.stop()
+        path = Path(trainer.default_root_dir) / "trace.json"
+        self._profile.export_chrome_trace(str(path))
+        spent = sorted(self._profile.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
+        whole = sum(event.self_cpu_time_total for event in spent)
+        lines = [f"{'operator':<40}{'ms a batch':>12}{'share':>8}{'calls':>9}"]
+        for event in spent[:12]:
+            each = event.self_cpu_time_total / 1000 / self._n_batches
+            lines.append(f"{event.key[:39]:<40}{each:>12.1f}{event.self_cpu_time_total / whole:>8.0%}{event.count:>9}")
+        print("\n".join([*lines, f"trace: {os.path.relpath(path)}"]))
+        self._profile = None
