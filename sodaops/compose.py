@@ -16,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sodaops.config import Config
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some
+from sodaops.runs import leads
 from sodaops.validation import build, field_names
 
 
@@ -93,6 +94,8 @@ def run_hydra(verb: Callable[[Config], float | None], argv: Sequence[str]) -> No
             refused.append(error)  # Hydra would print the command line before it
             return None
 
+    if not leads(os.environ):
+        argv = [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"]  # one of several under torchrun: the first one writes
     kept, sys.argv = sys.argv, ["sodaops train", *argv]
     try:
         job()

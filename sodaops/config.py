@@ -73,6 +73,9 @@ class OptimConfig(Section):
     head_lr: Positive
     weight_decay: Annotated[float, Field(ge=0)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="lr factor per layer below the top")
+    frozen_layers: Annotated[int, Field(ge=0)] | None = Field(
+        description="layers from below that are not trained, the embeddings with them; null: all are trained"
+    )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(description="share of the steps with rising lr")
     schedule: Literal["linear", "cosine", "constant"]
     batch_tokens: Count = Field(description="token budget of a batch, padding included")

@@ -24,6 +24,10 @@ class ModelError(SodaOpsError):
     """A pretrained model that is missing, damaged or not what was asked for."""
 
 
+class TrainingError(SodaOpsError):
+    """A process of a training that ended early, and took the others with it."""
+
+
 class BundleError(SodaOpsError):
     """A bundle that is missing, incomplete or damaged."""
 

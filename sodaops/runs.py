@@ -183,6 +183,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def in_rank(environment: Mapping[str, str]) -> bool:
+    """Whether an agent started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
+def leads(environment: Mapping[str, str]) -> bool:
+    """Whether this process is the one that writes: rank 0, or the only one."""
+    return not in_rank(environment) or environment.get("RANK") == "0"
+
+
 def _alive(host: str, pid: int) -> bool:
     """Whether the process may still run; of another machine's nothing is known, and the benefit of the doubt is given."""
     if host != socket.gethostname():

@@ -20,14 +20,21 @@ def train(config: "Config") -> float | None:
     Returns:
         The monitored metric of the kept epoch on val, for sweeps; None after a run that kept nothing.
     """
+    from sodaops import runs
     from sodaops.bundle.export import export
     from sodaops.evaluation.evaluate import evaluate
     from sodaops.search.pruning import trial_of
+    from sodaops.training import launch
     from sodaops.training.fit import fit
     from sodaops.training.tracking import tracked
 
-    trial = trial_of(os.environ)
-    with tracked(config, trial.as_dict() if trial else None) as tracker:
+    n_processes, n_nodes = launch.processes(config)
+    if n_processes * n_nodes > 1 and not runs.in_rank(os.environ):
+        return launch.launch(config, n_processes, n_nodes)
+    leads, trial = runs.leads(os.environ), trial_of(os.environ)
+    if not leads:
+        trial, sys.stdout = None, open(os.devnull, "w")  # noqa: SIM115 - for good: the first process tells
+    with tracked(config, trial.as_dict() if trial else None, leads) as tracker:
         trained = fit(config, tracker, trial.callbacks(config.checkpoint.monitor) if trial else ())
         if trained.bundle_dir is None:
             print("nothing kept: no epoch was validated with checkpoints on")

@@ -62,18 +62,24 @@ def soft_targets(label_ids: np.ndarray, votes: Sequence[Sequence[int] | None], n
 class TokenLoader:
     """An iterable of padded batches that Lightning can stop and resume within an epoch.
 
+    Several processes share each batch: it then holds up to ``n_ranks`` budgets, and each process takes every n_ranks-th of
+    its texts, of which lengths are alike. All have the same number of batches, and together each text once. A batch says in
+    ``share`` (float32, scalar) what its mean counts in the mean over the processes: ``n_ranks * n_mine / n_all``. Where there
+    are fewer texts than processes, one without a text of its own computes another's, with share 0.
+
     Args:
         split: the tokenised texts.
-        budget: tokens of a batch, padding included.
+        budget: tokens of a process's batch, padding included.
         seed: with the epoch, the source of order; None keeps one order.
-        rank: this process among ``n_ranks``; each takes every n_ranks-th batch.
+        rank: this process among ``n_ranks``.
+        n_ranks: processes.
     """
 
     def __init__(self, split: Tokenised, budget: int, seed: int | None, rank: int = 0, n_ranks: int = 1) -> None:
         self.split, self.budget, self.seed = split, budget, seed
         self.rank, self.n_ranks = rank, n_ranks
         self.epoch = 0
-        self._n_batches = len(plan_batches(split.lengths, budget, None)[rank::n_ranks])
+        self._n_batches = len(plan_batches(split.lengths, budget * n_ranks, None))
         self._done = 0
         self._skip = 0
 
@@ -82,9 +88,9 @@ class TokenLoader:
         self.epoch = epoch
 
     def plan(self) -> list[np.ndarray]:
-        """This process's batches of the current epoch."""
+        """The current epoch's batches, all processes' together: arrays of places, int64."""
         rng = None if self.seed is None else np.random.default_rng([self.seed, self.epoch])
-        return plan_batches(self.split.lengths, self.budget, rng)[self.rank :: self.n_ranks]
+        return plan_batches(self.split.lengths, self.budget * self.n_ranks, rng)
 
     def __len__(self) -> int:
         return self._n_batches
@@ -94,7 +100,9 @@ class TokenLoader:
         self._done, self._skip = self._skip, 0
         for places in batches[self._done :]:
             self._done += 1
-            yield self.split.batch(places)
+            mine = places[self.rank :: self.n_ranks]
+            share = self.n_ranks * len(mine) / len(places)
+            yield {**self.split.batch(mine if len(mine) else places[:1]), "share": torch.tensor(share)}
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches have been handed out."""

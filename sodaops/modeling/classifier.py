@@ -18,7 +18,8 @@ from sodaops.modeling.optim import lr_factor, make_optimizer
 
 
 class TextClassifier(L.LightningModule):
-    """Trains a :class:`TextEncoder` on batches of ``input_ids, attention_mask, label_ids, targets``.
+    """Trains a :class:`TextEncoder` on batches of ``input_ids, attention_mask, label_ids, targets, share``, as
+    :class:`sodaops.data.batching.TokenLoader` makes them.
 
     Randomness inside a step (dropout) is drawn from seed, epoch and batch alone, so that a resumed run repeats
     what an unbroken one would have done.
@@ -73,11 +74,14 @@ class TextClassifier(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self.loss(self.model(batch["input_ids"], batch["attention_mask"]).logits, batch["targets"])
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["targets"]))
-        return loss
+        several, n_examples = self.trainer.world_size > 1, len(batch["targets"])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=n_examples, sync_dist=several)
+        return loss * batch["share"]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         logits = self.model(batch["input_ids"], batch["attention_mask"]).logits
+        if not batch["share"]:  # of another process, which counts it
+            return
         self.val_loss.update(F.cross_entropy(logits, batch["label_ids"], reduction="none"))
         self.val_metrics.update(logits, batch["label_ids"])
 
@@ -89,8 +93,9 @@ class TextClassifier(L.LightningModule):
                 f"the validation loss is {loss.item()} after epoch {self.current_epoch}; training has diverged. "
                 "Lower optim.lr, or set trainer.gradient_clip_val."
             )
-        self.log("val/loss", loss)
-        self.log_dict(self.val_metrics.compute(), prog_bar=True)
+        synced = {"sync_dist": self.trainer.world_size > 1}  # torchmetrics did already; Lightning wants to hear it
+        self.log("val/loss", loss, **synced)
+        self.log_dict(self.val_metrics.compute(), prog_bar=True, **synced)
         self.val_metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sodaops.config import OptimConfig
+from sodaops.errors import ConfigError
 from sodaops.modeling.encoder import TextEncoder
 
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")
@@ -25,11 +26,33 @@ def layer_of(name: str, n_layers: int) -> int:
     return 0 if "embed" in name else n_layers
 
 
+def freeze(model: TextEncoder, n_layers: int | None) -> None:
+    """Keeps the embeddings and the lowest layers as they are; what lies below the lowest trained layer needs no backward.
+
+    Args:
+        model: changed in place.
+        n_layers: layers above the embeddings; None: nothing is frozen.
+
+    Raises:
+        ConfigError: more layers than the encoder has.
+    """
+    if n_layers is None:
+        return
+    n_all = model.transformer.config.num_hidden_layers
+    if n_layers > n_all:
+        raise ConfigError(f"optim.frozen_layers={n_layers}: the encoder has {n_all}; expected null or 0 to {n_all}.")
+    for name, parameter in model.transformer.named_parameters():
+        if _LAYER.search(name) or "embed" in name:  # what comes after the layers is trained
+            parameter.requires_grad_(layer_of(name, n_all) > n_layers)
+
+
 def parameter_groups(model: TextEncoder, config: OptimConfig) -> list[dict]:
-    """Parameters grouped by learning rate and decay: no decay on biases and norms (tensors of one dimension)."""
+    """Trained parameters grouped by learning rate and decay: no decay on biases and norms (tensors of one dimension)."""
     n_layers = model.transformer.config.num_hidden_layers
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.startswith("transformer."):
             depth = layer_of(name.removeprefix("transformer."), n_layers)
             lr = config.lr * config.layer_decay ** (n_layers - depth)

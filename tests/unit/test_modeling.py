@@ -12,7 +12,7 @@ from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.encoder import TextEncoder, load_pretrained
-from sodaops.modeling.optim import lr_factor, parameter_groups
+from sodaops.modeling.optim import freeze, lr_factor, make_optimizer, parameter_groups
 from tests.conftest import configured
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -158,6 +158,27 @@ def test_groups_hold_every_parameter_once(tmp_path, kind):
         layer = next((k for k in range(n_layers) if f"layer.{k}." in name), None)
         expected = 7.0 if name.startswith("head") else 0.5 ** (n_layers - 1 - layer) if layer is not None else 0.5**n_layers
         assert group["lr"] == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("n_frozen", [None, 0, 1, 4])
+def test_frozen_layers_are_not_trained_and_the_others_are(n_frozen):
+    encoder = TextEncoder(load_pretrained(model_config("model=tiny", "model.overrides.num_hidden_layers=4")).transformer, 2)
+    freeze(encoder, n_frozen)
+    before = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
+    optimizer = make_optimizer(encoder, optim())
+    ids = torch.randint(5, 90, (3, 7))
+    encoder(ids, torch.ones_like(ids)).logits.sum().backward()
+    optimizer.step()
+    moved = {name for name, parameter in encoder.named_parameters() if not torch.equal(parameter, before[name])}
+    layers = {int(name.split("layer.")[1].split(".")[0]) for name in moved if "layer." in name}
+    assert layers == set(range(n_frozen or 0, 4))
+    assert any("embed" in name for name in moved) == (n_frozen is None) and "head.weight" in moved
+
+
+def test_more_frozen_layers_than_there_are():
+    encoder = TextEncoder(load_pretrained(model_config("model=tiny")).transformer, 2)
+    with pytest.raises(ConfigError, match=r"optim.frozen_layers=9: the encoder has \d; expected null or 0 to"):
+        freeze(encoder, 9)
 
 
 def test_schedules():

@@ -1,0 +1,156 @@
+"""Training over several processes: real ones, over gloo on loopback, that live and die."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from sodaops import runs
+from sodaops.bundle.predictor import Predictor
+from tests.conftest import REPO, run_overrides
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+STEADY = (
+    "logger=csv",
+    "model.dropout=0",
+    "+model.overrides.hidden_dropout_prob=0",
+    "+model.overrides.attention_probs_dropout_prob=0",
+)
+TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+
+
+def environment(**more):
+    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RANK", "WORLD_SIZE")}
+    return {**kept, "OMP_NUM_THREADS": "1", **more}
+
+
+def sodaops(*arguments, **more):
+    """`sodaops train` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sodaops.cli", "train", *arguments], cwd=REPO, env=environment(**more), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ended(process, code=0):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, f"{process.returncode}\n{out}\n{err}"
+    return out, err
+
+
+def validations(run):
+    with open(run / "metrics/metrics.csv", newline="") as file:
+        return [
+            {k: float(v) for k, v in row.items() if k.startswith("val/")} for row in csv.DictReader(file) if row["val/loss"]
+        ]
+
+
+def test_two_processes_do_what_one_does_and_the_first_alone_writes(small_tweets, tmp_path):
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    ended(sodaops(*run_overrides(alone, small_tweets, *STEADY, "optim.batch_tokens=1024")))
+    out, err = ended(sodaops(*run_overrides(both, small_tweets, *STEADY, *TWO, "optim.batch_tokens=512")))
+    assert out.count("this model") == 1 and out.count("epoch 1/2") == 1 and "Traceback" not in err
+    for one, two in zip(validations(alone / "run"), validations(both / "run"), strict=True):
+        assert two == pytest.approx(one, abs=2e-4)
+    first, second = (
+        Predictor(folder / "run/bundle", "float32").probs(["a good day", "I hate this"]) for folder in (alone, both)
+    )
+    assert abs(first - second).max() < 1e-3
+    files = {str(path.relative_to(both / "run")) for path in (both / "run").rglob("*") if path.is_file()}
+    expected = {str(path.relative_to(alone / "run")) for path in (alone / "run").rglob("*") if path.is_file()}
+    assert files == expected | {"ranks.yaml"}
+
+
+def rank_pids(process, n=2, timeout_s=120):
+    """The processes that the agent started, rank -> pid, once all of them train."""
+    for _ in range(10 * timeout_s):
+        found = {}
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                variables = child.environ()
+            except psutil.Error:
+                continue
+            if variables.get("TORCHELASTIC_RUN_ID"):
+                found[int(variables["RANK"])] = child.pid
+        if len(found) == n:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("no ranks")
+
+
+def wait_for(path, timeout_s=120):
+    for _ in range(10 * timeout_s):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} never came")
+
+
+def long(folder, tweets, *more):
+    return run_overrides(folder, tweets, *TWO, "logger=csv", "trainer.max_epochs=8", "early_stopping.patience=null", *more)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_ends_when_one_dies(small_tweets, tmp_path, rank):
+    process = sodaops(*long(tmp_path, small_tweets))
+    wait_for(tmp_path / "run/checkpoints/last.ckpt")
+    pids = rank_pids(process)
+    os.kill(pids[rank], signal.SIGKILL)
+    _, err = ended(process, 2)
+    last = err.strip().splitlines()[-1]
+    assert f"process {rank} of 2 ended by SIGKILL, and the others with it; go on with ckpt_path=" in last, err
+    assert not [pid for pid in pids.values() if psutil.pid_exists(pid)]
+    assert runs.read(tmp_path / "run").status in ("failed", "lost", "interrupted")
+
+
+def test_two_machines_by_torchrun(small_tweets, tmp_path, unused_port):
+    nodes = []
+    for rank in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1",
+                   "--master-addr=127.0.0.1", f"--master-port={unused_port}", "-m", "sodaops.cli", "train"]  # fmt: skip
+        arguments = run_overrides(tmp_path, small_tweets, "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2")
+        nodes.append(subprocess.Popen([*command, *arguments, "trainer.max_epochs=1"], cwd=REPO, env=environment(), text=True,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+    (first, _), (second, _) = (ended(node) for node in nodes)
+    assert "this model" in first and "this model" not in second
+    assert (tmp_path / "run/bundle/bundle.json").is_file()
+
+
+def test_two_replicas_of_vertex_ai(small_tweets, tmp_path, unused_port):
+    cluster = {"workerpool0": [f"127.0.0.1:{unused_port}"], "workerpool1": ["127.0.0.1:1"]}
+    arguments = run_overrides(tmp_path, small_tweets, "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2")
+    replicas = []
+    for pool in cluster:
+        spec = {"cluster": cluster, "environment": "cloud", "task": {"type": pool, "index": 0}}
+        replicas.append(sodaops(*arguments, "trainer.max_epochs=1", CLUSTER_SPEC=json.dumps(spec)))
+    (first, _), (second, _) = (ended(replica) for replica in replicas)
+    assert "this model" in first and "this model" not in second
+
+
+def test_a_sweep_of_trainings_over_two_processes(small_tweets, tmp_path):
+    arguments = [text for text in run_overrides(tmp_path, small_tweets, *TWO, "trainer.max_epochs=1") if "run_dir" not in text]
+    ended(sodaops("-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep", *arguments))
+    found = runs.find([tmp_path / "sweep"])
+    assert [run.status for run in found] == ["finished", "finished"] and {run.params["seed"] for run in found} == {1, 2}
+
+
+def test_a_process_that_refuses_ends_the_training_with_its_words(small_tweets, tmp_path):
+    wrong = long(tmp_path, small_tweets, "+callbacks.x._target_=tests.integration.stop.Missing")
+    _, err = ended(sodaops(*wrong), 2)
+    assert "callbacks.x" in err and "ended with exit code 2, and the others with it; what it said stands above" in err
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def unused_port():
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

@@ -1,0 +1,88 @@
+"""Where a process stands among those that train together."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sodaops import runs
+from sodaops.errors import ConfigError
+from sodaops.training.launch import Node, node_of, processes
+from tests.conftest import configured
+
+CPU = "trainer.accelerator=cpu"
+
+
+def spec(kind, index, n_workers=3):
+    workers = [f"worker-{i}:2222" for i in range(n_workers)]
+    about = {"cluster": {"workerpool0": ["primary:2222"], "workerpool1": workers}, "task": {"type": kind, "index": index}}
+    return {"CLUSTER_SPEC": json.dumps(about)}
+
+
+def test_replicas_of_vertex_ai_know_their_place():
+    assert node_of(spec("workerpool0", 0), 4) == Node(0, "primary", 2222)
+    assert node_of(spec("workerpool1", 2), 4) == Node(3, "primary", 2222)
+    assert node_of({**spec("workerpool1", 0), "MASTER_PORT": "3333"}, 4) == Node(1, "primary", 3333)
+
+
+def test_other_schedulers_say_it_in_variables():
+    given = {"MASTER_ADDR": "first", "MASTER_PORT": "29500", "NODE_RANK": "1", "RANK": "9"}
+    assert node_of(given, 2) == Node(1, "first", 29500)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "this machine must be told its place .*MASTER_ADDR, MASTER_PORT and NODE_RANK"),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "x", "RANK": "0"}, "invalid literal"),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "RANK": "2"}, "machine 2 of 2"),
+        ({"CLUSTER_SPEC": "{"}, "must be told its place"),
+        ({"CLUSTER_SPEC": "[]"}, "must be told its place"),
+        (spec("workerpool1", 0, 5), "num_nodes=2, but this is machine 1 of 6; set it to 6"),
+    ],
+)
+def test_a_place_that_is_none(environment, said):
+    with pytest.raises(ConfigError, match=said):
+        node_of(environment, 2)
+
+
+def test_what_the_configuration_asks_for():
+    assert processes(configured()) == (1, 1)
+    assert processes(configured("trainer=ddp", CPU, "trainer.devices=2", "trainer.num_nodes=3")) == (2, 3)
+    assert processes(configured("trainer=ddp", CPU)) == (1, 1)
+    with pytest.raises(ConfigError, match="accelerator=gpu.*Ask for what this machine has"):
+        processes(configured("experiment=gpu8"))
+
+
+def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
+    started = {
+        "TORCHELASTIC_RUN_ID": "x",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "GROUP_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": "2",
+    }
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    assert processes(configured("trainer=ddp", CPU, "trainer.devices=2")) == (2, 1)
+    with pytest.raises(
+        ConfigError, match="torchrun started 2 processes, 2 on this machine; trainer.devices=1.*trainer.devices=2"
+    ):
+        processes(configured(CPU))
+
+
+def test_the_first_process_leads():
+    assert runs.leads({}) and runs.leads({"RANK": "1"})  # a scheduler's variable alone starts no process
+    assert runs.leads({"TORCHELASTIC_RUN_ID": "x", "RANK": "0"}) and not runs.leads({"TORCHELASTIC_RUN_ID": "x", "RANK": "1"})
+
+
+def test_the_composed_configuration_survives_the_way_to_the_processes(tmp_path):
+    import yaml
+
+    from sodaops.compose import from_params
+
+    config = configured("data.label_map={yes: positive}", f"run_dir={tmp_path}", "+callbacks.c={_target_: x.Y, z: [1, null]}")
+    path = Path(tmp_path / "tree.yaml")
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
+    assert from_params(path) == config
