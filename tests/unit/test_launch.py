@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from sodaops import runs
 from sodaops.errors import ConfigError
@@ -63,6 +64,7 @@ def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
         "LOCAL_WORLD_SIZE": "2",
         "WORLD_SIZE": "2",
     }
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning keeps it for the whole process; it is put back afterwards
     for name, value in started.items():
         monkeypatch.setenv(name, value)
     assert processes(configured("trainer=ddp", CPU, "trainer.devices=2")) == (2, 1)
