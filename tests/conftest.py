@@ -1,6 +1,7 @@
 """Shared pieces: small tables made from the real tweets, and one trained run that many tests read."""
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ def write(workdir: Path) -> Callable[..., str]:
         return name
 
     return make
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses just now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def configured(*overrides: str) -> Any:

@@ -31,10 +31,10 @@ def train(config: "Config") -> float | None:
     n_processes, n_nodes = launch.processes(config)
     if n_processes * n_nodes > 1 and not runs.in_rank(os.environ):
         return launch.launch(config, n_processes, n_nodes)
-    leads, trial = runs.leads(os.environ), trial_of(os.environ)
-    if not leads:
+    trial = trial_of(os.environ)
+    if not runs.leads(os.environ):
         trial, sys.stdout = None, open(os.devnull, "w")  # noqa: SIM115 - for good: the first process tells
-    with tracked(config, trial.as_dict() if trial else None, leads) as tracker:
+    with tracked(config, trial.as_dict() if trial else None) as tracker:
         trained = fit(config, tracker, trial.callbacks(config.checkpoint.monitor) if trial else ())
         if trained.bundle_dir is None:
             print("nothing kept: no epoch was validated with checkpoints on")

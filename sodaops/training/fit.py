@@ -33,7 +33,7 @@ from sodaops.modeling.optim import freeze
 from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_table, progress
 from sodaops.training.tracking import Tracker, tracked
 
-_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
 _OURS = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
 
 
@@ -140,7 +140,7 @@ def _begun_with(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a resumed run must have in common with the run it goes on from; else the checkpoint would mean other things."""
     optim = {f"optim.{name}": value for name, value in config.optim.model_dump().items()}
     data = {"data.labels": list(manifest["labels"]), "the data's fingerprint": manifest["fingerprint"]}
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # their batches together are the step's
+    processes = int(os.environ["WORLD_SIZE"]) if runs.in_rank(os.environ) else 1  # their batches together are the step's
     grads = {"trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"]}
     return {"seed": config.seed, **data, **optim, **grads, "processes": processes}
 
@@ -240,7 +240,7 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
-        if any(text in str(error) for text in _PEER_GONE):
+        if trainer.world_size > 1 and any(text in str(error) for text in _PEER_GONE):
             raise TrainingError("another process of this training has ended.") from error
         if "PytorchStreamWriter" in str(error) or "file write failed" in str(error):
             raise OSError(str(error).splitlines()[0]) from error

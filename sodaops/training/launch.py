@@ -142,7 +142,7 @@ def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
             ) from error
     if node is not None and node.rank:
         return None
-    return runs.read(run_dir).metrics.get(f"val/{config.checkpoint.monitor.removeprefix('val/')}")
+    return runs.read(run_dir).metrics.get(config.checkpoint.monitor)
 
 
 def _tell(error: ChildFailedError, run_dir: Path, n_all: int) -> None:

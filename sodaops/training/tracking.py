@@ -27,13 +27,12 @@ class Tracker:
     Args:
         config: the run's.
         trial: the sweep and trial that it belongs to: study, number, n_seeds.
-        leads: whether this process tells it; of several that train together the first one does.
     """
 
-    def __init__(self, config: Config, trial: Mapping[str, Any] | None = None, leads: bool = True) -> None:
+    def __init__(self, config: Config, trial: Mapping[str, Any] | None = None) -> None:
         self.run_dir = Path(config.run_dir or "outputs/run")
         self.loggers: list[Logger] = []
-        self._config, self._trial, self._leads = config, trial, leads
+        self._config, self._trial = config, trial
         self._record: runs.Record | None = None
 
     def start(self, manifest: Mapping[str, Any]) -> None:
@@ -46,7 +45,7 @@ class Tracker:
             ConfigError: W&B online without a key or a network.
             StorageError: the run folder cannot be written to.
         """
-        if not self._leads:
+        if not runs.leads(os.environ):  # of several processes that train together the first one tells
             return
         wandb_id = _id_of(self._config.ckpt_path)
         with storage.writing(self.run_dir):
@@ -110,9 +109,9 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def tracked(config: Config, trial: Mapping[str, Any] | None = None, leads: bool = True) -> Iterator[Tracker]:
+def tracked(config: Config, trial: Mapping[str, Any] | None = None) -> Iterator[Tracker]:
     """A tracker that is closed whatever happens, and told how it ended."""
-    tracker = Tracker(config, trial, leads)
+    tracker = Tracker(config, trial)
     try:
         yield tracker
     except BaseException as error:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from sodaops.monitoring import outbox, scrape, sinks
 from sodaops.monitoring.alerts import Alerts
 from sodaops.monitoring.outbox import Outbox
 from sodaops.monitoring.sinks import Notification, sinks_of
-from tests.conftest import REPO
+from tests.conftest import REPO, free_port
 from tests.unit.test_alerts import RULES, built
 
 SECRET = "T0KEN-hunter2"
@@ -278,9 +277,7 @@ def mailbox(tmp_path_factory, monkeypatch):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(folder / "certificate", folder / "key")
     box = Mailbox()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        box.port = free.getsockname()[1]
+    box.port = free_port()
     controller = Controller(
         box, hostname="localhost", port=box.port, tls_context=context, authenticator=box.authenticate, auth_require_tls=True
     )

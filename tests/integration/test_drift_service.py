@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from sodaops.errors import ConfigError
 from sodaops.monitoring.check import EVIDENTLY, NUMBERS, PAGE
 from sodaops.monitoring.settings import WatchSettings
 from sodaops.request_log.parts import part_addresses
+from tests.conftest import free_port
 from tests.integration.test_alert_sinks import Receiver
 from tests.requests import empty, write
 from tests.serving import DRIFT, Server, another
@@ -28,12 +28,6 @@ from tests.unit.test_alerts import RULES, built
 from tests.watching import RECENTLY, fill, metrics, replaced, reviews
 
 DETECTED = "sodaops_drift_detected{{bundle_id={}}}"
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,14 @@ def test_overfit_learns_a_batch_by_heart(small_tweets, tmp_path):
     assert len(losses) == 60 and losses[0] > 0.7 and losses[-1] < 0.1
 
 
+def test_the_profile_has_a_table_by_operator_and_a_trace(small_tweets, tmp_path, capsys):
+    fit(configured(*run_overrides(tmp_path, small_tweets, "debug=profile", "optim.batch_tokens=256")))
+    shown = capsys.readouterr().out
+    assert "aten::addmm" in shown and "backward" in shown
+    names = {event.get("name") for event in json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]}
+    assert "aten::addmm" in names
+
+
 def test_fast_dev_run_keeps_nothing(small_tweets, tmp_path, capsys):
     overrides = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o]
     assert train(configured(*overrides, "debug=fast_dev_run")) is None

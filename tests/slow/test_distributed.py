@@ -13,7 +13,7 @@ import pytest
 
 from sodaops import runs
 from sodaops.bundle.predictor import Predictor
-from tests.conftest import REPO, run_overrides
+from tests.conftest import REPO, free_port, run_overrides
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STEADY = (
@@ -109,11 +109,11 @@ def test_every_process_ends_when_one_dies(small_tweets, tmp_path, rank):
     assert runs.read(tmp_path / "run").status in ("failed", "lost", "interrupted")
 
 
-def test_two_machines_by_torchrun(small_tweets, tmp_path, unused_port):
-    nodes = []
+def test_two_machines_by_torchrun(small_tweets, tmp_path):
+    nodes, port = [], free_port()
     for rank in range(2):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1",
-                   "--master-addr=127.0.0.1", f"--master-port={unused_port}", "-m", "sodaops.cli", "train"]  # fmt: skip
+                   "--master-addr=127.0.0.1", f"--master-port={port}", "-m", "sodaops.cli", "train"]  # fmt: skip
         arguments = run_overrides(tmp_path, small_tweets, "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2")
         nodes.append(subprocess.Popen([*command, *arguments, "trainer.max_epochs=1"], cwd=REPO, env=environment(), text=True,
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
@@ -122,8 +122,8 @@ def test_two_machines_by_torchrun(small_tweets, tmp_path, unused_port):
     assert (tmp_path / "run/bundle/bundle.json").is_file()
 
 
-def test_two_replicas_of_vertex_ai(small_tweets, tmp_path, unused_port):
-    cluster = {"workerpool0": [f"127.0.0.1:{unused_port}"], "workerpool1": ["127.0.0.1:1"]}
+def test_two_replicas_of_vertex_ai(small_tweets, tmp_path):
+    cluster = {"workerpool0": [f"127.0.0.1:{free_port()}"], "workerpool1": ["127.0.0.1:1"]}
     arguments = run_overrides(tmp_path, small_tweets, "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2")
     replicas = []
     for pool in cluster:
@@ -145,12 +145,3 @@ def test_a_process_that_refuses_ends_the_training_with_its_words(small_tweets, t
     _, err = ended(sodaops(*wrong), 2)
     assert "callbacks.x" in err and "ended with exit code 2, and the others with it; what it said stands above" in err
     assert "Traceback" not in err
-
-
-@pytest.fixture
-def unused_port():
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

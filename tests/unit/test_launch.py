@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from sodaops import runs
 from sodaops.errors import ConfigError
+from sodaops.training.fit import make_trainer, trainer_arguments
 from sodaops.training.launch import Node, node_of, processes
 from tests.conftest import configured
 
@@ -51,8 +53,14 @@ def test_what_the_configuration_asks_for():
     assert processes(configured()) == (1, 1)
     assert processes(configured("trainer=ddp", CPU, "trainer.devices=2", "trainer.num_nodes=3")) == (2, 3)
     assert processes(configured("trainer=ddp", CPU)) == (1, 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("preset", ["gpu1", "gpu8", "gpu2x8"])
+def test_presets_are_refused_where_there_is_no_such_machine(preset, tmp_path):
+    arguments = trainer_arguments(configured(f"experiment={preset}").trainer)
     with pytest.raises(ConfigError, match="accelerator=gpu.*Ask for what this machine has"):
-        processes(configured("experiment=gpu8"))
+        make_trainer(arguments, [], [], tmp_path)
 
 
 def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
