@@ -20,28 +20,36 @@ def label_order(values: Sequence[str], labels: Sequence[object] | None, label_ma
     return sorted(present, key=lambda label: (int(label), label)) if numeric else sorted(present)
 
 
-def label_ids(place: str, values: Sequence[str], labels: Sequence[str], label_map: Mapping[object, str] | None) -> list[int]:
-    """The label_id of each value.
+def label_ids(values: Sequence[str], labels: Sequence[str], label_map: Mapping[object, str] | None) -> list[int]:
+    """The label_id of each value; -1 where it is no label.
 
     Args:
-        place: file and column, for the message.
-        values: the table's cells, row 1 first.
+        values: cells of a table, as they are.
         labels: the labels in order.
         label_map: cell -> label; cells without an entry stand for themselves.
 
-    Raises:
-        DataError: values that are no label: how many, which, and their first rows.
+    >>> label_ids(["0", "good", "god"], ["bad", "good"], {0: "bad"})
+    [0, 1, -1]
     """
     mapping = {str(value): label for value, label in (label_map or {}).items()}
     ids = {label: i for i, label in enumerate(labels)}
-    found = [ids.get(mapping.get(value, value), -1) for value in values]
-    bad = [row for row, label_id in enumerate(found) if label_id < 0]
-    if bad:
-        first = values[bad[0]]
-        allowed = list(labels) + [value for value in mapping if value not in labels]
-        raise DataError(
-            f"{place}={first!r} at row {bad[0] + 1}; expected {some(allowed)}{nearest(first, allowed)} "
-            f"({len(bad)} bad rows: {some([row + 1 for row in bad])}). "
-            "Fix them, or set data.labels or data.label_map."
-        )
-    return found
+    return [ids.get(mapping.get(value, value), -1) for value in values]
+
+
+def no_label(
+    place: str, value: str, rows: Sequence[int], labels: Sequence[str], label_map: Mapping[object, str] | None
+) -> DataError:
+    """What to say of values that are no label.
+
+    Args:
+        place: file and column.
+        value: the first of them.
+        rows: row numbers, from 1, of them all.
+        labels: the labels in order.
+        label_map: as for :func:`label_ids`.
+    """
+    allowed = [*labels, *(str(value) for value in label_map or {} if str(value) not in labels)]
+    return DataError(
+        f"{place}={value!r} at row {rows[0]}; expected {some(allowed)}{nearest(value, allowed)} "
+        f"({len(rows)} bad rows: {some(rows)}). Fix them, or set data.labels or data.label_map."
+    )

@@ -1,8 +1,8 @@
 """From a raw table to Parquet splits and a manifest that tells what was made, from what, and what was left out."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
+from tqdm import tqdm
 
-from sodaops import storage
+from sodaops import storage, text
 from sodaops.config import DataConfig, table_format
-from sodaops.data.rows import ADDED, Rows, drop_empty, drop_known, drop_repeated, read_rows
-from sodaops.data.sources import read_table
-from sodaops.data.splits import SPLITS, assign_split
+from sodaops.data import cleaning, parts
+from sodaops.data.parts import Part, cut
+from sodaops.data.rows import Rows, choose, read_rows, split_of
+from sodaops.data.sources import read_batches
+from sodaops.data.split_files import write_splits
+from sodaops.data.splits import SPLITS
+from sodaops.data.work_folder import work_folder
+from sodaops.data.workers import make_parts
 from sodaops.errors import DataError, some
 
 MANIFEST = "manifest.json"
@@ -39,34 +45,34 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
         StorageError: the splits could not be written.
     """
     sources = _sources(config)
-    labels, rows = read_rows(config, sources)
-    n_read = len(rows.text)
-    dropped: dict[str, list[str]] = {}
-    rows = drop_empty(rows, dropped)
-    rows = drop_known(rows, dropped)
-    rows = drop_repeated(rows, labels, config, dropped)
-    rows.split = [_assigned(config, given, text) for given, text in zip(rows.split, rows.text, strict=True)]
-    _check_labels_per_split(rows, labels, config)
-    tables = {split: _table(rows, labels, split, config.slice_columns) for split in SPLITS}
-    manifest = {
-        "format": FORMAT,
-        "name": config.name,
-        "fingerprint": fingerprint(config),
-        "cleaning": config.cleaning,
-        "labels": labels,
-        "slice_columns": config.slice_columns,
-        "sources": [{"path": path, "sha256": storage.sha256_of(path)} for path in dict.fromkeys(sources.values())],
-        "n_read": n_read,
-        "n_kept": len(rows.text),
-        "dropped": {reason: {"n_rows": len(places), "first": places[:5]} for reason, places in dropped.items()},
-        "splits": {split: _describe(table, labels) for split, table in tables.items()},
-        "added": _added_rows(config, tables),
-    }
-    with storage.atomic_folder(splits_dir, [MANIFEST, *(f"{split}.parquet" for split in SPLITS)]) as folder:
-        for split, table in tables.items():
-            pq.write_table(table, folder / f"{split}.parquet", compression="zstd")
-            manifest["splits"][split]["sha256"] = storage.sha256_of(folder / f"{split}.parquet")
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    digests = _digests(sources)
+    wanted = _fingerprint(config, sources, digests)
+    with work_folder(splits_dir, _fingerprint_of_parts(wanted)) as work:
+        made = _make_parts(config, sources, work)
+        labels, rows = read_rows(config, sources, made)
+        kept, dropped = choose(rows, labels, config)
+        split = np.where(kept, split_of(rows, config), np.int8(-1))
+        _check_labels_per_split(rows, split, labels, config)
+        described = write_splits(work, made, rows.label_id, split, labels, config)
+        manifest = {
+            "format": FORMAT,
+            "name": config.name,
+            "fingerprint": wanted,
+            "cleaning": config.cleaning,
+            "labels": labels,
+            "slice_columns": config.slice_columns,
+            "sources": [{"path": path, "sha256": digests[path]} for path in dict.fromkeys(sources.values())],
+            "n_read": len(split),
+            "n_kept": int(kept.sum()),
+            "dropped": dropped,
+            "splits": described,
+            "added": _added_rows(config, rows, split),
+        }
+        with storage.atomic_folder(splits_dir, [MANIFEST, *(f"{name}.parquet" for name in SPLITS)]) as folder:
+            for name in SPLITS:
+                os.replace(work / f"{name}.parquet", folder / f"{name}.parquet")
+                manifest["splits"][name]["sha256"] = storage.sha256_of(folder / f"{name}.parquet")
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -134,10 +140,20 @@ def read_split(splits_dir: str | Path, split: str) -> pa.Table:
 
 def fingerprint(config: DataConfig) -> str:
     """What the splits are made from: the tables' bytes, the keys that shape them, and the format."""
+    sources = _sources(config)
+    return _fingerprint(config, sources, _digests(sources))
+
+
+def _fingerprint(config: DataConfig, sources: dict[str, str], digests: dict[str, str]) -> str:
     shape = config.model_dump(mode="json", exclude=_PLACE_KEYS)
-    tables = {split: storage.sha256_of(path) for split, path in _sources(config).items()}
-    tables = {name if name in ("all", *SPLITS) else Path(name).name: digest for name, digest in tables.items()}
+    names = {name if name in ("all", *SPLITS) else Path(name).name: path for name, path in sources.items()}
+    tables = {name: digests[path] for name, path in names.items()}
     return storage.sha256_of_json({"format": FORMAT, "config": shape, "tables": tables})
+
+
+def _fingerprint_of_parts(fingerprint: str) -> str:
+    """Parts that a stopped run left behind are stale, too, when the code that made them has changed."""
+    return storage.sha256_of_json([fingerprint, *(storage.sha256_of(module.__file__) for module in (cleaning, parts, text))])
 
 
 def _manifest_or_none(splits_dir: Path) -> dict[str, Any] | None:
@@ -166,34 +182,54 @@ def _sources(config: DataConfig) -> dict[str, str]:
     sources = {**config.sources, **{path: path for path in added_tables(config)}}
     for path in sources.values():
         if not Path(path).is_file():
-            read_table(path, [])  # says what is missing
+            next(read_batches(path, []))  # says what is missing
     return sources
 
 
-def _assigned(config: DataConfig, given: str | None, text: str) -> str:
-    """The split of a row. Added ones go to train, or to val by the hash where val is made so; the test split stays as it
-    is, or two models could not be told apart by it."""
-    if given not in (None, ADDED):
-        return given
-    split = assign_split(text, config.fractions)
-    if given is None:
-        return split
-    return "val" if split == "val" and config.path is not None else "train"
+def _digests(sources: dict[str, str]) -> dict[str, str]:
+    """Table -> SHA-256 of its bytes."""
+    try:
+        return {path: storage.sha256_of(path) for path in dict.fromkeys(sources.values())}
+    except OSError as error:
+        raise DataError(f"{error.filename}: could not be read ({error.strerror}); check who may read it.") from None
 
 
-def _added_rows(config: DataConfig, tables: dict[str, pa.Table]) -> dict[str, dict[str, int]]:
+def _make_parts(config: DataConfig, sources: dict[str, str], work: Path) -> list[Part]:
+    """Reads the tables, and makes a part of every few thousand rows."""
+    votes = list((config.vote_columns or {}).values())
+    columns = list(dict.fromkeys([config.text_column, config.label_column, *votes, *config.slice_columns]))
+
+    def raw_parts() -> Iterator[tuple[Part, pa.RecordBatch]]:
+        for source, path in enumerate(sources.values()):
+            first = 1
+            for batch in read_batches(path, columns, config.max_rows):
+                for raw in cut(batch):
+                    name = f"{source:03}-{first:012}-{raw.num_rows:06}.arrow"
+                    yield Part(work / name, path, source, first, raw.num_rows), raw
+                    first += raw.num_rows
+
+    made = []
+    with tqdm(desc="cleaning rows", unit="row", delay=2, leave=False, disable=None) as bar:
+        for part in make_parts(raw_parts(), config):
+            made.append(part)
+            bar.update(part.n_rows)
+    return made
+
+
+def _added_rows(config: DataConfig, rows: Rows, split: np.ndarray) -> dict[str, dict[str, int]]:
     """Added table -> split -> rows."""
-    counts = {split: Counter(table["source"].to_pylist()) for split, table in tables.items()}
-    return {path: {split: counts[split][path] for split in SPLITS if counts[split][path]} for path in added_tables(config)}
+    spans = {path: slice(*rows.starts[i : i + 2]) for i, path in enumerate(rows.tables)}
+    counts = {path: [int((split[spans[path]] == k).sum()) for k in range(len(SPLITS))] for path in added_tables(config)}
+    return {path: {name: n for name, n in zip(SPLITS, found, strict=True) if n} for path, found in counts.items()}
 
 
-def _check_labels_per_split(rows: Rows, labels: Sequence[str], config: DataConfig) -> None:
-    counts = Counter(zip(rows.split, rows.label_id, strict=True))
+def _check_labels_per_split(rows: Rows, split: np.ndarray, labels: Sequence[str], config: DataConfig) -> None:
     where = next(iter(config.sources.values()))
-    for split in SPLITS:
-        if not any(counts[split, i] for i in range(len(labels))):
-            raise DataError(f"{where}: no row falls into {split}; give more rows, or set data.fractions.")
-    absent = [label for i, label in enumerate(labels) if not counts["train", i]]
+    for k, name in enumerate(SPLITS):
+        if not (split == k).any():
+            raise DataError(f"{where}: no row falls into {name}; give more rows, or set data.fractions.")
+    counts = np.bincount(rows.label_id[split == SPLITS.index("train")], minlength=len(labels))
+    absent = [label for label, count in zip(labels, counts, strict=True) if not count]
     if len(labels) - len(absent) < 2:
         raise DataError(f"{where}: train has one label only; expected at least two of {', '.join(labels)}.")
     if absent:
@@ -201,34 +237,3 @@ def _check_labels_per_split(rows: Rows, labels: Sequence[str], config: DataConfi
             f"{where}: train has no row with label {', '.join(absent)}; a model cannot learn what it never sees. "
             "Give more rows with it; if it is a slip, correct it or name the labels with data.labels."
         )
-
-
-def _table(rows: Rows, labels: Sequence[str], split: str, slice_columns: Sequence[str]) -> pa.Table:
-    part = rows.take(i for i, name in enumerate(rows.split) if name == split)
-    columns = {
-        "source": pa.array(part.source, pa.string()),
-        "row": pa.array(part.row, pa.int64()),
-        "text": pa.array(part.text, pa.string()),
-        "label": pa.array([labels[i] for i in part.label_id], pa.string()),
-        "label_id": pa.array(part.label_id, pa.int32()),
-        "votes": pa.array(part.votes, pa.list_(pa.int64())),
-    }
-    for k, name in enumerate(slice_columns):
-        columns[f"slice_{name}"] = pa.array([values[k] for values in part.slices], pa.string())
-    return pa.table(columns)
-
-
-def _describe(table: pa.Table, labels: Sequence[str]) -> dict[str, Any]:
-    texts = table["text"].to_pylist()
-    counts = Counter(table["label"].to_pylist())
-    return {
-        "n_rows": table.num_rows,
-        "labels": {label: counts[label] for label in labels},
-        "chars": _quantiles([len(text) for text in texts]),
-        "words": _quantiles([len(text.split()) for text in texts]),
-    }
-
-
-def _quantiles(values: Sequence[int]) -> dict[str, float]:
-    shares = {"min": 0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
-    return dict(zip(shares, np.quantile(values, list(shares.values())).tolist(), strict=True))

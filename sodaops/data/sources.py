@@ -4,35 +4,32 @@ Rows are counted from 1, the header not among them.
 """
 
 import csv
-import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from sodaops.config import FORMATS, table_format
+from sodaops.data import streams
 from sodaops.errors import DataError, nearest, some
 
-_KEYS = "Set data.text_column, data.label_column, data.vote_columns or data.slice_columns."
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error)
-_BLOCK_BYTES = 64 * 2**20  # a cell must fit into one block
 
 
-def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -> pa.Table:
-    """Reads the named columns of a table as strings; empty and missing cells become empty strings.
+def read_batches(path: str, columns: Sequence[str], max_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Reads the named columns of a table as strings, a few megabytes at a time; empty and missing cells become empty strings.
 
     Args:
         path: a file whose name tells its format (.csv, .tsv, .jsonl, .parquet; the first three also with .gz).
         columns: names in the header; each once.
-        max_rows: keep only the first rows.
+        max_rows: give only the first rows; the rest is read and checked all the same.
 
-    Returns:
-        A table of string columns, in the order asked for. Whole numbers stay whole: a Parquet or JSON column of
+    Yields:
+        Batches of string columns, in the order asked for. Whole numbers stay whole: a Parquet or JSON column of
         integers with gaps gives ``"1"``, never ``"1.0"``.
 
     Raises:
@@ -40,22 +37,25 @@ def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -
     """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file{_beside(path)}. Set data.path to your table.")
+    n_rows = 0
     try:
-        table = {"csv": _read_csv, "tsv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[table_format(path)](
-            path, columns
-        )
+        for batch, whole in streams.batches(path, columns):
+            strings = _strings(path, batch, whole, n_rows) if batch.num_rows else batch
+            left = batch.num_rows if max_rows is None else min(batch.num_rows, max_rows - n_rows)
+            n_rows += batch.num_rows
+            if left > 0:
+                yield strings.slice(0, left)
     except _UNREADABLE as error:
         _raise_if_not_utf8(path)
-        raise DataError(f"{path}: not a readable {table_format(path)} table ({str(error).splitlines()[0]}).") from None
-    if table.num_rows == 0:
+        after = f" after row {n_rows:,}" if n_rows else ""
+        raise DataError(f"{path}: not a readable {table_format(path)} table{after} ({str(error).splitlines()[0]}).") from None
+    if n_rows == 0:
         raise DataError(f"{path}: has no rows; expected a table with at least one row for each label.")
-    for name in columns:
-        if pa.types.is_nested(table[name].type):
-            raise DataError(f"{path}: column {name} holds {table[name].type}; expected text, numbers or true and false.")
-    try:
-        return pa.table({name: as_strings(table[name]) for name in columns}).slice(0, max_rows)
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: a cell cannot be read as text ({str(error).splitlines()[0]}).") from None
+
+
+def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -> pa.Table:
+    """Reads the named columns of a table whole; otherwise as :func:`read_batches`."""
+    return pa.Table.from_batches(list(read_batches(path, columns, max_rows)))
 
 
 def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> list[str]:
@@ -70,13 +70,10 @@ def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> lis
     if kind is None:
         raise DataError(f"{path}: expected a name that ends in {', '.join(FORMATS)}.")
     try:
-        if kind == "parquet":
-            names = pa.parquet.read_schema(path).names
-        else:
-            names = _header(path) if kind in ("csv", "tsv") else _jsonl(path).column_names
+        names = streams.names_in(path)
     except _UNREADABLE as error:
         raise DataError(f"{path}: not a readable {kind} table ({str(error).splitlines()[0]}).") from None
-    _require(path, required, names, mend)
+    streams.require(path, required, names, mend)
     return list(names)
 
 
@@ -97,82 +94,35 @@ def _beside(path: str) -> str:
     return nearest(Path(path).name, names) or (f"; {folder} has {some(names)}" if names else "")
 
 
-def _require(path: str, columns: Sequence[str], present: Sequence[str], mend: str = _KEYS) -> None:
-    missing = [name for name in columns if name not in present]
-    if missing:
+def _strings(path: str, batch: pa.RecordBatch, whole: frozenset[str], n_before: int) -> pa.RecordBatch:
+    for field in batch.schema:
+        if pa.types.is_nested(field.type):
+            raise DataError(f"{path}: column {field.name} holds {field.type}; expected text, numbers or true and false.")
+    try:
+        columns = [as_strings(column, name in whole) for name, column in zip(batch.schema.names, batch.columns, strict=True)]
+        for column in columns:
+            column.validate(full=True)  # of Parquet and JSON lines, whose readers take any bytes for text
+    except pa.ArrowException as error:
+        _raise_if_not_utf8(path)
         raise DataError(
-            f"{path}: no column {', '.join(name + nearest(name, present) for name in missing)}; "
-            f"the table has {some(list(present), 20)}. {mend}"
-        )
-    twice = sorted({name for name in columns if list(present).count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: column {', '.join(twice)} stands twice in the header; give each its own name.")
+            f"{path}: a cell cannot be read as text ({str(error).splitlines()[0]}; rows {n_before + 1:,} to "
+            f"{n_before + batch.num_rows:,})."
+        ) from None
+    return pa.record_batch(columns, names=batch.schema.names)
 
 
-def _read_csv(path: str, columns: Sequence[str]) -> pa.Table:
-    if Path(path).stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; expected a header and rows.")
-    ragged: list[pa.csv.InvalidRow] = []
+def as_strings(column: pa.Array, whole: bool) -> pa.Array:
+    """A column as strings, nulls as empty ones.
 
-    def note(row: pa.csv.InvalidRow) -> str:
-        ragged.append(row)
-        return "skip"
+    Args:
+        column: of any type that is not nested.
+        whole: it holds floats, and every one in the table is a whole number: they lose their ``.0``.
 
-    _require(path, columns, _header(path))
-    table = pa.csv.read_csv(
-        path,
-        read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        parse_options=pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=note),
-        convert_options=pa.csv.ConvertOptions(
-            include_columns=list(columns), column_types={name: pa.string() for name in columns}, strings_can_be_null=False
-        ),
-    )
-    if ragged:
-        where = some([f"row {r.number - 1 if r.number else '?'} ({r.actual_columns} cells)" for r in ragged])
-        raise DataError(
-            f"{path}: {len(ragged)} rows do not have the header's {ragged[0].expected_columns} cells: {where}. "
-            "Put cells that hold a separator or a line break into double quotes."
-        )
-    return table
-
-
-def _delimiter(path: str) -> str:
-    return "\t" if table_format(path) == "tsv" else ","
-
-
-def _header(path: str) -> list[str]:
-    opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-        return next(csv.reader(file, delimiter=_delimiter(path)), [])
-
-
-def _read_jsonl(path: str, columns: Sequence[str]) -> pa.Table:
-    if Path(path).stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; expected one JSON object a line.")
-    table = _jsonl(path)
-    _require(path, columns, table.column_names)
-    return table
-
-
-def _jsonl(path: str) -> pa.Table:
-    return pa.json.read_json(path, read_options=pa.json.ReadOptions(block_size=_BLOCK_BYTES))
-
-
-def _read_parquet(path: str, columns: Sequence[str]) -> pa.Table:
-    _require(path, columns, pa.parquet.read_schema(path).names)
-    return pa.parquet.read_table(path, columns=list(columns))
-
-
-def as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as strings, nulls as empty ones, whole floats as whole numbers.
-
-    >>> as_strings(pa.chunked_array([[1.0, None, 2.0]])).to_pylist()
+    >>> as_strings(pa.array([1.0, None, 2.0]), whole=True).to_pylist()
     ['1', '', '2']
     """
-    if pa.types.is_floating(column.type):
-        whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2**53))
-        if pc.all(whole).as_py() is not False:
-            column = column.cast(pa.int64())
+    if whole:
+        column = column.cast(pa.int64())
     return pc.fill_null(column.cast(pa.string()), "")
 
 

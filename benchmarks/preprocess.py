@@ -1,0 +1,205 @@
+"""How fast is preprocessing, and how much memory does it take, from ten thousand rows to ten million?
+
+The real texts of data/raw, each made a text of its own by a number, and one row in a hundred a repeat of the one before. The
+command `sodaops preprocess` is held against the same in pandas: read, clean, drop repeats, split by the hash, write. Both are
+processes of their own, start-up included; memory is the resident sum over a process and all that it begins, sampled. Then
+cleaning alone, against pandas.Series.apply, on the real texts as they are. The sides take turns.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+from matplotlib import pyplot as plt
+from tqdm import tqdm
+
+from sodaops.data.cleaning import clean_many
+from sodaops.text import POLICIES, clean
+
+matplotlib.use("Agg")
+REPO = Path(__file__).resolve().parents[1]
+TABLES = {"tweets": REPO / "data/raw/tweets.csv", "reviews": REPO / "data/raw/amazon_reviews.csv"}
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+N_CLEANED = 200_000  # texts cleaned in a round
+SAMPLED_S = 0.02
+OURS = "import sys; from sodaops.cli import main; sys.exit(main(sys.argv[1:]))"
+PANDAS = """
+import sys
+from pathlib import Path
+import pandas as pd
+from sodaops.data.splits import assign_split
+from sodaops.text import clean
+rows = pd.read_csv(sys.argv[1], dtype=str, keep_default_na=False)
+rows["text"] = rows["text"].apply(clean)
+rows = rows[rows["text"] != ""].drop_duplicates("text")
+rows["label_id"] = rows["label"].map({label: i for i, label in enumerate(sorted(rows["label"].unique()))})
+for name, part in rows.groupby(rows["text"].apply(assign_split)):
+    Path(sys.argv[2]).mkdir(exist_ok=True)
+    part.to_parquet(f"{sys.argv[2]}/{name}.parquet", compression="zstd")
+"""
+
+
+@dataclass
+class Measured:
+    """One run of one side."""
+
+    seconds: float
+    peak_mb: float
+
+
+def texts_of(path: Path) -> list[tuple[str, str]]:
+    """The texts of a table and their labels."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [(row["text"], row["sentiment"]) for row in csv.DictReader(file)]
+
+
+def generate(path: Path, n_rows: int) -> None:
+    """Writes a table of texts that are all different, but for one in a hundred."""
+    rows = [row for table in TABLES.values() for row in texts_of(table)]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for i in tqdm(range(n_rows), desc=f"{n_rows:,} rows", unit="row", leave=False, delay=2):
+            i -= i % 100 == 99
+            text, label = rows[i % len(rows)]
+            writer.writerow([f"{text} {i}", label])
+
+
+def measured(command: Sequence[str]) -> Measured:
+    """Runs a command to its end and samples its memory."""
+    began, peak = time.perf_counter(), 0
+    running = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    parent = psutil.Process(running.pid)
+    while running.poll() is None:
+        try:
+            peak = max(peak, sum(one.memory_info().rss for one in [parent, *parent.children(recursive=True)]))
+        except psutil.NoSuchProcess:  # one that ended since
+            continue
+        time.sleep(SAMPLED_S)
+    seconds = time.perf_counter() - began
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {running.returncode}: {running.stderr.read()}")
+    return Measured(seconds, peak / 2**20)
+
+
+def pipelines(sizes: Sequence[int], pandas_rows: int, rounds: int) -> dict[str, dict[int, Measured]]:
+    """side -> rows -> the medians; prints the hashes of the splits."""
+    found: dict[str, dict[int, Measured]] = {"sodaops": {}, "pandas": {}}
+    for n_rows in sizes:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+            table = Path(folder) / "t.csv"
+            generate(table, n_rows)
+            keys = ["data=csv", f"data.path={table}", f"evaluate.splits_dir={folder}/splits"]
+            commands = {"sodaops": [sys.executable, "-c", OURS, "preprocess", *keys]}
+            if n_rows <= pandas_rows:
+                commands["pandas"] = [sys.executable, "-c", PANDAS, str(table), f"{folder}/pandas"]
+            runs: dict[str, list[Measured]] = {side: [] for side in commands}
+            for _ in range(rounds):
+                for side, command in commands.items():
+                    runs[side].append(measured(command))
+            manifest = json.loads((Path(folder) / "splits/manifest.json").read_text())
+        for side, each in runs.items():
+            median = Measured(float(np.median([r.seconds for r in each])), float(np.median([r.peak_mb for r in each])))
+            found[side][n_rows] = median
+            print(f"{n_rows:,} rows, {side}: {median.seconds:.1f} s, {median.peak_mb:.0f} MB", flush=True)
+        print({split: entry["sha256"] for split, entry in manifest["splits"].items()}, flush=True)
+    return found
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def cleaning(rounds: int) -> list[str]:
+    """A Markdown table of cleaning alone, by texts and policy."""
+    lines = ["| texts | policy | by the column | pandas apply | |", "| --- | --- | --- | --- | --- |"]
+    for name, path in TABLES.items():
+        texts = [text for text, _ in texts_of(path)]
+        texts *= N_CLEANED // len(texts)
+        array, series = pa.array(texts), pd.Series(texts)
+        for policy in POLICIES:
+            ours, theirs = [], []
+            for _ in range(rounds):
+                ours.append(len(texts) / seconds(partial(clean_many, array, policy)))
+                theirs.append(len(texts) / seconds(partial(series.apply, clean, policy=policy)))
+            mine, other = np.median(ours), np.median(theirs)
+            lines.append(f"| {name} | {policy} | {mine:,.0f} /s | {other:,.0f} /s | {mine / other:.1f} times |")
+    return lines
+
+
+def plot(found: dict[str, dict[int, Measured]], path: Path) -> None:
+    """Rows a second and memory by the size of the table."""
+    figure, (speed, memory) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for side, marker in (("sodaops", "o-"), ("pandas", "s--")):
+        sizes = list(found[side])
+        speed.loglog(sizes, [n / found[side][n].seconds for n in sizes], marker, label=side)
+        memory.loglog(sizes, [found[side][n].peak_mb for n in sizes], marker, label=side)
+    for axes, title in ((speed, "rows a second"), (memory, "peak resident memory in MB, all processes")):
+        axes.set(title=title, xlabel="rows")
+        axes.grid(True, which="both", alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def report(found: dict[str, dict[int, Measured]], cleaned: Sequence[str], rounds: int) -> str:
+    """The page."""
+    lines = ["| rows | sodaops | | | pandas | | | |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines += ["| | time | rows a second | peak memory | time | rows a second | peak memory | faster |"]
+    for n_rows, mine in found["sodaops"].items():
+        other = found["pandas"].get(n_rows)
+        cells = [
+            f"{side.seconds:.1f} s | {n_rows / side.seconds:,.0f} | {side.peak_mb:,.0f} MB" for side in (mine, other) if side
+        ]
+        lines.append(
+            f"| {n_rows:,} | {' | '.join(cells)} | " + (f"{other.seconds / mine.seconds:.1f} times |" if other else "| | | |")
+        )
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, pyarrow {pa.__version__}, pandas {pd.__version__}"
+    about = " ".join(__doc__.split("\n\n")[1].split())
+    return "\n".join(
+        [
+            "# Preprocessing, measured", "", f"{about} Medians of {rounds} rounds; {machine}.", "", *lines, "",
+            "![rows a second and memory by the size of the table](preprocessing.png)", "",
+            f"Cleaning alone, {N_CLEANED:,} texts, one core:", "", *cleaned, "",
+        ]
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measures, prints, and writes where told."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--max-rows", type=int, default=SIZES[-1], help="leave out larger tables")
+    parser.add_argument("--pandas-rows", type=int, default=1_000_000, help="largest table for pandas")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", type=Path, help="a Markdown file; preprocessing.png goes beside it")
+    asked = parser.parse_args()
+    cleaned = cleaning(asked.rounds)
+    print("\n".join(cleaned), flush=True)
+    found = pipelines([n for n in SIZES if n <= asked.max_rows], asked.pandas_rows, asked.rounds)
+    text = report(found, cleaned, asked.rounds)
+    print(text)
+    if asked.write:
+        asked.write.write_text(text, encoding="utf-8")
+        plot(found, asked.write.parent / "preprocessing.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The rows that are kept, from their parts into one Parquet file for each split; memory is that of a few parts."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from sodaops import storage
+from sodaops.config import DataConfig
+from sodaops.data.parts import Part, read_part
+from sodaops.data.splits import SPLITS
+
+_GROUP_ROWS = 131_072
+_GROUP_BYTES = 32 * 2**20
+_SHARES = {"min": 0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
+
+
+def write_splits(
+    folder: Path, parts: Sequence[Part], label_id: np.ndarray, split: np.ndarray, labels: Sequence[str], config: DataConfig
+) -> dict[str, Any]:
+    """Writes train.parquet, val.parquet and test.parquet.
+
+    Args:
+        folder: where to.
+        parts: of all tables, in order.
+        label_id: int32 [n_rows], of the parts' rows in order.
+        split: int8 [n_rows], a place in SPLITS, or -1 for a row that is left out.
+        labels: in order.
+        config: conf/data.
+
+    Returns:
+        split -> what the manifest tells of it.
+
+    Raises:
+        DataError: a part is damaged.
+        StorageError: a file could not be written.
+    """
+    schema = _schema(config)
+    start = 0
+    bar = tqdm(total=len(split), desc="writing splits", unit="row", delay=2, leave=False, disable=None)
+    with storage.writing(folder), bar, contextlib.ExitStack() as stack:
+        files = [_SplitFile(stack.enter_context(_writer(folder / f"{name}.parquet", schema))) for name in SPLITS]
+        for part in parts:
+            span = slice(start, start + part.n_rows)
+            rows, _ = read_part(part)
+            for k, file in enumerate(files):
+                places = np.flatnonzero(split[span] == k)
+                if len(places):
+                    file.add(_table(part, rows.take(pa.array(places)), places, label_id[span][places], labels, config, schema))
+            start += part.n_rows
+            bar.update(part.n_rows)
+        for file in files:
+            file.flush()
+    n_labels = [np.bincount(label_id[split == k], minlength=len(labels)).tolist() for k in range(len(SPLITS))]
+    return {
+        name: file.described(dict(zip(labels, counts, strict=True)))
+        for name, file, counts in zip(SPLITS, files, n_labels, strict=True)
+    }
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd")
+
+
+def _schema(config: DataConfig) -> pa.Schema:
+    text = pa.string()
+    columns = {"source": text, "row": pa.int64(), "text": text, "label": text, "label_id": pa.int32()}
+    columns |= {"votes": pa.list_(pa.int64()), **{f"slice_{name}": text for name in config.slice_columns}}
+    return pa.schema(list(columns.items()))
+
+
+def _table(
+    part: Part, rows: pa.RecordBatch, places: np.ndarray, label_id: np.ndarray, labels: Sequence[str], config: DataConfig,
+    schema: pa.Schema,
+) -> pa.Table:  # fmt: skip
+    ids = pa.array(label_id, pa.int32())
+    columns = {
+        "source": pa.repeat(part.table, len(places)),
+        "row": pa.array(places + part.first, pa.int64()),
+        "text": rows["text"],
+        "label": pa.array(labels, pa.string()).take(ids),
+        "label_id": ids,
+        "votes": _votes(rows, labels, config),
+    }
+    return pa.table({name: columns[name] if name in columns else rows[name] for name in schema.names}, schema=schema)
+
+
+def _votes(rows: pa.RecordBatch, labels: Sequence[str], config: DataConfig) -> pa.Array:
+    """list<int64> in label order, null where nobody voted."""
+    if config.vote_columns is None:
+        return pa.nulls(rows.num_rows, pa.list_(pa.int64()))
+    counts = np.stack([rows[f"vote_{label}"].to_numpy() for label in labels], axis=1)
+    voted = counts.any(axis=1)
+    offsets = np.concatenate([[0], np.cumsum(voted * len(labels))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(counts[voted].ravel()), mask=pa.array(~voted))
+
+
+class _SplitFile:
+    """A Parquet file that grows by row groups, and how long its texts are."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._waiting: list[pa.Table] = []
+        self._n_chars: Counter[int] = Counter()
+        self._n_words: Counter[int] = Counter()
+
+    def add(self, table: pa.Table) -> None:
+        """More rows."""
+        _count(self._n_chars, pc.utf8_length(table["text"]))
+        _count(self._n_words, pc.add(pc.count_substring(table["text"], " "), 1))  # clean texts have single spaces
+        self._waiting.append(table)
+        if sum(t.num_rows for t in self._waiting) >= _GROUP_ROWS or sum(t.nbytes for t in self._waiting) >= _GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits, as a row group."""
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=2**20)
+            self._waiting = []
+
+    def described(self, n_labels: dict[str, int]) -> dict[str, Any]:
+        """Rows, labels and lengths, for the manifest."""
+        lengths = {"chars": _quantiles(self._n_chars), "words": _quantiles(self._n_words)}
+        return {"n_rows": self._n_chars.total(), "labels": n_labels, **lengths}
+
+
+def _count(counts: Counter[int], values: pa.ChunkedArray) -> None:
+    found, n = np.unique(values.to_numpy(), return_counts=True)
+    counts.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
+
+
+def _quantiles(counts: Counter[int]) -> dict[str, float]:
+    """The same as numpy.quantile of the values themselves, which interpolates between neighbours."""
+    values = np.array(sorted(counts))
+    before = np.cumsum([counts[value] for value in values.tolist()])
+    found = {}
+    for name, share in _SHARES.items():
+        place = (before[-1] - 1) * share
+        low, high = values[np.searchsorted(before, [np.floor(place), np.ceil(place)], side="right")]
+        found[name] = float(np.quantile([low, high], place - np.floor(place)))
+    return found

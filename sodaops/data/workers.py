@@ -1,0 +1,94 @@
+"""Making parts: those of a small table in this process, those of a large one on all cores."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import pyarrow as pa
+
+from sodaops.config import DataConfig
+from sodaops.data.parts import Part, PartsKeptError, prepared, write_part
+
+ROWS_HERE = 200_000  # rows that this process does itself: about what it does while others start
+_MAX_WORKERS = 4  # more of them than the reader can feed; each takes about 150 MB
+_AHEAD = 2  # parts in flight for each of them
+
+
+def make_parts(rows: Iterable[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
+    """Makes those parts that are not there yet.
+
+    Args:
+        rows: each part with its raw rows.
+        config: conf/data.
+
+    Yields:
+        The parts in order, each when it is written.
+
+    Raises:
+        PartsKeptError: a process was killed, or the system had no memory for it.
+        StorageError: a part could not be written.
+    """
+    rows, n_rows = iter(rows), 0
+    for part, raw in rows:
+        if not part.path.exists():
+            _make(part, raw, config)
+            n_rows += part.n_rows
+        yield part
+        if n_rows >= ROWS_HERE and _n_workers() > 1:
+            yield from _in_processes(rows, config)
+
+
+def _in_processes(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
+    waiting: deque[tuple[Part, Future[None] | None]] = deque()
+    n_workers = _n_workers()
+    try:
+        with ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), initializer=_begin) as pool:
+            for part, raw in rows:
+                there = part.path.exists()
+                waiting.append((part, None if there else pool.submit(_make_packed, part, raw.schema, _packed(raw), config)))
+                if len(waiting) > n_workers * _AHEAD:
+                    yield _finished(waiting)
+            while waiting:
+                yield _finished(waiting)
+    except BrokenProcessPool as error:
+        raise PartsKeptError(
+            f"{part.table}: a process that cleaned its rows ended early, at or before row {part.first + part.n_rows - 1:,}; it "
+            "was killed, or there was no memory left for it. Run it again: it goes on from the parts that are finished."
+        ) from error
+
+
+def _finished(waiting: deque[tuple[Part, Future[None] | None]]) -> Part:
+    part, future = waiting.popleft()
+    if future is not None:
+        future.result()
+    return part
+
+
+def _make(part: Part, raw: pa.RecordBatch, config: DataConfig) -> None:
+    write_part(part.path, prepared(raw, part.first, config))
+
+
+def _make_packed(part: Part, schema: pa.Schema, packed: bytes, config: DataConfig) -> None:
+    _make(part, pa.ipc.read_record_batch(packed, schema), config)
+
+
+def _packed(raw: pa.RecordBatch) -> bytes:
+    return raw.serialize().to_pybytes()  # pickled, a slice would take the whole batch with it
+
+
+def _n_workers() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MAX_WORKERS)
+
+
+def _begin() -> None:
+    """In a new process: Ctrl-C is for its parent to act on, and when that is killed, nobody else would end it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

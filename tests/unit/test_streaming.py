@@ -1,0 +1,364 @@
+"""Tables in batches give the splits that the rules give row by row, whatever the batches are; and what is wrong is told."""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+import pytest
+
+from sodaops.cli import main
+from sodaops.data import cleaning, parts, rows, streams, workers
+from sodaops.data.preprocess import preprocess, read_split
+from sodaops.data.sources import read_table, write_table
+from sodaops.data.splits import SPLITS, assign_split
+from sodaops.errors import DataError, StorageError
+from sodaops.text import clean
+from tests.conftest import REPO, configured, many, table
+
+SMALL = ["text", "label"]
+
+
+def config_of(path="t.csv", *overrides):
+    return configured("data=csv", f"data.path={path}", *overrides).data
+
+
+def tables(splits="splits"):
+    return {split: read_split(splits, split).to_pylist() for split in SPLITS}
+
+
+def left_over():
+    return sorted(path.name for path in Path().iterdir() if path.name.startswith("."))
+
+
+@pytest.fixture
+def tiny_batches(monkeypatch):
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 400)
+    monkeypatch.setattr(streams, "MAX_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(streams, "MAX_BATCH_ROWS", 11)
+    monkeypatch.setattr(parts, "PART_ROWS", 7)
+
+
+def by_the_rules(first, added):
+    """The splits and what was dropped, row by row; tables are path -> rows of text and label."""
+    rows = [
+        (path, i, clean(text), label, path in added)
+        for path, of in (first | added).items()
+        for i, (text, label) in enumerate(of, 1)
+    ]
+    known = {text for *_, text, _, is_added in rows if not is_added}
+    dropped, firsts, out = {}, {}, {split: [] for split in SPLITS}
+    labels_of = {}
+    for _, _, text, label, is_added in rows:
+        if text and not (is_added and text in known):
+            labels_of.setdefault(text, set()).add(label)
+    for path, i, text, label, is_added in rows:
+        why = "empty_text" if not text else "known_text" if is_added and text in known else None
+        why = why or ("two_labels" if len(labels_of[text]) > 1 else "repeated_text" if text in firsts else None)
+        if why:
+            dropped.setdefault(why, []).append(f"{path} row {i}")
+            continue
+        firsts[text] = i
+        split = assign_split(text)
+        out["train" if is_added and split == "test" else split].append((path, i, text, label))
+    return out, {why: {"n_rows": len(places), "first": places[:5]} for why, places in dropped.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_as_row_by_row(write, tiny_batches, monkeypatch, seed):
+    monkeypatch.setattr("sodaops.data.rows._SORTED_ROWS", 50)
+    rng = random.Random(seed)
+    texts = [f"text {i} &amp;  more" for i in range(150)] + ["", " \u200b", "&#32;", "é" * 30]
+
+    def rows(n):
+        return [(text, "good" if len(text) % 3 else "bad") for text in rng.choices(texts, k=n)]
+
+    odd = [("text 3 &amp; more", "good"), ("text 3 & more", "bad")]
+    first = {"t.csv": [*rows(300), *odd, *rows(5)]}
+    added = {"added/x.csv": rows(90), "added/y.csv": [*rows(40), *[(f"new {i}", "bad") for i in range(30)] * 2]}
+    Path("added").mkdir()
+    for path, of in (first | added).items():
+        write(path, table(of))
+    manifest = preprocess(config_of("t.csv", "data.added=added", "data.conflicts=drop"), "splits")
+    expected, dropped = by_the_rules(first, added)
+    found = {split: [(r["source"], r["row"], r["text"], r["label"]) for r in rows] for split, rows in tables().items()}
+    assert found == expected
+    assert manifest["dropped"] == dropped and len(dropped) == 4
+    assert manifest["n_kept"] == sum(map(len, expected.values())) and manifest["n_read"] == 307 + 90 + 100
+
+
+def test_whatever_the_batches_are(write, monkeypatch):
+    rows = [(text, label, i % 4 or "", "ab"[i % 2]) for i, (text, label) in enumerate(many(500))]
+    write("t.csv", table([*rows, *rows[:9]], ("text", "label", "votes", "side")))
+    config = config_of(
+        "t.csv", "data.labels=[good,bad]", "data.vote_columns={bad: votes, good: votes}", "data.slice_columns=[side]"
+    )
+    manifest = preprocess(config, "splits")
+    before = tables()
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(parts, "PART_ROWS", 3)
+    monkeypatch.setattr("sodaops.data.split_files._GROUP_ROWS", 40)
+    assert preprocess(config, "splits2")["dropped"] == manifest["dropped"]
+    assert tables("splits2") == before and pq.ParquetFile("splits2/train.parquet").num_row_groups > 5
+    again = json.loads(Path("splits2/manifest.json").read_text())
+    assert {**again, "splits": 0} == {**manifest, "splits": 0}
+    assert [{**entry, "sha256": 0} for entry in again["splits"].values()] == [
+        {**entry, "sha256": 0} for entry in manifest["splits"].values()
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz"])
+def test_every_format_in_small_blocks(workdir, tiny_batches, kind):
+    rows = pa.table(
+        {"text": [f'line {i}\nnext, "q" é' * (1 + i % 4) for i in range(300)], "label": [str(i % 3) for i in range(300)]}
+    )
+    write_table(rows, f"t.{kind.split('.')[0]}", kind.split(".")[0])
+    if kind.endswith(".gz"):
+        subprocess.run(["gzip", f"t.{kind[:-3]}"], check=True)
+    assert read_table(f"t.{kind}", SMALL).to_pydict() == rows.to_pydict()
+    assert read_table(f"t.{kind}", SMALL, 25).to_pydict() == rows.slice(0, 25).to_pydict()
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        (1, 2.5),
+        (1, 2.0),
+        (None, 3),
+        ("2024-11-05", "soon"),
+        ("2024-11-05", "2024-11-05 10:00:00.5"),
+        (True, None),
+        (None, None),
+        (2**60, 0.5),
+    ],
+)
+def test_the_type_of_a_json_column_is_that_of_all_its_rows(write, tiny_batches, early, late):
+    rows = [{"text": f"some text {i}", "label": early if i < 60 else late} for i in range(120)]
+    write("t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    whole = pa.json.read_json("t.jsonl")["label"]
+    if pa.types.is_floating(whole.type) and all(value is None or value.is_integer() for value in whole.to_pylist()):
+        whole = whole.cast(pa.int64())
+    expected = ["" if value is None else value for value in whole.cast(pa.string()).to_pylist()]
+    assert read_table("t.jsonl", SMALL)["label"].to_pylist() == expected
+
+
+def test_one_float_late_in_a_parquet_table(workdir, tiny_batches):
+    numbers = [1.0, None, 2.0] * 40
+    pq.write_table(pa.table({"text": ["x"] * 121, "label": [*numbers, 3.0]}), "whole.parquet")
+    pq.write_table(pa.table({"text": ["x"] * 121, "label": [*numbers, 0.5]}), "broken.parquet", row_group_size=10)
+    assert read_table("whole.parquet", SMALL)["label"].to_pylist() == ["1", "", "2"] * 40 + ["3"]
+    assert read_table("broken.parquet", SMALL)["label"].to_pylist()[-2:] == ["2", "0.5"]
+
+
+LATE = 900
+BAD = {
+    "ragged": (
+        "t.csv",
+        lambda rows: rows + b"one,two,three\n" + rows[11:] + b"one\n",
+        r"t.csv: 2 rows .* 2 cells: row 901 \(3 cells\), row 1802 \(1 cells\)",
+    ),
+    "not UTF-8": ("t.csv", lambda rows: rows + b"caf\xe9,good\n" + rows[11:], r"t.csv line 902, byte 4: 0xe9 is not UTF-8"),
+    "JSON not UTF-8": (
+        "t.jsonl",
+        lambda rows: rows + b'{"text": "caf\xe9", "label": "good"}\n',
+        r"t.jsonl line 901, byte 14: 0xe9 is not UTF-8",
+    ),
+    "broken JSON": ("t.jsonl", lambda rows: rows + b"{broken}\n", r"t.jsonl: not a readable jsonl table.*in row 901"),
+    "another type": (
+        "t.jsonl",
+        lambda rows: rows + b'{"text": "x", "label": 1}\n' * 99,
+        r"t.jsonl: not a readable jsonl table.*changed from string to",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_late_row_that_cannot_be_read(write, tiny_batches, case):
+    name, spoil, message = BAD[case]
+    texts = many(LATE)
+    csv_rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in texts)
+    json_rows = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in texts)
+    write(name, spoil((csv_rows if name == "t.csv" else json_rows).encode()))
+    with pytest.raises(DataError, match=message):
+        preprocess(config_of(name), "splits")
+    assert os.listdir() == [name]
+
+
+def test_parquet_that_is_cut_off_or_damaged(workdir, tiny_batches, capsys):
+    rows = pa.table({"text": [f"text {i} {random.random()}" for i in range(3000)], "label": ["good", "bad"] * 1500})
+    pq.write_table(rows, "t.parquet", row_group_size=500)
+    whole = Path("t.parquet").read_bytes()
+    Path("t.parquet").write_bytes(whole[: len(whole) // 2])
+    assert main(["preprocess", "data=csv", "data.path=t.parquet", "evaluate.splits_dir=splits"]) == 2
+    assert capsys.readouterr().err.startswith("DataError: t.parquet: not a readable parquet table (")
+    middle = len(whole) // 2
+    Path("t.parquet").write_bytes(whole[:middle] + b"\xff" * 3000 + whole[middle + 3000 :])
+    with pytest.raises(DataError, match=r"t.parquet: not a readable parquet table after row [1-9]"):
+        preprocess(config_of("t.parquet"), "splits")
+    assert os.listdir() == ["t.parquet"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_huge_text_next_to_others(workdir, kind):
+    rows = [*many(300), ("huge " * 2_000_000, "good"), *[(f"after {text}", label) for text, label in many(300)]]
+    write_table(pa.table({"text": [text for text, _ in rows], "label": [label for _, label in rows]}), f"t.{kind}", kind)
+    with pytest.raises(
+        DataError, match=rf"t.{kind} row 301: text has 10,000,000 characters; at most 100,000 are allowed \(1 rows: 301\)"
+    ):
+        preprocess(config_of(f"t.{kind}"), "splits")
+    assert preprocess(config_of(f"t.{kind}", "data.max_chars=20_000_000"), "splits")["n_kept"] == 601
+    lengths = {row["row"]: len(row["text"]) for rows in tables().values() for row in rows}
+    assert lengths[301] == 9_999_999 and len(lengths) == 601
+
+
+def test_a_full_disk_leaves_the_old_splits_and_nothing_else(write, monkeypatch):
+    write("t.csv", table(many(200)))
+    first = preprocess(config_of(), "splits")
+    write("t.csv", table([(f"{text} {random.random()}", label) for text, label in many(5000)]))
+    for n_bytes, n_rows in ((2000, 5000), (12_000, 50)):  # too few for a part; enough for that, too few for the splits
+        monkeypatch.setattr(parts, "PART_ROWS", n_rows)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
+        try:
+            with pytest.raises(StorageError, match=r"could not be written \(.*File too large.*\); make room there"):
+                preprocess(config_of(), "splits")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert left_over() == [] and json.loads(Path("splits/manifest.json").read_text()) == first
+
+
+def test_a_place_that_cannot_be_written_to(write):
+    write("t.csv", table(many()))
+    write("taken", "a file")
+    with pytest.raises(StorageError, match="taken/splits: could not be written .*; check that the folder exists"):
+        preprocess(config_of(), "taken/splits")
+    assert sorted(os.listdir()) == ["t.csv", "taken"]
+
+
+@pytest.fixture
+def in_processes(write, monkeypatch):
+    """A table of 3,000 rows in 60 parts, all but the first made by other processes."""
+    monkeypatch.setattr(workers, "ROWS_HERE", 1)
+    monkeypatch.setattr(workers, "_n_workers", lambda: 2)
+    monkeypatch.setattr(parts, "PART_ROWS", 50)
+    write("t.csv", table(many(3000)))
+
+
+def test_other_processes_make_the_same(in_processes, monkeypatch):
+    manifest = preprocess(config_of(), "splits")
+    monkeypatch.setattr(workers, "ROWS_HERE", 10**9)
+    assert preprocess(config_of(), "here") == manifest
+    assert tables() == tables("here") and left_over() == []
+
+
+def test_a_fault_in_another_process_is_told_as_here(in_processes):
+    long = [(f"{i} {random.randbytes(500).hex()}", label) for i, (_, label) in enumerate(many(1000))]
+    Path("t.csv").write_text(table([*many(1000), *long]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(StorageError, match="make room there"):
+            preprocess(config_of(), "splits")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert os.listdir() == ["t.csv"]
+
+
+def test_a_process_that_is_killed_is_an_error_and_what_was_done_is_kept(in_processes):
+    stop = threading.Event()
+
+    def kill():
+        while not stop.is_set():
+            for child in psutil.Process().children():
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+                    return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        with pytest.raises(parts.PartsKeptError, match="t.csv: a process that cleaned its rows ended early, .*Run it again"):
+            preprocess(config_of(), "splits")
+    finally:
+        stop.set()
+        thread.join()
+    (folder,) = Path().glob(".splits.work.*")
+    assert "000-000000000001-000050.arrow" in os.listdir(folder) and not Path("splits").exists()
+    assert preprocess(config_of(), "splits")["n_kept"] == 3000
+    assert left_over() == []
+
+
+def test_folders_of_other_fingerprints_go(write):
+    write("t.csv", table(many()))
+    Path(".splits.work.0123456789abcdef").mkdir()
+    Path(".splits2.work.0123456789abcdef").mkdir()
+    preprocess(config_of(), "splits")
+    assert left_over() == [".splits2.work.0123456789abcdef"]
+
+
+@pytest.fixture
+def stopped(in_processes, monkeypatch):
+    """A run that was stopped after its first four parts; gives their folder."""
+    write_part, n_written = workers.write_part, 0
+
+    def four_parts(path, rows):
+        nonlocal n_written
+        n_written += 1
+        if n_written > 4:
+            raise KeyboardInterrupt
+        write_part(path, rows)
+
+    monkeypatch.setattr(workers, "ROWS_HERE", 10**9)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workers, "write_part", four_parts)
+        preprocess(config_of(), "splits")
+    (folder,) = Path().glob(".splits.work.*")
+    assert len(os.listdir(folder)) == 4
+    return folder
+
+
+def test_a_damaged_part_is_made_anew_and_the_others_are_kept(stopped):
+    damaged = stopped / "000-000000000101-000050.arrow"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    with pytest.raises(DataError, match="000101-000050.arrow: a damaged part .*run it again"):
+        preprocess(config_of(), "splits")
+    assert len(os.listdir(stopped)) == 59 and not damaged.exists()
+    assert preprocess(config_of(), "splits")["n_kept"] == 3000
+    assert left_over() == []
+
+
+def test_parts_that_other_code_made_are_stale(stopped, workdir, monkeypatch):
+    changed = workdir / "cleaning.py"
+    changed.write_bytes(Path(cleaning.__file__).read_bytes() + b"# changed")
+    monkeypatch.setattr(cleaning, "__file__", str(changed))
+    preprocess(config_of(), "splits")
+    assert not stopped.exists() and left_over() == []
+
+
+def test_a_column_of_ids_is_no_column_of_labels(write, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_VALUES", 40)
+    monkeypatch.setattr(parts, "PART_ROWS", 50)
+    write("t.csv", table([(text, f"id{i}") for i, (text, _) in enumerate(many(200))]))
+    with pytest.raises(
+        DataError, match="t.csv: label has more than 40 different values in its first 50 rows; .*data.label_column"
+    ):
+        preprocess(config_of(), "splits")
+
+
+def test_two_at_once(write):
+    write("t.csv", table(many(2000)))
+    code = "import sys; from sodaops.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "preprocess", "data=csv", "data.path=t.csv", "evaluate.splits_dir=splits"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    assert [(one.communicate(timeout=60)[1], one.returncode) for one in both] == [("", 0), ("", 0)]
+    assert sum(map(len, tables().values())) == 2000
+    assert left_over() == []
