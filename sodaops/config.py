@@ -89,6 +89,7 @@ class CheckpointConfig(Section):
 
     monitor: Literal["val/macro_f1", "val/accuracy", "val/loss"]
     every_n_train_steps: Count | None
+    restarts: int = Field(ge=0)
 
     @property
     def mode(self) -> str:
@@ -271,7 +272,7 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     run_dir: str | None = Field(description="null: the folder that Hydra makes for the run")
-    ckpt_path: str | None = Field(description="checkpoint to resume from")
+    ckpt_path: str | None = Field(description="checkpoint to resume from; last: that of run_dir")
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig

@@ -25,9 +25,10 @@ def train(config: "Config") -> float | None:
     from sodaops.evaluation.evaluate import evaluate
     from sodaops.search.pruning import trial_of
     from sodaops.training import launch
-    from sodaops.training.fit import fit
+    from sodaops.training.fit import fit, with_last
     from sodaops.training.tracking import tracked
 
+    config = with_last(config)
     n_processes, n_nodes = launch.processes(config)
     if n_processes * n_nodes > 1 and not runs.in_rank(os.environ):
         return launch.launch(config, n_processes, n_nodes)

@@ -34,6 +34,7 @@ from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_t
 from sodaops.training.tracking import Tracker, tracked
 
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
+LAST = Path("checkpoints/last.ckpt")  # in the run folder
 _OURS = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
 
 
@@ -66,7 +67,8 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
             return fit(config, tracker, callbacks)
     run_dir = tracker.run_dir
     arguments = trainer_arguments(config.trainer)
-    _check_checkpoint(config.ckpt_path, arguments.get("max_epochs"))
+    own = config.ckpt_path is not None and Path(config.ckpt_path).resolve() == (run_dir / LAST).resolve()
+    _check_checkpoint(config.ckpt_path, None if own else arguments.get("max_epochs"))
     quieten()
     profiler = arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -95,6 +97,14 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     )
     tracker.trained(info, metrics)
     return Trained(run_dir, run_dir / "bundle", info, metrics, float(checkpoints[0].best_model_score))
+
+
+def with_last(config: Config) -> Config:
+    """``ckpt_path=last`` made the run's own last checkpoint, or null where it has none yet."""
+    if config.ckpt_path != "last":
+        return config
+    last = Path(config.run_dir) / LAST
+    return config.model_copy(update={"ckpt_path": str(last) if last.is_file() else None})
 
 
 def _module_and_data(
@@ -234,7 +244,7 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
     except SystemExit:
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
-        last = run_dir / "checkpoints/last.ckpt"
+        last = run_dir / LAST
         way = f"go on with ckpt_path={last}" if last.is_file() else "no epoch was finished, so nothing is kept"
         raise KeyboardInterrupt(way) from None  # Lightning turned it into an exit with code 1
     except MisconfigurationException as error:

@@ -26,12 +26,16 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from sodaops import runs, storage
 from sodaops.config import Config
 from sodaops.errors import ConfigError, PrunedError, TrainingError
-from sodaops.training.fit import make_trainer, quieten, trainer_arguments
+from sodaops.training.fit import LAST, make_trainer, quieten, trainer_arguments
 
 _JOIN_S = 600  # for the other machines to come
 _END_S = 10  # for a process to end by itself when another one died
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 CONFIG = "ranks.yaml"
+
+
+class KilledError(TrainingError):
+    """A process of a training that something outside of it ended."""
 
 
 class Node(NamedTuple):
@@ -101,6 +105,9 @@ def node_of(environment: Mapping[str, str], n_nodes: int) -> Node:
 def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
     """Trains over several processes, and returns when all have ended.
 
+    Where one of them was killed, all processes of a single machine start again from the last checkpoint, at most
+    ``checkpoint.restarts`` times.
+
     Args:
         config: with a run_dir, which all machines should see.
         n_processes: on this machine.
@@ -115,6 +122,24 @@ def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
         KeyboardInterrupt: so did the user.
     """
     node = node_of(os.environ, n_nodes) if n_nodes > 1 else None
+    run_dir, n_restarts = Path(config.run_dir), config.checkpoint.restarts if node is None else 0
+    for restart in range(1, n_restarts + 2):
+        try:
+            _run(config, n_processes, n_nodes, node)
+            break
+        except KilledError as error:
+            last = run_dir / LAST
+            if restart > n_restarts or not last.is_file():
+                raise
+            said = str(error).partition(";")[0]
+            print(f"{said}; starting again from {last}, {restart} of at most {n_restarts} times", file=sys.stderr, flush=True)
+            config = config.model_copy(update={"ckpt_path": str(last)})
+    if node is not None and node.rank:
+        return None
+    return runs.read(run_dir).metrics.get(config.checkpoint.monitor)
+
+
+def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> None:
     run_dir = Path(config.run_dir)
     tree = run_dir / (CONFIG if node is None else f"{node.rank}.{CONFIG}")
     storage.write_text(tree, yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
@@ -140,9 +165,6 @@ def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
                 f"the {n_nodes} machines did not come together at {settings.rdzv_endpoint} within {_JOIN_S} s "
                 f"({str(error).splitlines()[0][:200]}). Check that all run, and that the port is open between them."
             ) from error
-    if node is not None and node.rank:
-        return None
-    return runs.read(run_dir).metrics.get(config.checkpoint.monitor)
 
 
 def _tell(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
@@ -157,7 +179,8 @@ def _tell(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
             raise PrunedError(fields["error"]) from None
     if failure.exitcode == 130:
         raise KeyboardInterrupt(_way_on(run_dir)) from None
-    raise TrainingError(f"process {rank} of {n_all} ended {_how(failure)}; {_way_on(run_dir)}.") from None
+    kind = KilledError if failure.exitcode < 0 else TrainingError
+    raise kind(f"process {rank} of {n_all} ended {_how(failure)}; {_way_on(run_dir)}.") from None
 
 
 def _how(failure: ProcessFailure) -> str:
@@ -167,7 +190,7 @@ def _how(failure: ProcessFailure) -> str:
 
 
 def _way_on(run_dir: Path) -> str:
-    last = run_dir / "checkpoints/last.ckpt"
+    last = run_dir / LAST
     return f"go on with ckpt_path={last}" if last.is_file() else "no epoch was finished, so nothing is kept"
 
 

@@ -130,6 +130,7 @@ def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id:
         ConfigError: a package that is missing, or W&B online without a key or a network.
     """
     if config.logger.csv is not None:
+        _keep_earlier(run_dir / "metrics")
         loggers.append(CSVLogger(run_dir, name="", version="metrics"))
     if config.logger.tensorboard is not None:
         _need("tensorboard")
@@ -139,6 +140,13 @@ def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id:
         loggers.append(_wandb(config.logger.wandb, run_dir, wandb_id))
     for logger in loggers:
         logger.log_hyperparams(config.model_dump(mode="json"))
+
+
+def _keep_earlier(folder: Path) -> None:
+    """Moves aside what a run that is gone on with in its own folder has logged; Lightning would delete it."""
+    if folder.is_dir():
+        taken = len(list(folder.parent.glob(f"{folder.name}.*")))
+        folder.rename(folder.with_name(f"{folder.name}.{taken + 1}"))
 
 
 def _need(package: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sodaops import runs
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.cli import main
@@ -176,6 +177,29 @@ def test_a_finished_run_is_not_resumed(trained, small_tweets, tmp_path):
     with pytest.raises(ConfigError, match=r"last.ckpt: that run has done 2 epochs; set trainer.max_epochs above that"):
         fit(configured(*run_overrides(tmp_path, small_tweets, f"ckpt_path={last}")))
     assert not (tmp_path / "run").exists()
+
+
+BARE = ("export.variants=[]", "evaluate.split=none")
+
+
+def test_last_goes_on_in_the_run_folder_also_after_its_last_epoch(small_tweets, tmp_path):
+    """As when a scheduler gives the same command again: nothing there yet, an epoch of two done, both done."""
+    ends = []
+    for epochs in (1, 2, 2):
+        again = run_overrides(tmp_path, small_tweets, f"trainer.max_epochs={epochs}", "ckpt_path=last", *BARE)
+        train(configured(*again))
+        ends.append(torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True))
+    assert [end["epoch"] for end in ends] == [0, 1, 1] and ends[1]["global_step"] == ends[2]["global_step"]
+    assert same(ends[1]["state_dict"], ends[2]["state_dict"])
+    assert runs.read(tmp_path / "run").status == "finished"
+
+
+def test_a_checkpoint_of_another_number_of_processes(trained, small_tweets, tmp_path):
+    last = trained / "run/checkpoints/last.ckpt"
+    found = torch.load(last, weights_only=True)
+    torch.save({**found, "begun_with": {**found["begun_with"], "processes": 2}}, tmp_path / "two.ckpt")
+    with pytest.raises(ConfigError, match="another run than this configuration's .*processes=1, begun with 2"):
+        fit(configured(*run_overrides(tmp_path, small_tweets, "trainer.max_epochs=4", f"ckpt_path={tmp_path / 'two.ckpt'}")))
 
 
 def test_a_checkpoint_of_another_model(trained, small_tweets, tmp_path):

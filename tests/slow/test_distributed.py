@@ -10,6 +10,7 @@ import time
 
 import psutil
 import pytest
+import torch
 
 from sodaops import runs
 from sodaops.bundle.predictor import Predictor
@@ -44,8 +45,8 @@ def ended(process, code=0):
     return out, err
 
 
-def validations(run):
-    with open(run / "metrics/metrics.csv", newline="") as file:
+def validations(run, metrics="metrics"):
+    with open(run / metrics / "metrics.csv", newline="") as file:
         return [
             {k: float(v) for k, v in row.items() if k.startswith("val/")} for row in csv.DictReader(file) if row["val/loss"]
         ]
@@ -98,7 +99,7 @@ def long(folder, tweets, *more):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_process_ends_when_one_dies(small_tweets, tmp_path, rank):
-    process = sodaops(*long(tmp_path, small_tweets))
+    process = sodaops(*long(tmp_path, small_tweets, "checkpoint.restarts=0"))
     wait_for(tmp_path / "run/checkpoints/last.ckpt")
     pids = rank_pids(process)
     os.kill(pids[rank], signal.SIGKILL)
@@ -107,6 +108,47 @@ def test_every_process_ends_when_one_dies(small_tweets, tmp_path, rank):
     assert f"process {rank} of 2 ended by SIGKILL, and the others with it; go on with ckpt_path=" in last, err
     assert not [pid for pid in pids.values() if psutil.pid_exists(pid)]
     assert runs.read(tmp_path / "run").status in ("failed", "lost", "interrupted")
+
+
+def last_epochs(run):
+    weights = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    return weights["epoch"], weights["state_dict"]
+
+
+def test_after_a_kill_they_start_again_from_the_last_epoch(small_tweets, tmp_path):
+    few = ("trainer.max_epochs=4", "checkpoint.restarts=1")
+    ended(sodaops(*long(tmp_path / "whole", small_tweets, *few)))
+    process = sodaops(*long(tmp_path / "killed", small_tweets, *few))
+    wait_for(tmp_path / "killed/run/checkpoints/last.ckpt")
+    os.kill(rank_pids(process)[1], signal.SIGKILL)
+    out, err = ended(process)
+    assert "process 1 of 2 ended by SIGKILL, and the others with it; starting again from " in err and "1 of at most 1" in err
+    assert out.count("this model") == 1 and "Traceback" not in err
+    (epoch, whole), (same_epoch, killed) = last_epochs(tmp_path / "whole/run"), last_epochs(tmp_path / "killed/run")
+    assert epoch == same_epoch == 3 and all(torch.equal(whole[name], killed[name]) for name in whole)
+    earlier = validations(tmp_path / "killed/run", "metrics.1")
+    assert (earlier + validations(tmp_path / "killed/run"))[-4:] == validations(tmp_path / "whole/run")
+    assert runs.read(tmp_path / "killed/run").status == "finished"
+
+
+def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path):
+    """Two machines that meet by torchrun's elastic rendezvous; a process of the second one is killed."""
+    nodes, port = [], free_port()
+    for _ in range(2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1",
+                   "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1",
+                   "-m", "sodaops.cli", "train"]  # fmt: skip
+        more = ("trainer.devices=1", "trainer.num_nodes=2", "ckpt_path=last")
+        arguments = [text for text in long(tmp_path, small_tweets, "trainer.max_epochs=4") if "devices" not in text]
+        nodes.append(subprocess.Popen([*command, *arguments, *more], cwd=REPO, env=environment(), text=True,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
+    wait_for(tmp_path / "run/checkpoints/last.ckpt")
+    os.kill(
+        next(pid for rank, pid in (*rank_pids(nodes[0], 1).items(), *rank_pids(nodes[1], 1).items()) if rank), signal.SIGKILL
+    )
+    both = [ended(node) for node in nodes]
+    assert sum(out.count("this model") for out, _ in both) == 1, both
+    assert last_epochs(tmp_path / "run")[0] == 3 and (tmp_path / "run/metrics.1/metrics.csv").is_file()
 
 
 def test_two_machines_by_torchrun(small_tweets, tmp_path):
