@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from sodaops.config import OptimConfig
 from sodaops.errors import ConfigError, ModelError
 from sodaops.modeling.encoder import TextEncoder
-from sodaops.modeling.optim import lr_factor, make_optimizer
+from sodaops.modeling.optim import layers_of, lr_factor, make_optimizer
 
 
 class TextClassifier(L.LightningModule):
@@ -64,6 +65,15 @@ class TextClassifier(L.LightningModule):
             targets: float [n_examples, n_labels], rows sum to 1.
         """
         return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.optim.label_smoothing)
+
+    def configure_model(self) -> None:
+        """Shards the parameters among the processes, a transformer layer at a time, where ``trainer.strategy`` is fsdp."""
+        if self.device_mesh is None or isinstance(self.model, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for layer in layers_of(self.model.transformer):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
 
     def on_train_epoch_start(self) -> None:
         self.trainer.train_dataloader.set_epoch(self.current_epoch)

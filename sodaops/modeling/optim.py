@@ -26,6 +26,11 @@ def layer_of(name: str, n_layers: int) -> int:
     return 0 if "embed" in name else n_layers
 
 
+def layers_of(transformer: nn.Module) -> list[nn.Module]:
+    """The transformer's layers, the lowest first."""
+    return [module for name, module in transformer.named_modules() if _LAYER.search(f"{name}.") and name[-1].isdigit()]
+
+
 def freeze(model: TextEncoder, n_layers: int | None) -> None:
     """Keeps the embeddings and the lowest layers as they are; what lies below the lowest trained layer needs no backward.
 

@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -87,6 +88,8 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
         _run(trainer, module, data, config.ckpt_path, run_dir)
     if not trainer.is_global_zero:
         return Trained(run_dir, None, None, {}, None)
+    if arguments["strategy"] == "fsdp":  # what was trained lies in parts on all devices
+        module, _ = _module_and_data(config, manifest, load_pretrained(config.model))
     metrics = _take_best(checkpoints[0], module, arguments)
     if isinstance(profiler, SimpleProfiler):
         print(profile_table(profiler.recorded_durations))
@@ -201,6 +204,9 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     arguments = {**arguments, "enable_progress_bar": any(isinstance(callback, Bar) for callback in shown)}
     if arguments.get("enable_checkpointing") is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+    if arguments["strategy"] == "fsdp":
+        n_all = int(os.environ["WORLD_SIZE"]) if runs.in_rank(os.environ) else 1
+        arguments["strategy"] = ModelParallelStrategy(n_all, 1, save_distributed_checkpoint=False)
     try:
         return L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
     except (ValueError, TypeError, ZeroDivisionError, ModuleNotFoundError) as error:

@@ -29,3 +29,13 @@ class Seen(Callback):
         self.batches.append([row.sum().item() for row in batch["input_ids"]])
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
         self.seeds.append(torch.initial_seed())
+
+
+class Sharded(Callback):
+    """Each of two processes holds about half of the parameters."""
+
+    def on_train_start(self, trainer, module):
+        whole = sum(parameter.numel() for parameter in module.parameters())
+        mine = sum(parameter.to_local().numel() for parameter in module.parameters())
+        if not 0.45 < mine / whole < 0.55:
+            raise RuntimeError(f"{mine} of {whole} parameters are here")

@@ -23,6 +23,7 @@ STEADY = (
     "+model.overrides.hidden_dropout_prob=0",
     "+model.overrides.attention_probs_dropout_prob=0",
 )
+BARE = ("export.variants=[]", "evaluate.split=none")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
@@ -52,20 +53,24 @@ def validations(run, metrics="metrics"):
         ]
 
 
-def test_two_processes_do_what_one_does_and_the_first_alone_writes(small_tweets, tmp_path):
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    ended(sodaops(*run_overrides(alone, small_tweets, *STEADY, "optim.batch_tokens=1024")))
-    out, err = ended(sodaops(*run_overrides(both, small_tweets, *STEADY, *TWO, "optim.batch_tokens=512")))
+@pytest.fixture(scope="module")
+def alone(small_tweets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    ended(sodaops(*run_overrides(folder, small_tweets, *STEADY, "optim.batch_tokens=1024")))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("more", [(), ("trainer=fsdp", "+callbacks.x._target_=tests.integration.stop.Sharded")])
+def test_two_processes_do_what_one_does_and_the_first_alone_writes(alone, small_tweets, tmp_path, more):
+    both = tmp_path / "run"
+    out, err = ended(sodaops(*run_overrides(tmp_path, small_tweets, *STEADY, *TWO, *more, "optim.batch_tokens=512")))
     assert out.count("this model") == 1 and out.count("epoch 1/2") == 1 and "Traceback" not in err
-    for one, two in zip(validations(alone / "run"), validations(both / "run"), strict=True):
+    for one, two in zip(validations(alone), validations(both), strict=True):
         assert two == pytest.approx(one, abs=2e-4)
-    first, second = (
-        Predictor(folder / "run/bundle", "float32").probs(["a good day", "I hate this"]) for folder in (alone, both)
-    )
+    first, second = (Predictor(run / "bundle", "float32").probs(["a good day", "I hate this"]) for run in (alone, both))
     assert abs(first - second).max() < 1e-3
-    files = {str(path.relative_to(both / "run")) for path in (both / "run").rglob("*") if path.is_file()}
-    expected = {str(path.relative_to(alone / "run")) for path in (alone / "run").rglob("*") if path.is_file()}
-    assert files == expected | {"ranks.yaml"}
+    files = {str(path.relative_to(both)) for path in both.rglob("*") if path.is_file()}
+    assert files == {str(path.relative_to(alone)) for path in alone.rglob("*") if path.is_file()} | {"ranks.yaml"}
 
 
 def rank_pids(process, n=2, timeout_s=120):
@@ -94,7 +99,9 @@ def wait_for(path, timeout_s=120):
 
 
 def long(folder, tweets, *more):
-    return run_overrides(folder, tweets, *TWO, "logger=csv", "trainer.max_epochs=8", "early_stopping.patience=null", *more)
+    return run_overrides(
+        folder, tweets, *TWO, *BARE, "logger=csv", "early_stopping.patience=null", "trainer.max_epochs=8", *more
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -116,14 +123,14 @@ def last_epochs(run):
 
 
 def test_after_a_kill_they_start_again_from_the_last_epoch(small_tweets, tmp_path):
-    few = ("trainer.max_epochs=4", "checkpoint.restarts=1")
+    few = ("trainer=fsdp", "trainer.max_epochs=4", "checkpoint.restarts=1")
     ended(sodaops(*long(tmp_path / "whole", small_tweets, *few)))
     process = sodaops(*long(tmp_path / "killed", small_tweets, *few))
     wait_for(tmp_path / "killed/run/checkpoints/last.ckpt")
     os.kill(rank_pids(process)[1], signal.SIGKILL)
     out, err = ended(process)
     assert "process 1 of 2 ended by SIGKILL, and the others with it; starting again from " in err and "1 of at most 1" in err
-    assert out.count("this model") == 1 and "Traceback" not in err
+    assert out.count("bundle: ") == 1 and "Traceback" not in err
     (epoch, whole), (same_epoch, killed) = last_epochs(tmp_path / "whole/run"), last_epochs(tmp_path / "killed/run")
     assert epoch == same_epoch == 3 and all(torch.equal(whole[name], killed[name]) for name in whole)
     earlier = validations(tmp_path / "killed/run", "metrics.1")
@@ -147,36 +154,26 @@ def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path
         next(pid for rank, pid in (*rank_pids(nodes[0], 1).items(), *rank_pids(nodes[1], 1).items()) if rank), signal.SIGKILL
     )
     both = [ended(node) for node in nodes]
-    assert sum(out.count("this model") for out, _ in both) == 1, both
+    assert sum(out.count("bundle: ") for out, _ in both) == 1, both
     assert last_epochs(tmp_path / "run")[0] == 3 and (tmp_path / "run/metrics.1/metrics.csv").is_file()
-
-
-def test_two_machines_by_torchrun(small_tweets, tmp_path):
-    nodes, port = [], free_port()
-    for rank in range(2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1",
-                   "--master-addr=127.0.0.1", f"--master-port={port}", "-m", "sodaops.cli", "train"]  # fmt: skip
-        arguments = run_overrides(tmp_path, small_tweets, "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2")
-        nodes.append(subprocess.Popen([*command, *arguments, "trainer.max_epochs=1"], cwd=REPO, env=environment(), text=True,
-                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
-    (first, _), (second, _) = (ended(node) for node in nodes)
-    assert "this model" in first and "this model" not in second
-    assert (tmp_path / "run/bundle/bundle.json").is_file()
 
 
 def test_two_replicas_of_vertex_ai(small_tweets, tmp_path):
     cluster = {"workerpool0": [f"127.0.0.1:{free_port()}"], "workerpool1": ["127.0.0.1:1"]}
-    arguments = run_overrides(tmp_path, small_tweets, "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2")
+    arguments = run_overrides(tmp_path, small_tweets, *BARE, "trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2")
     replicas = []
     for pool in cluster:
         spec = {"cluster": cluster, "environment": "cloud", "task": {"type": pool, "index": 0}}
         replicas.append(sodaops(*arguments, "trainer.max_epochs=1", CLUSTER_SPEC=json.dumps(spec)))
     (first, _), (second, _) = (ended(replica) for replica in replicas)
-    assert "this model" in first and "this model" not in second
+    assert "bundle: " in first and "bundle: " not in second
+    assert (tmp_path / "run/bundle/bundle.json").is_file()
 
 
 def test_a_sweep_of_trainings_over_two_processes(small_tweets, tmp_path):
-    arguments = [text for text in run_overrides(tmp_path, small_tweets, *TWO, "trainer.max_epochs=1") if "run_dir" not in text]
+    arguments = [
+        text for text in run_overrides(tmp_path, small_tweets, *TWO, *BARE, "trainer.max_epochs=1") if "run_dir" not in text
+    ]
     ended(sodaops("-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep", *arguments))
     found = runs.find([tmp_path / "sweep"])
     assert [run.status for run in found] == ["finished", "finished"] and {run.params["seed"] for run in found} == {1, 2}
