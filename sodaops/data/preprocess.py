@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 _RARE = 5
 FORMAT = 1  # raise when the same table would give other splits: older splits are then stale
 # Keys that do not change what the splits hold.
-_PLACE_KEYS = {"name", "path", "files", "watch", "added"}
+_PLACE_KEYS = {"name", "path", "files", "watch", "added", "ray"}
 
 
 def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:

@@ -1,18 +1,20 @@
-"""Making parts: those of a small table in this process, those of a large one on all cores."""
+"""Making parts: those of a small table in this process, those of a large one on all cores or on a Ray cluster."""
 
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import pyarrow as pa
 
 from sodaops.config import DataConfig
 from sodaops.data.parts import Part, PartsKeptError, prepared, write_part
+from sodaops.errors import SodaOpsError, StorageError
 
 ROWS_HERE = 200_000  # rows that this process does itself: about what it does while others start
 _MAX_WORKERS = 4  # more of them than the reader can feed; each takes about 150 MB
@@ -30,6 +32,7 @@ def make_parts(rows: Iterable[tuple[Part, pa.RecordBatch]], config: DataConfig) 
         The parts in order, each when it is written.
 
     Raises:
+        ConfigError: ``data.ray`` is no cluster that can be reached.
         PartsKeptError: a process was killed, or the system had no memory for it.
         StorageError: a part could not be written.
     """
@@ -39,15 +42,15 @@ def make_parts(rows: Iterable[tuple[Part, pa.RecordBatch]], config: DataConfig) 
             _make(part, raw, config)
             n_rows += part.n_rows
         yield part
-        if n_rows >= ROWS_HERE and _n_workers() > 1:
-            yield from _in_processes(rows, config)
+        if n_rows >= ROWS_HERE and (config.ray is not None or _n_workers() > 1):
+            yield from _elsewhere(rows, config)
 
 
-def _in_processes(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
-    waiting: deque[tuple[Part, Future[None] | None]] = deque()
-    n_workers = _n_workers()
+def _elsewhere(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
+    waiting: deque[tuple[Part, Future[SodaOpsError | None] | None]] = deque()
+    pool, n_workers, lost = _pool(config)
     try:
-        with ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), initializer=_begin) as pool:
+        with pool:
             for part, raw in rows:
                 there = part.path.exists()
                 waiting.append((part, None if there else pool.submit(_make_packed, part, raw.schema, _packed(raw), config)))
@@ -55,17 +58,29 @@ def _in_processes(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfi
                     yield _finished(waiting)
             while waiting:
                 yield _finished(waiting)
-    except BrokenProcessPool as error:
+    except lost as error:
         raise PartsKeptError(
             f"{part.table}: a process that cleaned its rows ended early, at or before row {part.first + part.n_rows - 1:,}; it "
             "was killed, or there was no memory left for it. Run it again: it goes on from the parts that are finished."
         ) from error
 
 
-def _finished(waiting: deque[tuple[Part, Future[None] | None]]) -> Part:
+def _pool(config: DataConfig) -> tuple[Executor, int, type[Exception]]:
+    """Processes here or on a Ray cluster, how many there are, and what they raise when one is lost."""
+    if config.ray is not None:
+        from sodaops.data.ray_cluster import RayPool
+
+        pool = RayPool(config.ray)
+        return pool, pool.n_workers, pool.lost
+    n_workers = _n_workers()
+    pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), initializer=_begin)
+    return pool, n_workers, BrokenProcessPool
+
+
+def _finished(waiting: deque[tuple[Part, Future[SodaOpsError | None] | None]]) -> Part:
     part, future = waiting.popleft()
-    if future is not None:
-        future.result()
+    if future is not None and (error := future.result()) is not None:
+        raise error
     return part
 
 
@@ -73,8 +88,18 @@ def _make(part: Part, raw: pa.RecordBatch, config: DataConfig) -> None:
     write_part(part.path, prepared(raw, part.first, config))
 
 
-def _make_packed(part: Part, schema: pa.Schema, packed: bytes, config: DataConfig) -> None:
-    _make(part, pa.ipc.read_record_batch(packed, schema), config)
+def _make_packed(part: Part, schema: pa.Schema, packed: bytes, config: DataConfig) -> SodaOpsError | None:
+    """Returns what went wrong: pools wrap what is raised, each in its way."""
+    try:
+        if not part.path.parent.is_dir():
+            raise StorageError(
+                f"{part.path.parent}: {socket.gethostname()} does not see this folder; all machines of the cluster must share "
+                "the one that evaluate.splits_dir is in."
+            )
+        _make(part, pa.ipc.read_record_batch(packed, schema), config)
+    except SodaOpsError as error:
+        return error
+    return None
 
 
 def _packed(raw: pa.RecordBatch) -> bytes:
