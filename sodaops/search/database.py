@@ -3,12 +3,15 @@
 import contextlib
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from filelock import FileLock
+from optuna.storages import RDBStorage
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -29,14 +32,15 @@ _GONE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-_FOR_GOOD = re.compile(r"no password supplied|FATAL(?!.*(starting up|shutting down|recovery|too many|connection slots))")
+_PASSING = "starting up|shutting down|recovery|terminating|too many|connection slots"
+_FOR_GOOD = re.compile(rf"no password supplied|FATAL(?!.*({_PASSING}))")
 
 
 def check_url(url: str) -> None:
     """Refuses a database that cannot be named in a file that others read.
 
     Raises:
-        ConfigError: no URL, an unknown database, or a password in it.
+        ConfigError: no URL, an unknown database, one in memory, or a password in it.
     """
     try:
         parsed = make_url(url)
@@ -46,6 +50,8 @@ def check_url(url: str) -> None:
         raise ConfigError(
             f"search.storage={masked(url)!r}: {what}; expected postgresql+psycopg://USER@HOST/DATABASE."
         ) from None
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigError(f"search.storage={url}: the memory of one process; its jobs need a file, sqlite:///FILE.")
     if parsed.password is not None or any("pass" in key.lower() for key in parsed.query):
         raise ConfigError(
             f"search.storage={masked(url)}: a password has no place in a key; give it in PGPASSWORD or ~/.pgpass."
@@ -72,7 +78,7 @@ def open_storage(url: str, grace_s: int = 60, wait_s: float = 0.0) -> RDBStorage
 
     Args:
         url: SQLAlchemy's.
-        grace_s: seconds without a heartbeat after which a trial counts as lost, and is put up to be run again.
+        grace_s: seconds without a heartbeat after which a trial counts as lost.
         wait_s: how long a database that does not answer is waited for, beyond a few short tries.
 
     Raises:
@@ -102,30 +108,43 @@ def open_storage(url: str, grace_s: int = 60, wait_s: float = 0.0) -> RDBStorage
 def _opened(url: str, grace_s: int) -> RDBStorage:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        options: dict[str, Any] = {"connect_args": {"timeout": 60}}
+        options, making = {"connect_args": {"timeout": 60}}, contextlib.nullcontext()  # may be no more than read
     else:  # trials last minutes, and hundreds of them are not to hold a connection each
-        libpq = parsed.get_driver_name() in ("psycopg", "psycopg2")
-        given = {key: value for key, value in _GONE.items() if key not in parsed.query} if libpq else {}
+        known = _GONE if parsed.get_driver_name() in ("psycopg", "psycopg2") else {}
+        given = {key: value for key, value in known.items() if key not in parsed.query}
         options = {"poolclass": NullPool, "connect_args": given}
-    with alone(create_engine(url, **options)):
-        return RDBStorage(
-            url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
-        )  # fmt: skip
+        making = alone(create_engine(url, **options))
+    with making:
+        kept = RDBStorage(url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s)
+    if parsed.get_backend_name() == "postgresql":
+        event.listen(kept.engine, "connect", _in_utc)
+    return kept
+
+
+def _in_utc(connection: Any, record: Any) -> None:
+    """Optuna keeps heartbeats in the time zone of their writer's session, and compares them in that of their reader's."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 @contextlib.contextmanager
 def alone(engine: Engine) -> Iterator[None]:
-    """One process at a time, of all that use a PostgreSQL database; of SQLite and others nothing is promised.
+    """One process at a time, of all that use a PostgreSQL or SQLite database; of others nothing is promised.
 
-    Optuna makes its tables, and we begin a study, by looking first and writing then.
+    Optuna makes its tables, and we begin a study and count its trials, by looking first and writing then.
     """
-    if engine.dialect.name != "postgresql":
-        yield
-        return
-    with engine.begin() as connection:  # the lock ends with the transaction, or with the process
-        connection.execute(text("SET LOCAL lock_timeout = '10min'"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
+    if engine.dialect.name == "sqlite":
+        path = Path(engine.url.database)
+        with FileLock(path.parent / f".{path.name}.lock"):
+            yield
+    elif engine.dialect.name == "postgresql":
+        with engine.begin() as connection:  # the lock ends with the transaction, or with the process
+            connection.execute(text("SET LOCAL lock_timeout = '5min'"))
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '2min'"))  # or with a silent machine
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
+            yield
+    else:
         yield
 
 
@@ -134,28 +153,30 @@ def engine_of(study: optuna.Study) -> Engine:
     return study._storage._backend.engine
 
 
-def is_fresh(engine: Engine, age_s: float) -> bool:
-    """Whether PostgreSQL has run for less than ``age_s`` seconds; of others it is not known."""
-    if engine.dialect.name != "postgresql":
-        return False
-    with engine.connect() as connection:
-        return connection.execute(text("SELECT extract(epoch FROM now() - pg_postmaster_start_time())")).scalar() < age_s
+class Patience:
+    """Waits for a database that is away, whenever the thread that made this needs a connection.
 
+    Args:
+        engine: of the database.
+        url: its own, for messages.
+        longest_s: how long it may be away for; other threads do not wait, but their time counts.
 
-def wait_when_gone(engine: Engine, url: str, patience_s: float) -> None:
-    """From now on, whoever needs a connection while the database is away waits for it, ``patience_s`` at most."""
-    if engine.dialect.name != "sqlite":
-        event.listen(engine, "do_connect", _Patience(masked(url), patience_s))
+    Attributes:
+        since_s: when the database was found, or found again, on the clock of ``time.monotonic``.
+    """
 
-
-class _Patience:
-    """Connects, however often that takes. The threads of a process share the time, so none waits after another has given up."""
-
-    def __init__(self, name: str, patience_s: float) -> None:
-        self._name, self._patience_s = name, patience_s
+    def __init__(self, engine: Engine, url: str, longest_s: float) -> None:
+        self._name, self._longest_s, self._thread = masked(url), longest_s, threading.get_ident()
         self._gone_at_s: float | None = None
+        self.since_s = time.monotonic()
+        if engine.dialect.name != "sqlite":  # a file is there or is not
+            event.listen(engine, "do_connect", self._connect)
 
-    def __call__(self, dialect: Any, record: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    def end(self) -> None:
+        """From now on nobody waits."""
+        self._longest_s = 0.0
+
+    def _connect(self, dialect: Any, record: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
         while True:
             try:
                 connection = dialect.connect(*arguments, **options)
@@ -163,13 +184,13 @@ class _Patience:
                 gone_at_s, now_s = self._gone_at_s, time.monotonic()
                 if gone_at_s is None:
                     self._gone_at_s = gone_at_s = now_s
-                    print(f"search.storage={self._name}: {said(error)}; waiting up to {self._patience_s:.0f} s", flush=True)
-                if now_s - gone_at_s > self._patience_s:
+                    print(f"search.storage={self._name}: {said(error)}; waiting up to {self._longest_s:.0f} s", flush=True)
+                if now_s - gone_at_s >= self._longest_s or threading.get_ident() != self._thread:
                     raise
                 time.sleep(_POLL_S)
             else:
                 if self._gone_at_s is not None:
-                    self._gone_at_s = None
+                    self._gone_at_s, self.since_s = None, time.monotonic()
                     print(f"search.storage={self._name}: it answers again", flush=True)
                 return connection
 

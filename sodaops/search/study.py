@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from hydra.utils import get_class
 from optuna.storages import fail_stale_trials
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sodaops import storage as files
 from sodaops.errors import ConfigError, nearest, some
@@ -30,7 +30,7 @@ _PRUNERS = {
     "hyperband": ("optuna.pruners.HyperbandPruner", {}),
     "none": ("optuna.pruners.NopPruner", {}),
 }
-_PATIENCE = 5  # grace periods that a database may be away for: an update or a failover is over by then
+_MAX_LOST = 3  # so often may a trial be lost and run again; it may be what kills its machine
 
 
 def quieten() -> None:
@@ -73,7 +73,7 @@ def open_study(url: str, name: str, grace_s: int, direction: str, asked: Mapping
     Args:
         url: of the database.
         name: the study's.
-        grace_s: see :func:`database.open_storage`; the database may later be away for five times as long.
+        grace_s: see :func:`database.open_storage`.
         direction: ``maximize`` or ``minimize``.
         asked: what makes trials comparable, key by key.
 
@@ -88,7 +88,6 @@ def open_study(url: str, name: str, grace_s: int, direction: str, asked: Mapping
         plain = json.loads(json.dumps(asked))
         if begun is None:
             study.set_user_attr("asked", plain)
-    database.wait_when_gone(kept.engine, url, _PATIENCE * grace_s)
     if begun is not None and begun != plain:
         keys = [key for key in {**begun, **plain} if begun.get(key) != plain.get(key)]
         differing = some([f"{key}: {begun.get(key)}, now {plain.get(key)}" for key in keys])
@@ -163,7 +162,7 @@ def counted(study: optuna.Study) -> dict[str, int]:
     """How many trials there are of each kind; one that was lost and run again counts once."""
     trials = study.get_trials(deepcopy=False)
     states = {name: sum(t.state == TrialState[name] for t in trials) for name in ("COMPLETE", "PRUNED", "RUNNING")}
-    return {**states, "FAIL": sum(t.state == TrialState.FAIL and "error" in t.user_attrs for t in trials)}
+    return {**states, "FAIL": sum(t.state == TrialState.FAIL and not _is_lost(t) for t in trials)}
 
 
 @contextlib.contextmanager
@@ -193,13 +192,13 @@ class Alive:
     def add(self, trial_id: int) -> None:
         """One more; its first beat is told at once."""
         self._store.record_heartbeat(trial_id)
-        self._store.set_trial_user_attr(trial_id, "alive", trial_id)  # its own: one that is run again inherits the lost one's
+        self._store.set_trial_user_attr(trial_id, "alive", trial_id)
         self._trial_ids.append(trial_id)
 
     def beat(self) -> None:
         """A beat of each."""
-        for trial_id in list(self._trial_ids):
-            with contextlib.suppress(*database.BROKEN):  # busy, or away; the next one will do
+        with contextlib.suppress(*database.BROKEN):  # busy, or away; the next one will do
+            for trial_id in list(self._trial_ids):
                 self._store.record_heartbeat(trial_id)
 
 
@@ -209,30 +208,51 @@ class Watch:
     Args:
         study: theirs and ours.
         grace_s: seconds that a process may be silent for.
+        patience: knows since when the database is at hand.
     """
 
-    def __init__(self, study: optuna.Study, grace_s: int) -> None:
-        self._study, self._grace_s = study, grace_s
+    def __init__(self, study: optuna.Study, grace_s: int, patience: database.Patience) -> None:
+        self._study, self._grace_s, self._patience = study, grace_s, patience
         self._unborn: dict[int, float] = {}  # trial_id -> when we first saw it; machines' clocks may differ
 
     def look(self) -> None:
-        """Fails trials that nobody speaks for; those that had begun are put up to be run again."""
-        if database.is_fresh(database.engine_of(self._study), self._grace_s):
-            return  # nobody could say that his trials live, while the database was away
-        fail_stale_trials(self._study)
+        """Fails trials that nobody speaks for, and puts them up to be run again."""
+        if time.monotonic() - self._patience.since_s < self._grace_s:
+            return  # the database may have been away just now, and nobody could say that his trials live
+        with database.alone(database.engine_of(self._study)):
+            fail_stale_trials(self._study)
+            self._fail_unborn()
+            put_up(self._study)
+
+    def _fail_unborn(self) -> None:
+        """Those whose process died between the question and the first heartbeat."""
         running, now_s = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), time.monotonic()
         unborn = [trial._trial_id for trial in running if trial.user_attrs.get("alive") != trial._trial_id]
         self._unborn = {trial_id: self._unborn.get(trial_id, now_s) for trial_id in unborn}
-        for trial_id, since_s in self._unborn.items():  # their process died between the question and the first heartbeat
+        for trial_id, since_s in self._unborn.items():
             if now_s - since_s > self._grace_s:
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
 
+def put_up(study: optuna.Study) -> None:
+    """Enqueues the settings of each trial that was lost or stopped, unless that was done; one process at a time."""
+    trials = study.get_trials(deepcopy=False)
+    done = {trial.user_attrs.get("instead_of") for trial in trials}
+    for trial in trials:
+        settings = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        n_lost = trial.user_attrs.get("n_lost", 0) + ("stopped" not in trial.user_attrs)
+        if _is_lost(trial) and trial.number not in done and settings and n_lost <= _MAX_LOST:
+            study.enqueue_trial(settings, user_attrs={"instead_of": trial.number, "n_lost": n_lost})
+
+
 def was_lost(study: optuna.Study, trial: optuna.Trial) -> bool:
-    """Whether another process took a trial for lost, and put it up again."""
-    kept = study._storage.get_trial(trial._trial_id)
-    return kept.state == TrialState.FAIL and "error" not in kept.user_attrs
+    """Whether another process took a trial for lost."""
+    return _is_lost(study._storage.get_trial(trial._trial_id))
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and "error" not in trial.user_attrs
 
 
 def default_url(folder: Path) -> str:

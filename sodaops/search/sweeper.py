@@ -32,6 +32,7 @@ from sodaops.validation import build
 
 _ALL_FAIL = 3  # so many failures before the first success end the sweep: they have a cause in common
 _POLL_S = 2.0
+_PATIENCE = 5  # grace periods that a database may be away for: an update or a failover is over by then
 _NOT_SWEPT = ("seed", "ckpt_path", "checkpoint.monitor")
 _ASIDE = ("evaluate", "export", "logger", "registry", "run_dir", "search", "serve")  # shape no training
 
@@ -89,7 +90,9 @@ class Sweep:
         with database.answering(self._url):
             self._study = studies.open_study(self._url, self._search.study, self._search.grace_s, direction, asked)
             studies.remember(self._folder, self._url, self._search.study, metric, direction)
-            self._watch = studies.Watch(self._study, self._search.grace_s)
+            engine, grace_s = database.engine_of(self._study), self._search.grace_s
+            self._patience = database.Patience(engine, self._url, _PATIENCE * grace_s)
+            self._watch = studies.Watch(self._study, grace_s, self._patience)
             with self._alone():
                 self._begin_with_the_default()
             self._until_done()
@@ -218,20 +221,23 @@ class Sweep:
         try:
             yield
         except BaseException as stop:
-            store = self._study._storage
+            self._patience.end()
             try:
-                for trial in trials:
-                    if not store.get_trial(trial._trial_id).state.is_finished():
-                        self._study.tell(trial, state=TrialState.FAIL)
-                        self._study.enqueue_trial(trial.params)
+                self._stop(trials)
             except database.BROKEN:
                 numbers = some([trial.number for trial in trials])
-                print(
-                    f"the study could not be told of trials {numbers}, which are run again; their runs stay in {self._folder}"
-                )
+                print(f"the study could not be told of trials {numbers}: they are run again, their runs stay in {self._folder}")
             if isinstance(stop, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"the same command goes on with search.study={self._search.study}") from None
             raise
+
+    def _stop(self, trials: Sequence[optuna.Trial]) -> None:
+        for trial in trials:
+            if not self._study._storage.get_trial(trial._trial_id).state.is_finished():
+                trial.set_user_attr("stopped", True)
+                self._study.tell(trial, state=TrialState.FAIL)
+        with self._alone():
+            studies.put_up(self._study)
 
     def _launch(self, jobs: Sequence[tuple[optuna.Trial, int]]) -> Sequence[JobReturn]:
         lines = []

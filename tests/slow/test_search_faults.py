@@ -8,9 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import optuna
 import pytest
-from optuna.trial import TrialState
 
 from sodaops import runs
 from sodaops.search import study as studies
@@ -100,8 +98,8 @@ def test_two_processes_share_a_study(start):
     for process in both:
         finish(process)
     states = [trial.state.name for trial in trials()]
-    assert 6 <= len(states) <= 7 and set(states) == {"COMPLETE"}  # both may see the last place free
-    assert len({trial.user_attrs["folders"][0] for trial in trials()}) == len(states)
+    assert states == ["COMPLETE"] * 6
+    assert len({trial.user_attrs["folders"][0] for trial in trials()}) == 6
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
@@ -165,20 +163,6 @@ def test_a_trial_that_never_came_to_life_is_dropped(start):
     assert finish(start("search.n_trials=1", "search.grace_s=4"))
     study, _ = studies.recall(Path("multirun/s"))
     study.ask()
-    assert "2 trials finished" in finish(start("search.n_trials=2", "search.grace_s=4"))
-    assert [trial.state.name for trial in trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
-
-
-def test_a_lost_trial_whose_second_run_never_came_to_life_is_dropped(start):
-    """It has what the lost one told the study, that it lives among it."""
-    assert finish(start("search.n_trials=1", "search.grace_s=4"))
-    study, _ = studies.recall(Path("multirun/s"))
-    (first,) = study.get_trials()
-    again = optuna.create_trial(
-        state=TrialState.WAITING, params=first.params, distributions=first.distributions, user_attrs=first.user_attrs
-    )
-    study.add_trial(again)
-    assert study.ask().number == 1
     assert "2 trials finished" in finish(start("search.n_trials=2", "search.grace_s=4"))
     assert [trial.state.name for trial in trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
 
