@@ -52,10 +52,10 @@ class Postgres:
             assert self._server.poll() is None and time.monotonic() < until, (self._folder / "log.txt").read_text()
             time.sleep(0.05)
 
-    def stop(self) -> None:
-        """Stops it at once, as its administrator would: open transactions are rolled back."""
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stops it, as its administrator would: open transactions are rolled back."""
         if self._server is not None:
-            self._server.send_signal(signal.SIGINT)
+            self._server.send_signal(how)
             self._server.wait(30)
             self._server = None
 
@@ -99,6 +99,6 @@ def running() -> Iterator[Postgres]:
         try:
             yield server
         finally:
-            server.stop()
+            server.stop(signal.SIGQUIT)  # nothing of it is kept
     finally:
         shutil.rmtree(folder)

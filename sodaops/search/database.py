@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import optuna
 from filelock import FileLock
 from optuna.storages import RDBStorage
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import event, text
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -108,14 +108,12 @@ def open_storage(url: str, grace_s: int = 60, wait_s: float = 0.0) -> RDBStorage
 def _opened(url: str, grace_s: int) -> RDBStorage:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        options, making = {"connect_args": {"timeout": 60}}, contextlib.nullcontext()  # may be no more than read
+        options: dict[str, Any] = {"connect_args": {"timeout": 60}}
     else:  # trials last minutes, and hundreds of them are not to hold a connection each
         known = _GONE if parsed.get_driver_name() in ("psycopg", "psycopg2") else {}
         given = {key: value for key, value in known.items() if key not in parsed.query}
         options = {"poolclass": NullPool, "connect_args": given}
-        making = alone(create_engine(url, **options))
-    with making:
-        kept = RDBStorage(url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s)
+    kept = RDBStorage(url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s)
     if parsed.get_backend_name() == "postgresql":
         event.listen(kept.engine, "connect", _in_utc)
     return kept
@@ -132,7 +130,7 @@ def _in_utc(connection: Any, record: Any) -> None:
 def alone(engine: Engine) -> Iterator[None]:
     """One process at a time, of all that use a PostgreSQL or SQLite database; of others nothing is promised.
 
-    Optuna makes its tables, and we begin a study and count its trials, by looking first and writing then.
+    A study is begun, and its trials are counted, by looking first and writing then.
     """
     if engine.dialect.name == "sqlite":
         path = Path(engine.url.database)
