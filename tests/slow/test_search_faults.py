@@ -147,10 +147,10 @@ def test_slurm(start, workdir, monkeypatch):
         (programs / name).write_text(SLURM)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings = ["hydra.launcher.timeout_min=7", "hydra.launcher.cpus_per_task=3", "hydra.launcher.partition=cpu"]
-    text = finish(
-        start("hydra/launcher=submitit_slurm", *settings, "search.n_jobs=2", "search.n_trials=2", "search.pruner=none")
-    )
+    sweep = ["search.n_jobs=2", "search.n_trials=2", "search.pruner=none", "trainer.max_epochs=1"]
+    text = finish(start("hydra/launcher=submitit_slurm", *settings, *sweep))
     assert "2 trials finished" in text, text
     script = (programs / "100.sbatch").read_text()
     wanted = ("--array=0-1%2", "--time=7", "--cpus-per-task=3", "--partition=cpu")
