@@ -119,7 +119,7 @@ def test_three_begin_at_once_in_an_empty_database(server, url, workdir):
 
 
 def test_machines_share_a_study_while_one_dies_and_the_database_restarts(server, url, sweep, machine):
-    command = [str(REPO / "train.py"), *sweep(url, "search.n_trials=10")]
+    command = [str(REPO / "train.py"), *sweep(url, "search.n_trials=8")]
     a, b, c = (machine(name, *command) for name in "abc")
     wait_for(lambda: list(b.folder.glob("multirun/s/*/run.json")))
     os.killpg(b.pid, signal.SIGKILL)
@@ -133,18 +133,18 @@ def test_machines_share_a_study_while_one_dies_and_the_database_restarts(server,
 
     done = [trial for trial in trials(url) if trial.state.name == "COMPLETE"]
     lost = [trial for trial in trials(url) if trial.state.name == "FAIL"]
-    assert len(done) == 10 and len(done) + len(lost) == len(trials(url)), "as many as asked for, over the machines together"
+    assert len(done) == 8 and len(done) + len(lost) == len(trials(url)), "as many as asked for, over the machines together"
     assert lost and all(trial.params in [other.params for other in done] for trial in lost), "what died is run again"
     assert {trial.number for trial in lost} <= {int(path.name) for path in b.folder.glob("multirun/s/*/")}, "and nothing else"
     assert not any("error" in trial.user_attrs for trial in lost)
     drawn = [trial.params["optim.lr"] for trial in done]
-    assert len(set(drawn)) == 10 and drawn.count(3e-4) == 1, "no two machines draw the same, or begin with the default"
-    assert len({tuple(trial.user_attrs["folders"]) for trial in done}) == 10
+    assert len(set(drawn)) == 8 and drawn.count(3e-4) == 1, "no two machines draw the same, or begin with the default"
+    assert len({tuple(trial.user_attrs["folders"]) for trial in done}) == 8
     homes = {trial.user_attrs["where"].partition(":")[2] for trial in done}
     assert {str(a.folder / "multirun/s"), str(c.folder / "multirun/s")} <= homes
     for process, text, other in ((a, texts[0], c), (c, texts[1], a)):
         own = sum(f"/{process.folder.name}/" in trial.user_attrs["where"] for trial in done)
-        assert f"{10 - own} of 10 finished trials are not in multirun/s but in" in text
+        assert f"{8 - own} of 8 finished trials are not in multirun/s but in" in text
         assert str(other.folder / "multirun/s") in text
     written = [file for file in a.folder.parent.rglob("*") if file.is_file()]
     assert len(written) > 50 and not [file for file in written if server.password.encode() in file.read_bytes()]
