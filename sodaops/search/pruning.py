@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from sodaops.errors import PrunedError
 
+_WAIT_S = 300.0  # for a database that is away when a trial begins
 VARIABLE = "SODAOPS_TRIAL"  # an environment variable of the job, so that its configuration stays what a lone run's is
 
 
@@ -54,14 +55,15 @@ class Pruning(Callback):
     def __init__(self, trial: Trial, monitor: str) -> None:
         import optuna
 
-        from sodaops.search.study import make_pruner, open_storage, quieten
+        from sodaops.search import database
+        from sodaops.search.study import make_pruner, quieten
 
         quieten()
         self._trial, self._monitor = trial, monitor
-        self._finished = optuna.exceptions.UpdateFinishedTrialError
-        self._study = optuna.load_study(
-            study_name=trial.study, storage=open_storage(trial.storage), pruner=make_pruner(trial.pruner, trial.pruner_options)
-        )
+        self._finished, self._broken, self._said = optuna.exceptions.UpdateFinishedTrialError, database.BROKEN, database.said
+        pruner, kept = make_pruner(trial.pruner, trial.pruner_options), database.open_storage(trial.storage, wait_s=_WAIT_S)
+        with database.answering(trial.storage):
+            self._study = optuna.load_study(study_name=trial.study, storage=kept, pruner=pruner)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Tells the study, and asks it.
@@ -72,14 +74,21 @@ class Pruning(Callback):
         value = trainer.callback_metrics.get(self._monitor)
         if trainer.sanity_checking or value is None:
             return
-        step, store = trainer.current_epoch + 1, self._study._storage
+        step = trainer.current_epoch + 1
         try:
-            store.set_trial_intermediate_value(self._trial.trial_id, step, float(value))
+            pruned = self._report(step, float(value), last=step == trainer.max_epochs)
         except self._finished:
             raise PrunedError(
                 f"trial {self._trial.number} was taken for lost by another process, which runs it again"
             ) from None
-        if step == trainer.max_epochs:
-            return  # nothing is left to be saved
-        if self._study.pruner.prune(self._study, store.get_trial(self._trial.trial_id)):
+        except self._broken as error:  # the training is worth more than its pruning
+            print(f"trial {self._trial.number}: the study was not told of epoch {step}, training goes on: {self._said(error)}")
+            return
+        if pruned:
             raise PrunedError(f"trial {self._trial.number} pruned after epoch {step}: {self._monitor} {float(value):.4f}")
+
+    def _report(self, step: int, value: float, last: bool) -> bool:
+        """Whether the pruner ends the training; after the last epoch nothing is left to be saved."""
+        store = self._study._storage
+        store.set_trial_intermediate_value(self._trial.trial_id, step, value)
+        return not last and self._study.pruner.prune(self._study, store.get_trial(self._trial.trial_id))

@@ -1,27 +1,24 @@
-"""The study that a sweep is kept in: an Optuna study in a database, opened by any number of processes and machines."""
+"""The study that a sweep is kept in: Optuna's, shared by any number of processes and machines, some of which die."""
 
 import contextlib
 import inspect
 import json
 import logging
-import re
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 from hydra.utils import get_class
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from optuna.storages import fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState
 
 from sodaops import storage as files
-from sodaops.errors import ConfigError, StorageError, nearest, some
+from sodaops.errors import ConfigError, nearest, some
+from sodaops.search import database
 
 FILE = "study.json"  # in the sweep's folder: which study it is
 _SAMPLERS = {
@@ -33,7 +30,7 @@ _PRUNERS = {
     "hyperband": ("optuna.pruners.HyperbandPruner", {}),
     "none": ("optuna.pruners.NopPruner", {}),
 }
-_TRIES_S = (0.2, 0.5, 1.0, 2.0, 4.0)  # waits after processes met in an empty database, or a database that was busy
+_MAX_LOST = 3  # so often may a trial be lost and run again; it may be what kills its machine
 
 
 def quieten() -> None:
@@ -42,35 +39,6 @@ def quieten() -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")  # ours beat in heartbeats(), below
-
-
-def check_url(url: str) -> None:
-    """Refuses a database that cannot be named in a file that others read.
-
-    Raises:
-        ConfigError: no URL, an unknown database, or a password in it.
-    """
-    try:
-        parsed = make_url(url)
-        parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError, ValueError, ModuleNotFoundError) as error:
-        said = str(error).partition(" from given URL string")[0]
-        raise ConfigError(
-            f"search.storage={masked(url)!r}: {said}; expected postgresql+psycopg://USER@HOST/DATABASE."
-        ) from None
-    if parsed.password is not None or any("pass" in key.lower() for key in parsed.query):
-        raise ConfigError(
-            f"search.storage={masked(url)}: a password has no place in a key; give it in PGPASSWORD or ~/.pgpass."
-        )
-
-
-def masked(url: str) -> str:
-    """A database's URL as it may be shown, with stars for what may be a secret.
-
-    >>> masked("postgresql://me:secret@host/db?password=secret&sslmode=require")
-    'postgresql://me:***@host/db?password=***&sslmode=require'
-    """
-    return re.sub(r"(?i)(pass\w*=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*:).*@", r"\1***@", url))
 
 
 def check_folder(folder: Path, url: str, name: str) -> None:
@@ -99,45 +67,13 @@ def _about(folder: Path) -> dict[str, str]:
         raise ConfigError(f"{folder / FILE}: damaged ({error}); delete it, and the sweep's command writes it anew.") from None
 
 
-def open_storage(url: str, grace_s: int = 60) -> RDBStorage:
-    """Opens the database, and makes its tables where it has none.
-
-    Args:
-        url: SQLAlchemy's.
-        grace_s: seconds without a heartbeat after which a trial counts as lost, and is put up to be run again.
-
-    Raises:
-        ConfigError: as :func:`check_url` says.
-        StorageError: no connection, or no database of Optuna's.
-    """
-    check_url(url)
-    waits_s = iter(_TRIES_S)
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    while True:
-        try:
-            return RDBStorage(
-                url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
-            )  # fmt: skip
-        except ImportError as error:
-            raise ConfigError(f"search.storage={masked(url)}: {error.name or error} is not installed.") from None
-        except (SQLAlchemyError, RuntimeError, optuna.exceptions.StorageInternalError) as error:
-            wait_s = next(waits_s, None)
-            if wait_s is None:
-                said = str(error.__cause__ or error).splitlines()[0]
-                raise StorageError(
-                    f"search.storage={masked(url)}: {said}. Check the address and that the database runs."
-                ) from error
-            time.sleep(wait_s)
-
-
 def open_study(url: str, name: str, grace_s: int, direction: str, asked: Mapping[str, Any]) -> optuna.Study:
     """The study of this name, made where it is new.
 
     Args:
         url: of the database.
         name: the study's.
-        grace_s: see :func:`open_storage`.
+        grace_s: see :func:`database.open_storage`.
         direction: ``maximize`` or ``minimize``.
         asked: what makes trials comparable, key by key.
 
@@ -145,14 +81,14 @@ def open_study(url: str, name: str, grace_s: int, direction: str, asked: Mapping
         ConfigError: the study was begun with something else.
         StorageError: the database cannot be opened.
     """
-    study = optuna.create_study(
-        storage=open_storage(url, grace_s), study_name=name, direction=direction, load_if_exists=True,
-    )  # fmt: skip
-    begun = study.user_attrs.get("asked")
-    plain = json.loads(json.dumps(asked))
-    if begun is None:
-        study.set_user_attr("asked", plain)
-    elif begun != plain:
+    kept = database.open_storage(url, grace_s)
+    with database.alone(kept.engine):
+        study = optuna.create_study(storage=kept, study_name=name, direction=direction, load_if_exists=True)
+        begun = study.user_attrs.get("asked")
+        plain = json.loads(json.dumps(asked))
+        if begun is None:
+            study.set_user_attr("asked", plain)
+    if begun is not None and begun != plain:
         keys = [key for key in {**begun, **plain} if begun.get(key) != plain.get(key)]
         differing = some([f"{key}: {begun.get(key)}, now {plain.get(key)}" for key in keys])
         raise ConfigError(
@@ -216,7 +152,8 @@ def recall(folder: Path) -> tuple[optuna.Study, dict[str, str]]:
             raise ConfigError(f"{folder / FILE}: its database {local} is gone.")
         url = f"sqlite:///{moved.resolve()}"
     try:
-        return optuna.load_study(study_name=name, storage=open_storage(url)), about
+        with database.answering(url):
+            return optuna.load_study(study_name=name, storage=database.open_storage(url)), about
     except KeyError:
         raise ConfigError(f"{folder / FILE}: the database holds no study {name}.") from None
 
@@ -225,7 +162,7 @@ def counted(study: optuna.Study) -> dict[str, int]:
     """How many trials there are of each kind; one that was lost and run again counts once."""
     trials = study.get_trials(deepcopy=False)
     states = {name: sum(t.state == TrialState[name] for t in trials) for name in ("COMPLETE", "PRUNED", "RUNNING")}
-    return {**states, "FAIL": sum(t.state == TrialState.FAIL and "error" in t.user_attrs for t in trials)}
+    return {**states, "FAIL": sum(t.state == TrialState.FAIL and not _is_lost(t) for t in trials)}
 
 
 @contextlib.contextmanager
@@ -255,23 +192,67 @@ class Alive:
     def add(self, trial_id: int) -> None:
         """One more; its first beat is told at once."""
         self._store.record_heartbeat(trial_id)
-        self._store.set_trial_user_attr(trial_id, "alive", True)
+        self._store.set_trial_user_attr(trial_id, "alive", trial_id)
         self._trial_ids.append(trial_id)
 
     def beat(self) -> None:
         """A beat of each."""
-        for trial_id in list(self._trial_ids):
-            with contextlib.suppress(optuna.exceptions.StorageInternalError):  # busy; the next one will do
+        with contextlib.suppress(*database.BROKEN):  # busy, or away; the next one will do
+            for trial_id in list(self._trial_ids):
                 self._store.record_heartbeat(trial_id)
 
 
-def drop_unborn(study: optuna.Study, grace_s: int) -> None:
-    """Fails trials that were asked for by a process which died before it could say that they live."""
-    before = datetime.now() - timedelta(seconds=grace_s)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if "alive" not in trial.user_attrs and trial.datetime_start < before:
-            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+class Watch:
+    """Looks after the trials of processes that died.
+
+    Args:
+        study: theirs and ours.
+        grace_s: seconds that a process may be silent for.
+        patience: knows since when the database is at hand.
+    """
+
+    def __init__(self, study: optuna.Study, grace_s: int, patience: database.Patience) -> None:
+        self._study, self._grace_s, self._patience = study, grace_s, patience
+        self._unborn: dict[int, float] = {}  # trial_id -> when we first saw it; machines' clocks may differ
+
+    def look(self) -> None:
+        """Fails trials that nobody speaks for, and puts them up to be run again."""
+        if time.monotonic() - self._patience.since_s < self._grace_s:
+            return  # the database may have been away just now, and nobody could say that his trials live
+        with database.alone(database.engine_of(self._study)):
+            fail_stale_trials(self._study)
+            self._fail_unborn()
+            put_up(self._study)
+
+    def _fail_unborn(self) -> None:
+        """Those whose process died between the question and the first heartbeat."""
+        running, now_s = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), time.monotonic()
+        unborn = [trial._trial_id for trial in running if trial.user_attrs.get("alive") != trial._trial_id]
+        self._unborn = {trial_id: self._unborn.get(trial_id, now_s) for trial_id in unborn}
+        for trial_id, since_s in self._unborn.items():
+            if now_s - since_s > self._grace_s:
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self._study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+
+def put_up(study: optuna.Study) -> None:
+    """Enqueues the settings of each trial that was lost or stopped, unless that was done; one process at a time."""
+    trials = study.get_trials(deepcopy=False)
+    done = {trial.user_attrs.get("instead_of") for trial in trials}
+    for trial in trials:
+        settings = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        n_lost = trial.user_attrs.get("n_lost", 0) + ("stopped" not in trial.user_attrs)
+        if _is_lost(trial) and trial.number not in done and settings and n_lost <= _MAX_LOST:
+            study.enqueue_trial(settings, user_attrs={"instead_of": trial.number, "n_lost": n_lost})
+
+
+def was_lost(study: optuna.Study, trial: optuna.Trial) -> bool:
+    """Whether another process took a trial for lost."""
+    return _is_lost(study._storage.get_trial(trial._trial_id))
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and "error" not in trial.user_attrs
 
 
 def default_url(folder: Path) -> str:

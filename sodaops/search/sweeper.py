@@ -1,9 +1,11 @@
 """The sweep behind ``-m search=…``, on Optuna's ask and tell: it resumes and prunes; Hydra's launchers run the jobs."""
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
+import socket
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,21 +18,21 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
-from optuna.storages import fail_stale_trials
 from optuna.trial import TrialState
 from tqdm import tqdm
 
 from sodaops import storage
 from sodaops.config import Config
-from sodaops.errors import ConfigError, PrunedError, SodaOpsError, StorageError, some
+from sodaops.errors import ConfigError, PrunedError, SodaOpsError, some
 from sodaops.runs import RECORD, flatten, read
-from sodaops.search import report, study as studies
+from sodaops.search import database, report, study as studies
 from sodaops.search.pruning import VARIABLE, Trial
 from sodaops.search.space import Dimension, check_keys, read_space, spelled, swept_dimension
 from sodaops.validation import build
 
 _ALL_FAIL = 3  # so many failures before the first success end the sweep: they have a cause in common
 _POLL_S = 2.0
+_PATIENCE = 5  # grace periods that a database may be away for: an update or a failover is over by then
 _NOT_SWEPT = ("seed", "ckpt_path", "checkpoint.monitor")
 _ASIDE = ("evaluate", "export", "logger", "registry", "run_dir", "search", "serve")  # shape no training
 
@@ -85,17 +87,19 @@ class Sweep:
         asked = self._question()
         studies.make_pruner(self._search.pruner, self._search.pruner_options)  # a fault is told before the first trial
         studies.make_sampler(self._search.sampler, self._search.sampler_options, 0)
-        self._study = studies.open_study(self._url, self._search.study, self._search.grace_s, direction, asked)
-        studies.remember(self._folder, self._url, self._search.study, metric, direction)
-        try:
-            self._begin_with_the_default()
+        with database.answering(self._url):
+            self._study = studies.open_study(self._url, self._search.study, self._search.grace_s, direction, asked)
+            studies.remember(self._folder, self._url, self._search.study, metric, direction)
+            engine, grace_s = database.engine_of(self._study), self._search.grace_s
+            self._patience = database.Patience(engine, self._url, _PATIENCE * grace_s)
+            self._watch = studies.Watch(self._study, grace_s, self._patience)
+            with self._alone():
+                self._begin_with_the_default()
             self._until_done()
             self._conclude()
-        except optuna.exceptions.StorageInternalError as error:
-            raise StorageError(
-                f"search.storage={studies.masked(self._url)}: {str(error.__cause__ or error).splitlines()[0]}. The same "
-                "command goes on once the database answers."
-            ) from error
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        return database.alone(database.engine_of(self._study))
 
     def _parse(self, arguments: list[str]) -> tuple[list[str], list[Override]]:
         parsed = OverridesParser.create().parse_overrides(arguments)
@@ -146,20 +150,23 @@ class Sweep:
         """Asks for trials while there is room, and waits for those of others, which may be lost."""
         with tqdm(total=self._search.n_trials, desc=self._search.study, unit="trial", disable=None) as bar:
             while True:
-                fail_stale_trials(self._study)
-                studies.drop_unborn(self._study, self._search.grace_s)
-                n = studies.counted(self._study)
-                n_done = n["COMPLETE"] + n["PRUNED"] + n["FAIL"]
+                database.again(self._watch.look)
+                n_done, n_running = database.again(self._count)
                 bar.update(n_done - bar.n)
-                room = self._search.n_trials - n_done - n["RUNNING"]
+                room = self._search.n_trials - n_done - n_running
                 if room > 0:
                     self._run(min(room, self._n_jobs()))
-                    self._report()
+                    database.again(self._report)
                     self._give_up_if_all_fail()
-                elif n["RUNNING"] and n_done < self._search.n_trials:
-                    self._wait(n["RUNNING"])
+                elif n_running and n_done < self._search.n_trials:
+                    self._wait(n_running)
                 else:
                     return
+
+    def _count(self) -> tuple[int, int]:
+        """Trials that have ended, and that run."""
+        n = studies.counted(self._study)
+        return n["COMPLETE"] + n["PRUNED"] + n["FAIL"], n["RUNNING"]
 
     def _wait(self, n_running: int) -> None:
         if not self._said_wait:
@@ -172,7 +179,12 @@ class Sweep:
         n = self._search.n_jobs or self._hydra.launcher.get("n_jobs") or 1
         return int(n) if n > 0 else os.cpu_count()
 
-    def _ask(self) -> optuna.Trial:
+    def _ask(self) -> optuna.Trial | None:
+        """The next trial; None where another process took the last one."""
+        with self._alone():
+            return self._ask_alone() if sum(self._count()) < self._search.n_trials else None
+
+    def _ask_alone(self) -> optuna.Trial:
         seed = self._config.seed + len(self._study.get_trials(deepcopy=False))  # a resumed sweep does not draw the same again
         self._study.sampler = studies.make_sampler(self._search.sampler, self._search.sampler_options, seed)
         try:
@@ -185,8 +197,12 @@ class Sweep:
         seed, n_seeds, trials = self._config.seed, self._search.n_seeds, []
         with self._put_back(trials), studies.heartbeats(self._study) as beating:
             for _ in range(n_trials):
-                trials.append(self._ask())
-                beating.add(trials[-1]._trial_id)
+                trial = database.again(self._ask)
+                if trial is not None:
+                    trials.append(trial)
+                    database.again(lambda: beating.add(trials[-1]._trial_id))
+            if not trials:
+                return
             first = self._launch([(trial, seed) for trial in trials])
             going = [trial for trial, done in zip(trials, first, strict=True) if _score(done) is not None]
             more = [(trial, seed + i) for trial in going for i in range(1, n_seeds)]
@@ -194,9 +210,10 @@ class Sweep:
             for trial, done in zip(trials, first, strict=True):
                 others = [ret for (of, _), ret in zip(more, rest, strict=True) if of is trial]
                 try:
-                    self._tell(trial, [done, *others])
+                    database.again(functools.partial(self._tell, trial, [done, *others]))
                 except optuna.exceptions.UpdateFinishedTrialError:
-                    print(f"trial {trial.number} was taken for lost by another process, which runs it again; not counted here")
+                    if studies.was_lost(self._study, trial):  # and not told already, before the connection broke
+                        print(f"trial {trial.number} was taken for lost by another process, which runs it again; not counted")
 
     @contextlib.contextmanager
     def _put_back(self, trials: list[optuna.Trial]):
@@ -204,14 +221,23 @@ class Sweep:
         try:
             yield
         except BaseException as stop:
-            store = self._study._storage
-            for trial in trials:
-                if not store.get_trial(trial._trial_id).state.is_finished():
-                    self._study.tell(trial, state=TrialState.FAIL)
-                    self._study.enqueue_trial(trial.params)
+            self._patience.end()
+            try:
+                self._stop(trials)
+            except database.BROKEN:
+                numbers = some([trial.number for trial in trials])
+                print(f"the study could not be told of trials {numbers}: they are run again, their runs stay in {self._folder}")
             if isinstance(stop, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"the same command goes on with search.study={self._search.study}") from None
             raise
+
+    def _stop(self, trials: Sequence[optuna.Trial]) -> None:
+        for trial in trials:
+            if not self._study._storage.get_trial(trial._trial_id).state.is_finished():
+                trial.set_user_attr("stopped", True)
+                self._study.tell(trial, state=TrialState.FAIL)
+        with self._alone():
+            studies.put_up(self._study)
 
     def _launch(self, jobs: Sequence[tuple[optuna.Trial, int]]) -> Sequence[JobReturn]:
         lines = []
@@ -241,6 +267,7 @@ class Sweep:
         seeds = [self._config.seed + i for i in range(len(done))]
         folders = [self._folder / self._name(trial.number, seed) for seed in seeds]
         trial.set_user_attr("folders", [str(folder) for folder in folders])
+        trial.set_user_attr("where", f"{socket.gethostname()}:{self._folder.resolve()}")
         told = [read(folder).seconds for folder in folders if (folder / RECORD).is_file()]
         trial.set_user_attr("seconds", sum(seconds or 0 for seconds in told))
         if not self._search.keep_checkpoints:
@@ -280,6 +307,14 @@ class Sweep:
         best = self._study.best_trial
         params = ", ".join(f"{key} {report.shown(value)}" for key, value in best.params.items())
         print(f"best: trial {best.number}, {self._config.checkpoint.monitor} {best.value:.4f} ({params})")
+        ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        elsewhere = [trial for trial in ended if not (self._folder / self._name(trial.number, self._config.seed)).is_dir()]
+        if elsewhere:
+            places = some(sorted({trial.user_attrs.get("where", "an unknown place") for trial in elsewhere}))
+            print(
+                f"{len(elsewhere)} of {len(ended)} finished trials are not in {self._folder} but in {places}; copy them here "
+                f"before you choose: rsync -a --exclude study.json FROM/ {self._folder}/"
+            )
         print(f"report: {self._folder / report.FILE}\nchoose: sodaops select {self._folder}")
 
 
