@@ -1,6 +1,7 @@
 """Answers for a whole table, of any length, that can be stopped and goes on."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ def predict_table(predictor: Predictor, path: str, text_column: str, output: str
     target = Path(output).resolve()
     bundle = {"bundle_id": predictor.info.bundle_id, "variant": predictor.variant}
     shape = {"text_column": text_column, "chunk": [chunk_rows, _CHUNK_BYTES]}
-    code = [storage.sha256_of(module.__file__) for module in (answers, text, tokens)]
+    code = [storage.sha256_of(inspect.getfile(part)) for part in (answers, Predictor, text, tokens)]
     fingerprint = storage.sha256_of_json({**table, **bundle, **shape, "code": code})
     with work_folder(target, fingerprint, wait=False, kept_after=StorageError) as folder:
         parts = Parts(folder, len(predictor.info.labels))
