@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess wheel clean
+.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-predict wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ bench-serve: $(INSTALLED)  ## ours beside a transformers pipeline, LitServe and 
 
 bench-preprocess: $(INSTALLED)  ## rows a second and memory, 10,000 to 10,000,000 rows, beside pandas; writes docs/bench_preprocessing.md
 	$(BIN)/python benchmarks/preprocess.py --write docs/bench_preprocessing.md $(ARGS)
+
+bench-predict: $(INSTALLED)  ## a table answered, beside a transformers pipeline and the bare ONNX Runtime call; writes docs/bench_predicting.md
+	$(BIN)/python benchmarks/predict.py --write docs/bench_predicting.md $(ARGS)
 
 bench-quality: $(INSTALLED)  ## the results table of the README: three seeds, the test split measured once each
 	$(BIN)/python benchmarks/quality.py $(ARGS)

@@ -131,12 +131,20 @@ class Predictor:
 
     def batches(self, cleaned: Sequence[str]) -> Iterator[tuple[np.ndarray, Output]]:
         """Answers cleaned texts in batches of similar length: their places, int64 [n], and what the model says of them."""
+        with tqdm(total=len(cleaned), desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar:
+            for places, rows in self.plan(cleaned):
+                yield places, self.run(rows)
+                bar.update(len(places))
+
+    def plan(self, cleaned: Sequence[str]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        """Tokenises cleaned texts and puts those of similar length into batches for :meth:`run`, the longest last.
+
+        Returns:
+            Of each batch the places of its texts, int64 [n], and their token ids, int32 [n_tokens] each.
+        """
         tokens, offsets = tokenise(self._tokenizer, cleaned, self.info.max_tokens)
         rows = np.split(tokens, offsets[1:-1])
-        with tqdm(total=len(cleaned), desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar:
-            for places in plan_batches(np.diff(offsets), self._budget, None):
-                yield places, self.run([rows[i] for i in places])
-                bar.update(len(places))
+        return [(places, [rows[i] for i in places]) for places in plan_batches(np.diff(offsets), self._budget, None)]
 
     def answer(self, row: np.ndarray) -> Prediction:
         """The answer that a row of probabilities, float32 [n_labels], stands for."""

@@ -166,7 +166,7 @@ def option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 def run_predict(rest: list[str]) -> None:
     from sodaops.bundle.predictor import Predictor
-    from sodaops.bundle.table import predict_table
+    from sodaops.bundle.table import bulk_predictor, predict_table
 
     parser = argparse.ArgumentParser(prog="sodaops predict", description="Answer from a bundle.")
     parser.add_argument("bundle", help="the folder that training wrote: RUN/bundle")
@@ -174,14 +174,16 @@ def run_predict(rest: list[str]) -> None:
     parser.add_argument("--file", help="a table: .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--text-column", default="text", help="the column with the texts (default: text)")
     parser.add_argument("--output", help="where to write the table with label, score and probabilities added")
+    parser.add_argument("--variant", help="float32 or int8 (default: int8 where it passed its gate)")
     asked = parser.parse_args(rest)
     if bool(asked.texts) == bool(asked.file) or bool(asked.file) != bool(asked.output):
         parser.error("give texts, or --file TABLE with --output TABLE")
-    predictor = Predictor(asked.bundle)
     if asked.file:
-        n_rows = predict_table(predictor, asked.file, asked.text_column, asked.output)
-        print(f"{asked.output}: {n_rows:,} rows")
+        made = predict_table(bulk_predictor(asked.bundle, asked.variant), asked.file, asked.text_column, asked.output)
+        before = f", {made.n_resumed:,} of them answered by an earlier run" if made.n_resumed else ""
+        print(f"{asked.output}: {made.n_rows:,} rows{before}")
         return
+    predictor = Predictor(asked.bundle, asked.variant)
     for text, answer in zip(asked.texts, predictor.predict(asked.texts), strict=True):
         probs = "  ".join(f"{label} {prob:.3f}" for label, prob in answer.probs.items())
         print(f"{answer.label}\t{answer.score:.3f}\t{text}\t({probs})")

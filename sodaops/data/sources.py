@@ -3,9 +3,10 @@
 Rows are counted from 1, the header not among them.
 """
 
+import contextlib
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,7 +51,7 @@ def read_batches(path: str, columns: Sequence[str], max_rows: int | None = None)
         after = f" after row {n_rows:,}" if n_rows else ""
         raise DataError(f"{path}: not a readable {table_format(path)} table{after} ({str(error).splitlines()[0]}).") from None
     if n_rows == 0:
-        raise DataError(f"{path}: has no rows; expected a table with at least one row for each label.")
+        raise DataError(f"{path}: has no rows; expected at least one.")
 
 
 def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -> pa.Table:
@@ -79,13 +80,33 @@ def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> lis
 
 def write_table(table: pa.Table, path: str | Path, kind: str) -> None:
     """Writes a table in the named format: csv, tsv, jsonl or parquet."""
+    with table_writer(path, kind, table.schema) as write:
+        write(table)
+
+
+@contextlib.contextmanager
+def table_writer(path: str | Path, kind: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Opens a file to write tables of one schema to, one after another.
+
+    Args:
+        path: the file; what it held is lost.
+        kind: csv, tsv, jsonl or parquet.
+        schema: that of every table.
+
+    Yields:
+        What writes one table; in Parquet it becomes a row group.
+    """
+    # A sink of our own is closed, and what it takes of the disk is free again, also when a writer fails on closing.
     if kind == "parquet":
-        pa.parquet.write_table(table, path, compression="zstd")
+        with pa.OSFile(str(path), "wb") as sink, pa.parquet.ParquetWriter(sink, schema, compression="zstd") as file:
+            yield file.write_table
     elif kind == "jsonl":
         with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+            yield lambda table: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
     else:
-        pa.csv.write_csv(table, path, pa.csv.WriteOptions(delimiter="\t" if kind == "tsv" else ","))
+        options = pa.csv.WriteOptions(delimiter="\t" if kind == "tsv" else ",")
+        with pa.OSFile(str(path), "wb") as sink, pa.csv.CSVWriter(sink, schema, write_options=options) as file:
+            yield file.write_table
 
 
 def _beside(path: str) -> str:

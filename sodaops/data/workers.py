@@ -106,9 +106,13 @@ def _packed(raw: pa.RecordBatch) -> bytes:
     return raw.serialize().to_pybytes()  # pickled, a slice would take the whole batch with it
 
 
+def n_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _n_workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MAX_WORKERS)
+    return min(n_cores(), _MAX_WORKERS)
 
 
 def _begin() -> None:
