@@ -30,10 +30,11 @@ class RayPool(Executor):
             raise ConfigError(f"data.ray={address}: ray is not installed; get it with `pip install 'sodaops[ray]'`.")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machines
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
         here = {"include_dashboard": False} if address == "local" else {}
         host, _, port = address.rpartition(":")
+        self._own = not ray.is_initialized()
         try:
             if host:  # Ray itself would wait for minutes
                 socket.create_connection((host, int(port)), timeout=_REACHED_S).close()
@@ -43,7 +44,7 @@ class RayPool(Executor):
                 f"data.ray={address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one with `ray start "
                 "--head`, set its HOST:PORT, or set data.ray=local."
             ) from error
-        self.lost: type[Exception] = RayError
+        self.lost: tuple[type[Exception], ...] = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
         self.n_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._ray = ray
 
@@ -52,5 +53,6 @@ class RayPool(Executor):
         return self._ray.remote(call).options(max_retries=_ATTEMPTS).remote(*arguments).future()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leaves the cluster, and ends one that is its own."""
-        self._ray.shutdown()
+        """Leaves the cluster, and ends one that is its own; where the process was in one before, it stays."""
+        if self._own:
+            self._ray.shutdown()

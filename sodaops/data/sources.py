@@ -6,6 +6,7 @@ Rows are counted from 1, the header not among them.
 import contextlib
 import csv
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sodaops.config import FORMATS, table_format
 from sodaops.data import streams
 from sodaops.errors import DataError, nearest, some
 
-_UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error)
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error)
 
 
 def read_batches(path: str, columns: Sequence[str], max_rows: int | None = None) -> Iterator[pa.RecordBatch]:

@@ -65,7 +65,7 @@ def _elsewhere(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) 
         ) from error
 
 
-def _pool(config: DataConfig) -> tuple[Executor, int, type[Exception]]:
+def _pool(config: DataConfig) -> tuple[Executor, int, tuple[type[Exception], ...]]:
     """Processes here or on a Ray cluster, how many there are, and what they raise when one is lost."""
     if config.ray is not None:
         from sodaops.data.ray_cluster import RayPool
@@ -74,7 +74,7 @@ def _pool(config: DataConfig) -> tuple[Executor, int, type[Exception]]:
         return pool, pool.n_workers, pool.lost
     n_workers = _n_workers()
     pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), initializer=_begin)
-    return pool, n_workers, BrokenProcessPool
+    return pool, n_workers, (BrokenProcessPool,)
 
 
 def _finished(waiting: deque[tuple[Part, Future[SodaOpsError | None] | None]]) -> Part:

@@ -158,14 +158,15 @@ def _begun_with(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
     data = {"data.labels": list(manifest["labels"]), "the data's fingerprint": manifest["fingerprint"]}
     processes = int(os.environ["WORLD_SIZE"]) if runs.in_rank(os.environ) else 1  # their batches together are the step's
     grads = {"trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"]}
-    return {"seed": config.seed, **data, **optim, **grads, "processes": processes}
+    sharded = config.trainer["strategy"] == "fsdp"  # which numbers the optimizer's state in another way
+    return {"seed": config.seed, **data, **optim, **grads, "processes": processes, "trainer.strategy=fsdp": sharded}
 
 
 def _check_same_run(path: str | None, begun_with: Mapping[str, Any]) -> None:
     if path is None:
         return
     then = torch.load(path, map_location="cpu", weights_only=True).get("begun_with", {})
-    then = {"processes": 1, **then}
+    then = {"processes": 1, "trainer.strategy=fsdp": False, **then}
     faults = [f"{key}={value}, begun with {then.get(key)}" for key, value in begun_with.items() if then.get(key) != value]
     if faults:
         raise ConfigError(f"ckpt_path={path}: another run than this configuration's ({some(faults)}). Resume with the same.")

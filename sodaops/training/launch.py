@@ -123,13 +123,14 @@ def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
     """
     node = node_of(os.environ, n_nodes) if n_nodes > 1 else None
     run_dir, n_restarts = Path(config.run_dir), config.checkpoint.restarts if node is None else 0
+    last = run_dir / LAST
+    before = _changed_ns(last)  # of an earlier run in this folder, perhaps
     for restart in range(1, n_restarts + 2):
         try:
             _run(config, n_processes, n_nodes, node)
             break
         except KilledError as error:
-            last = run_dir / LAST
-            if restart > n_restarts or not last.is_file():
+            if restart > n_restarts or _changed_ns(last) == before:
                 raise
             said = str(error).partition(";")[0]
             print(f"{said}; starting again from {last}, {restart} of at most {n_restarts} times", file=sys.stderr, flush=True)
@@ -137,6 +138,10 @@ def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
     if node is not None and node.rank:
         return None
     return runs.read(run_dir).metrics.get(config.checkpoint.monitor)
+
+
+def _changed_ns(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> None:

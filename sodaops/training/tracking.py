@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -143,10 +144,10 @@ def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id:
 
 
 def _keep_earlier(folder: Path) -> None:
-    """Moves aside what a run that is gone on with in its own folder has logged; Lightning would delete it."""
+    """Moves aside what an earlier run in this folder has logged; Lightning would delete it."""
     if folder.is_dir():
-        taken = len(list(folder.parent.glob(f"{folder.name}.*")))
-        folder.rename(folder.with_name(f"{folder.name}.{taken + 1}"))
+        names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+        folder.rename(next(name for name in names if not name.exists()))
 
 
 def _need(package: str) -> None:
