@@ -11,13 +11,13 @@ class CpuDropout(nn.Dropout):
     """As ``torch.nn.Dropout``; on a CPU its masks come from NumPy's SFC64, sixteen bits an element, seeded by torch.
 
     The probability is rounded to a multiple of 2**-16, and what is kept is scaled by it, so that the mean stays as it was.
-    On other devices, and in evaluation, it is torch's.
+    On other devices, in evaluation and in a compiled model it is torch's.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Zeroes elements of a tensor of any shape and float dtype."""
         n_dropped = round(self.p * _STEPS)
-        if not self.training or input.device.type != "cpu" or n_dropped in (0, _STEPS):
+        if torch.compiler.is_compiling() or not self.training or input.device.type != "cpu" or n_dropped in (0, _STEPS):
             return super().forward(input)
         seed = int(torch.randint(2**62, ()))
         drawn = np.random.SFC64(seed).random_raw(-(-input.numel() // 4)).view(np.uint16)[: input.numel()]

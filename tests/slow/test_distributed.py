@@ -142,7 +142,7 @@ def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path
     """Two machines that meet by torchrun's elastic rendezvous; a process of the second one is killed."""
     nodes, port = [], free_port()
     for _ in range(2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1",
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3",
                    "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1",
                    "-m", "sodaops.cli", "train"]  # fmt: skip
         more = ("trainer.devices=1", "trainer.num_nodes=2", "ckpt_path=last")
