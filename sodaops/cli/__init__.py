@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sodaops.errors import ConfigError, SodaOpsError, nearest
+from sodaops.errors import ConfigError, SodaOpsError, Terminated, nearest
 
 USAGE = """\
 usage: sodaops VERB [KEY=VALUE ...]
@@ -58,7 +58,8 @@ _EXTRA_OF = dict.fromkeys(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 3 or 4 as above, 130 after Ctrl-C."""
+    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 3 or 4 as above, 130 after Ctrl-C,
+    143 after a SIGTERM that a training was told of."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help"):
         print(USAGE, end="")
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(importlib.import_module(f"sodaops.cli.{_ROOM_OF[verb]}"), f"run_{verb}")(rest)
     except KeyboardInterrupt as stop:
         print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     except Exception as error:
         explained = _explained(error)
         if explained is None or os.environ.get("SODAOPS_TRACEBACK"):
