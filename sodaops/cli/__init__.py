@@ -29,6 +29,7 @@ usage: sodaops VERB [KEY=VALUE ...]
   annotate     people label texts: sodaops annotate serve STORE            (also status, export FILE, import FILE)
 
   runs         a table of runs: sodaops runs --sort=-val/macro_f1          (sodaops runs compare A B: two beside each other)
+  report       a run on one page for people who were not there: sodaops report RUN
   sweep        a sweep's page: sodaops sweep report SWEEP                  (sodaops sweep wandb search=…: a sweep on W&B)
   select       the best run of a sweep: sodaops select SWEEP
 
@@ -43,7 +44,7 @@ groups. --params FILE reads a composed configuration, as DVC's stages do, in pla
 """
 _VERBS = {
     "training": ("train", "preprocess", "export", "evaluate", "predict", "serve"),
-    "choosing": ("runs", "sweep", "select"),
+    "choosing": ("runs", "report", "sweep", "select"),
     "monitoring": ("drift", "watch", "log"),
     "alerts": ("alerts",),
     "annotation": ("annotate",),
