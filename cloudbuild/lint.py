@@ -27,7 +27,7 @@ LITERALS = {
     "a region": r"\b(africa|asia|australia|europe|me|northamerica|southamerica|us)-[a-z]+\d+\b",
     "a bucket": r"gs://(?!\$)",
     "a project": r"\bprojects/(?!\$)",
-    "an account": r"[\w.-]+@(?!\$)[\w.-]+",
+    "an account": r"[\w.-]+@[\w-]+\.[\w.-]+",
     "a secret": r"\b(AIza[\w-]{30,}|ya29\.[\w-]+|[0-9a-f]{40}|-----BEGIN)",
 }
 

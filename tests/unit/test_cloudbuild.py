@@ -102,14 +102,25 @@ def test_every_step_gives_its_program_what_it_asks_for(name, module):
             assert program.faults(args[n + 1 :]) == []
         else:
             assert program.arguments(args[n + 1 :])
-    for args in steps.values():
-        for part in args:
-            if part.startswith("--file="):
-                path = REPO / part.partition("=")[2]
-                if path.parent.name == "docker" and not path.parent.is_dir():
-                    pytest.skip("the images' files are not in this checkout; they come with docker/")
-                target = next((other.partition("=")[2] for other in args if other.startswith("--target=")), None)
-                assert not target or f" AS {target}\n" in path.read_text()
+
+
+@pytest.mark.skipif(not (REPO / "docker").is_dir(), reason="the images' files, docker/, are not in this checkout")
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_image_has_a_file_with_that_stage_and_those_arguments(name):
+    steps = filled(yaml.safe_load(BUILDS[name].read_text())).values()
+    built = [
+        dict(part.split("=", 1) for part in args if part.startswith("--file=") or "=" in part)
+        for args in steps
+        if "build" in args
+    ]
+    assert len(built) >= {"ci": 2, "train": 2, "drift": 2, "ci_cd": 4}[name]
+    for options in built:
+        text = (REPO / options["--file"]).read_text()
+        assert "--target" not in options or f" AS {options['--target']}\n" in text
+    for args in steps:
+        arguments = [part.split("=")[1] for part in args if part.startswith("--build-arg=")]
+        file = next((part.partition("=")[2] for part in args if part.startswith("--file=")), None)
+        assert all(f"ARG {name}" in (REPO / file).read_text() for name in arguments if name != "BUILDKIT_INLINE_CACHE")
 
 
 def test_docstrings_hold(module):
@@ -158,7 +169,7 @@ def test_a_training_is_started_and_waited_for(gcloud):
     assert [command.split()[2] for command in gcloud.commands] == ["create", *["describe"] * 4]
     create = gcloud.calls[0]
     assert {"--project=acme-1", "--region=europe-west1", "--display-name=sodaops-r-1"} <= set(create["command"])
-    (spec,) = map(json.loads, create["read"].values())
+    spec = json.loads(create["config"])
     (pool,) = spec["workerPoolSpecs"]
     assert pool["machineSpec"] == {"machineType": "n1-standard-8"} and pool["replicaCount"] == 1
     told = ["train", "run_dir=gs://data/runs/r-1", "ckpt_path=last", "model=tiny", "data.name=a b"]
@@ -222,7 +233,7 @@ def test_a_look_may_fail_but_not_for_ever(gcloud, n_faults, code):
 def test_who_has_no_right_is_told_the_role(gcloud, permission, role):
     gcloud.answer("custom-jobs create", (1, DENIED.format(permission)))
     done = gcloud.run("vertex.py", *TRAIN)
-    assert done.returncode == 1 and f"needs {role};" in done.stderr and permission in done.stderr
+    assert done.returncode == 1 and f"needs {role}." in done.stderr and permission in done.stderr
     assert len(gcloud.calls) == 1
 
 
