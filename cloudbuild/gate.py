@@ -15,7 +15,7 @@ from pathlib import Path
 
 def sodaops(*command: str) -> str:
     """Runs a verb, shows what it says, and ends as it ends if it fails."""
-    print(shlex.join(["$", "sodaops", *command])[2:], flush=True)
+    print(f"$ {shlex.join(['sodaops', *command])}", flush=True)
     done = subprocess.run(["sodaops", *command], stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, end="", flush=True)
     if done.returncode:

@@ -44,8 +44,8 @@ class Project:
         def fill(text: str) -> str:
             return _LATE.sub(lambda name: self.found.get(name[1], name[0]), text)
 
-        texts = {"look": list(map(fill, step.look)), "make": list(map(fill, step.make)), "wants": tuple(map(fill, step.wants))}
-        return replace(step, **texts, stdin=None if step.stdin is None else fill(step.stdin))
+        look, make, wants = ([fill(text) for text in texts] for texts in (step.look, step.make, step.wants))
+        return replace(step, look=look, make=make, wants=tuple(wants), stdin=step.stdin and fill(step.stdin))
 
     def there(self, step: Step, anew: bool = False) -> tuple[bool, Answer]:
         """Whether a thing is there; what it gives is kept.
@@ -72,10 +72,10 @@ def plan(todo: Sequence[Step]) -> None:
         if blind or _LATE.search(" ".join(step.look)):
             state = "not looked at"
         else:
-            there, answer = project.there(step)
-            state = "is there" if there else "missing" if not answer.code or answer.missing or answer.disabled else "unknown"
-            if state == "unknown":
-                tell(f"# {reason(step.look, answer)}".replace("\n", "\n# "))
+            there, said = _seen(project, step)
+            state = "unknown" if said else "is there" if there else "missing"
+            if said:
+                tell(f"# {said}".replace("\n", "\n# "))
             if number == 1 and not there:
                 blind = "the project cannot be looked at, so this shows what an empty one needs"
                 tell(f"# {blind}\n")
@@ -86,6 +86,15 @@ def plan(todo: Sequence[Step]) -> None:
         elif state != "is there":
             tell(f"# to do by hand: {step.todo}")
     tell(f"\n# {n_missing} of {len(todo)} to make; `make gcp-apply` with the same values does it. Nothing was changed.")
+
+
+def _seen(project: Project, step: Step) -> tuple[bool, str]:
+    """Whether a thing is there, and what stands in the way of knowing it."""
+    try:
+        there, answer = project.there(step)
+    except StepError as error:
+        return False, str(error)
+    return there, reason(step.look, answer) if answer.code and not (answer.missing or answer.disabled) else ""
 
 
 def _typed(step: Step) -> str:
@@ -110,12 +119,12 @@ def apply(todo: Sequence[Step]) -> None:
 
 
 def _made(project: Project, step: Step, title: str) -> bool:
-    there, answer = project.there(step)
+    there, said = _seen(project, step)
+    if said:
+        raise StepError(f"{step.what}: could not be looked at\n{said}")
     if there:
         tell(f"{title}: is there")
         return False
-    if answer.code and not (answer.missing or answer.disabled):
-        raise StepError(f"{step.what}: could not be looked at\n{reason(step.look, answer)}")
     if not step.make:
         raise StepError(f"{step.what}: missing; {step.todo}.")
     tell(f"{title}: {shown(step.make)}")

@@ -1,4 +1,4 @@
-"""The smoke tests of a deployment, against the two services themselves."""
+"""A deployment's smoke test against the predictor itself; tests/integration/test_drift_service.py has the other."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.conftest import REPO
-from tests.serving import DRIFT, Server
+from tests.serving import Server
 
 
 @pytest.fixture
@@ -26,10 +26,3 @@ def test_the_predictor_passes_with_its_own_version_alone(smoke, trained):
         smoke.predictor_answers(smoke.Smoke(url, url, 5, "k-1"), read_info(bundle).bundle_id)
         with pytest.raises(smoke.StepError, match="was to be deployed"):
             smoke.predictor_answers(smoke.Smoke(url, url, 5, "k-1"), "another")
-
-
-def test_the_drift_service_passes(smoke, trained, tmp_path):
-    settings = {"request_log": tmp_path / "log", "output_dir": tmp_path / "out", "every_s": 86400}
-    with Server(trained / "run/bundle", prefix=DRIFT, **settings) as server, server.client() as client:
-        url = str(client.base_url)
-        smoke.drift_answers(smoke.Smoke(url, url, 5))
