@@ -146,7 +146,7 @@ def rollback(project: str, region: str, name: str = "sodaops") -> None:
         raise StepError(f"{name}: traffic is split ({traffic}); give it to one with `gcloud run services update-traffic`.")
     now = next(iter(traffic))
     before = service.label(now, PREVIOUS)
-    if not before:
+    if not before or not service.label(before, PREVIOUS):  # what `gcp-apply` put there as a placeholder has no such label
         raise StepError(f"{name}: {now} is the first that was deployed here; there is none before it.")
     service.move({before: 100})
     tell(f"{name}: {before} has the traffic again; {now} had it")

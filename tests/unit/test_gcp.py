@@ -200,28 +200,30 @@ SERVICE = {"traffic": [{"revisionName": "sodaops-00003-c", "percent": 100}], "ur
 
 def test_a_deployment_is_taken_back(empty):
     empty.answer("services describe", {"status": SERVICE})
-    empty.answer("revisions describe", "sodaops-00001-a")
+    empty.answer("revisions describe", "sodaops-00001-a", "sodaops-00000-placeholder")
     done = empty.run("gcp.py", "rollback", "--project=acme-1", "--region=europe-west1")
     assert done.returncode == 0, done.stderr
     where = "--region=europe-west1 --project=acme-1"
     assert empty.commands[1:] == [
         f"run revisions describe sodaops-00003-c {where} --format=value(metadata.labels.sodaops-previous)",
+        f"run revisions describe sodaops-00001-a {where} --format=value(metadata.labels.sodaops-previous)",
         f"run services update-traffic sodaops {where} --to-revisions=sodaops-00001-a=100",
     ]
     assert "sodaops-00001-a has the traffic again" in done.stdout and "sodaops rollback" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("traffic", "label", "said"),
+    ("traffic", "labels", "said"),
     [
-        (SERVICE["traffic"], "", "there is none before it"),
-        ([{"revisionName": "a", "percent": 50}, {"revisionName": "b", "percent": 50}], "x", "traffic is split"),
-        ([], "x", "no revision has traffic"),
+        (SERVICE["traffic"], [""], "there is none before it"),
+        (SERVICE["traffic"], ["sodaops-00000-placeholder", ""], "there is none before it"),
+        ([{"revisionName": "a", "percent": 50}, {"revisionName": "b", "percent": 50}], ["x"], "traffic is split"),
+        ([], ["x"], "no revision has traffic"),
     ],
 )
-def test_what_cannot_be_taken_back_is_told(empty, traffic, label, said):
+def test_what_cannot_be_taken_back_is_told(empty, traffic, labels, said):
     empty.answer("services describe", {"status": {**SERVICE, "traffic": traffic}})
-    empty.answer("revisions describe", label)
+    empty.answer("revisions describe", *labels)
     done = empty.run("gcp.py", "rollback", "--project=acme-1", "--region=europe-west1")
     assert done.returncode == 1 and said in done.stderr
     assert not any("update-traffic" in command for command in empty.commands)
