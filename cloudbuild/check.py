@@ -17,7 +17,10 @@ FORMS = {
     ),
     "_REPLICAS": (r"[1-9]\d?", "machines that train together, 1 to 99"),
     "_ACCELERATOR_COUNT": (r"[1-9]\d?", "GPUs of each machine"),
-    "_TRAIN_TIMEOUT_S": (r"[1-9]\d{1,6}", "seconds, at least 10"),
+    "_TRAIN_TIMEOUT_S": (
+        r"[1-9]\d{1,3}|1\d{4}|2[0-4]\d{3}",
+        "seconds, 10 to 24999, since the build itself ends after eight hours",
+    ),
 }
 
 

@@ -6,6 +6,7 @@ python3 cloudbuild/vertex.py --region=… --project=… --image=… --account=�
 import argparse
 import json
 import shlex
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -121,16 +122,21 @@ def _log(job: str, asked: argparse.Namespace) -> list[str]:
 
 def _cancel(job: str, asked: argparse.Namespace) -> None:
     answer = ask(["ai", "custom-jobs", "cancel", job, f"--region={asked.region}"])
-    if answer.code:
+    if answer.code:  # it ends by its own timeout
         tell(f"warning: {job} could not be cancelled, and costs until {asked.timeout_s:.0f} s are over: {answer.said[-500:]}")
 
 
 def main(given: Sequence[str]) -> int:
     """Trains, and says where the run is."""
     asked = arguments(given)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a build that is cancelled: as Ctrl-C
     job = create(asked)
-    tell(f"{job}: started; its log: {shlex.join(['gcloud', *_log(job, asked)])}")
-    wait(job, asked)
+    try:
+        tell(f"{job}: started; its log: {shlex.join(['gcloud', *_log(job, asked)])}")
+        wait(job, asked)
+    except KeyboardInterrupt:
+        _cancel(job, asked)
+        raise StepError(f"{job}: stopped from outside, so it was cancelled.") from None
     tell(f"trained: {asked.output}")
     return 0
 

@@ -1,12 +1,18 @@
 """A `gcloud` for tests: it writes down how it was called, and answers as it was told."""
 
+import functools
+import importlib.util
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.conftest import REPO
 
@@ -86,10 +92,45 @@ class FakeGcloud:
         """The same as lines."""
         return [" ".join(call["command"]) for call in self.calls]
 
-    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs a program of cloudbuild/ where this is the gcloud."""
+    def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        """Starts a program of cloudbuild/ where this is the gcloud."""
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run(
-            [sys.executable, str(REPO / "cloudbuild" / script), *arguments], capture_output=True, text=True, timeout=60,
-            env={**os.environ, "PATH": path}, check=False,
-        )  # fmt: skip
+        command = [sys.executable, str(REPO / "cloudbuild" / script), *arguments]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env={**os.environ, "PATH": path}, text=True, **pipes)
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs one to its end."""
+        with self.start(script, *arguments) as process:
+            out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@functools.cache
+def _known() -> dict[str, Any]:
+    program = shutil.which("gcloud")
+    path = Path(program).resolve().parents[1] / "data/cli/gcloud_completions.py" if program else None
+    if path is None or not path.is_file():
+        pytest.skip("no gcloud here; https://cloud.google.com/sdk/docs/install")
+    spec = importlib.util.spec_from_file_location("gcloud_completions", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.STATIC_COMPLETION_CLI_TREE
+
+
+def unknown(command: Sequence[str]) -> list[str]:
+    """What of a command the installed gcloud does not complete; what it has as alpha alone is looked up there."""
+    for track in ([], ["alpha"]):
+        node, words = _known(), ["gcloud"]
+        for word in [*track, *command]:
+            if word not in node.get("commands", {}):
+                break
+            node = node["commands"][word]
+            words.append(word)
+        if not node.get("commands"):
+            flags = [text.partition("=")[0] for text in command if text.startswith("--")]
+            known = {*node["flags"], *_known()["flags"]}
+            left = [flag for flag in flags if not {flag, f"--{flag.removeprefix('--no-')}"} & known]
+            return [f"{' '.join(words)}: {flag}" for flag in left]
+    return [" ".join(["gcloud", *command])]

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPO
-from tests.gcloud import FakeGcloud
+from tests.gcloud import FakeGcloud, unknown
 
 FOLDER = REPO / "cloudbuild"
 BUILDS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
@@ -146,6 +146,13 @@ def test_a_build_without_values_ends_at_its_first_step(name, gcloud):
     assert all(step.get("waitFor") for step in build["steps"][1:])  # so that none runs beside the check
 
 
+def test_a_build_lasts_longer_than_the_longest_training(module):
+    assert module("check").faults(["_TRAIN_TIMEOUT_S=24999"]) == []
+    assert len(module("check").faults([f"_TRAIN_TIMEOUT_S={value}" for value in ("25000", "1e3", "9")])) == 3
+    for name in ("train", "ci_cd"):
+        assert int(yaml.safe_load(BUILDS[name].read_text())["timeout"].removesuffix("s")) > 24999 + 1800
+
+
 # --- vertex
 
 JOB = "projects/1/locations/europe-west1/customJobs/9"
@@ -207,6 +214,19 @@ def test_a_training_that_never_ends_is_cancelled(gcloud):
     assert done.returncode == 1
     assert gcloud.commands[-1] == f"ai custom-jobs cancel {JOB} --region=europe-west1"
     assert "still JOB_STATE_RUNNING after 0 s, so it was cancelled" in done.stderr and "_TRAIN_TIMEOUT_S" in done.stderr
+
+
+def test_a_build_that_is_cancelled_cancels_the_training(gcloud):
+    gcloud.answer("custom-jobs create", JOB)
+    gcloud.answer("custom-jobs describe", {"state": "JOB_STATE_RUNNING"})
+    with gcloud.start("vertex.py", *TRAIN, "--poll-s=0.05") as process:
+        for line in process.stdout:
+            if "JOB_STATE_RUNNING" in line:
+                break
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 1 and "stopped from outside, so it was cancelled" in said and "Traceback" not in said
+    assert gcloud.commands[-1] == f"ai custom-jobs cancel {JOB} --region=europe-west1"
 
 
 @pytest.mark.parametrize(("n_faults", "code"), [(4, 0), (5, 1)])
@@ -430,6 +450,19 @@ def test_drift_is_looked_for_on_a_schedule(gcloud, tmp_path, there, verb):
     url = next(part for part in last if part.startswith("--uri=")).partition("=")[2]
     assert url.endswith("/all/look") and f"--oidc-token-audience={url.removesuffix('/look')}" in last
     assert {"--schedule=*/30 * * * *", "--http-method=post", "--oidc-service-account-email=serve@acme"} <= set(last)
+
+
+def test_gcloud_knows_every_command_and_flag_of_the_steps(gcloud, tmp_path):
+    with deployable(gcloud, tmp_path, private=True):
+        gcloud.answer("jobs describe", (1, "NOT_FOUND"), "there")
+        assert release(gcloud, tmp_path, "--keys-secret=keys").returncode == 0
+        assert [gcloud.run("deploy.py", *DRIFT).returncode for _ in range(2)] == [0, 0]
+    gcloud.answer("custom-jobs create", JOB)
+    gcloud.answer("custom-jobs describe", {"state": "JOB_STATE_RUNNING"})
+    assert gcloud.run("vertex.py", *TRAIN, *QUICK).returncode == 1
+    commands = [call["command"] for call in gcloud.calls]
+    assert len(commands) > 20
+    assert [fault for command in commands for fault in unknown(command)] == []
 
 
 # --- gate and settle
