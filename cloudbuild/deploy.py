@@ -51,16 +51,19 @@ class Service:
 
     def tagged(self, tag: str) -> dict[str, Any]:
         """The revision of a tag and its own URL."""
-        return next(target for target in self.status()["traffic"] if target.get("tag") == tag)
+        for target in self.status()["traffic"]:
+            if target.get("tag") == tag:
+                return target
+        raise StepError(f"{self.name}: has no revision with the tag {tag}, which was just deployed.")
 
     def deploy(self, flags: Sequence[str]) -> None:
         """A new revision."""
         gcloud(["run", "deploy", self.name, *self.where, *flags])
 
-    def move(self, traffic: dict[str, int], *flags: str) -> None:
+    def move(self, traffic: dict[str, int]) -> None:
         """Gives revisions their percent of the traffic."""
         shares = ",".join(f"{revision}={percent}" for revision, percent in traffic.items())
-        gcloud(["run", "services", "update-traffic", self.name, *self.where, f"--to-revisions={shares}", *flags])
+        gcloud(["run", "services", "update-traffic", self.name, *self.where, f"--to-revisions={shares}"])
 
     def label(self, revision: str, name: str) -> str:
         """A label of a revision; empty where it has none."""
@@ -100,7 +103,10 @@ def release(service: Service, flags: Sequence[str], tag: str, works: Callable[[s
         service.move({revision: 100})
         works(audience, audience)
     except StepError as error:
-        service.move(old)
+        try:
+            service.move(old)
+        except StepError as worse:
+            raise StepError(f"{error}\n{worse}\n{service.name}: {revision} may have the traffic; see to it by hand.") from None
         raise StepError(
             f"{error}\n{service.name}: traffic is back on {', '.join(old)}; {revision} is at {new['url']}."
         ) from None
@@ -110,11 +116,14 @@ def release(service: Service, flags: Sequence[str], tag: str, works: Callable[[s
 
 
 def _forget_tags(service: Service, keep: set[str]) -> None:
-    """Takes the tags of older revisions away, so that Cloud Run may delete them some day."""
-    targets = service.status()["traffic"]
-    old = [target["tag"] for target in targets if target.get("tag") and target["revisionName"] not in keep]
-    if old:
-        gcloud(["run", "services", "update-traffic", service.name, *service.where, f"--remove-tags={','.join(old)}"])
+    """Takes the tags of older revisions away, so that Cloud Run may delete them some day; no release fails by that."""
+    try:
+        targets = service.status()["traffic"]
+        old = [target["tag"] for target in targets if target.get("tag") and target["revisionName"] not in keep]
+        if old:
+            gcloud(["run", "services", "update-traffic", service.name, *service.where, f"--remove-tags={','.join(old)}"])
+    except StepError as error:
+        tell(f"warning: older tags stay: {error}")
 
 
 def serve_flags(asked: argparse.Namespace, bundle: str) -> list[str]:

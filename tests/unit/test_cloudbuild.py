@@ -309,6 +309,11 @@ def test_a_secret_that_cannot_be_read_stops_the_job(status, mend):
     assert done.returncode == 1 and mend in done.stderr and f"HTTP {status}" in done.stderr and "it ran" not in done.stdout
 
 
+def test_a_secret_is_read_on_google_cloud_alone():
+    done = with_secret("http://127.0.0.1:9", sys.executable, "-c", "print('it ran')")
+    assert done.returncode == 1 and "this runs on Google Cloud alone" in done.stderr and done.stdout == ""
+
+
 # --- deploy
 
 OLD, NEW, VERSION = "sodaops-00001-old", "sodaops-00002-new", "aaaabbbbcccc"
@@ -421,6 +426,20 @@ def test_a_service_that_fails_under_traffic_gets_the_old_revision_back(gcloud, t
         done = release(gcloud, tmp_path)
     assert done.returncode == 1 and f"traffic is back on {OLD}" in done.stderr and not (tmp_path / "done.txt").exists()
     assert [command.partition("--to-revisions=")[2] for command in changes(gcloud)[1:]] == [f"{NEW}=100", f"{OLD}=100"]
+
+
+def test_traffic_that_cannot_be_given_back_is_told(gcloud, tmp_path):
+    with deployable(gcloud, tmp_path, broken="/all"):
+        gcloud.answer(f"to-revisions={OLD}=100", (1, "ERROR: unavailable"))
+        done = release(gcloud, tmp_path)
+    assert done.returncode == 1 and f"{NEW} may have the traffic; see to it by hand" in done.stderr
+
+
+def test_a_release_does_not_fail_by_old_tags(gcloud, tmp_path):
+    with deployable(gcloud, tmp_path):
+        gcloud.answer("remove-tags", (1, "ERROR: unavailable"))
+        done = release(gcloud, tmp_path)
+    assert done.returncode == 0 and "warning: older tags stay" in done.stdout and (tmp_path / "done.txt").exists()
 
 
 def test_a_revision_that_does_not_start_changes_nothing(gcloud, tmp_path):
