@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict wheel gcp-plan gcp-apply gcp-rollback clean
+.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,22 @@ lint: $(INSTALLED)  ## style and format, checked and not rewritten
 
 params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
 	$(BIN)/python train.py --cfg job --resolve > params.yaml.new && mv params.yaml.new params.yaml
+
+.PHONY: gcp-plan gcp-apply gcp-rollback
+# Values of Google Cloud: make gcp-plan PROJECT=… REGION=… BUCKET=… EMAIL=… [GITHUB=OWNER/NAME] [BUDGET=50]
+GCP = $(BIN)/python cloudbuild/gcp.py $(subst gcp-,,$@) --project='$(PROJECT)' --region='$(REGION)'
+GCP_ALL = --bucket='$(BUCKET)' --email='$(EMAIL)' --github='$(GITHUB)' --budget='$(or $(BUDGET),50)'
+
+# The uptime check stands for the rule `down`, since a service that sleeps has no metrics, and a line of the log for `drift`.
+gcp-plan gcp-apply: $(INSTALLED)
+	@$(BIN)/sodaops alerts render --output=outputs/alerts/gcp alerts.rules.down=null alerts.rules.drift=null >/dev/null
+	@$(GCP) $(GCP_ALL) --policies=outputs/alerts/gcp/gcp-alert-policies.json
+
+gcp-plan:  ## show every command that sets up Google Cloud, and which are needed; PROJECT=… REGION=… BUCKET=… EMAIL=…
+gcp-apply:  ## run them
+
+gcp-rollback: $(INSTALLED)  ## the revision before serves again; PROJECT=… REGION=…
+	@$(GCP)
 
 repro: $(INSTALLED)  ## dvc repro
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ARGS)
@@ -73,21 +89,6 @@ loop: $(INSTALLED)  ## the whole circle: serve, drift, label, merge, retrain, pr
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
-
-# Values of Google Cloud: make gcp-plan PROJECT=… REGION=… BUCKET=… EMAIL=… [GITHUB=OWNER/NAME] [BUDGET=50]
-GCP = $(BIN)/python cloudbuild/gcp.py $(subst gcp-,,$@) --project='$(PROJECT)' --region='$(REGION)'
-GCP_ALL = --bucket='$(BUCKET)' --email='$(EMAIL)' --github='$(GITHUB)' --budget='$(or $(BUDGET),50)'
-
-# The uptime check stands for the rule `down`, since a service that sleeps has no metrics, and a line of the log for `drift`.
-gcp-plan gcp-apply: $(INSTALLED)
-	@$(BIN)/sodaops alerts render --output=outputs/alerts/gcp alerts.rules.down=null alerts.rules.drift=null >/dev/null
-	@$(GCP) $(GCP_ALL) --policies=outputs/alerts/gcp/gcp-alert-policies.json
-
-gcp-plan:  ## show every command that sets up Google Cloud, and which are needed; PROJECT=… REGION=… BUCKET=… EMAIL=…
-gcp-apply:  ## run them
-
-gcp-rollback: $(INSTALLED)  ## the revision before serves again; PROJECT=… REGION=…
-	@$(GCP)
 
 clean:  ## delete .venv, runs and derived data
 	rm -rf .venv .venv-bench outputs multirun artifacts data/processed dist
