@@ -38,6 +38,22 @@ lint: $(INSTALLED)  ## style and format, checked and not rewritten
 params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
 	$(BIN)/python train.py --cfg job --resolve > params.yaml.new && mv params.yaml.new params.yaml
 
+.PHONY: gcp-plan gcp-apply gcp-rollback
+# Values of Google Cloud: make gcp-plan PROJECT=… REGION=… BUCKET=… EMAIL=… [GITHUB=OWNER/NAME] [BUDGET=50]
+GCP = $(BIN)/python cloudbuild/gcp.py $(subst gcp-,,$@) --project='$(PROJECT)' --region='$(REGION)'
+GCP_ALL = --bucket='$(BUCKET)' --email='$(EMAIL)' --github='$(GITHUB)' --budget='$(or $(BUDGET),50)'
+
+# The uptime check stands for the rule `down`, since a service that sleeps has no metrics, and a line of the log for `drift`.
+gcp-plan gcp-apply: $(INSTALLED)
+	@$(BIN)/sodaops alerts render --output=outputs/alerts/gcp alerts.rules.down=null alerts.rules.drift=null >/dev/null
+	@$(GCP) $(GCP_ALL) --policies=outputs/alerts/gcp/gcp-alert-policies.json
+
+gcp-plan:  ## show every command that sets up Google Cloud, and which are needed; PROJECT=… REGION=… BUCKET=… EMAIL=…
+gcp-apply:  ## run them
+
+gcp-rollback: $(INSTALLED)  ## the revision before serves again; PROJECT=… REGION=…
+	@$(GCP)
+
 repro: $(INSTALLED)  ## dvc repro
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ARGS)
 
