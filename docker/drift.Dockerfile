@@ -6,10 +6,8 @@ WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
 COPY pyproject.toml constraints.txt docker/requirements.py ./
 RUN python requirements.py drift gs > requirements.txt \
-    && pip --python /opt/venv/bin/python install --no-cache-dir --no-compile -c constraints.txt -r requirements.txt
-RUN cd /opt/venv/lib/python3*/site-packages \
-    && find . -type d -name tests -prune -exec rm -r {} + \
-    && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash .
+    && pip --python /opt/venv/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
+RUN find /opt/venv -type d -name tests -prune -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE} AS code
 WORKDIR /build
@@ -21,7 +19,7 @@ COPY hydra_plugins hydra_plugins
 COPY conf conf
 COPY sodaops sodaops
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation . \
-    && pip --python /opt/venv/bin/python install --no-deps --no-compile --target /opt/sodaops ./*.whl \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-compile --target /opt/sodaops ./*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/sodaops
 
 FROM ${PYTHON_IMAGE}
@@ -33,6 +31,6 @@ COPY --from=packages /opt/venv /opt/venv
 COPY --from=code /opt/sodaops /opt/sodaops
 USER 10001:10001
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "healthcheck.py", "/healthz", "SODAOPS_DRIFT_PORT"]
 ENTRYPOINT ["python", "-m", "sodaops.monitoring"]

@@ -11,7 +11,7 @@ RUN python requirements.py serve otel gs > requirements.txt \
 # Out goes what no part of the service loads: tests, headers and sources, Arrow's Flight and S3 and second copies of its
 # libraries, ONNX Runtime's C library (the Python module has its own) and its tools, the hub's client, and symbols that
 # only a debugger reads (numpy's come stripped).
-# hadolint ignore=DL3008
+# hadolint ignore=DL3003,DL3008
 RUN apt-get update -q && apt-get install -y -q --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* \
     && cd /opt/venv/lib/python3*/site-packages \
     && find . -type d \( -name tests -o -name include \) -prune -exec rm -r {} + \
@@ -32,7 +32,7 @@ COPY hydra_plugins hydra_plugins
 COPY conf conf
 COPY sodaops sodaops
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation . \
-    && pip --python /opt/venv/bin/python install --no-deps --no-compile --target /opt/sodaops ./*.whl \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-compile --target /opt/sodaops ./*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/sodaops
 
 FROM ${PYTHON_IMAGE}
@@ -44,6 +44,6 @@ COPY --from=packages /opt/venv /opt/venv
 COPY --from=code /opt/sodaops /opt/sodaops
 USER 10001:10001
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "healthcheck.py", "/readyz", "SODAOPS_PORT"]
 ENTRYPOINT ["python", "-m", "sodaops.serving"]
