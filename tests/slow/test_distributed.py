@@ -147,7 +147,8 @@ def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path
                    "-m", "sodaops.cli", "train"]  # fmt: skip
         more = ("trainer.devices=1", "trainer.num_nodes=2", "ckpt_path=last")
         arguments = [text for text in long(tmp_path, small_tweets, "trainer.max_epochs=4") if "devices" not in text]
-        nodes.append(subprocess.Popen([*command, *arguments, *more], cwd=REPO, env=environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"), text=True,
+        variables = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+        nodes.append(subprocess.Popen([*command, *arguments, *more], cwd=REPO, env=variables, text=True,
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
     wait_for(tmp_path / "run/checkpoints/last.ckpt")
     os.kill(
