@@ -1,11 +1,13 @@
 # Everything runs in .venv, which the first command makes. PYTHON=… chooses the interpreter, ARGS=… adds arguments.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
+FILES := git ls-files --cached --others --exclude-standard
+LINTS := lint-python lint-types lint-yaml lint-workflows lint-cloudbuild lint-docker lint-shell lint-links
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel clean
+.PHONY: help install train test test-fast coverage lint $(LINTS) hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,9 +33,43 @@ test: $(INSTALLED)  ## the whole test suite
 test-fast: $(INSTALLED)  ## the tests that take no more than seconds
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-lint: $(INSTALLED)  ## style and format, checked and not rewritten
+coverage: $(INSTALLED)  ## the whole suite, and which lines it ran, in its processes too; ARGS='-m "not slow"' takes the fast tier
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
+
+lint: $(LINTS)  ## style, types, workflows, images, scripts, links: checked and not rewritten
+
+lint-python: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint-types: $(INSTALLED)
+	$(BIN)/mypy
+
+lint-yaml: $(INSTALLED)
+	$(BIN)/yamllint --strict .
+
+lint-workflows: $(INSTALLED)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
+	$(BIN)/zizmor --offline --quiet .github
+
+lint-cloudbuild: $(INSTALLED)
+	$(FILES) 'cloudbuild/*.yaml' | xargs -r $(BIN)/check-jsonschema --builtin-schema vendor.cloudbuild
+	$(FILES) 'cloudbuild/*.yaml' | xargs -r $(BIN)/python cloudbuild/lint.py
+
+lint-docker: $(INSTALLED)
+	$(FILES) 'docker/*Dockerfile' | xargs -r $(BIN)/hadolint
+
+lint-shell: $(INSTALLED)
+	$(FILES) .ci/run '*.sh' | xargs -r $(BIN)/shellcheck
+
+lint-links: $(INSTALLED)
+	$(BIN)/python -m pytest -q tests/unit/test_links.py
+
+hooks: $(INSTALLED)  ## the quick ones of `make lint` before each commit, types and links before each push
+	$(BIN)/pre-commit install --hook-type pre-commit --hook-type pre-push
 
 params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
 	$(BIN)/python train.py --cfg job --resolve > params.yaml.new && mv params.yaml.new params.yaml
@@ -60,7 +96,7 @@ repro: $(INSTALLED)  ## dvc repro
 serve: $(INSTALLED)  ## answer over HTTP with the bundle of `make repro`; BUNDLE=RUN/bundle serves another
 	$(BIN)/sodaops serve $(BUNDLE) $(ARGS)
 
-load: $(INSTALLED)  ## PROFILE=steady, burst, soak or overload against a server that it starts
+load: $(INSTALLED)  ## PROFILE=steady, burst, soak, overload or smoke against a server that it starts
 	PROFILE=$(or $(PROFILE),steady) $(BIN)/python benchmarks/load.py
 
 bench-serve: $(INSTALLED)  ## ours beside a transformers pipeline, LitServe and BentoML; writes docs/bench_serving.md
@@ -118,6 +154,13 @@ docker-test: $(INSTALLED)  ## build the three images, run each, and look into th
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
+
+dist: $(INSTALLED)  ## the sources, and the wheel made from them, which is tried outside of the repository
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m pip install --quiet --no-deps --target dist/tried dist/*.whl
+	cd dist/tried && PYTHONSAFEPATH=1 PYTHONPATH=. $(CURDIR)/$(BIN)/python -m sodaops.cli --help >/dev/null
+	rm -rf dist/tried
 
 clean:  ## delete .venv, runs and derived data
 	rm -rf .venv .venv-bench outputs multirun artifacts data/processed dist

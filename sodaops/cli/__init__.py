@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _explained(error: Exception) -> SodaOpsError | None:
     if isinstance(error, SodaOpsError):
         return error
-    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in _EXTRA_OF:
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package == "fcntl":  # the request log's locks
+        return ConfigError("serving and its request log need Linux or macOS; on Windows use WSL, or the image of docker/.")
+    if isinstance(error, ModuleNotFoundError) and package in _EXTRA_OF:
         return ConfigError(f"{error.name} is not installed; get it with `pip install 'sodaops[{_EXTRA_OF[package]}]'`.")
     if "hydra" not in sys.modules:
         return None

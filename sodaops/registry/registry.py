@@ -19,6 +19,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -197,7 +198,7 @@ class Registry:
         state = self.state()
         return f"{self.root}/versions/{_folder(state, self._version(state, name))}"
 
-    def local(self, version: str):
+    def local(self, version: str) -> AbstractContextManager[Path]:
         """A context with a version's folder on this machine; one afar is copied for as long as it lasts."""
         return self._store.local(f"versions/{_folder(self.state(), version)}")
 

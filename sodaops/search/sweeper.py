@@ -8,7 +8,7 @@ import shutil
 import socket
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,8 @@ class Sweep:
 
     def _run(self, n_trials: int) -> None:
         """Asks for trials, runs them through the launcher and tells the study how they ended."""
-        seed, n_seeds, trials = self._config.seed, self._search.n_seeds, []
+        seed, n_seeds = self._config.seed, self._search.n_seeds
+        trials: list[optuna.Trial] = []
         with self._put_back(trials), studies.heartbeats(self._study) as beating:
             for _ in range(n_trials):
                 trial = database.again(self._ask)
@@ -219,7 +220,7 @@ class Sweep:
                         print(f"trial {trial.number} was taken for lost by another process, which runs it again; not counted")
 
     @contextlib.contextmanager
-    def _put_back(self, trials: list[optuna.Trial]):
+    def _put_back(self, trials: list[optuna.Trial]) -> Iterator[None]:
         """A sweep that is stopped puts its unfinished trials up to be run again."""
         try:
             yield

@@ -66,7 +66,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         async with service.running():
             yield
         if "tracer_provider" in traces:
-            traces["tracer_provider"].shutdown()  # sends what is left
+            traces["tracer_provider"].shutdown()  # type: ignore[union-attr]  # the SDK's own; sends what is left
         log.info("stopped")
 
     app = FastAPI(
@@ -87,7 +87,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.openapi = lambda: _openapi(app, bool(settings.api_keys))
+    app.openapi = lambda: _openapi(app, bool(settings.api_keys))  # type: ignore[method-assign]  # as FastAPI's docs do
     return app
 
 
@@ -229,7 +229,8 @@ def _refusals(app: FastAPI, metrics: Metrics) -> None:
     async def by_status(request: Request, error: Any) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router names the methods of the first route with this path alone
-            allowed = [route.methods for route in app.routes if getattr(route, "path", None) == route_path(request.scope)]
+            routes: list[Any] = [route for route in app.routes if getattr(route, "path", None) == route_path(request.scope)]
+            allowed = [route.methods for route in routes]
             headers = {"allow": ", ".join(sorted(set().union(*allowed)))}
         return problem(request.scope, error.status_code, str(error.detail), headers)
 

@@ -25,12 +25,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sodaops import runs, storage
 from sodaops.config import Config
+from sodaops.data.workers import n_cores
 from sodaops.errors import ConfigError, PrunedError, Terminated, TrainingError
 from sodaops.training.fit import LAST, make_trainer, quieten, trainer_arguments
 
 _JOIN_S = 600  # for the other machines to come
 _END_S = 20  # for a process to end by itself when another one died, or to write its checkpoint
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 CONFIG = "ranks.yaml"
 
 
@@ -202,7 +203,7 @@ def _way_on(run_dir: Path) -> str:
 @contextlib.contextmanager
 def _own_threads(n_processes: int) -> Iterator[None]:
     """Shares the cores among the processes; the agent would give each of them one."""
-    cores = max(1, len(os.sched_getaffinity(0)) // n_processes)
+    cores = max(1, n_cores() // n_processes)
     given = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = given or str(cores)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said once, in launch
