@@ -1,0 +1,78 @@
+"""The site's pages are all in its navigation, and those that speak of code and configuration speak of what there is."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from sodaops.cli import _ROOM_OF
+from tests.conftest import REPO
+
+DOCS = REPO / "docs"
+
+
+def pages_of(nav):
+    for entry in nav:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for inner in entry.values():
+                yield from pages_of(inner if isinstance(inner, list) else [inner])
+
+
+def test_every_page_is_in_the_navigation_once():
+    named = list(pages_of(tomllib.loads((REPO / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]))
+    assert sorted(named) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+def test_the_page_of_keys_is_that_of_the_schema():
+    from tools.config_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "make params"
+    for row in (
+        "| `optim.lr` | `0.0003` | number above 0 | of the top encoder layer |",
+        "| `serve.deadline_s` | `10.0` | number above 0 | past it the answer is 504 |",
+        "| `model.pooling` | `mean` | `mean`, `cls` |  |",
+        "| `drift.max_rows` | `100000` | whole number from 1,000 | of a longer span, this many at random |",
+    ):
+        assert row in page()
+
+
+def test_every_rule_has_its_incident():
+    rules = yaml.safe_load((REPO / "conf/alerts/default.yaml").read_text(encoding="utf-8"))["rules"]
+    sections = re.split(r"^## ", (DOCS / "incidents.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert sorted(section.split("\n")[0] for section in sections) == sorted(rules)
+    for section in sections:
+        name = section.split("\n")[0]
+        assert f"(`{rules[name]['severity']}`)" in section
+        assert all(f"- **{part}" in section for part in ("First look", "What to do")) and "**Wake " in section
+
+
+COVERAGE = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (DOCS / "coverage.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("|") and "`" in line
+]
+
+
+def test_all_of_the_checklist_is_covered():
+    by_week = [row[0] for row in COVERAGE if len(row) == 5]
+    assert [by_week.count(week) for week in ("1", "2", "3", "extra")] == [16, 17, 8, 2]
+    assert len(COVERAGE) == len(by_week) + 7
+
+
+@pytest.mark.parametrize("row", COVERAGE, ids=lambda row: row[-4 if len(row) == 5 else -3])
+def test_what_covers_it_is_there(row):
+    here, shown = row[-3:-1] if len(row) == 5 else row[-2:]
+    paths = re.findall("`([^`]+)`", here)
+    assert paths and [path for path in paths if not (REPO / path).exists()] == []
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (REPO / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for command in re.findall("`([^`]+)`", shown):
+        program, *words = command.split()
+        if program == "make":
+            assert words[0] in targets
+        elif program == "sodaops":
+            assert words[0] == "--help" or words[0] in _ROOM_OF
+        else:
+            assert (program, words[0]) in (("python", "train.py"), ("git", "log"))
