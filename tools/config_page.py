@@ -34,7 +34,8 @@ def page() -> str:
     default = compose().model_dump(mode="json")
     default["search"] = compose(["search=default"]).model_dump(mode="json")["search"]
     default["logger"] = compose(["logger=many"]).model_dump(mode="json")["logger"]
-    top, sections = [], []
+    top: list[str] = []
+    sections: list[str] = []
     for name, of in schema["properties"].items():
         inner = _section(of, schema)
         if inner is None and name != "trainer":
@@ -47,7 +48,8 @@ def page() -> str:
 
 
 def _described(name: str, section: dict[str, Any] | None, default: Any, schema: dict[str, Any]) -> str:
-    folder, comments = REPO / "conf" / name, {}
+    folder = REPO / "conf" / name
+    comments: dict[str, str] = {}
     for file in _files(name):
         comments |= {f"{name}.{key}" if folder.is_dir() else key: said for key, said in _comments(file).items()}
     if section is None:  # free form
@@ -87,7 +89,8 @@ def _options(folder: Path) -> str:
 
 def _comments(file: Path) -> dict[str, str]:
     """Key -> the comment that ends its line; keys are joined by points, ``@package _global_`` files leave out their section."""
-    found, way = {}, []
+    found: dict[str, str] = {}
+    way: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         parsed = re.fullmatch(r"( *)(\w+):(?: .*?)?(?:\s+#\s*(.+))?", line)
         if parsed:

@@ -29,14 +29,15 @@ def test_every_page_is_in_the_navigation_once():
 def test_the_page_of_keys_is_that_of_the_schema():
     from tools.config_page import PAGE, page
 
-    assert PAGE.read_text(encoding="utf-8") == page(), "make params"
+    made = page()
+    assert PAGE.read_text(encoding="utf-8") == made, "make params"
     for row in (
         "| `optim.lr` | `0.0003` | number above 0 | of the top encoder layer |",
         "| `serve.deadline_s` | `10.0` | number above 0 | past it the answer is 504 |",
         "| `model.pooling` | `mean` | `mean`, `cls` |  |",
         "| `drift.max_rows` | `100000` | whole number from 1,000 | of a longer span, this many at random |",
     ):
-        assert row in page()
+        assert row in made
 
 
 def test_every_rule_has_its_incident():
@@ -47,6 +48,12 @@ def test_every_rule_has_its_incident():
         name = section.split("\n")[0]
         assert f"(`{rules[name]['severity']}`)" in section
         assert all(f"- **{part}" in section for part in ("First look", "What to do")) and "**Wake " in section
+
+
+def test_the_example_in_python_runs(trained, capsys):
+    (example,) = re.findall("```python\n(.+?)```", (DOCS / "api/index.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(example.replace("outputs/start/bundle", str(trained / "run/bundle")), {})
+    assert capsys.readouterr().out.count("{'negative': ") == 2
 
 
 COVERAGE = [
