@@ -37,6 +37,8 @@ def test_every_page_is_there_and_loads_nothing_from_elsewhere(built):
         assert loaded and not [address for address in loaded if re.match(r"(https?:)?//", address)], page
     api = (site / "api/evaluation/index.html").read_text()
     assert "expected_calibration_error" in api and "Guo et al. 2017" in api
+    data = (site / "api/data/index.html").read_text()  # examples are code, and roles are not shown
+    assert "<blockquote" not in data and ":func:" not in data and "&gt;&gt;&gt;" in data
 
 
 def test_the_picture_is_that_of_its_text(tmp_path):
