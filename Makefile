@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint docs picture params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict wheel clean
+.PHONY: help install train test test-fast lint params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,13 +35,7 @@ lint: $(INSTALLED)  ## style and format, checked and not rewritten
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-docs: $(INSTALLED)  ## the site, into site/, warnings as errors
-	$(BIN)/python tools/site.py
-
-picture: $(INSTALLED)  ## draw docs/flow.svg from docs/flow.d2
-	$(BIN)/d2 docs/flow.d2 docs/flow.svg
-
-params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read, and into docs/configuration.md
+params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
 	$(BIN)/python train.py --cfg job --resolve > params.yaml.new && mv params.yaml.new params.yaml
 	$(BIN)/python tools/config_page.py
 
@@ -74,6 +68,13 @@ bench-quality: $(INSTALLED)  ## the results table of the README: three seeds, th
 
 bench-drift: $(INSTALLED)  ## false alarms and power of drift, and its time; writes docs/bench_drift.md
 	$(BIN)/python benchmarks/drift.py --write docs/bench_drift.md $(ARGS)
+
+.PHONY: docs picture
+docs: $(INSTALLED)  ## the site, into site/, warnings as errors
+	$(BIN)/python tools/site.py
+
+picture: $(INSTALLED)  ## draw docs/flow.svg from docs/flow.d2
+	$(BIN)/d2 docs/flow.d2 docs/flow.svg
 
 loop: $(INSTALLED)  ## the whole circle: serve, drift, label, merge, retrain, promote, hot reload
 	$(BIN)/python benchmarks/loop.py $(ARGS)
