@@ -1,9 +1,10 @@
-"""Load profiles for locust: `make load PROFILE=steady`, burst, soak or overload, against a server that it starts.
+"""Load profiles for locust: `make load PROFILE=steady`, burst, soak, overload or smoke, against a server that it starts.
 
 steady    16 clients for a minute
 burst     4 clients, and 64 for five seconds out of fifteen, for a minute
 soak      8 clients for ten minutes, with the memory before and after
 overload  clients that send twice what the service can do, for ten minutes: it must refuse with 429 and not grow
+smoke     4 clients for ten seconds, for CI: no request may fail
 """
 
 import csv
@@ -26,6 +27,7 @@ PROFILES = {
     "burst": [(until, 64 if until % 15 == 0 else 4) for until in sorted([*range(10, 61, 15), *range(15, 61, 15)])],
     "soak": [(600, 8)],
     "overload": [(600, 64)],
+    "smoke": [(10, 4)],
 }
 PROFILE = os.environ.get("PROFILE", "steady")
 _TEXTS: list[str] = []

@@ -17,6 +17,7 @@ from sodaops.text import POLICIES
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 Label = str | int
+Kind = Literal[*KINDS]  # type: ignore[valid-type]
 Days = Annotated[int, Field(ge=1, le=36_500)]
 
 
@@ -42,7 +43,7 @@ class DataConfig(Section):
     label_map: dict[Label, str] | None = Field(None, description="value in the table -> label")
     vote_columns: dict[str, str] | None = Field(None, description="label -> column with its number of raters' votes")
     slice_columns: list[str] = Field([], description="columns to report metrics by")
-    cleaning: Literal[*POLICIES]
+    cleaning: Literal[*POLICIES]  # type: ignore[valid-type]  # one list of names, not two
     fractions: list[Fraction] = Field(description="shares of train, val, test", min_length=3, max_length=3)
     conflicts: Literal["error", "drop"] = Field(description="the same text with two labels")
     max_chars: Count = Field(description="longest text accepted, in characters")
@@ -169,7 +170,7 @@ class ServeConfig(Section):
     request_log: str | None = Field(None, description="folder or gs:// for the Parquet parts of the request log; null: none")
     journal_dir: str | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
     log_texts: bool = Field(False, description="true: the texts in the request log; false: their SHA-256")
-    redact: list[Literal[*KINDS]] = Field(["email", "phone"], description="taken out of texts before they are logged")
+    redact: list[Kind] = Field(["email", "phone"], description="taken out of texts before they are logged")
     keep_days: Days | None = Field(None, description="parts of the request log older than this are deleted; null: never")
     feedback_store: str | None = Field(None, description="annotation store that POST /feedback writes to; null: no feedback")
     part_s: Annotated[float, Field(gt=0, le=86_400)] = Field(300.0, description="a part is written this often")

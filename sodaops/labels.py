@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sodaops.errors import DataError, nearest, some
 
 
-def label_order(values: Sequence[str], labels: Sequence[object] | None, label_map: Mapping[object, str] | None) -> list[str]:
+def label_order(values: Sequence[str], labels: Sequence[object] | None, label_map: Mapping[Any, str] | None) -> list[str]:
     """The labels in order: as configured, else the table's values, mapped and sorted (numbers as numbers).
 
     >>> label_order(["10", "9", "9"], None, None)
@@ -20,7 +21,7 @@ def label_order(values: Sequence[str], labels: Sequence[object] | None, label_ma
     return sorted(present, key=lambda label: (int(label), label)) if numeric else sorted(present)
 
 
-def label_ids(values: Sequence[str], labels: Sequence[str], label_map: Mapping[object, str] | None) -> list[int]:
+def label_ids(values: Sequence[str], labels: Sequence[str], label_map: Mapping[Any, str] | None) -> list[int]:
     """The label_id of each value; -1 where it is no label.
 
     Args:
@@ -37,7 +38,7 @@ def label_ids(values: Sequence[str], labels: Sequence[str], label_map: Mapping[o
 
 
 def no_label(
-    place: str, value: str, rows: Sequence[int], labels: Sequence[str], label_map: Mapping[object, str] | None
+    place: str, value: str, rows: Sequence[int], labels: Sequence[str], label_map: Mapping[Any, str] | None
 ) -> DataError:
     """What to say of values that are no label.
 

@@ -195,7 +195,7 @@ def leads(environment: Mapping[str, str]) -> bool:
 
 def _alive(host: str, pid: int) -> bool:
     """Whether the process may still run; of another machine's nothing is known, and the benefit of the doubt is given."""
-    if host != socket.gethostname():
+    if host != socket.gethostname() or os.name == "nt":  # where signal 0 is Ctrl-C
         return True
     try:
         os.kill(pid, 0)

@@ -96,11 +96,11 @@ def _exchange(new: Path, path: Path) -> None:
         sync(path.parent)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.rename(path, old)
+    os.rename(path, old / path.name)  # into the folder, not onto it: that Windows refuses
     try:
         os.rename(new, path)
     except OSError:
-        os.rename(old, path)
+        os.rename(old / path.name, path)
         raise
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -110,7 +110,7 @@ def sync(path: Path) -> None:
     """Waits until a file, or a folder's names, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what may be written alone
     try:
         os.fsync(descriptor)
     finally:

@@ -1,7 +1,7 @@
 """From a composed tree to a typed one, refused as a whole with every fault named at once."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -67,7 +67,7 @@ def field_names(loc: Sequence[str | int]) -> list[str]:
     return list(section.model_fields)
 
 
-def _contradictions(config: Config):
+def _contradictions(config: Config) -> Iterator[str]:
     data = config.data
     files = data.files.model_dump()
     given = [path is not None for path in files.values()]

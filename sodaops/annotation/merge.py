@@ -97,7 +97,8 @@ def _merge(store: Store, data: DataConfig, added: str, splits_dir: Path, min_ann
     splits = {split: read_split(splits_dir, split)["text"].to_pylist() for split in SPLITS}
     known, near_test = {text for texts in splits.values() for text in texts}, NearTexts(splits["test"], near)
     digests = {text_hash(text) for text in known}  # of texts as they were asked; the store's may be redacted
-    state, rows, counts = store.state(), [], Counter()
+    state, rows = store.state(), []
+    counts: Counter[str] = Counter()
     n_known, n_empty, tied, waiting, leaking = 0, 0, 0, 0, []
     for task in state.tasks:
         answers = state.labels_of(task.task)

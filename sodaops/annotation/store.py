@@ -260,7 +260,7 @@ class Store:
         tasks: list[str] = []
         for event, key in sorted(self._of_session.get((annotator, code), ())):
             if not event.undo:
-                tasks.append(key)
+                tasks.append(key)  # type: ignore[arg-type]  # feedback has no session
             elif key in tasks:
                 del tasks[len(tasks) - 1 - tasks[::-1].index(key)]
         return tasks

@@ -1,7 +1,7 @@
 """Answers rows by the ten thousand, on all cores: while one chunk is computed, the next is cleaned and tokenised."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -110,7 +110,7 @@ def cut(batches: Iterable[pa.RecordBatch], n_rows: int, n_bytes: int) -> Iterato
 
 def answer(
     predictor: Predictor, chunks: Iterable[pa.Table], text_column: str, parts: Parts, tell: Callable[[int], object]
-) -> Iterator[Answered]:
+) -> Generator[Answered, None, None]:
     """Answers chunks of a table, each from its part where there is one; what is computed becomes a part.
 
     Args:

@@ -98,8 +98,8 @@ def read_info(path: str | Path) -> BundleInfo:
     try:
         info = BundleInfo(**fields)
     except ValidationError as error:
-        faults = some([f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()])
-        raise BundleError(f"{path / INFO}: incomplete ({faults}); copy the bundle anew or train again.") from None
+        found = some([f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()])
+        raise BundleError(f"{path / INFO}: incomplete ({found}); copy the bundle anew or train again.") from None
     known = {*NAMES} - {INFO}
     faults = [f"{name!r} is no file of a bundle" for name in sorted(info.files) if name not in known]
     faults += [f"{name} is not among the files of {INFO}" for name in FILES if name not in info.files]

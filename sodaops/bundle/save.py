@@ -93,7 +93,7 @@ def load_bundle(path: str | Path) -> Loaded:
     path = Path(path)
     try:
         transformer = from_settings(json.loads((path / layout.ENCODER).read_text(encoding="utf-8")))
-        model = TextEncoder(transformer, len(info.labels), info.pooling, dropout=0.0)
+        model = TextEncoder(transformer, len(info.labels), info.pooling, dropout=0.0)  # type: ignore[arg-type]
         model.load_state_dict(load_file(path / layout.WEIGHTS))
         tokenizer = Tokenizer.from_file(str(path / layout.TOKENIZER))
     except (RuntimeError, KeyError, ValueError, SafetensorError) as error:

@@ -110,7 +110,7 @@ def hash_many(texts: pa.StringArray) -> np.ndarray:
         uint64 [n, 2]; the first column are the bits by which :func:`sodaops.data.splits.assign_split` goes.
     """
     offsets, data = flat(texts)
-    view, places = memoryview(data), offsets.tolist()
+    view, places = data.data, offsets.tolist()
     sha256 = hashlib.sha256
     digests = b"".join([sha256(view[a:b]).digest() for a, b in pairwise(places)])
     return np.frombuffer(digests, ">u8").reshape(-1, 4)[:, :2].astype(np.uint64)

@@ -48,7 +48,7 @@ class RayPool(Executor):
         self.n_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._ray = ray
 
-    def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+    def submit(self, call: Callable[..., Any], /, *arguments: Any) -> Future[Any]:  # type: ignore[override]  # no keywords
         """Calls ``call(*arguments)`` on some worker."""
         return self._ray.remote(call).options(max_retries=_ATTEMPTS).remote(*arguments).future()
 

@@ -34,7 +34,7 @@ class Rows:
     hash_lo: np.ndarray  # uint64
     label_id: np.ndarray  # int32
 
-    def table_of(self, rows: np.ndarray) -> np.ndarray:
+    def table_of(self, rows: np.ndarray | int) -> np.ndarray:
         """The table of each row, int64, as a place in ``tables``."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
@@ -109,7 +109,7 @@ def _check_cells(
         )
     bad = np.flatnonzero(label_id < 0)
     if len(bad):
-        raise no_label(f"{path} {config.label_column}", cells[value[bad[0]]], bad + 1, labels, config.label_map)
+        raise no_label(f"{path} {config.label_column}", cells[value[bad[0]]], (bad + 1).tolist(), labels, config.label_map)
     for label in labels if config.vote_columns else ():
         if votes := faults.get(f"vote_{label}"):
             raise DataError(
@@ -163,7 +163,7 @@ def split_of(rows: Rows, config: DataConfig) -> np.ndarray:
         for start in range(begin, end, _SORTED_ROWS):
             span = slice(start, min(start + _SORTED_ROWS, end))
             position = rows.hash_hi[span] / 2.0**64
-            by_hash = (position >= train).astype(np.int8) + (position >= val)
+            by_hash: Any = (position >= train).astype(np.int8) + (position >= val)
             if given == ADDED:
                 by_hash = (by_hash == 1).astype(np.int8) if config.path is not None else 0
             splits[span] = SPLITS.index(given) if given in SPLITS else by_hash

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 
 import pyarrow as pa
 
@@ -70,8 +71,8 @@ def _pool(config: DataConfig) -> tuple[Executor, int, tuple[type[Exception], ...
     if config.ray is not None:
         from sodaops.data.ray_cluster import RayPool
 
-        pool = RayPool(config.ray)
-        return pool, pool.n_workers, pool.lost
+        ray = RayPool(config.ray)
+        return ray, ray.n_workers, ray.lost
     n_workers = _n_workers()
     pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), initializer=_begin)
     return pool, n_workers, (BrokenProcessPool,)
@@ -120,4 +121,9 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

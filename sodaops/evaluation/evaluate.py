@@ -109,7 +109,7 @@ def _baselines(splits_dir: Path, table: pa.Table, labels: list[str]) -> dict[str
         "majority": baselines.majority(texts_and_ids[0][1], len(table), len(labels)),
     }
     with contextlib.suppress(ValueError):  # texts without a word, emoji alone for example, have no TF-IDF baseline
-        answers["tfidf"] = baselines.tfidf(*texts_and_ids, table["text"].to_pylist(), len(labels))
+        answers["tfidf"] = baselines.tfidf(texts_and_ids[0], texts_and_ids[1], table["text"].to_pylist(), len(labels))
     keep = ("macro_f1", "weighted_f1", "accuracy")
     return {
         name: {key: float(value) for key, value in metrics.summary(matrix).items() if key in keep}

@@ -111,7 +111,8 @@ def measure(settings: DriftConfig, info: BundleInfo, reference: Reference, windo
     if len(mine) < settings.min_rows:
         said = f"too few requests to judge: {len(mine)}, and at least {settings.min_rows} are wanted"
         return Drift(judged=False, drifted=False, said=said, causes=[], features=[], examples=[], others=others, **facts), None
-    features, embedded, snapshot = [], None, None  # of too few different texts, only how often they came can be judged
+    features: list[Feature] = []
+    embedded = snapshot = None  # of too few different texts, only how often they came can be judged
     if len(answered) >= settings.min_rows:
         features, embedded, snapshot = _features(settings, info, reference, answered, level)
     causes = causes_of(settings, features, facts["empty"], facts["repeated"], facts["repeated_text"])
@@ -196,11 +197,11 @@ def _column(settings: DriftConfig, name: str, before: Any, now: Any, p: float | 
         counts = [np.array([(side == label).sum() for label in labels]) for side in (before, now)]
         effect, shares = total_variation(*counts), [side / side.sum() for side in counts]
         bins = [{"from": label, "before": float(b), "now": float(n)} for label, b, n in zip(labels, *shares, strict=True)]
-        medians = (None, None)
+        medians: tuple[float | None, float | None] = (None, None)
     else:
         sides = before.to_numpy(), now.to_numpy()
         effect, bins = ks_distance(*sides), _histogram(*sides)
-        medians = tuple(float(np.median(side)) for side in sides)
+        medians = float(np.median(sides[0])), float(np.median(sides[1]))
     return Feature(name, p, effect, p < level and effect >= settings.min_effect, *medians, bins)
 
 

@@ -1,6 +1,7 @@
 """What is still to be delivered: a queue for each sink, so that a broken one does not hold up the other."""
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -88,7 +89,7 @@ class Outbox:
                 continue
             head = queue[0]
             try:
-                await in_thread(lambda head=head: sink.send(head), DEADLINE_S)
+                await in_thread(functools.partial(sink.send, head), DEADLINE_S)
             except Exception as error:  # whatever a sink brings about, it is tried again
                 self._counter.labels(sink.name, "failed").inc()
                 said = str(error) if isinstance(error, DeliveryError) else type(error).__name__  # others may quote a secret

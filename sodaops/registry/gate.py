@@ -177,7 +177,9 @@ def _slices(
     """Each label's F1, and macro-F1 by length and by each slice column, where there are rows enough."""
     predicted = probs.argmax(1)
     per_label = metrics.per_label(metrics.confusion(label_ids, predicted, len(labels)), labels)
-    found = [{"slice": f"label {name}", "f1": v["f1"], "n_rows": v["n_rows"]} for name, v in per_label.items()]
+    found: list[dict[str, Any]] = [
+        {"slice": f"label {name}", "f1": v["f1"], "n_rows": v["n_rows"]} for name, v in per_label.items()
+    ]
     lengths = np.array([len(text) for text in table["text"].to_pylist()])
     short, long = np.quantile(lengths, [1 / 3, 2 / 3])
     groups = {

@@ -19,6 +19,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,8 +68,9 @@ class Registry:
         return self._entry(names[-1])[1] if names else State()
 
     def history(self) -> list[dict[str, Any]]:
-        """What happened, oldest first, without the states."""
-        return [self._entry(name)[0] for name in self._store.names("history")]
+        """What happened, oldest first, each with where the aliases pointed afterwards."""
+        entries = map(self._entry, self._store.names("history"))
+        return [{**entry, "aliases": state.aliases} for entry, state in entries]
 
     def register(self, bundle_dir: str | Path, why: str = "", metrics: Mapping[str, Any] | None = None) -> str:
         """Adds a bundle and points ``challenger`` at it; one that is here already stays as it is.
@@ -196,7 +198,7 @@ class Registry:
         state = self.state()
         return f"{self.root}/versions/{_folder(state, self._version(state, name))}"
 
-    def local(self, version: str):
+    def local(self, version: str) -> AbstractContextManager[Path]:
         """A context with a version's folder on this machine; one afar is copied for as long as it lasts."""
         return self._store.local(f"versions/{_folder(self.state(), version)}")
 

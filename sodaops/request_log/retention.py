@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -113,11 +114,15 @@ def _forget_in_segment(path: Path, request_ids: set[str], text_hashes: set[str],
             held = not os.fstat(segment.fileno()).st_nlink  # a part by now
         except BlockingIOError:
             held = True
-        kept, gone = [], []
+        kept: list[bytes] = []
+        gone: list[dict[str, Any]] = []
         for line in segment.read().rpartition(b"\n")[0].split(b"\n"):  # one that was cut off was never answered
             row = _parsed(line)
             mine = row.get("request_id") in request_ids or row.get("text_sha256") in text_hashes
-            (gone if mine else kept).append(row if mine else line)
+            if mine:
+                gone.append(row)
+            else:
+                kept.append(line)
         if not gone:
             return
         if held:

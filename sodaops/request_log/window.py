@@ -60,20 +60,20 @@ def read_window(
     if first and end and first >= end:
         raise ConfigError(f"drift.since={since} is not before drift.until={until}.")
     span = first is not None or end is not None
-    keeper = _Sample(max_rows) if span else _Newest(min(last, max_rows))
+    keeper: _Sample | _Newest = _Sample(max_rows) if span else _Newest(min(last, max_rows))
     window = Window(_empty())
     early, late = first.date() - timedelta(days=1) if first else date.min, end.date() if end else date.max
     paths = [path for path in part_addresses(log) if early <= day_of(path) <= late]  # rows may reach into the next day
     with tqdm(total=len(paths), desc=f"reading {log}", unit="part", delay=2, leave=False, disable=None) as bar:
         for day in sorted({day_of(path) for path in paths}, reverse=True):
-            if not span and keeper.has_all(day):
+            if isinstance(keeper, _Newest) and keeper.has_all(day):
                 break
             for path in (path for path in paths if day_of(path) == day):
                 for batch in _read(path, window):
                     keeper.add(_within(batch, first, end, now + _SKEW, window))
                 bar.update()
     window.rows = keeper.rows().sort_by("time")
-    window.n_found = keeper.n_found if span else len(window.rows)
+    window.n_found = keeper.n_found if isinstance(keeper, _Sample) else len(window.rows)
     return window
 
 

@@ -92,7 +92,7 @@ def open_storage(url: str, grace_s: int = 60, wait_s: float = 0.0) -> RDBStorage
             return _opened(url, grace_s)
         except ImportError as error:
             cause = error.__cause__ or error
-            missing = f"{cause.name} is not installed" if getattr(cause, "name", None) else str(cause).splitlines()[0]
+            missing = f"{name} is not installed" if (name := getattr(cause, "name", None)) else str(cause).splitlines()[0]
             raise ConfigError(
                 f"search.storage={masked(url)}: {missing}; get PostgreSQL's driver with `pip install 'sodaops[postgres]'`, "
                 "and write postgresql+psycopg://…."

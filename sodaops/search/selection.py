@@ -55,7 +55,8 @@ def choose(candidates: Sequence[Candidate], metric: str, direction: str, toleran
     check_metric(metric)
     if not 0 <= tolerance < math.inf:
         raise ConfigError(f"--tolerance {tolerance}: expected 0 or more.")
-    eligible, left_out = [], {}
+    eligible: list[Candidate] = []
+    left_out: dict[str, int] = {}
     for candidate in candidates:
         reason = _reason(candidate)
         if reason is None:

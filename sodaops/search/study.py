@@ -187,7 +187,8 @@ class Alive:
     """Trials whose heart beats."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self._store, self._trial_ids = study._storage, []
+        self._store = study._storage
+        self._trial_ids: list[int] = []
 
     def add(self, trial_id: int) -> None:
         """One more; its first beat is told at once."""

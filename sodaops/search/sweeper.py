@@ -8,7 +8,7 @@ import shutil
 import socket
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,8 @@ class Sweep:
 
     def _run(self, n_trials: int) -> None:
         """Asks for trials, runs them through the launcher and tells the study how they ended."""
-        seed, n_seeds, trials = self._config.seed, self._search.n_seeds, []
+        seed, n_seeds = self._config.seed, self._search.n_seeds
+        trials: list[optuna.Trial] = []
         with self._put_back(trials), studies.heartbeats(self._study) as beating:
             for _ in range(n_trials):
                 trial = database.again(self._ask)
@@ -211,12 +212,15 @@ class Sweep:
                 others = [ret for (of, _), ret in zip(more, rest, strict=True) if of is trial]
                 try:
                     database.again(functools.partial(self._tell, trial, [done, *others]))
-                except optuna.exceptions.UpdateFinishedTrialError:
-                    if studies.was_lost(self._study, trial):  # and not told already, before the connection broke
+                except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+                    lost = studies.was_lost(self._study, trial)  # and not told already, before the connection broke
+                    if isinstance(error, ValueError) and not lost:
+                        raise
+                    if lost:
                         print(f"trial {trial.number} was taken for lost by another process, which runs it again; not counted")
 
     @contextlib.contextmanager
-    def _put_back(self, trials: list[optuna.Trial]):
+    def _put_back(self, trials: list[optuna.Trial]) -> Iterator[None]:
         """A sweep that is stopped puts its unfinished trials up to be run again."""
         try:
             yield
@@ -228,14 +232,15 @@ class Sweep:
                 numbers = some([trial.number for trial in trials])
                 print(f"the study could not be told of trials {numbers}: they are run again, their runs stay in {self._folder}")
             if isinstance(stop, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"the same command goes on with search.study={self._search.study}") from None
+                raise type(stop)(f"the same command goes on with search.study={self._search.study}") from None
             raise
 
     def _stop(self, trials: Sequence[optuna.Trial]) -> None:
         for trial in trials:
             if not self._study._storage.get_trial(trial._trial_id).state.is_finished():
-                trial.set_user_attr("stopped", True)
-                self._study.tell(trial, state=TrialState.FAIL)
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # since then it was
+                    trial.set_user_attr("stopped", True)
+                    self._study.tell(trial, state=TrialState.FAIL)
         with self._alone():
             studies.put_up(self._study)
 

@@ -20,7 +20,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import Receive
 
-from sodaops.errors import SodaOpsError
+from sodaops.errors import BundleError, SodaOpsError
 from sodaops.serving import schemas
 from sodaops.serving.batcher import Dead, EmptyText, QueueFull
 from sodaops.serving.metrics import Metrics
@@ -32,6 +32,10 @@ from sodaops.web.traces import telemetry
 
 _PAGE = Path(__file__).parent / "page.html"
 _REFUSALS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 503, 504)
+_GIVE = (
+    "SODAOPS_BUNDLE says which bundle to serve: a folder, gs://BUCKET/FOLDER or REGISTRY@ALIAS. In a container a folder must "
+    "be mounted: -v RUN/bundle:/bundle:ro."
+)
 log = logging.getLogger("sodaops.serving")
 
 
@@ -51,6 +55,8 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         traces = telemetry()
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, BundleError):
+            print(_GIVE, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
     @contextlib.asynccontextmanager
@@ -60,7 +66,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         async with service.running():
             yield
         if "tracer_provider" in traces:
-            traces["tracer_provider"].shutdown()  # sends what is left
+            traces["tracer_provider"].shutdown()  # type: ignore[union-attr]  # the SDK's own; sends what is left
         log.info("stopped")
 
     app = FastAPI(
@@ -81,7 +87,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.openapi = lambda: _openapi(app, bool(settings.api_keys))
+    app.openapi = lambda: _openapi(app, bool(settings.api_keys))  # type: ignore[method-assign]  # as FastAPI's docs do
     return app
 
 
@@ -223,7 +229,8 @@ def _refusals(app: FastAPI, metrics: Metrics) -> None:
     async def by_status(request: Request, error: Any) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router names the methods of the first route with this path alone
-            allowed = [route.methods for route in app.routes if getattr(route, "path", None) == route_path(request.scope)]
+            routes: list[Any] = [route for route in app.routes if getattr(route, "path", None) == route_path(request.scope)]
+            allowed = [route.methods for route in routes]
             headers = {"allow": ", ".join(sorted(set().union(*allowed)))}
         return problem(request.scope, error.status_code, str(error.detail), headers)
 

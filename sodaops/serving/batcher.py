@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,8 @@ class _Request:
 
     def __init__(self, predictor: Predictor, rows: list[np.ndarray], answer: asyncio.Future[list[Answer]]) -> None:
         self.predictor, self.rows, self.answer = predictor, rows, answer
-        self.found, self.n_left = [None] * len(rows), len(rows)
+        self.found: list[Any] = [None] * len(rows)  # each an Answer in the end
+        self.n_left = len(rows)
 
 
 _Item = tuple[_Request, int]  # one text, by its place in the request
@@ -173,7 +174,8 @@ class Batcher:
 
     def _next_batch(self) -> list[_Item]:
         self._forget_given_up()
-        batch, n_tokens = [], 0
+        batch: list[_Item] = []
+        n_tokens = 0
         for request, place in self._waiting[: math.ceil(len(self._waiting) / self._n_workers)]:
             n_tokens += len(request.rows[place])
             if batch and (n_tokens > self._max_tokens or request.predictor is not batch[0][0].predictor):

@@ -68,7 +68,8 @@ class Service:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.models = Models(settings.bundle, settings.variant, self.metrics)
-        n_workers = settings.n_workers or len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS lacks it
+        n_workers = settings.n_workers or cores or 1
         self.batcher = Batcher(n_workers, settings.max_queue, settings.max_batch_tokens, self.metrics.batch.observe)
         self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
         self.latencies_ms: deque[float] = deque(maxlen=500)

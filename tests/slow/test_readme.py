@@ -1,22 +1,37 @@
-"""Every command of the README, run as it stands there, in a clone."""
+"""Every command of the README, and of the docs those that can run here, run as they stand there, in a clone."""
 
 import contextlib
+import gzip
 import re
 import shutil
 import subprocess
 import time
 
 import httpx
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
-from tests.conftest import REPO, many, table
+from tests.commands import PAGES, blocks
+from tests.conftest import REPO, free_port, many, table
 
 pytestmark = pytest.mark.slow
 README = (REPO / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+BLOCKS = [block for block in blocks(REPO / "README.md") if block.language == "bash" and not block.not_run]
+LINES = [line for block in BLOCKS for line in block.text.splitlines() if line.strip()]
 COMMANDS = [re.split(r"\s+#", line)[0] for line in LINES]
 ENDS = {re.split(r"\s+#", line)[0]: int(code) for line in LINES for code in re.findall(r"# exit code (\d)", line)}
+# Of the docs, with what the run of the README has left in place of the names that stand for a reader's own.
+DOCS = [
+    command
+    for page in PAGES if page.parent != REPO
+    for block in blocks(page) if block.language == "bash" and not block.not_run
+    for command in block.commands
+]  # fmt: skip
+OURS = {
+    "RUN/bundle": "outputs/first/bundle", "request_log=requests": "request_log=outputs/requests", "STORE": "data/annotation",
+    "labels.json": "outputs/labels.json",
+}  # fmt: skip
 INLINE = set(re.findall(r"`(make [a-z-]+)`", README))
 
 
@@ -50,6 +65,8 @@ def test_commands(clone, part):
     (clone.folder / "reviews.csv").write_text(table(stars, ("review", "stars")))
     with contextlib.ExitStack() as running:
         _run_all(clone, running, _part(COMMANDS[2:], part))
+        if part == "run":  # beside the services that the README began
+            _run_docs(clone, running)
 
 
 def test_every_command_is_in_one_part():
@@ -73,6 +90,24 @@ def _run_all(clone, running, commands):
         else:
             if command == "dvc repro":  # what DVC runs is params.yaml; here that of a model that takes seconds
                 clone("python train.py --cfg job --resolve experiment=smoke > params.yaml")
+            clone(command, allowed=(ENDS.get(command, 0),))
+
+
+def _run_docs(clone, running):
+    """Services on ports of their own; each must come to listen."""
+    assert len(DOCS) > 10
+    body = [(f"{text}, wrote {i}", label) for i, (text, label) in enumerate(many(40))]
+    (clone.folder / "texts.csv").write_text(table(body))
+    (clone.folder / "reviews.csv.gz").write_bytes(gzip.compress(table(body, ("body", "label")).encode()))
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(clone.folder / "texts.csv"), clone.folder / "reviews.parquet")
+    for command in DOCS:
+        for theirs, ours in OURS.items():
+            command = command.replace(theirs, ours)
+        if port := re.search(r"[. -]port=(\d+)", command):
+            free = free_port()
+            running.enter_context(_background(clone, command.replace(port[0], port[0].replace(port[1], str(free)))))
+            _get(f"http://127.0.0.1:{free}/healthz")
+        else:
             clone(command, allowed=(ENDS.get(command, 0),))
 
 

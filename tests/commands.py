@@ -1,0 +1,94 @@
+"""Commands as documents and workflows give them: found in their blocks, and held against what there is."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.conftest import REPO
+
+PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
+NOT_RUN = re.compile(r"<!-- not run: (\S.+?) -->")  # on the line above a block
+TARGETS = set(re.findall(r"^([a-z][a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+_OURS = re.compile(r"^(\w+=\S+ +)*(sodaops|make|dvc|python|uvicorn|pip|gcloud|gh|docker|podman|curl|promtool|git) ")
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: its first line's number, its language, why it is not run (if so), its text."""
+
+    path: Path
+    line: int
+    language: str
+    not_run: str | None
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(REPO)}:{self.line}"
+
+    @property
+    def commands(self) -> list[str]:
+        """One a line, without the comments; a line that ends in a backslash goes on in the next."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [bare for line in lines if (bare := re.sub(r"(^|\s+)#(\s.*|$)", "", line).strip())]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a line of it looks like a command."""
+        return any(_OURS.match(line.strip()) for line in self.text.splitlines())
+
+
+def blocks(path: Path) -> list[Block]:
+    """The fenced blocks of a page."""
+    found, lines, begun = [], path.read_text(encoding="utf-8").splitlines(), None
+    for number, line in enumerate(lines):
+        fence = re.match(r"\s*```+(.*)$", line)
+        if fence and begun is None:
+            begun, language, above = number, fence[1].strip(), NOT_RUN.search(lines[number - 1]) if number else None
+        elif fence and not fence[1].strip():
+            text = "\n".join(lines[begun + 1 : number])
+            found.append(Block(path, begun + 1, language, above[1] if above else None, text))
+            begun = None
+    assert begun is None, f"{path}:{begun}: a block that does not end"
+    return found
+
+
+def faults(command: str) -> list[str]:
+    """What a command names and is not there: a target of make, a verb, a file, a key of the configuration."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        return [f"{command}: {error}"]
+    while words and re.match(r"\w+=", words[0]):
+        del words[0]
+    if not words:
+        return []
+    program, *rest = words
+    program = program.rpartition("/")[2].replace("python3", "python")
+    if program == "make":
+        targets = [word for word in rest if re.fullmatch(r"[a-z][a-z-]+", word)]
+        return [f"make {target}: no such target" for target in targets if target not in TARGETS]
+    if program == "python" and rest and rest[0].endswith(".py") and not (REPO / rest[0]).is_file():
+        return [f"{rest[0]}: no such file"]
+    if program == "sodaops" or (program == "python" and rest[:1] == ["train.py"]):
+        return _verb(rest if program == "sodaops" else ["train", *rest[1:]])
+    return []
+
+
+def _verb(words: list[str]) -> list[str]:
+    from hydra.errors import HydraException
+
+    from sodaops.cli import _ROOM_OF
+    from sodaops.compose import compose, explain
+    from sodaops.errors import SodaOpsError
+
+    if not words or words[0].startswith("-"):
+        return []
+    if words[0] not in _ROOM_OF:
+        return [f"sodaops {words[0]}: no such verb"]
+    keys = [word for word in words[1:] if re.match(r"[+~a-z][\w./@]*=", word) and not re.search(r"[$<>]|=.*…", word)]
+    swept = {"-m", "--multirun"} & {*words}
+    try:
+        compose([re.sub(r"=([^,{\[]+),.*", r"=\1", key) if swept else key for key in keys])
+    except (HydraException, SodaOpsError) as error:
+        return [f"{' '.join(keys)}: {explain(error) or error}"]
+    return []
