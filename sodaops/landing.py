@@ -160,7 +160,9 @@ class _Ship:
 
     def _send_checkpoints(self) -> None:
         """The last one is held before the others are sent, so that none of these is older than it; afar it comes after them."""
-        with tempfile.TemporaryDirectory() as kept:
+        if not self._folder.is_dir():  # nothing was written yet
+            return
+        with tempfile.TemporaryDirectory(prefix=".landing.", dir=self._folder) as kept:
             held = self._held(LAST, Path(kept))
             if held is not None:
                 for path in sorted((self._folder / CHECKPOINTS).glob("*.ckpt")):
