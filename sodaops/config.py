@@ -12,7 +12,7 @@ from pydantic import Field
 
 from sodaops.alert_config import AlertsConfig
 from sodaops.redaction import KINDS
-from sodaops.sections import Count, Fraction, Positive, Section
+from sodaops.sections import Count, Fraction, Here, Positive, Section
 from sodaops.text import POLICIES
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -33,12 +33,12 @@ class DataConfig(Section):
     """Where the labelled texts are, and how they become splits (conf/data)."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder under data/processed")]
-    path: str | None = Field(None, description="one table: .csv, .tsv, .jsonl or .parquet")
+    path: str | None = Field(None, description="one table, here or at gs://: .csv, .tsv, .jsonl or .parquet")
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
     watch: str | None = Field(description="file or folder that DVC watches for changes")
-    added: str | None = Field(None, description="folder with more tables, whose rows never go to test; it need not be there")
-    text_column: str
-    label_column: str
+    added: Here | None = Field(None, description="folder with more tables, whose rows never go to test; it need not be there")
+    text_column: str = Field(description="column with the texts")
+    label_column: str = Field(description="column with the labels")
     labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
     label_map: dict[Label, str] | None = Field(None, description="value in the table -> label")
     vote_columns: dict[str, str] | None = Field(None, description="label -> column with its number of raters' votes")
@@ -65,14 +65,14 @@ class ModelConfig(Section):
     overrides: dict[str, Any] | None = Field(description="changes to the encoder's own configuration")
     pooling: Literal["mean", "cls"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    max_tokens: Annotated[int, Field(ge=3)]
+    max_tokens: Annotated[int, Field(ge=3)] = Field(description="longer texts are cut")
 
 
 class OptimConfig(Section):
     """AdamW, its schedule, the batches and the loss (conf/optim)."""
 
     lr: Positive
-    head_lr: Positive
+    head_lr: Positive = Field(description="of the classification head")
     weight_decay: Annotated[float, Field(ge=0)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="lr factor per layer below the top")
     frozen_layers: Annotated[int, Field(ge=0)] | None = Field(
@@ -82,8 +82,8 @@ class OptimConfig(Section):
     schedule: Literal["linear", "cosine", "constant"]
     batch_tokens: Count = Field(description="token budget of a batch, padding included")
     vote_weight: Fraction = Field(description="target = vote_weight * vote shares + (1 - vote_weight) * label")
-    label_smoothing: Fraction
-    class_weights: Literal["none", "balanced"]
+    label_smoothing: Fraction = Field(description="share of the target that is spread over all labels")
+    class_weights: Literal["none", "balanced"] = Field(description="balanced: a rare label's rows count more")
 
 
 class CheckpointConfig(Section):
@@ -142,14 +142,14 @@ class ExportConfig(Section):
 class EvaluateConfig(Section):
     """What is measured, on what (conf/evaluate)."""
 
-    bundle: str | None = Field(description="bundle to evaluate; null: the one just trained")
+    bundle: str | None = Field(description="folder, gs:// or REGISTRY@ALIAS; null: the one just trained")
     variant: Literal["float32", "int8"]
     split: Literal["train", "val", "test", "none"]
-    splits_dir: str | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
-    output_dir: str | None = Field(description="null: evaluation/ beside the bundle")
-    n_bootstrap: Annotated[int, Field(ge=100)]
-    n_bins: Annotated[int, Field(ge=2)]
-    n_worst: Annotated[int, Field(ge=0)]
+    splits_dir: Here | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
+    output_dir: str | None = Field(description="folder or gs://; null: evaluation/ beside the bundle")
+    n_bootstrap: Annotated[int, Field(ge=100)] = Field(description="draws behind the intervals")
+    n_bins: Annotated[int, Field(ge=2)] = Field(description="of the reliability diagram and the calibration error")
+    n_worst: Annotated[int, Field(ge=0)] = Field(description="errors that the report shows, the surest first")
     baselines: bool
 
 
@@ -164,19 +164,19 @@ class ServeConfig(Section):
     max_queue: Count = Field(256, description="texts that may wait; past it the answer is 429")
     max_texts: Count = Field(128, description="texts of one request")
     max_chars: Count = Field(20_000, description="characters of one text")
-    max_body_bytes: Count = 1_048_576
+    max_body_bytes: Count = Field(1_048_576, description="of a request; past it the answer is 413")
     deadline_s: Positive = Field(10.0, description="past it the answer is 504")
     reload_s: Positive | None = Field(10.0, description="how often to look for a new bundle; null: only when told to")
     request_log: str | None = Field(None, description="folder or gs:// for the Parquet parts of the request log; null: none")
-    journal_dir: str | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
+    journal_dir: Here | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
     log_texts: bool = Field(False, description="true: the texts in the request log; false: their SHA-256")
     redact: list[Kind] = Field(["email", "phone"], description="taken out of texts before they are logged")
     keep_days: Days | None = Field(None, description="parts of the request log older than this are deleted; null: never")
-    feedback_store: str | None = Field(None, description="annotation store that POST /feedback writes to; null: no feedback")
+    feedback_store: Here | None = Field(None, description="annotation store that POST /feedback writes to; null: no feedback")
     part_s: Annotated[float, Field(gt=0, le=86_400)] = Field(300.0, description="a part is written this often")
     part_bytes: Count = Field(16_777_216, description="or when its journal has grown to this")
     max_journal_bytes: Count = Field(1_073_741_824, description="bound of the journal while parts cannot be written")
-    cors_origins: list[str] = Field([])
+    cors_origins: list[str] = Field([], description="pages elsewhere that may call this one from a browser")
 
 
 class SharesConfig(Section):
@@ -191,7 +191,7 @@ class SharesConfig(Section):
 class AnnotateConfig(Section):
     """Texts to annotate, and the page on which people label them (conf/annotate)."""
 
-    store: str = Field("data/annotation", description="folder with the tasks and the answers")
+    store: Here = Field("data/annotation", description="folder with the tasks and the answers")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
     n: Count = Field(100, description="texts that one pick adds")
@@ -214,7 +214,7 @@ class DriftConfig(Section):
     max_empty: Fraction = Field(0.05, description="share of empty texts")
     max_repeated: Fraction = Field(0.1, description="share of one text")
     n_permutations: Annotated[int, Field(ge=1000)] = Field(2000, description="behind the p-value of the embeddings")
-    output_dir: str = "outputs/drift"
+    output_dir: str = Field("outputs/drift", description="folder or gs:// of the report")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8002
     every_s: Positive = Field(300.0, description="how often the drift service looks")
@@ -249,11 +249,11 @@ class GateConfig(Section):
     """What a version must show before it becomes champion; each rule can be put out of force with null."""
 
     min_gain: float | None = Field(description="the gain in macro-F1 over the champion is above this with this confidence")
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    n_bootstrap: Annotated[int, Field(ge=1000)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(description="of min_gain")
+    n_bootstrap: Annotated[int, Field(ge=1000)] = Field(description="draws behind min_gain")
     slice_floor: Fraction | None = Field(description="macro-F1 of each slice, F1 of each label")
     slice_rows: Count = Field(description="a slice with fewer rows is not judged")
-    max_ece: Fraction | None
+    max_ece: Fraction | None = Field(description="expected calibration error")
     max_latency: Positive | None = Field(description="time for one text, as a ratio to the champion's")
     max_gap: Fraction | None = Field(description="of a probability, ONNX float32 against torch")
     min_agreement: Fraction | None = Field(description="share of labels that the serving variant and float32 have in common")
@@ -265,15 +265,15 @@ class RegistryConfig(Section):
 
     path: str = Field(description="a folder, or gs://BUCKET/FOLDER")
     wandb: bool = Field(description="also as artifacts with the same aliases, in logger.wandb's project")
-    report_dir: str = Field(description="where the gate's report goes, in a folder named after the version")
+    report_dir: str = Field(description="folder or gs:// of the gate's reports, each in a folder named after the version")
     gate: GateConfig
 
 
 class Config(Section):
     """The whole tree."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    run_dir: str | None = Field(description="null: the folder that Hydra makes for the run")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="of all that is drawn at random")
+    run_dir: str | None = Field(description="a folder, or gs://BUCKET/FOLDER; null: the folder that Hydra makes for the run")
     ckpt_path: str | None = Field(description="checkpoint to resume from; last: that of run_dir")
     data: DataConfig
     model: ModelConfig
