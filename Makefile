@@ -7,7 +7,7 @@ LINTS := lint-python lint-types lint-yaml lint-workflows lint-cloudbuild lint-do
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast coverage lint $(LINTS) hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict wheel dist clean
+.PHONY: help install train test test-fast coverage lint $(LINTS) hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,11 +74,27 @@ hooks: $(INSTALLED)  ## the quick ones of `make lint` before each commit, types 
 params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
 	$(BIN)/python train.py --cfg job --resolve > params.yaml.new && mv params.yaml.new params.yaml
 
+.PHONY: gcp-plan gcp-apply gcp-rollback
+# Values of Google Cloud: make gcp-plan PROJECT=… REGION=… BUCKET=… EMAIL=… [GITHUB=OWNER/NAME] [BUDGET=50]
+GCP = $(BIN)/python cloudbuild/gcp.py $(subst gcp-,,$@) --project='$(PROJECT)' --region='$(REGION)'
+GCP_ALL = --bucket='$(BUCKET)' --email='$(EMAIL)' --github='$(GITHUB)' --budget='$(or $(BUDGET),50)'
+
+# The uptime check stands for the rule `down`, since a service that sleeps has no metrics, and a line of the log for `drift`.
+gcp-plan gcp-apply: $(INSTALLED)
+	@$(BIN)/sodaops alerts render --output=outputs/alerts/gcp alerts.rules.down=null alerts.rules.drift=null >/dev/null
+	@$(GCP) $(GCP_ALL) --policies=outputs/alerts/gcp/gcp-alert-policies.json
+
+gcp-plan:  ## show every command that sets up Google Cloud, and which are needed; PROJECT=… REGION=… BUCKET=… EMAIL=…
+gcp-apply:  ## run them
+
+gcp-rollback: $(INSTALLED)  ## the revision before serves again; PROJECT=… REGION=…
+	@$(GCP)
+
 repro: $(INSTALLED)  ## dvc repro
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ARGS)
 
 serve: $(INSTALLED)  ## answer over HTTP with the bundle of `make repro`; BUNDLE=RUN/bundle serves another
-	$(BIN)/sodaops serve $(or $(BUNDLE),artifacts/train/bundle) $(ARGS)
+	$(BIN)/sodaops serve $(BUNDLE) $(ARGS)
 
 load: $(INSTALLED)  ## PROFILE=steady, burst, soak, overload or smoke against a server that it starts
 	PROFILE=$(or $(PROFILE),steady) $(BIN)/python benchmarks/load.py
@@ -106,6 +122,35 @@ bench-drift: $(INSTALLED)  ## false alarms and power of drift, and its time; wri
 
 loop: $(INSTALLED)  ## the whole circle: serve, drift, label, merge, retrain, promote, hot reload
 	$(BIN)/python benchmarks/loop.py $(ARGS)
+
+# DOCKER=podman works as well. Two variables add options: DOCKER_BUILD_FLAGS to each build, DOCKER_FLAGS to each run. What a
+# container writes into this folder is its user's, hence --user. Without BUILDAH_FORMAT podman would drop HEALTHCHECK.
+DOCKER ?= docker
+export BUILDAH_FORMAT := docker
+IMAGE = $(DOCKER) build $(DOCKER_BUILD_FLAGS) -f docker/$(1).Dockerfile -t sodaops-$(1)
+RUN = $(DOCKER) run --rm --read-only --tmpfs /tmp --user "$$(id -u):$$(id -g)" $(DOCKER_FLAGS)
+MOUNT = --mount "type=bind,src=$(abspath $(1)),dst=$(2),readonly"
+BUNDLE ?= artifacts/train/bundle
+REQUESTS ?= requests
+
+docker-train:  ## the same as train in an image, into outputs/; TORCH_INDEX=URL: the index for torch
+	$(call IMAGE,train) --build-arg TORCH_INDEX=$(TORCH_INDEX) .
+	mkdir -p outputs
+	$(RUN) --tmpfs /app/data/processed $(call MOUNT,data/raw,/app/data/raw) \
+		-v "$(CURDIR)/outputs:/app/outputs" sodaops-train train $(ARGS)
+
+docker-serve:  ## the service in an image, on http://127.0.0.1:8080; BUNDLE=RUN/bundle, ARGS="-e SODAOPS_MAX_QUEUE=64"
+	$(call IMAGE,serve) .
+	$(RUN) -p 127.0.0.1:8080:8080 $(call MOUNT,$(BUNDLE),/bundle) $(ARGS) sodaops-serve
+
+docker-drift:  ## the drift service in an image, on http://127.0.0.1:8082; BUNDLE=…, REQUESTS=FOLDER, ARGS="-e SODAOPS_DRIFT_LAST=500"
+	$(call IMAGE,drift) .
+	$(RUN) -p 127.0.0.1:8082:8080 $(call MOUNT,$(BUNDLE),/bundle) $(call MOUNT,$(REQUESTS),/requests) \
+		-e SODAOPS_DRIFT_BUNDLE=/bundle -e SODAOPS_DRIFT_REQUEST_LOG=/requests $(ARGS) sodaops-drift
+
+docker-test: $(INSTALLED)  ## build the three images, run each, and look into them: minutes
+	SODAOPS_IMAGES=1 DOCKER="$(DOCKER)" DOCKER_FLAGS="$(DOCKER_FLAGS)" DOCKER_BUILD_FLAGS="$(DOCKER_BUILD_FLAGS)" \
+		$(BIN)/python -m pytest tests/slow/test_images.py $(ARGS)
 
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel

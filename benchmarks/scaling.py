@@ -144,8 +144,10 @@ def draw(found: dict[object, list[float]], trainings: dict[object, Training], pa
     right.loglog(sizes, [rate[name] for name in MODELS], marker="o")
     for name, size in zip(MODELS, sizes, strict=True):
         right.annotate(name, (size, rate[name]), textcoords="offset points", xytext=(6, 6))
-    right.set(xlabel="million parameters (32 tokens)", xlim=(min(sizes) / 2, max(sizes) * 6))
+    right.set(xlabel="million parameters (32 tokens)", xlim=(min(sizes) / 2, max(sizes) * 12))
+    right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for axes in (left, right):
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.grid(True, which="major", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

@@ -56,6 +56,10 @@ class DeliveryError(SodaOpsError):
     """A notification that somebody did not take, or metrics that did not come."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM stopped it at a place from which it can go on; the message says how. The exit code is 143."""
+
+
 class PrunedError(SodaOpsError):
     """A trial that was stopped since it did worse than others at the same epoch."""
 

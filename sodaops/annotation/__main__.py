@@ -14,7 +14,7 @@ def main() -> int:
     """Serves until SIGTERM or Ctrl-C."""
     log_as_json()
     try:
-        settings = AnnotateSettings()
+        settings = AnnotateSettings.of_process(sys.argv[1:])
         app = create_app(settings.store, settings.api_keys, settings.admin_keys)
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

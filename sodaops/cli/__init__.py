@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sodaops.errors import ConfigError, SodaOpsError, nearest
+from sodaops.errors import ConfigError, SodaOpsError, Terminated, nearest
 
 USAGE = """\
 usage: sodaops VERB [KEY=VALUE ...]
@@ -29,6 +29,7 @@ usage: sodaops VERB [KEY=VALUE ...]
   annotate     people label texts: sodaops annotate serve STORE            (also status, export FILE, import FILE)
 
   runs         a table of runs: sodaops runs --sort=-val/macro_f1          (sodaops runs compare A B: two beside each other)
+  report       a run on one page for people who were not there: sodaops report RUN
   sweep        a sweep's page: sodaops sweep report SWEEP                  (sodaops sweep wandb search=…: a sweep on W&B)
   select       the best run of a sweep: sodaops select SWEEP
 
@@ -43,7 +44,7 @@ groups. --params FILE reads a composed configuration, as DVC's stages do, in pla
 """
 _VERBS = {
     "training": ("train", "preprocess", "export", "evaluate", "predict", "serve"),
-    "choosing": ("runs", "sweep", "select"),
+    "choosing": ("runs", "report", "sweep", "select"),
     "monitoring": ("drift", "watch", "log"),
     "alerts": ("alerts",),
     "annotation": ("annotate",),
@@ -58,7 +59,8 @@ _EXTRA_OF = dict.fromkeys(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 3 or 4 as above, 130 after Ctrl-C."""
+    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 3 or 4 as above, 130 after Ctrl-C,
+    143 after a SIGTERM that a training was told of."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if verb in ("-h", "--help"):
         print(USAGE, end="")
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(importlib.import_module(f"sodaops.cli.{_ROOM_OF[verb]}"), f"run_{verb}")(rest)
     except KeyboardInterrupt as stop:
         print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     except Exception as error:
         explained = _explained(error)
         if explained is None or os.environ.get("SODAOPS_TRACEBACK"):

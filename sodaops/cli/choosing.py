@@ -1,4 +1,4 @@
-"""The verbs that look at runs and choose: runs, sweep, select."""
+"""The verbs that look at runs and choose: runs, report, sweep, select."""
 
 import argparse
 import json
@@ -30,6 +30,20 @@ def run_runs(rest: list[str]) -> None:
         print(json.dumps([{**run.fields, "run": str(run.folder), "status": run.status} for run in found], indent=2))
     else:
         print(runs.table(found) if found else "no runs here; `python train.py` makes one")
+
+
+def run_report(rest: list[str]) -> None:
+    """`sodaops report RUN`."""
+    from sodaops import project_report
+    from sodaops.cli.models import asked_and_configured
+    from sodaops.cli.training import shown_path
+
+    parser = argparse.ArgumentParser(prog="sodaops report", description="A run on one page, for people who were not there.")
+    parser.add_argument("run", help="a run's folder, or a version or alias of the registry (champion) that a run here has made")
+    parser.add_argument("--output", type=Path, help=f"the page (default: RUN/{project_report.FILE})")
+    asked, config = asked_and_configured(parser, rest)
+    page = project_report.write(config, project_report.find_run(config, asked.run), asked.output)
+    print(f"report: {shown_path(page)}")
 
 
 def run_sweep(rest: list[str]) -> None:

@@ -12,7 +12,7 @@ from sodaops.monitoring.settings import WatchSettings
 def main() -> int:
     """Watches until SIGTERM or Ctrl-C."""
     try:
-        settings = WatchSettings()
+        settings = WatchSettings.of_process(sys.argv[1:])
         app = create_app(settings)
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

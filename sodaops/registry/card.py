@@ -6,6 +6,10 @@ from typing import Any
 from sodaops.bundle.layout import BundleInfo
 
 _SHOWN = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "loss": "loss", "ece": "ECE"}
+LIMITS = (
+    "It knows texts like those it was trained on; elsewhere its confidence says little. It has no label for a text that is "
+    "none of these, and names one all the same."
+)
 
 
 def card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -53,7 +57,6 @@ def card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[str, Mapp
         "",
         "## Limits",
         "",
-        "It knows texts like those it was trained on; elsewhere its confidence says little. It has no label for a text that is "
-        "none of these, and names one all the same.",
+        LIMITS,
     ]
     return "\n".join(lines) + "\n"

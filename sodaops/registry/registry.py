@@ -68,8 +68,9 @@ class Registry:
         return self._entry(names[-1])[1] if names else State()
 
     def history(self) -> list[dict[str, Any]]:
-        """What happened, oldest first, without the states."""
-        return [self._entry(name)[0] for name in self._store.names("history")]
+        """What happened, oldest first, each with where the aliases pointed afterwards."""
+        entries = map(self._entry, self._store.names("history"))
+        return [{**entry, "aliases": state.aliases} for entry, state in entries]
 
     def register(self, bundle_dir: str | Path, why: str = "", metrics: Mapping[str, Any] | None = None) -> str:
         """Adds a bundle and points ``challenger`` at it; one that is here already stays as it is.

@@ -212,8 +212,11 @@ class Sweep:
                 others = [ret for (of, _), ret in zip(more, rest, strict=True) if of is trial]
                 try:
                     database.again(functools.partial(self._tell, trial, [done, *others]))
-                except optuna.exceptions.UpdateFinishedTrialError:
-                    if studies.was_lost(self._study, trial):  # and not told already, before the connection broke
+                except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+                    lost = studies.was_lost(self._study, trial)  # and not told already, before the connection broke
+                    if isinstance(error, ValueError) and not lost:
+                        raise
+                    if lost:
                         print(f"trial {trial.number} was taken for lost by another process, which runs it again; not counted")
 
     @contextlib.contextmanager
@@ -229,14 +232,15 @@ class Sweep:
                 numbers = some([trial.number for trial in trials])
                 print(f"the study could not be told of trials {numbers}: they are run again, their runs stay in {self._folder}")
             if isinstance(stop, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"the same command goes on with search.study={self._search.study}") from None
+                raise type(stop)(f"the same command goes on with search.study={self._search.study}") from None
             raise
 
     def _stop(self, trials: Sequence[optuna.Trial]) -> None:
         for trial in trials:
             if not self._study._storage.get_trial(trial._trial_id).state.is_finished():
-                trial.set_user_attr("stopped", True)
-                self._study.tell(trial, state=TrialState.FAIL)
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):  # since then it was
+                    trial.set_user_attr("stopped", True)
+                    self._study.tell(trial, state=TrialState.FAIL)
         with self._alone():
             studies.put_up(self._study)
 

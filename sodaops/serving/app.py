@@ -20,7 +20,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import Receive
 
-from sodaops.errors import SodaOpsError
+from sodaops.errors import BundleError, SodaOpsError
 from sodaops.serving import schemas
 from sodaops.serving.batcher import Dead, EmptyText, QueueFull
 from sodaops.serving.metrics import Metrics
@@ -32,6 +32,10 @@ from sodaops.web.traces import telemetry
 
 _PAGE = Path(__file__).parent / "page.html"
 _REFUSALS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 503, 504)
+_GIVE = (
+    "SODAOPS_BUNDLE says which bundle to serve: a folder, gs://BUCKET/FOLDER or REGISTRY@ALIAS. In a container a folder must "
+    "be mounted: -v RUN/bundle:/bundle:ro."
+)
 log = logging.getLogger("sodaops.serving")
 
 
@@ -51,6 +55,8 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         traces = telemetry()
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, BundleError):
+            print(_GIVE, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
     @contextlib.asynccontextmanager

@@ -2,17 +2,21 @@
 
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sodaops.errors import ConfigError
 
@@ -49,6 +53,60 @@ class Checkpoint(ModelCheckpoint):
 
     def _moved(self, path: str) -> str:
         return str(Path(self.dirpath) / Path(path).name) if path else path
+
+
+class Patience(EarlyStopping):
+    """Early stopping that a resumed run keeps to: Lightning would train one more epoch of a run that had stopped."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class Terminate(Callback):
+    """On SIGTERM: a checkpoint after the batch in hand, and an end. In a validation, and after an epoch's last batch, it
+    lets the epoch be finished and kept first.
+
+    Lightning ends a validation in its midst, whose metrics a resumed run would then count in part, and has processes talk
+    to each other within the signal's handler; so this takes the signal over while batches are trained, unless somebody
+    else, such as submitit, had taken it.
+
+    Args:
+        path: the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._asked = False
+        main = threading.current_thread() is threading.main_thread()  # no other may take signals
+        self._free = main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._free:  # Lightning gives the handler before back
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def _all_asked(self, trainer: L.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self._asked
+        asked = torch.tensor(float(self._asked), device=trainer.strategy.root_device)
+        return bool(trainer.strategy.reduce(asked, reduce_op="max") > 0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        if not trainer.is_last_batch and self._all_asked(trainer):
+            trainer.save_checkpoint(self._path)
+            raise SIGTERMException
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._all_asked(trainer):
+            raise SIGTERMException
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self._all_asked(trainer):
+            raise SIGTERMException
 
 
 class EpochLines(Callback):

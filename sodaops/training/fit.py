@@ -14,11 +14,12 @@ import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sodaops import runs, storage
@@ -27,12 +28,12 @@ from sodaops.bundle.save import save_bundle
 from sodaops.config import Config
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import describe, ensure_splits
-from sodaops.errors import ConfigError, TrainingError, nearest, some
+from sodaops.errors import ConfigError, Terminated, TrainingError, nearest, some
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
 from sodaops.modeling.optim import freeze
-from sodaops.training.callbacks import Bar, Checkpoint, make_profiler, profile_table, progress
+from sodaops.training.callbacks import Bar, Checkpoint, Patience, Terminate, make_profiler, profile_table, progress
 from sodaops.training.tracking import Tracker, tracked
 
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
@@ -78,7 +79,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     print(describe(manifest), flush=True)
     pretrained = load_pretrained(config.model)
     module, data = _module_and_data(config, manifest, pretrained)
-    checkpoints, callbacks = _checkpoints(config, run_dir), [*_callbacks(config), *callbacks]
+    checkpoints, callbacks = _checkpoints(config, run_dir), [*_callbacks(config), *callbacks, Terminate(run_dir / LAST)]
     tracker.start(manifest)
     trainer = make_trainer(arguments, tracker.loggers, [*callbacks, *checkpoints], run_dir)
     if trainer.world_size > 1 and not runs.in_rank(os.environ):
@@ -235,7 +236,7 @@ def _callbacks(config: Config) -> list[Callback]:
     callbacks: list[Callback] = []
     if config.early_stopping.patience is not None:
         callbacks.append(
-            EarlyStopping(config.checkpoint.monitor, mode=config.checkpoint.mode, patience=config.early_stopping.patience)
+            Patience(config.checkpoint.monitor, mode=config.checkpoint.mode, patience=config.early_stopping.patience)
         )
     for name, settings in config.callbacks.items():
         try:
@@ -251,12 +252,13 @@ def _callbacks(config: Config) -> list[Callback]:
 def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_path: str | None, run_dir: Path) -> None:
     try:
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    except SystemExit:
+    except SystemExit as stop:
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         last = run_dir / LAST
         way = f"go on with ckpt_path={last}" if last.is_file() else "no epoch was finished, so nothing is kept"
-        raise KeyboardInterrupt(way) from None  # Lightning turned it into an exit with code 1
+        # Lightning turned Ctrl-C into an exit with code 1
+        raise (Terminated if isinstance(stop, SIGTERMException) else KeyboardInterrupt)(way) from None
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:

@@ -26,11 +26,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from sodaops import runs, storage
 from sodaops.config import Config
 from sodaops.data.workers import n_cores
-from sodaops.errors import ConfigError, PrunedError, TrainingError
+from sodaops.errors import ConfigError, PrunedError, Terminated, TrainingError
 from sodaops.training.fit import LAST, make_trainer, quieten, trainer_arguments
 
 _JOIN_S = 600  # for the other machines to come
-_END_S = 10  # for a process to end by itself when another one died
+_END_S = 20  # for a process to end by itself when another one died, or to write its checkpoint
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 CONFIG = "ranks.yaml"
 
@@ -120,7 +120,7 @@ def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
     Raises:
         PrunedError: a sweep stopped it.
         TrainingError: a process ended early; what it said stands above.
-        KeyboardInterrupt: so did the user.
+        KeyboardInterrupt: so did the user; Terminated: SIGTERM did.
     """
     node = node_of(os.environ, n_nodes) if n_nodes > 1 else None
     run_dir, n_restarts = Path(config.run_dir), config.checkpoint.restarts if node is None else 0
@@ -165,7 +165,7 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
         except SignalException as stop:
             if stop.sigval == signal.SIGINT:
                 raise KeyboardInterrupt(_way_on(run_dir)) from None
-            raise TrainingError(f"ended by {stop.sigval.name}; {_way_on(run_dir)}.") from None
+            raise Terminated(_way_on(run_dir)) from None
         except (RendezvousError, DistError) as error:
             raise TrainingError(
                 f"the {n_nodes} machines did not come together at {settings.rdzv_endpoint} within {_JOIN_S} s "
@@ -183,8 +183,8 @@ def _tell(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
         fields = runs.read(run_dir).fields
         if fields.get("status") == "pruned":
             raise PrunedError(fields["error"]) from None
-    if failure.exitcode == 130:
-        raise KeyboardInterrupt(_way_on(run_dir)) from None
+    if failure.exitcode in (130, 143):
+        raise (KeyboardInterrupt if failure.exitcode == 130 else Terminated)(_way_on(run_dir)) from None
     kind = KilledError if failure.exitcode < 0 else TrainingError
     raise kind(f"process {rank} of {n_all} ended {_how(failure)}; {_way_on(run_dir)}.") from None
 

@@ -88,7 +88,7 @@ class Tracker:
     def end(self, error: BaseException | None) -> None:
         """Closes everything, as failed where it did; nothing leaks into the next run of this process."""
         kinds = {type(None): "finished", PrunedError: "pruned", KeyboardInterrupt: "interrupted"}
-        status = kinds.get(type(error), "failed")
+        status = next((status for kind, status in kinds.items() if isinstance(error, kind)), "failed")
         well = status in ("finished", "pruned")
         with contextlib.ExitStack() as closing:  # each of them, whatever another one raises
             for run in self._wandb_runs():

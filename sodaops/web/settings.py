@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Collection
-from typing import Annotated, Any, ClassVar
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode
@@ -21,7 +21,7 @@ class EnvironmentSettings(BaseSettings):
     """Settings of a service; its variables are its prefix and the names of its fields.
 
     Keys of the API and of its administrator come from SODAOPS_API_KEYS and SODAOPS_ADMIN_KEYS alone, several apart by
-    commas.
+    commas. PORT, which Cloud Run and its like set, is the port unless the service's own variable gives one.
 
     Raises:
         ConfigError: a variable that is no setting, is missing or has a value that is not allowed; all at once.
@@ -41,6 +41,8 @@ class EnvironmentSettings(BaseSettings):
         for name in _KEYS:
             if name not in values:
                 values[name] = [key for key in map(str.strip, os.environ.get(PREFIX + name.upper(), "").split(",")) if key]
+        if self._port() == "PORT":
+            values.setdefault("port", os.environ["PORT"])
         try:
             super().__init__(**values)
         except SettingsError as error:  # a list that is no JSON
@@ -50,14 +52,34 @@ class EnvironmentSettings(BaseSettings):
             raise ConfigError("\n".join(self._fault(detail) for detail in error.errors(include_input=False))) from None
 
     @classmethod
+    def of_process(cls, arguments: Sequence[str]) -> Self:
+        """The settings of a process of its own, which are all in its environment.
+
+        Raises:
+            ConfigError: as above, or arguments, which nobody would read.
+        """
+        if arguments:
+            raise ConfigError(
+                f"{arguments[0]!r}: the service takes no arguments; its settings are environment variables: "
+                f"{cls.prefix}PORT=8000."
+            )
+        return cls()
+
+    @classmethod
     def variables(cls) -> list[str]:
         """The variables that are settings of this service alone."""
         return [cls.prefix + name.upper() for name in cls.model_fields if name not in _KEYS]
 
     @classmethod
+    def _port(cls) -> str:
+        """The variable that gives the port."""
+        own = cls.prefix + "PORT"
+        return "PORT" if "PORT" in os.environ and own not in os.environ else own
+
+    @classmethod
     def _fault(cls, detail: Any) -> str:
         field = str(detail["loc"][0])
-        name = (PREFIX if field in _KEYS else cls.prefix) + field.upper()
+        name = cls._port() if field == "port" else (PREFIX if field in _KEYS else cls.prefix) + field.upper()
         within = ".".join(str(key) for key in detail["loc"][1:])
         if detail["type"] == "missing":
             return f"{name}: {within} is missing." if within else f"{name} is missing; give it as {name}=VALUE."

@@ -1,5 +1,7 @@
 """Callbacks for the tests: one ends a training like a power cut, one notes what it sees."""
 
+import os
+import signal
 from typing import ClassVar
 
 import torch
@@ -12,6 +14,24 @@ class Stop(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.current_epoch == 1 and batch_idx == 10:
             raise KeyError("power cut")
+
+
+class Told(Callback):
+    """Sends SIGTERM in epoch 1: after ten batches, or in the validation."""
+
+    def __init__(self, where):
+        self.where = where
+
+    def tell(self, trainer, where):
+        if (trainer.current_epoch, self.where) == (1, where):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 10:
+            self.tell(trainer, "batch")
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.tell(trainer, "validation")
 
 
 class Seen(Callback):

@@ -20,7 +20,7 @@ from sodaops.errors import ConfigError
 from sodaops.monitoring.check import EVIDENTLY, NUMBERS, PAGE
 from sodaops.monitoring.settings import WatchSettings
 from sodaops.request_log.parts import part_addresses
-from tests.conftest import free_port
+from tests.conftest import REPO, free_port
 from tests.integration.test_alert_sinks import Receiver
 from tests.requests import empty, write
 from tests.serving import DRIFT, Server, another
@@ -66,6 +66,16 @@ def labelled(found, prefix):
 
 def runs(client):
     return labelled(metrics(client), "sodaops_drift_runs_total{outcome=")
+
+
+def test_a_deployment_of_it_passes_its_smoke_test(watched, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "cloudbuild"))
+    import smoke
+
+    url = str(watched.client.base_url)
+    smoke.drift_answers(smoke.Smoke(url, url, 5))
+    with pytest.raises(smoke.StepError, match="status 404"):
+        smoke.predictor_answers(smoke.Smoke(url, url, 5), "a version")
 
 
 def test_nobody_asked_anything(watched, logged_rows):

@@ -22,6 +22,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.config import ServeConfig
+from sodaops.errors import ConfigError
 from sodaops.registry.registry import Registry
 from sodaops.serving.app import create_app
 from sodaops.serving.settings import ServeSettings
@@ -536,10 +537,35 @@ def test_conf_serve_is_the_settings_defaults(trained):
 
 
 @pytest.mark.parametrize(
+    ("variables", "port"),
+    [({}, 8000), ({"PORT": "9000"}, 9000), ({"PORT": "9000", "SODAOPS_PORT": "9001"}, 9001)],
+)
+def test_whose_port_it_is(monkeypatch, variables, port):
+    for name in ("PORT", "SODAOPS_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ServeSettings(bundle="b").port == port
+    monkeypatch.setenv("PORT", "http")
+    if "SODAOPS_PORT" not in variables:
+        with pytest.raises(ConfigError, match="^PORT=http: input should be a valid integer"):
+            ServeSettings(bundle="b")
+
+
+def test_arguments_are_refused():
+    with pytest.raises(ConfigError, match=r"'max_queue=9': the service takes no arguments; .* variables: SODAOPS_PORT=8000"):
+        ServeSettings.of_process(["max_queue=9"])
+
+
+@pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({}, "SODAOPS_BUNDLE is missing"),
-        ({"SODAOPS_BUNDLE": "/no/where"}, "BundleError: /no/where: no bundle.json here"),
+        (
+            {"SODAOPS_BUNDLE": "/no/where"},
+            "BundleError: /no/where: no bundle.json here; expected a folder that training wrote (RUN/bundle).\n"
+            "SODAOPS_BUNDLE says which bundle to serve: a folder, gs://BUCKET/FOLDER or REGISTRY@ALIAS.",
+        ),
         (
             {"SODAOPS_BUNDLE": "b", "SODAOPS_MAX_QUEU": "1"},
             "SODAOPS_MAX_QUEU is no setting of the service (did you mean",

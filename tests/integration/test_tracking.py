@@ -14,6 +14,7 @@ from sodaops import runs
 from sodaops.cli.training import train
 from sodaops.errors import ConfigError
 from sodaops.training.fit import fit
+from sodaops.training.tracking import make_loggers
 from tests.conftest import configured, run_overrides
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -42,6 +43,19 @@ def exit_code(run_dir):
 def overrides(folder, tweets, *more):
     logger = [] if any(text.startswith("logger=") for text in more) else ["logger=wandb"]
     return [o for o in run_overrides(folder, tweets) if o != "logger=none"] + [*logger, *more]
+
+
+def test_what_was_logged_before_keeps_its_numbers(tmp_path):
+    """Also where somebody has taken one of the folders away."""
+    config = configured(f"run_dir={tmp_path}", "logger=csv")
+    for name in ("metrics", "metrics.1", "metrics.3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text(name)
+    for new in ("metrics.2", "metrics.4"):
+        make_loggers(config, tmp_path, [], None)
+        (tmp_path / "metrics").mkdir(exist_ok=True)
+        assert (tmp_path / new).is_dir()
+    assert [(tmp_path / f"metrics.{n}/metrics.csv").read_text() for n in (1, 2, 3)] == ["metrics.1", "metrics", "metrics.3"]
 
 
 def test_a_crash_closes_the_run_as_failed(small_tweets, tmp_path):

@@ -3,8 +3,10 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import chain
 
 import numpy as np
@@ -19,7 +21,7 @@ from sodaops.bundle.predictor import Predictor
 from sodaops.cli import main
 from sodaops.cli.training import train
 from sodaops.data.preprocess import read_split
-from sodaops.errors import ConfigError, ModelError, StorageError
+from sodaops.errors import ConfigError, ModelError, StorageError, Terminated
 from sodaops.evaluation.metrics import confusion, summary
 from sodaops.training.fit import fit
 from tests.conftest import REPO, configured, run_overrides
@@ -93,21 +95,33 @@ def test_the_same_seed_gives_the_same_weights_and_seed_0_is_one(trained, small_t
     assert not same(weights(trained), weights(tmp_path / "zero"))
 
 
-@pytest.mark.parametrize("when", ["after an epoch", "within an epoch"])
-def test_a_resumed_run_equals_an_unbroken_one(small_tweets, tmp_path, when):
-    every = [] if when == "after an epoch" else ["checkpoint.every_n_train_steps=7"]
-    steady = ["optim.schedule=constant", "optim.warmup=0.0", "trainer.max_epochs=3", *every]
+STOPS = {  # what ends the first run, with which error, the checkpoint that it leaves, and whether that is within an epoch
+    "after an epoch": (("trainer.max_epochs=1",), None, "last", False),
+    "a power cut": (("+callbacks.stop._target_=tests.integration.stop.Stop",), KeyError, "step", True),
+    "SIGTERM": (("+callbacks.stop={_target_: tests.integration.stop.Told, where: batch}",), Terminated, "last", True),
+    "SIGTERM in a validation": (
+        ("+callbacks.stop={_target_: tests.integration.stop.Told, where: validation}",), Terminated, "last", False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", STOPS)
+def test_a_resumed_run_equals_an_unbroken_one(small_tweets, tmp_path, how):
+    stop, error, name, within = STOPS[how]
+    steady = ["optim.schedule=constant", "optim.warmup=0.0", "trainer.max_epochs=3"]
+    steady += ["checkpoint.every_n_train_steps=7"] if name == "step" else []
     fit(configured(*run_overrides(tmp_path / "whole", small_tweets, *steady)))
-    stop = ["trainer.max_epochs=1"] if when == "after an epoch" else ["+callbacks.stop._target_=tests.integration.stop.Stop"]
-    if when == "after an epoch":
+    last = tmp_path / "broken/run/checkpoints" / f"{name}.ckpt"
+    with (
+        pytest.raises(error, match="power cut" if error is KeyError else f"go on with ckpt_path={last}")
+        if error
+        else nullcontext()
+    ):
         fit(configured(*run_overrides(tmp_path / "broken", small_tweets, *steady, *stop)))
-    else:
-        with pytest.raises(KeyError, match="power cut"):
-            fit(configured(*run_overrides(tmp_path / "broken", small_tweets, *steady, *stop)))
-    last = tmp_path / "broken/run/checkpoints" / ("last.ckpt" if when == "after an epoch" else "step.ckpt")
     step = torch.load(last, weights_only=True)["global_step"]
     n_batches = torch.load(tmp_path / "whole/run/checkpoints/last.ckpt", weights_only=True)["global_step"] // 3
-    assert step == n_batches if when == "after an epoch" else step % n_batches != 0 and step > n_batches
+    assert (step % n_batches != 0) == within and step >= n_batches
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     fit(configured(*run_overrides(tmp_path / "resumed", small_tweets, *steady, f"ckpt_path={last}")))
     ends = [torch.load(tmp_path / name / "run/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "resumed")]
     assert ends[0]["global_step"] == ends[1]["global_step"]
@@ -192,6 +206,20 @@ def test_last_goes_on_in_the_run_folder_also_after_its_last_epoch(small_tweets, 
     assert [end["epoch"] for end in ends] == [0, 1, 1] and ends[1]["global_step"] == ends[2]["global_step"]
     assert same(ends[1]["state_dict"], ends[2]["state_dict"])
     assert runs.read(tmp_path / "run").status == "finished"
+
+
+def test_last_trains_no_more_of_a_run_that_had_stopped_early(small_tweets, tmp_path):
+    still = (
+        "optim.lr=1e-12",
+        "optim.head_lr=1e-12",
+        "trainer.max_epochs=9",
+        "early_stopping.patience=1",
+        "ckpt_path=last",
+        *BARE,
+    )
+    for _ in range(2):
+        train(configured(*run_overrides(tmp_path, small_tweets, *still)))
+        assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_a_checkpoint_of_another_number_of_processes(trained, small_tweets, tmp_path):

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,39 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+
+# A verb in a process of its own, which tells at the end how much memory it took at most, as the program that it is.
+PEAK = """
+import sys
+from sodaops.cli import main
+code = main(sys.argv[1:])
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print("peak kB", peak.split()[1])
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a Python process in a folder, its words in a log there; at the end it is killed with its children."""
+    started: list[subprocess.Popen] = []
+
+    def go(command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen:
+        folder.mkdir(exist_ok=True)
+        log = folder / f"log{len(started)}.txt"
+        with open(log, "a") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=env, start_new_session=True
+            )
+        process.log = log
+        started.append(process)
+        return process
+
+    yield go
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
 
 
 class Clone:

@@ -138,6 +138,19 @@ def test_after_a_kill_they_start_again_from_the_last_epoch(small_tweets, tmp_pat
     assert runs.read(tmp_path / "killed/run").status == "finished"
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_sigterm_keeps_the_batches_that_were_done(small_tweets, tmp_path, n):
+    few, last = ("trainer.max_epochs=4", f"trainer.devices={n}"), tmp_path / "run/checkpoints/last.ckpt"
+    process = sodaops(*long(tmp_path, small_tweets, *few))
+    wait_for(last)
+    process.send_signal(signal.SIGTERM)
+    _, err = ended(process, 143)
+    assert err.strip().splitlines()[-1] == f"stopped; go on with ckpt_path={last}" and "Traceback" not in err
+    assert runs.read(tmp_path / "run").status == "interrupted"
+    ended(sodaops(*long(tmp_path, small_tweets, *few, "ckpt_path=last")))
+    assert last_epochs(tmp_path / "run")[0] == 3 and runs.read(tmp_path / "run").status == "finished"
+
+
 def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path):
     """Two machines that meet by torchrun's elastic rendezvous; a process of the second one is killed."""
     nodes, port = [], free_port()
@@ -147,8 +160,8 @@ def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path
                    "-m", "sodaops.cli", "train"]  # fmt: skip
         more = ("trainer.devices=1", "trainer.num_nodes=2", "ckpt_path=last")
         arguments = [text for text in long(tmp_path, small_tweets, "trainer.max_epochs=4") if "devices" not in text]
-        variables = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-        nodes.append(subprocess.Popen([*command, *arguments, *more], cwd=REPO, env=variables, text=True,
+        own_stores = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+        nodes.append(subprocess.Popen([*command, *arguments, *more], cwd=REPO, env=own_stores, text=True,
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
     wait_for(tmp_path / "run/checkpoints/last.ckpt")
     os.kill(

@@ -10,19 +10,12 @@ import pyarrow as pa
 import pytest
 
 from tests.requests import PART, write
+from tests.slow.conftest import PEAK
 from tests.watching import RECENTLY
 
 pytestmark = pytest.mark.slow
 N_ROWS, N_PARTS = 100_000, 20
 MAX_MB = 1200
-CODE = """
-import sys
-from sodaops.cli import main
-code = main(sys.argv[1:])
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program, not of who began it
-print("peak kB", peak.split()[1])
-sys.exit(code)
-"""
 
 
 def part(rows, first, n):
@@ -46,7 +39,7 @@ def test_many_requests(referenced, logged_rows, tmp_path, keys):
         size = N_ROWS // N_PARTS
         write(tmp_path / "log", part(logged_rows.fresh, n * size, size), f"part{n:02}")
     command = [
-        sys.executable, "-c", CODE, "drift", str(referenced), f"drift.request_log={tmp_path / 'log'}",
+        sys.executable, "-c", PEAK, "drift", str(referenced), f"drift.request_log={tmp_path / 'log'}",
         f"drift.output_dir={tmp_path / 'out'}", *keys,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)

@@ -13,18 +13,11 @@ import pytest
 
 from sodaops.bundle.table import CHUNK_ROWS
 from tests.conftest import TWEETS
+from tests.slow.conftest import PEAK
 
 pytestmark = pytest.mark.slow
 N_ROWS = 8 * CHUNK_ROWS
 MAX_GROWTH_MB = 60
-CODE = """
-import sys
-from sodaops.cli import main
-code = main(sys.argv[1:])
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program, not of who began it
-print("peak kB", peak.split()[1])
-sys.exit(code)
-"""
 
 
 def write_table(path, n_rows):
@@ -46,7 +39,7 @@ class Run:
 
     def __init__(self, trained, table, folder):
         self.output = folder / "out.parquet"
-        self.command = [sys.executable, "-c", CODE, "predict", str(trained / "run/bundle"), "--file", str(table)]
+        self.command = [sys.executable, "-c", PEAK, "predict", str(trained / "run/bundle"), "--file", str(table)]
         self.command += ["--output", str(self.output)]
 
     def begin(self):
@@ -146,7 +139,7 @@ def test_memory_does_not_grow_with_the_rows(trained, tmp_path, kind):
             pa.csv.write_csv(rows, path)
         else:
             path.write_text("".join(f'{{"text": "{text}", "other": "{i:064}"}}\n' for i, text in enumerate(texts)))
-        command = [sys.executable, "-c", CODE, "predict", str(trained / "run/bundle"), "--file", str(path)]
+        command = [sys.executable, "-c", PEAK, "predict", str(trained / "run/bundle"), "--file", str(path)]
         done = subprocess.run(
             [*command, "--output", str(tmp_path / f"out.{kind}")], capture_output=True, text=True, timeout=500
         )

@@ -18,25 +18,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def start(workdir, small_tweets):
-    """Starts `train.py -m search=smoke …`; what is still running at the end is killed with its children."""
-    started = []
-
-    def go(*more):
-        data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
-        command = [sys.executable, str(REPO / "train.py"), "-m", "search=smoke", "search.study=s", "logger=none", *data, *more]
-        log = open(workdir / f"log{len(started)}.txt", "w")  # noqa: SIM115
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=workdir, start_new_session=True)
-        log.close()
-        process.log = workdir / f"log{len(started)}.txt"
-        started.append(process)
-        return process
-
-    yield go
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+def start(begin, workdir, small_tweets):
+    """Starts `train.py -m search=smoke …`."""
+    data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
+    command = [str(REPO / "train.py"), "-m", "search=smoke", "search.study=s", "logger=none", *data]
+    return lambda *more: begin([*command, *more], workdir)
 
 
 def finish(process, timeout_s=240):

@@ -44,31 +44,14 @@ def sweep(workdir, small_tweets):
 
 
 @pytest.fixture
-def machine(workdir):
-    """Starts a process in a machine's own folder; what is still running at the end is killed with its children."""
-    started = []
-
-    def go(name, *command):
-        (workdir / name).mkdir(exist_ok=True)
-        env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-        with open(workdir / name / "log.txt", "a") as log:
-            process = subprocess.Popen(
-                [sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, cwd=workdir / name, env=env,
-                start_new_session=True,
-            )  # fmt: skip
-        process.folder = workdir / name
-        started.append(process)
-        return process
-
-    yield go
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
+def machine(begin, workdir):
+    """Starts a process in a machine's own folder."""
+    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    return lambda name, *command: begin(command, workdir / name, env)
 
 
 def said_by(process, code=0, timeout_s=240):
-    returned, text = process.wait(timeout_s), (process.folder / "log.txt").read_text()
+    returned, text = process.wait(timeout_s), process.log.read_text()
     assert returned == code and "Traceback" not in text, text[-3000:]
     return text
 
@@ -121,7 +104,7 @@ def test_three_begin_at_once_in_an_empty_database(server, url, workdir):
 def test_machines_share_a_study_while_one_dies_and_the_database_restarts(server, url, sweep, machine):
     command = [str(REPO / "train.py"), *sweep(url, "search.n_trials=8")]
     a, b, c = (machine(name, *command) for name in "abc")
-    wait_for(lambda: list(b.folder.glob("multirun/s/*/run.json")))
+    wait_for(lambda: list(b.log.parent.glob("multirun/s/*/run.json")))
     os.killpg(b.pid, signal.SIGKILL)
     b.wait(30)
     wait_for(lambda: any(trial.state.name == "COMPLETE" for trial in trials(url)))
@@ -135,27 +118,29 @@ def test_machines_share_a_study_while_one_dies_and_the_database_restarts(server,
     lost = [trial for trial in trials(url) if trial.state.name == "FAIL"]
     assert len(done) == 8 and len(done) + len(lost) == len(trials(url)), "as many as asked for, over the machines together"
     assert lost and all(trial.params in [other.params for other in done] for trial in lost), "what died is run again"
-    assert {trial.number for trial in lost} <= {int(path.name) for path in b.folder.glob("multirun/s/*/")}, "and nothing else"
+    assert {trial.number for trial in lost} <= {int(path.name) for path in b.log.parent.glob("multirun/s/*/")}, (
+        "and nothing else"
+    )
     assert not any("error" in trial.user_attrs for trial in lost)
     drawn = [trial.params["optim.lr"] for trial in done]
     assert len(set(drawn)) == 8 and drawn.count(3e-4) == 1, "no two machines draw the same, or begin with the default"
     assert len({tuple(trial.user_attrs["folders"]) for trial in done}) == 8
     homes = {trial.user_attrs["where"].partition(":")[2] for trial in done}
-    assert {str(a.folder / "multirun/s"), str(c.folder / "multirun/s")} <= homes
+    assert {str(a.log.parent / "multirun/s"), str(c.log.parent / "multirun/s")} <= homes
     for process, text, other in ((a, texts[0], c), (c, texts[1], a)):
-        own = sum(f"/{process.folder.name}/" in trial.user_attrs["where"] for trial in done)
+        own = sum(f"/{process.log.parent.name}/" in trial.user_attrs["where"] for trial in done)
         assert f"{8 - own} of 8 finished trials are not in multirun/s but in" in text
-        assert str(other.folder / "multirun/s") in text
-    written = [file for file in a.folder.parent.rglob("*") if file.is_file()]
+        assert str(other.log.parent / "multirun/s") in text
+    written = [file for file in a.log.parent.parent.rglob("*") if file.is_file()]
     assert len(written) > 50 and not [file for file in written if server.password.encode() in file.read_bytes()]
 
 
 def test_ctrl_c_while_the_database_is_away(server, url, sweep, machine):
     a = machine("a", str(REPO / "train.py"), *sweep(url, "search.n_trials=2", "search.grace_s=60"))
     try:
-        wait_for(lambda: list(a.folder.glob("multirun/s/*/run.json")))
+        wait_for(lambda: list(a.log.parent.glob("multirun/s/*/run.json")))
         server.stop()
-        wait_for(lambda: "waiting up to 300 s" in (a.folder / "log.txt").read_text())
+        wait_for(lambda: "waiting up to 300 s" in a.log.read_text())
         a.send_signal(signal.SIGINT)
         text = said_by(a, 130, 60)
     finally:

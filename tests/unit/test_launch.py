@@ -1,6 +1,7 @@
 """Where a process stands among those that train together."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from sodaops import runs
 from sodaops.errors import ConfigError
-from sodaops.training.fit import make_trainer, trainer_arguments
-from sodaops.training.launch import Node, node_of, processes
+from sodaops.training import launch as launching
+from sodaops.training.fit import _begun_with, _check_same_run, make_trainer, trainer_arguments
+from sodaops.training.launch import KilledError, Node, launch, node_of, processes
 from tests.conftest import configured
 
 CPU = "trainer.accelerator=cpu"
@@ -96,3 +98,59 @@ def test_the_composed_configuration_survives_the_way_to_the_processes(tmp_path):
     path = Path(tmp_path / "tree.yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
     assert from_params(path) == config
+
+
+@pytest.fixture
+def killed(monkeypatch, tmp_path):
+    """Trainings over processes of which all are killed but the last, and what each was told; ``writes`` keep a checkpoint."""
+    told, last = [], tmp_path / launching.LAST
+
+    def make(*writes):
+        def run(config, *_):
+            told.append(config.ckpt_path)
+            if writes[len(told) - 1]:
+                last.parent.mkdir(exist_ok=True)
+                last.write_bytes(b"")
+                os.utime(last, ns=(0, len(told)))
+            if len(told) == len(writes):
+                runs.Record(tmp_path, {}).measured("val", {"macro_f1": 0.5})
+                return
+            raise KilledError("process 1 of 2 ended by SIGKILL; go on")
+
+        monkeypatch.setattr(launching, "_run", run)
+        return configured(f"run_dir={tmp_path}", "checkpoint.restarts=2")
+
+    return make, told, last
+
+
+def test_a_restart_goes_on_from_its_own_checkpoint(killed, capsys):
+    make, told, last = killed
+    assert launch(make(True, True, False), 2, 1) == 0.5
+    assert told == [None, str(last), str(last)] and "starting again from" in capsys.readouterr().err
+
+
+def test_a_restart_takes_no_checkpoint_of_an_earlier_run(killed):
+    make, told, last = killed
+    last.parent.mkdir()
+    last.write_bytes(b"of another run")
+    with pytest.raises(KilledError):
+        launch(make(False, True), 2, 1)
+    assert told == [None]
+
+
+def test_ddp_and_fsdp_do_not_resume_each_other(tmp_path):
+    manifest = {"labels": ["a", "b"], "fingerprint": "f"}
+    begun = {name: _begun_with(configured(f"trainer={name}", CPU), manifest) for name in ("ddp", "fsdp")}
+    for name, of in begun.items():
+        torch.save({"begun_with": of}, tmp_path / name)
+        _check_same_run(str(tmp_path / name), of)
+    older = {key: value for key, value in begun["ddp"].items() if key != "trainer.strategy=fsdp"}
+    torch.save({"begun_with": older}, tmp_path / "older")
+    _check_same_run(str(tmp_path / "older"), begun["ddp"])
+    for path, of, said in (
+        ("fsdp", "ddp", "False, begun with True"),
+        ("ddp", "fsdp", "True, begun with False"),
+        ("older", "fsdp", "True"),
+    ):
+        with pytest.raises(ConfigError, match=f"{path}: another run than this .*trainer.strategy=fsdp={said}"):
+            _check_same_run(str(tmp_path / path), begun[of])

@@ -26,7 +26,7 @@ LEVELS = {
     1: ("data", "modeling"),
     2: ("training", "bundle", "evaluation"),
     3: ("search", "registry", "web", "request_log"),
-    4: ("compose", "serving", "monitoring", "annotation"),
+    4: ("compose", "serving", "monitoring", "annotation", "project_report"),
     5: ("cli",),
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms}
@@ -60,10 +60,11 @@ def test_imports_go_down_or_stay_in_the_room(path):
 
 
 # evaluation measures what bundle answers; training writes a bundle, and tells its loggers what evaluation found; the predictor
-# puts feedback into the annotation store; what is picked to be annotated is what drift finds strange.
+# puts feedback into the annotation store; what is picked to be annotated is what drift finds strange; a run's page tells what
+# drift found.
 SIDEWAYS = {
     ("evaluation", "bundle"), ("training", "bundle"), ("training", "evaluation"), ("serving", "annotation"),
-    ("annotation", "monitoring"),
+    ("annotation", "monitoring"), ("project_report", "monitoring"),
 }  # fmt: skip
 
 

@@ -78,9 +78,14 @@ def test_cells_that_are_no_text(workdir):
 def test_broken_gzip(write):
     write("t.csv.gz", gzip.compress(b"text,label\n" + b"abc,1\n" * 1000)[:-20])
     write("u.csv.gz", b"no gzip")
-    for name in ("t.csv.gz", "u.csv.gz"):
+    spoiled = bytearray(gzip.compress(b"text,label\n" + b"abc,1\n" * 1000))
+    spoiled[10] = 0xFF  # a block of no kind, which zlib tells and not gzip
+    write("v.csv.gz", bytes(spoiled))
+    for name in ("t.csv.gz", "u.csv.gz", "v.csv.gz"):
         with pytest.raises(DataError, match=f"{name}: not a readable csv table"):
             cells(name)
+    with pytest.raises(DataError, match="v.csv.gz: not a readable csv table"):
+        column_names("v.csv.gz")
 
 
 def test_a_column_of_lists(workdir):

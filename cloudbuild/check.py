@@ -1,0 +1,54 @@
+"""The first step of a build: refuses it, with all reasons at once, when substitutions are missing or cannot be right.
+
+python3 cloudbuild/check.py _REGION=europe-west1 _BUCKET=name _TAG=1a2b3c4
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+
+# What each may look like, and how to give it.
+FORMS = {
+    "_REGION": (r"[a-z]+-[a-z]+\d+", "a region such as the one of the bucket"),
+    "_BUCKET": (r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "a bucket's name, without gs://"),
+    "_TAG": (
+        r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?",
+        "a commit; a trigger gives it, by hand it is $(git rev-parse --short=7 HEAD)",
+    ),
+    "_REPLICAS": (r"[1-9]\d?", "machines that train together, 1 to 99"),
+    "_ACCELERATOR_COUNT": (r"[1-9]\d?", "GPUs of each machine"),
+    "_TRAIN_TIMEOUT_S": (
+        r"[1-9]\d{1,3}|1\d{4}|2[0-4]\d{3}",
+        "seconds, 10 to 24999, since the build itself ends after eight hours",
+    ),
+}
+
+
+def faults(given: Sequence[str]) -> list[str]:
+    """What is wrong with ``NAME=VALUE`` pairs, one line each.
+
+    >>> faults(["_REGION=", "_BUCKET=gs://b", "_TAG=1a2b3c4"])[0]
+    '_REGION is missing: a region such as the one of the bucket'
+    """
+    found = []
+    for pair in given:
+        name, _, value = pair.partition("=")
+        form, meaning = FORMS[name]
+        if not value:
+            found.append(f"{name} is missing: {meaning}")
+        elif not re.fullmatch(form, value):
+            found.append(f"{name}={value}: expected {meaning}")
+    return found
+
+
+def main(given: Sequence[str]) -> int:
+    """Prints what is wrong; the exit code is 2 then."""
+    found = faults(given)
+    if found:
+        names = ",".join(f"{line.split('=')[0].split()[0]}=…" for line in found)
+        print("\n".join(found), f"Give them with --substitutions={names}, or in the trigger.", sep="\n", file=sys.stderr)
+    return 2 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,291 @@
+"""What must be in a Google Cloud project, in order, as data: how to see that a thing is there, and how to make it.
+
+``${NAME}`` in a command is a value that an earlier step found or made.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+APIS = (
+    "aiplatform", "artifactregistry", "billingbudgets", "cloudbilling", "cloudbuild", "cloudresourcemanager", "cloudscheduler",
+    "compute", "iam", "iamcredentials", "logging", "monitoring", "run", "secretmanager", "storage",
+)  # fmt: skip
+ACCOUNTS = {
+    "ci": "tests pull requests, and may write its log",
+    "build": "builds, starts trainings, deploys",
+    "train": "trains on Vertex AI",
+    "serve": "answers on Cloud Run",
+    "drift": "looks for drift on Cloud Run",
+}
+PROJECT_ROLES = {
+    "ci": ["logging.logWriter"],
+    "build": ["logging.logWriter", "aiplatform.user", "run.developer", "cloudscheduler.admin"],
+    "train": ["logging.logWriter"],
+    "serve": ["logging.logWriter", "monitoring.metricWriter"],
+    "drift": ["logging.logWriter"],
+}
+SECRETS = {"sodaops-wandb": ["train"], "sodaops-api-keys": ["serve", "build"], "sodaops-metrics": ["serve"]}
+COLLECTED = """\
+apiVersion: monitoring.googleapis.com/v1beta
+kind: RunMonitoring
+metadata:
+  name: sodaops
+spec:
+  endpoints:
+    - port: 8080
+      path: /metrics
+      interval: 30s
+"""
+PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/hello"
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a user gives."""
+
+    project: str
+    region: str
+    bucket: str
+    email: str
+    budget: str = "50"
+    github: str = ""  # OWNER/NAME; empty: no triggers
+
+    def account(self, name: str) -> str:
+        """An account's address."""
+        return f"sodaops-{name}@{self.project}.iam.gserviceaccount.com"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing.
+
+    Args:
+        what: in words.
+        look: a gcloud command that shows it.
+        make: the one that makes it; empty: it cannot be made here.
+        wants: lines that the answer to look must have; none: any answer will do.
+        stdin: what make reads.
+        gives: the name of a value that the answer to look is.
+        todo: what to do where it cannot be made here.
+    """
+
+    what: str
+    look: list[str]
+    make: list[str] = field(default_factory=list)
+    wants: tuple[str, ...] = ()
+    stdin: str | None = None
+    gives: str = ""
+    todo: str = ""
+
+
+def steps(values: Values, policies: list[dict]) -> Iterator[Step]:
+    """Everything, in the order in which it can be made.
+
+    Args:
+        values: what the user gave.
+        policies: what `sodaops alerts render` wrote for Google Cloud.
+    """
+    yield from _project(values)
+    yield from _storage(values)
+    yield from _accounts(values)
+    yield from _secrets(values)
+    yield from _services(values)
+    yield from _watch(values, policies)
+    if values.github:
+        yield from _triggers(values)
+
+
+def _project(v: Values) -> Iterator[Step]:
+    yield Step(
+        "the project", ["projects", "describe", v.project, "--format=value(projectNumber)"], gives="PROJECT_NUMBER",
+        todo="make it, or log in: gcloud auth login",
+    )  # fmt: skip
+    apis = tuple(f"{api}.googleapis.com" for api in APIS)
+    look = ["services", "list", "--enabled", f"--project={v.project}", "--format=value(config.name)"]
+    yield Step("the APIs", look, ["services", "enable", *apis, f"--project={v.project}"], apis)
+    yield Step(
+        "its billing account", ["billing", "projects", "describe", v.project, "--format=value(billingAccountName)"],
+        gives="BILLING_ACCOUNT", todo=f"gcloud billing projects link {v.project} --billing-account=ACCOUNT",
+    )  # fmt: skip
+
+
+def _storage(v: Values) -> Iterator[Step]:
+    for bucket, rules in ((v.bucket, "bucket.json"), (f"{v.bucket}-requests", "requests.json")):
+        url = f"gs://{bucket}"
+        yield Step(
+            f"bucket {bucket}", ["storage", "buckets", "describe", url, "--format=value(name)"],
+            ["storage", "buckets", "create", url, f"--project={v.project}", f"--location={v.region}",
+             "--uniform-bucket-level-access", "--public-access-prevention", f"--lifecycle-file={HERE / rules}"],
+        )  # fmt: skip
+    url = f"gs://{v.bucket}"
+    look = ["storage", "buckets", "describe", url, "--format=value(versioning_enabled)"]
+    yield Step(f"versions in bucket {v.bucket}", look, ["storage", "buckets", "update", url, "--versioning"], ("True",))
+    where = [f"--location={v.region}", f"--project={v.project}"]
+    yield Step(
+        "the images' repository", ["artifacts", "repositories", "describe", "sodaops", *where, "--format=value(name)"],
+        ["artifacts", "repositories", "create", "sodaops", *where, "--repository-format=docker"],
+    )  # fmt: skip
+
+
+def _accounts(v: Values) -> Iterator[Step]:
+    for name, duty in ACCOUNTS.items():
+        look = ["iam", "service-accounts", "describe", v.account(name), f"--project={v.project}", "--format=value(email)"]
+        make = ["iam", "service-accounts", "create", f"sodaops-{name}", f"--project={v.project}", f"--display-name={duty}"]
+        yield Step(f"account sodaops-{name}", look, make)
+    for name, roles in PROJECT_ROLES.items():
+        for role in roles:
+            yield _binding(v, ["projects"], [v.project], role, v.account(name), ["--condition=None"])
+    repository = ["sodaops", f"--location={v.region}", f"--project={v.project}"]
+    yield _binding(v, ["artifacts", "repositories"], repository, "artifactregistry.writer", v.account("build"))
+    yield _binding(v, ["artifacts", "repositories"], repository, "artifactregistry.reader", v.account("train"))
+    for name, role in (("build", "objectUser"), ("train", "objectUser"), ("serve", "objectViewer"), ("drift", "objectViewer")):
+        yield _binding(v, ["storage", "buckets"], [f"gs://{v.bucket}"], f"storage.{role}", v.account(name))
+    for name, role in (("serve", "objectUser"), ("drift", "objectViewer")):
+        yield _binding(v, ["storage", "buckets"], [f"gs://{v.bucket}-requests"], f"storage.{role}", v.account(name))
+    for name in ("train", "serve", "drift"):
+        used = [v.account(name), f"--project={v.project}"]
+        yield _binding(v, ["iam", "service-accounts"], used, "iam.serviceAccountUser", v.account("build"))
+    itself = [v.account("build"), f"--project={v.project}"]
+    yield _binding(v, ["iam", "service-accounts"], itself, "iam.serviceAccountOpenIdTokenCreator", v.account("build"))
+
+
+def _secrets(v: Values) -> Iterator[Step]:
+    where = f"--project={v.project}"
+    for name, readers in SECRETS.items():
+        make = ["secrets", "create", name, where, "--replication-policy=automatic"]
+        yield Step(f"secret {name}", ["secrets", "describe", name, where, "--format=value(name)"], make)
+        for reader in readers:
+            yield _binding(v, ["secrets"], [name, where], "secretmanager.secretAccessor", v.account(reader))
+    yield Step(  # no secret, but Cloud Run gives containers files in no other way
+        "what the collector of metrics reads",
+        ["secrets", "versions", "list", "sodaops-metrics", where, "--filter=state=ENABLED", "--format=value(name)"],
+        ["secrets", "versions", "add", "sodaops-metrics", where, "--data-file=-"], stdin=COLLECTED,
+    )  # fmt: skip
+
+
+def _services(v: Values) -> Iterator[Step]:
+    """Services with a placeholder, so that rights can be given and the first release has something to fall back to."""
+    where = [f"--region={v.region}", f"--project={v.project}"]
+    for name, callers in (("serve", ["build"]), ("drift", ["build", "drift"])):
+        service = "sodaops" if name == "serve" else f"sodaops-{name}"
+        make = [
+            "run", "deploy", service, *where, f"--service-account={v.account(name)}", "--no-allow-unauthenticated",
+            "--container=app", f"--image={PLACEHOLDER}", "--port=8080",
+        ]  # fmt: skip
+        look = ["run", "services", "describe", service, *where, "--format=value(metadata.name)"]
+        yield Step(f"service {service}", look, make)
+        for caller in callers:
+            yield _binding(v, ["run", "services"], [service, *where], "run.invoker", v.account(caller))
+    look = ["run", "services", "describe", "sodaops", *where, "--format=value(status.url.basename())"]
+    yield Step("the service's host", look, gives="HOST", todo="see what `gcloud run services describe sodaops` says")
+
+
+def _watch(v: Values, policies: list[dict]) -> Iterator[Step]:
+    where = f"--project={v.project}"
+    yield Step(
+        f"mail to {v.email}",
+        ["beta", "monitoring", "channels", "list", where, f'--filter=displayName="sodaops {v.email}"', "--format=value(name)"],
+        ["beta", "monitoring", "channels", "create", where, f"--display-name=sodaops {v.email}", "--type=email",
+         f"--channel-labels=email_address={v.email}"], gives="NOTIFICATION_CHANNEL",
+    )  # fmt: skip
+    yield Step(
+        "the uptime check",
+        ["monitoring", "uptime", "list-configs", where, '--filter=displayName="sodaops"', "--format=value(name.basename())"],
+        ["monitoring", "uptime", "create", "sodaops", where, "--resource-type=uptime-url",
+         f"--resource-labels=host=${{HOST}},project_id={v.project}", "--protocol=https", "--path=/", "--period=5",
+         "--validate-ssl=true", "--service-agent-auth=oidc-token"], gives="CHECK",
+    )  # fmt: skip
+    agent = "service-${PROJECT_NUMBER}@gcp-sa-monitoring-notification.iam.gserviceaccount.com"
+    service = ["sodaops", f"--region={v.region}", where]
+    yield _binding(v, ["run", "services"], service, "run.invoker", agent)
+    look = ["monitoring", "policies", "list", where, "--format=value(displayName)"]
+    for policy in [*policies, *_policies()]:
+        make = ["monitoring", "policies", "create", where, "--policy-from-file=-"]
+        yield Step(f"alert {policy['displayName']}", look, make, (policy["displayName"],), json.dumps(policy, indent=1))
+    budget, billed = f"sodaops {v.project}", ["--billing-account=${BILLING_ACCOUNT}", f"--billing-project={v.project}"]
+    yield Step(
+        "the budget", ["billing", "budgets", "list", *billed, "--format=value(displayName)"],
+        ["billing", "budgets", "create", *billed, f"--display-name={budget}", f"--budget-amount={v.budget}",
+         f"--filter-projects=projects/{v.project}", "--threshold-rule=percent=0.5", "--threshold-rule=percent=0.9",
+         "--threshold-rule=percent=1.0", "--notifications-rule-monitoring-notification-channels=${NOTIFICATION_CHANNEL}"],
+        (budget,),
+    )  # fmt: skip
+
+
+def _policies() -> Iterator[dict]:
+    """Alerts on what no metric of ours tells: the service does not answer, the drift service found drift, or was not heard."""
+    passed = 'metric.type="monitoring.googleapis.com/uptime_check/check_passed" AND metric.labels.check_id="${CHECK}"'
+    failing = {
+        "filter": f'resource.type="uptime_url" AND {passed}', "comparison": "COMPARISON_GT", "thresholdValue": 1,
+        "duration": "60s", "trigger": {"count": 1},
+        "aggregations": [{"alignmentPeriod": "1200s", "perSeriesAligner": "ALIGN_NEXT_OLDER",
+                          "crossSeriesReducer": "REDUCE_COUNT_FALSE", "groupByFields": ["resource.label.*"]}],
+    }  # fmt: skip
+    yield _policy("uptime", "CRITICAL", "The service does not answer, seen from outside.", {"conditionThreshold": failing})
+    ours = 'resource.type="cloud_run_revision" AND resource.labels.service_name="sodaops-drift"'
+    logged = {
+        "drift": ("The texts have drifted from those of training.", f'{ours} AND jsonPayload.outcome="drift"'),
+        "drift unseen": (
+            "The scheduler's call to look for drift failed; with no requests to look at, it does too.",
+            'resource.type="cloud_scheduler_job" AND resource.labels.job_id="sodaops-drift" AND severity>=ERROR',
+        ),
+    }
+    for name, (says, lines) in logged.items():
+        rate = {"alertStrategy": {"notificationRateLimit": {"period": "86400s"}, "autoClose": "86400s"}}
+        yield {**_policy(name, "WARNING", says, {"conditionMatchedLog": {"filter": lines}}), **rate}
+
+
+def _policy(name: str, severity: str, says: str, condition: dict) -> dict:
+    return {
+        "displayName": f"sodaops {name}", "documentation": {"content": says, "mimeType": "text/markdown"}, "combiner": "OR",
+        "conditions": [{"displayName": name, **condition}], "severity": severity, "enabled": True,
+        "notificationChannels": ["${NOTIFICATION_CHANNEL}"],
+    }  # fmt: skip
+
+
+def _triggers(v: Values) -> Iterator[Step]:
+    where = [f"--region={v.region}", f"--project={v.project}"]
+    agent = "service-${PROJECT_NUMBER}@gcp-sa-cloudbuild.iam.gserviceaccount.com"
+    # Cloud Build keeps the connection's token as a secret; docs/google_cloud.md takes this right away again.
+    yield _binding(v, ["projects"], [v.project], "secretmanager.admin", agent, ["--condition=None"])
+    connection = ["builds", "connections", "describe", "sodaops", *where]
+    make = ["builds", "connections", "create", "github", "sodaops", *where]
+    yield Step("the connection to GitHub", [*connection, "--format=value(name)"], make)
+    todo = "open the link that `gcloud builds connections describe` shows in a browser, then run this again"
+    yield Step("GitHub's consent", [*connection, "--format=value(installationState.stage)"], wants=("COMPLETE",), todo=todo)
+    repository = f"projects/{v.project}/locations/{v.region}/connections/sodaops/repositories/sodaops"
+    yield Step(
+        f"repository {v.github}",
+        ["builds", "repositories", "describe", "sodaops", "--connection=sodaops", *where, "--format=value(name)"],
+        ["builds", "repositories", "create", "sodaops", "--connection=sodaops", *where,
+         f"--remote-uri=https://github.com/{v.github}.git"],
+    )  # fmt: skip
+    given = f"--substitutions=_REGION={v.region},_BUCKET={v.bucket}"
+    pull = ["--pull-request-pattern=^main$", "--comment-control=COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY"]
+    push, code = ["--branch-pattern=^main$", given], "constraints.txt,sodaops/**"
+    asked = {
+        "ci": ("ci", pull),
+        "ci_cd": ("build", [*push, f"--included-files=conf/**,data/**,docker/serve.Dockerfile,docker/train.Dockerfile,{code}"]),
+        "drift": ("build", [*push, f"--included-files=docker/drift.Dockerfile,{code}"]),
+    }
+    for file, (account, flags) in asked.items():
+        name = f"sodaops-{file.replace('_', '-')}"
+        yield Step(
+            f"trigger {name}", ["builds", "triggers", "describe", name, *where, "--format=value(name)"],
+            ["builds", "triggers", "create", "github", f"--name={name}", *where, f"--repository={repository}",
+             f"--build-config=cloudbuild/{file}.yaml", *flags,
+             f"--service-account=projects/{v.project}/serviceAccounts/{v.account(account)}"],
+        )  # fmt: skip
+
+
+def _binding(v: Values, kind: list[str], on: list[str], role: str, account: str, flags: list[str] | None = None) -> Step:
+    """A role of an account on one thing."""
+    flatten = ["--flatten=bindings[].members", "--format=csv[no-heading](bindings.role,bindings.members)"]
+    member = f"serviceAccount:{account}"
+    make = [*kind, "add-iam-policy-binding", *on, f"--member={member}", f"--role=roles/{role}", *(flags or [])]
+    target = on[0].removeprefix("gs://").partition("@")[0]
+    what = f"{account.partition('@')[0]}: {role} on {'the project' if target == v.project else target}"
+    return Step(what, [*kind, "get-iam-policy", *on, *flatten], make, (f"roles/{role},{member}",))

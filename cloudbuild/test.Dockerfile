@@ -1,0 +1,15 @@
+# The train image with what the tests need beside it; the checkout is mounted over what it has of sodaops (cloudbuild/ci.yaml).
+ARG TRAIN_IMAGE=sodaops-train
+FROM ${TRAIN_IMAGE}
+# The checkout that Cloud Build mounts is root's, and this image never leaves the build.
+# hadolint ignore=DL3002
+USER 0:0
+WORKDIR /build
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --no-install-recommends --yes git make && rm -rf /var/lib/apt/lists/*
+COPY pyproject.toml constraints.txt docker/requirements.py ./
+RUN python requirements.py dev > requirements.txt \
+    && /usr/local/bin/pip --python /opt/venv/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
+# The tests import what lies in the current folder; sodaops as a command comes from the image.
+ENV PYTHONPATH=/workspace:/opt/sodaops
+ENTRYPOINT ["python", "-m", "pytest", "-n", "2", "--dist=worksteal", "-p", "no:cacheprovider"]

@@ -1,0 +1,136 @@
+"""A `gcloud` for tests: it writes down how it was called, and answers as it was told."""
+
+import functools
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPO
+
+# In bash, which starts in a tenth of Python's time: setting a project up asks it a hundred times.
+_HEAD = """\
+#!/usr/bin/env bash
+cd {folder} || exit 99
+n=$(<count); echo $((n + 1)) >count
+printf '%s\\0' "$@" >"call.$n"
+cat >"stdin.$n"
+for text in "$@"; do [[ $text != --config=* ]] || cat "${{text#*=}}" >"config.$n"; done
+answer() {{
+    local turn=0
+    [[ ! -f told.$1 ]] || turn=$(<"told.$1")
+    echo $((turn + 1)) >"told.$1"
+    ((turn < $2)) || turn=$(($2 - 1))
+    cat "out.$1.$turn"; cat "err.$1.$turn" >&2; exit "$(<"code.$1.$turn")"
+}}
+"""
+
+
+class FakeGcloud:
+    """A folder with a program `gcloud` in it, to be put before PATH.
+
+    Args:
+        folder: an empty one.
+        name: of the program.
+    """
+
+    def __init__(self, folder: Path, name: str = "gcloud") -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._program, self._rules = folder / name, []
+        self._write()
+        self._program.chmod(0o755)
+        self.forget()
+
+    def _write(self) -> None:
+        head = _HEAD.format(folder=shlex.quote(str(self.folder)))
+        self._program.write_text(head + "".join(reversed(self._rules)))
+
+    def answer(self, form: str, *answers: Any) -> None:
+        """What it answers to commands that a pattern is found in: these in turn, then the last for ever.
+
+        Args:
+            form: an extended regular expression; what is told later goes first.
+            answers: text for standard output; a pair of exit code and text for standard error; or what is written as JSON.
+        """
+        number = len(self._rules)
+        for turn, answer in enumerate(answers):
+            code, err = answer if isinstance(answer, tuple) else (0, "")
+            out = "" if isinstance(answer, tuple) else answer if isinstance(answer, str) else json.dumps(answer)
+            for kind, text in {"out": out, "err": err, "code": code}.items():
+                (self.folder / f"{kind}.{number}.{turn}").write_text(f"{text}\n")
+        self._rules.append(f"form={shlex.quote(form)}; [[ ! $* =~ $form ]] || answer {number} {len(answers)}\n")
+        self._write()
+
+    def forget(self) -> None:
+        """Begins anew with the calls and with the turns of the answers."""
+        for path in [path for kind in ("call", "stdin", "config", "told") for path in self.folder.glob(f"{kind}.*")]:
+            path.unlink()
+        (self.folder / "count").write_text("0")
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """How it was called, in order: command, stdin, and the file that --config= named."""
+        found = []
+        for n in range(int((self.folder / "count").read_text())):
+            config = self.folder / f"config.{n}"
+            command = (self.folder / f"call.{n}").read_text().split("\0")[:-1]
+            stdin = (self.folder / f"stdin.{n}").read_text()
+            found.append({"command": command, "stdin": stdin, "config": config.read_text() if config.exists() else ""})
+        return found
+
+    @property
+    def commands(self) -> list[str]:
+        """The same as lines."""
+        return [" ".join(call["command"]) for call in self.calls]
+
+    def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+        """Starts a program of cloudbuild/ where this is the gcloud."""
+        path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
+        command = [sys.executable, str(REPO / "cloudbuild" / script), *arguments]
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env={**os.environ, "PATH": path}, text=True, **pipes)
+
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs one to its end."""
+        with self.start(script, *arguments) as process:
+            out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@functools.cache
+def _known() -> dict[str, Any]:
+    program = shutil.which("gcloud")
+    path = Path(program).resolve().parents[1] / "data/cli/gcloud_completions.py" if program else None
+    if path is None or not path.is_file():
+        pytest.skip("no gcloud here; https://cloud.google.com/sdk/docs/install")
+    spec = importlib.util.spec_from_file_location("gcloud_completions", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.STATIC_COMPLETION_CLI_TREE
+
+
+def unknown(command: Sequence[str]) -> list[str]:
+    """What of a command the installed gcloud does not complete; what it has as alpha alone is looked up there."""
+    for track in ([], ["alpha"]):
+        node, words = _known(), ["gcloud"]
+        for word in [*track, *command]:
+            if word not in node.get("commands", {}):
+                break
+            node = node["commands"][word]
+            words.append(word)
+        if not node.get("commands"):
+            flags = [text.partition("=")[0] for text in command if text.startswith("--")]
+            known = {*node["flags"], *_known()["flags"]}
+            left = [flag for flag in flags if not {flag, f"--{flag.removeprefix('--no-')}"} & known]
+            return [f"{' '.join(words)}: {flag}" for flag in left]
+    return [" ".join(["gcloud", *command])]
