@@ -115,7 +115,7 @@ def _run_docs(clone, running):
 
 @contextlib.contextmanager
 def _background(clone, command):
-    process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=clone.folder, env=clone.env(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(["bash", "-c", f"exec env {command}"], cwd=clone.folder, env=clone.env(), stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
