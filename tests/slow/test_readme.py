@@ -115,7 +115,8 @@ def _run_docs(clone, running):
 
 @contextlib.contextmanager
 def _background(clone, command):
-    process = subprocess.Popen(["bash", "-c", f"exec env {command}"], cwd=clone.folder, env=clone.env(), stdout=subprocess.DEVNULL)
+    program = ["bash", "-c", f"exec env {command}"]  # variables may stand in front
+    process = subprocess.Popen(program, cwd=clone.folder, env=clone.env(), stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
