@@ -7,7 +7,9 @@ RUN python -m venv --without-pip /opt/venv
 COPY pyproject.toml constraints.txt docker/requirements.py ./
 RUN python requirements.py drift gs > requirements.txt \
     && pip --python /opt/venv/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
-RUN find /opt/venv -type d -name tests -prune -exec rm -r {} +
+# hadolint ignore=DL3003
+RUN cd /opt/venv/lib/python3*/site-packages \
+    && find numpy pandas pyarrow scipy sklearn statsmodels -type d -name tests -prune -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE} AS code
 WORKDIR /build

@@ -14,7 +14,7 @@ RUN python requirements.py serve otel gs > requirements.txt \
 # hadolint ignore=DL3003,DL3008
 RUN apt-get update -q && apt-get install -y -q --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* \
     && cd /opt/venv/lib/python3*/site-packages \
-    && find . -type d \( -name tests -o -name include \) -prune -exec rm -r {} + \
+    && find numpy pyarrow -type d \( -name tests -o -name include \) -prune -exec rm -r {} + \
     && find pyarrow numpy -type f \( -name '*.py[xd]' -o -name '*.px[di]' -o -name '*.a' \) -delete \
     && rm -r pyarrow/*flight* pyarrow/*_s3* huggingface_hub* hf_xet* httpx2* httpcore2* \
         onnxruntime/capi/libonnxruntime.so.* onnxruntime/transformers onnxruntime/tools onnxruntime/quantization \

@@ -13,7 +13,9 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -c constr
 COPY pyproject.toml docker/requirements.py ./
 RUN python requirements.py train gs wandb > requirements.txt \
     && pip --python /opt/venv/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
-RUN find /opt/venv -type d -name tests -prune -exec rm -r {} +
+# hadolint ignore=DL3003
+RUN cd /opt/venv/lib/python3*/site-packages \
+    && find numpy pyarrow scipy sklearn -type d -name tests -prune -exec rm -r {} +
 
 FROM ${PYTHON_IMAGE} AS code
 WORKDIR /build
@@ -27,6 +29,9 @@ COPY sodaops sodaops
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation . \
     && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-compile --target /opt/sodaops ./*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/sodaops
+# Made here, since a RUN in the last stage would keep the places of what was mounted into the build.
+WORKDIR /opt/app
+RUN mkdir -p outputs multirun registry data/processed && chmod 1777 outputs multirun registry data/processed
 
 FROM ${PYTHON_IMAGE}
 # The last three let the driver of a machine with GPUs in; without one they say nothing.
@@ -34,7 +39,7 @@ ENV PATH=/opt/sodaops/bin:/opt/venv/bin:$PATH PYTHONPATH=/opt/sodaops PYTHONUNBU
     HOME=/tmp USER=sodaops \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility LD_LIBRARY_PATH=/usr/local/nvidia/lib64
 WORKDIR /app
-RUN mkdir -p outputs multirun registry data/processed && chmod 1777 outputs multirun registry data/processed
+COPY --from=code /opt/app ./
 COPY --from=packages /opt/venv /opt/venv
 COPY data/behaviour data/behaviour
 COPY data/raw data/raw
