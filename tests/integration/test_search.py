@@ -7,10 +7,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from sodaops import runs
+from sodaops import remote, runs
 from sodaops.cli import main
 from sodaops.search import study as studies
 from tests.conftest import run_overrides
+from tests.gcs import emulated_bucket
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -41,7 +42,7 @@ def started():
     return {str(run.folder): run.started for run in runs.find(["multirun/s"])}
 
 
-def test_a_sweep_and_how_it_goes_on(sweep, capsys):
+def test_a_sweep_and_how_it_goes_on(sweep, workdir, capsys):
     assert sweep("search.n_trials=2") == 0
     out = capsys.readouterr().out
     assert "s: 2 trials finished, 0 pruned, 0 failed" in out and "choose: sodaops select multirun/s" in out
@@ -63,6 +64,9 @@ def test_a_sweep_and_how_it_goes_on(sweep, capsys):
     capsys.readouterr()
     assert main(["select", "multirun/s"]) == 0 and main(["sweep", "report", "multirun/s"]) == 0
     assert main(["runs", "--where", "status=finished", "--sort=-val/macro_f1"]) == 0
+    with emulated_bucket(workdir / "gcs") as bucket:
+        assert main(["sweep", "report", "multirun/s", "--copy-to", f"{bucket}/sweep/"]) == 0
+        assert remote.read_if_there(f"{bucket}/sweep/sweep.html") == Path("multirun/s/sweep.html").read_bytes()
 
     assert sweep("search.n_trials=4", "search.space.optim.lr.high=0.5") == 2
     err = capsys.readouterr().err
