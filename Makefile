@@ -73,6 +73,7 @@ hooks: $(INSTALLED)  ## the quick ones of `make lint` before each commit, types 
 
 params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
 	$(BIN)/python train.py --cfg job --resolve > params.yaml.new && mv params.yaml.new params.yaml
+	$(BIN)/python tools/config_page.py
 
 .PHONY: gcp-plan gcp-apply gcp-rollback
 # Values of Google Cloud: make gcp-plan PROJECT=… REGION=… BUCKET=… EMAIL=… [GITHUB=OWNER/NAME] [BUDGET=50]
@@ -119,6 +120,13 @@ bench-quality: $(INSTALLED)  ## the results table of the README: three seeds, th
 
 bench-drift: $(INSTALLED)  ## false alarms and power of drift, and its time; writes docs/bench_drift.md
 	$(BIN)/python benchmarks/drift.py --write docs/bench_drift.md $(ARGS)
+
+.PHONY: docs picture
+docs: $(INSTALLED)  ## the site, into site/, warnings as errors
+	$(BIN)/python tools/site.py
+
+picture: $(INSTALLED)  ## draw docs/flow.svg from docs/flow.d2
+	$(BIN)/d2 docs/flow.d2 docs/flow.svg
 
 loop: $(INSTALLED)  ## the whole circle: serve, drift, label, merge, retrain, promote, hot reload
 	$(BIN)/python benchmarks/loop.py $(ARGS)

@@ -95,10 +95,15 @@ class AlertsConfig(Section):
     cooldown_s: Positive = Field(description="a firing rule is not sent again sooner")
     state_dir: str
     webhook_url: SecretStr | None = Field(description="SODAOPS_ALERT_WEBHOOK goes before it")
+    runbook_url: MetricsUrl | None = Field(None, description="where docs/incidents.md is published; messages link to its #RULE")
     email: EmailConfig | None
     max_outbox: Count = Field(description="notifications kept for each sink that cannot be reached")
     max_retry_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(description="longest wait between two tries")
     rules: dict[RuleName, AlertRule | None] = Field(description="null: out of force")
+
+    def runbook(self, rule: str) -> str:
+        """The address of what to do about a rule; empty where none is configured."""
+        return f"{self.runbook_url}#{rule}" if self.runbook_url else ""
 
     @field_validator("window_s", "traffic_offset_s")
     @classmethod

@@ -37,8 +37,8 @@ class DataConfig(Section):
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
     watch: str | None = Field(description="file or folder that DVC watches for changes")
     added: Here | None = Field(None, description="folder with more tables, whose rows never go to test; it need not be there")
-    text_column: str
-    label_column: str
+    text_column: str = Field(description="column with the texts")
+    label_column: str = Field(description="column with the labels")
     labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
     label_map: dict[Label, str] | None = Field(None, description="value in the table -> label")
     vote_columns: dict[str, str] | None = Field(None, description="label -> column with its number of raters' votes")
@@ -65,14 +65,14 @@ class ModelConfig(Section):
     overrides: dict[str, Any] | None = Field(description="changes to the encoder's own configuration")
     pooling: Literal["mean", "cls"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    max_tokens: Annotated[int, Field(ge=3)]
+    max_tokens: Annotated[int, Field(ge=3)] = Field(description="longer texts are cut")
 
 
 class OptimConfig(Section):
     """AdamW, its schedule, the batches and the loss (conf/optim)."""
 
     lr: Positive
-    head_lr: Positive
+    head_lr: Positive = Field(description="of the classification head")
     weight_decay: Annotated[float, Field(ge=0)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="lr factor per layer below the top")
     frozen_layers: Annotated[int, Field(ge=0)] | None = Field(
@@ -82,8 +82,8 @@ class OptimConfig(Section):
     schedule: Literal["linear", "cosine", "constant"]
     batch_tokens: Count = Field(description="token budget of a batch, padding included")
     vote_weight: Fraction = Field(description="target = vote_weight * vote shares + (1 - vote_weight) * label")
-    label_smoothing: Fraction
-    class_weights: Literal["none", "balanced"]
+    label_smoothing: Fraction = Field(description="share of the target that is spread over all labels")
+    class_weights: Literal["none", "balanced"] = Field(description="balanced: a rare label's rows count more")
 
 
 class CheckpointConfig(Section):
@@ -147,9 +147,9 @@ class EvaluateConfig(Section):
     split: Literal["train", "val", "test", "none"]
     splits_dir: Here | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
     output_dir: str | None = Field(description="folder or gs://; null: evaluation/ beside the bundle")
-    n_bootstrap: Annotated[int, Field(ge=100)]
-    n_bins: Annotated[int, Field(ge=2)]
-    n_worst: Annotated[int, Field(ge=0)]
+    n_bootstrap: Annotated[int, Field(ge=100)] = Field(description="draws behind the intervals")
+    n_bins: Annotated[int, Field(ge=2)] = Field(description="of the reliability diagram and the calibration error")
+    n_worst: Annotated[int, Field(ge=0)] = Field(description="errors that the report shows, the surest first")
     baselines: bool
 
 
@@ -164,7 +164,7 @@ class ServeConfig(Section):
     max_queue: Count = Field(256, description="texts that may wait; past it the answer is 429")
     max_texts: Count = Field(128, description="texts of one request")
     max_chars: Count = Field(20_000, description="characters of one text")
-    max_body_bytes: Count = 1_048_576
+    max_body_bytes: Count = Field(1_048_576, description="of a request; past it the answer is 413")
     deadline_s: Positive = Field(10.0, description="past it the answer is 504")
     reload_s: Positive | None = Field(10.0, description="how often to look for a new bundle; null: only when told to")
     request_log: str | None = Field(None, description="folder or gs:// for the Parquet parts of the request log; null: none")
@@ -176,7 +176,7 @@ class ServeConfig(Section):
     part_s: Annotated[float, Field(gt=0, le=86_400)] = Field(300.0, description="a part is written this often")
     part_bytes: Count = Field(16_777_216, description="or when its journal has grown to this")
     max_journal_bytes: Count = Field(1_073_741_824, description="bound of the journal while parts cannot be written")
-    cors_origins: list[str] = Field([])
+    cors_origins: list[str] = Field([], description="pages elsewhere that may call this one from a browser")
 
 
 class SharesConfig(Section):
@@ -249,11 +249,11 @@ class GateConfig(Section):
     """What a version must show before it becomes champion; each rule can be put out of force with null."""
 
     min_gain: float | None = Field(description="the gain in macro-F1 over the champion is above this with this confidence")
-    confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    n_bootstrap: Annotated[int, Field(ge=1000)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(description="of min_gain")
+    n_bootstrap: Annotated[int, Field(ge=1000)] = Field(description="draws behind min_gain")
     slice_floor: Fraction | None = Field(description="macro-F1 of each slice, F1 of each label")
     slice_rows: Count = Field(description="a slice with fewer rows is not judged")
-    max_ece: Fraction | None
+    max_ece: Fraction | None = Field(description="expected calibration error")
     max_latency: Positive | None = Field(description="time for one text, as a ratio to the champion's")
     max_gap: Fraction | None = Field(description="of a probability, ONNX float32 against torch")
     min_agreement: Fraction | None = Field(description="share of labels that the serving variant and float32 have in common")
@@ -272,7 +272,7 @@ class RegistryConfig(Section):
 class Config(Section):
     """The whole tree."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="of all that is drawn at random")
     run_dir: str | None = Field(description="a folder, or gs://BUCKET/FOLDER; null: the folder that Hydra makes for the run")
     ckpt_path: str | None = Field(description="checkpoint to resume from; last: that of run_dir")
     data: DataConfig

@@ -127,7 +127,8 @@ class Alerts:
         self, name: str, kind: Literal["firing", "recovered"], value: float, since: float, now: float
     ) -> Notification:
         rule = self._rules[name]
-        return Notification(name, kind, rule.signal, value, rule.limit, rule.severity, rule.summary, since, now)
+        said = rule.limit, rule.severity, rule.summary
+        return Notification(name, kind, rule.signal, value, *said, since, now, self._config.runbook(name))
 
     def _show(self) -> None:
         for name, state in self.states.items():

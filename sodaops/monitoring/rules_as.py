@@ -59,6 +59,8 @@ def prometheus(config: AlertsConfig) -> str:
         fields["labels"] = {"severity": rule.severity}
         summary = rule.summary.replace("{{", '{{"{{"}}')  # else taken for a template
         fields["annotations"] = {"summary": summary, "description": f"{rule.signal} is {{{{ $value }}}} ({rule.limit})"}
+        if config.runbook_url:
+            fields["annotations"]["runbook_url"] = config.runbook(name)
         rules.append(fields)
     groups = [{"name": GROUP, "interval": _duration(config.every_s), "rules": rules}]
     return _HEAD + yaml.safe_dump({"groups": groups}, sort_keys=False, allow_unicode=True, width=10_000)
@@ -78,12 +80,12 @@ def google(config: AlertsConfig) -> str:
             "alertRule": _name(name),
             "disableMetricValidation": True,  # the first metrics come after the first request
         }
+        said = f"{rule.summary}\n\n{rule.signal} was {rule.limit} for {rule.for_s:g} s."
+        if config.runbook_url:
+            said += f"\n\n[What to do]({config.runbook(name)})"
         policy = {
             "displayName": f"sodaops {name}",
-            "documentation": {
-                "content": f"{rule.summary}\n\n{rule.signal} was {rule.limit} for {rule.for_s:g} s.",
-                "mimeType": "text/markdown",
-            },
+            "documentation": {"content": said, "mimeType": "text/markdown"},
             "conditions": [{"displayName": f"{rule.signal} {rule.limit}", "conditionPrometheusQueryLanguage": query}],
             "combiner": "OR",
             "enabled": True,

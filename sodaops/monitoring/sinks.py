@@ -37,6 +37,7 @@ class Notification:
         limit: the threshold, as ``above 0.02``.
         since: when the rule went past its threshold, in seconds since 1970.
         at: when it fired, or recovered.
+        runbook: the address of what to do; empty: none.
     """
 
     rule: str
@@ -48,6 +49,7 @@ class Notification:
     summary: str
     since: float
     at: float
+    runbook: str = ""
 
     @property
     def id(self) -> str:
@@ -66,9 +68,10 @@ class Notification:
 
     @property
     def body(self) -> str:
-        """The summary, and since when."""
+        """The summary, since when, and where it is said what to do."""
         since, at = (datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%d %H:%M:%S UTC") for when in (self.since, self.at))
-        return f"{self.summary}\nPast its threshold since {since}; this was seen at {at}."
+        more = f"\nWhat to do: {self.runbook}" if self.runbook else ""
+        return f"{self.summary}\nPast its threshold since {since}; this was seen at {at}.{more}"
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""

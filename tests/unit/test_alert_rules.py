@@ -118,6 +118,17 @@ def test_windows_thresholds_and_names_come_from_the_configuration():
     assert kept["keep_firing_for"] == "90s"
 
 
+def test_every_message_links_to_what_to_do_once_that_is_published():
+    config = built(runbook_url="https://example.org/incidents/")
+    (errors,) = (
+        rule for rule in yaml.safe_load(rules_as.prometheus(config))["groups"][0]["rules"] if "errors" in rule["alert"]
+    )
+    assert errors["annotations"]["runbook_url"] == "https://example.org/incidents/#errors"
+    policies = {policy["displayName"]: policy["documentation"]["content"] for policy in json.loads(rules_as.google(config))}
+    assert "(https://example.org/incidents/#log_lost)" in policies["sodaops log_lost"]
+    assert "runbook" not in rules_as.prometheus(built())
+
+
 def test_google_clouds_policies():
     rule = {"signal": "error_rate", "above": 0.25, "clear": 0.25, "for_s": 120.0, "severity": "page", "summary": "Bad."}
     (found,) = json.loads(rules_as.google(built(rules={"mine": rule, "other": None}, every_s=40.0)))

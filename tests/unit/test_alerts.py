@@ -67,6 +67,11 @@ class Process:
         return parse(self.metrics.render().decode())
 
 
+def test_a_message_says_where_to_read_what_to_do(tmp_path):
+    (fired,) = alerts(tmp_path, keep=["drift"], runbook_url="https://example.org/incidents/").step(drift(1.0), 0)
+    assert fired.body.endswith("\nWhat to do: https://example.org/incidents/#drift")
+
+
 def test_fires_at_once_without_for_s_and_recovers_once(tmp_path):
     registry = CollectorRegistry()
     watched = alerts(tmp_path, keep=["drift"], registry=registry)
@@ -74,6 +79,7 @@ def test_fires_at_once_without_for_s_and_recovers_once(tmp_path):
     (fired,) = watched.step(drift(1.0), 30)
     assert (fired.rule, fired.kind, fired.value, fired.limit, fired.severity) == ("drift", "firing", 1.0, "above 0.5", "ticket")
     assert registry.get_sample_value("sodaops_alert_firing", {"rule": "drift"}) == 1
+    assert "What to do" not in fired.body
     assert watched.step(drift(1.0), 60) == []
     assert kinds(watched.step(drift(0.0), 90)) == [("drift", "recovered")]
     assert watched.step(drift(0.0), 120) == []
