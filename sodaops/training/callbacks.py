@@ -56,16 +56,35 @@ class Checkpoint(ModelCheckpoint):
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a resumed run keeps to: Lightning would train one more epoch of a run that had stopped."""
+    """Early stopping that a resumed run keeps to: Lightning would train one more epoch of a run that had stopped, and with
+    that run's patience in place of the one that is asked for.
+
+    Args:
+        resumed_from: the checkpoint of another run folder that the run begins with, which must not have stopped.
+        options: of EarlyStopping.
+    """
+
+    def __init__(self, resumed_from: str | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._resumed_from = resumed_from
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         super().on_train_start(trainer, module)
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
+        if self.wait_count < self.patience:
+            return
+        if self._resumed_from is not None:
+            raise ConfigError(
+                f"ckpt_path={self._resumed_from}: that run had stopped early, after {self.wait_count} epochs without a better "
+                f"one; set early_stopping.patience above {self.wait_count}, or null, to go on."
+            )
+        trainer.should_stop = True
 
 
 class Terminate(Callback):
-    """On SIGTERM: a checkpoint after the batch in hand, and an end. In a validation, and after an epoch's last batch, it
+    """On SIGTERM: a checkpoint after the step in hand, and an end. In a validation, and after an epoch's last batch, it
     lets the epoch be finished and kept first.
 
     Lightning ends a validation in its midst, whose metrics a resumed run would then count in part, and has processes talk
@@ -95,8 +114,11 @@ class Terminate(Callback):
         asked = torch.tensor(float(self._asked), device=trainer.strategy.root_device)
         return bool(trainer.strategy.reduce(asked, reduce_op="max") > 0)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        if not trainer.is_last_batch and self._all_asked(trainer):
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # a checkpoint holds no gradients
+        if stepped and not trainer.is_last_batch and self._all_asked(trainer):
             trainer.save_checkpoint(self._path)
             raise SIGTERMException
 

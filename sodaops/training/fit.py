@@ -79,7 +79,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     print(describe(manifest), flush=True)
     pretrained = load_pretrained(config.model)
     module, data = _module_and_data(config, manifest, pretrained)
-    checkpoints, callbacks = _checkpoints(config, run_dir), [*_callbacks(config), *callbacks, Terminate(run_dir / LAST)]
+    checkpoints, callbacks = _checkpoints(config, run_dir), [*_callbacks(config, own), *callbacks, Terminate(run_dir / LAST)]
     tracker.start(manifest)
     trainer = make_trainer(arguments, tracker.loggers, [*callbacks, *checkpoints], run_dir)
     if trainer.world_size > 1 and not runs.in_rank(os.environ):
@@ -110,6 +110,13 @@ def with_last(config: Config) -> Config:
         return config
     last = Path(config.run_dir) / LAST
     return config.model_copy(update={"ckpt_path": str(last) if last.is_file() else None})
+
+
+def way_on(run_dir: Path) -> str:
+    """What a run that was cut off says of how to go on."""
+    if not (run_dir / LAST).is_file():
+        return "no epoch was finished, so nothing is kept"
+    return f"go on with run_dir={run_dir} ckpt_path=last"
 
 
 def _module_and_data(
@@ -232,12 +239,11 @@ def _checkpoints(config: Config, run_dir: Path) -> list[Checkpoint]:
     return [*found, Checkpoint(folder, resumed, filename="last", every_n_epochs=1)]
 
 
-def _callbacks(config: Config) -> list[Callback]:
+def _callbacks(config: Config, own: bool) -> list[Callback]:
     callbacks: list[Callback] = []
     if config.early_stopping.patience is not None:
-        callbacks.append(
-            Patience(config.checkpoint.monitor, mode=config.checkpoint.mode, patience=config.early_stopping.patience)
-        )
+        watched = {"monitor": config.checkpoint.monitor, "mode": config.checkpoint.mode}
+        callbacks.append(Patience(None if own else config.ckpt_path, patience=config.early_stopping.patience, **watched))
     for name, settings in config.callbacks.items():
         try:
             made = instantiate(settings)
@@ -255,10 +261,8 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
     except SystemExit as stop:
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
-        last = run_dir / LAST
-        way = f"go on with ckpt_path={last}" if last.is_file() else "no epoch was finished, so nothing is kept"
         # Lightning turned Ctrl-C into an exit with code 1
-        raise (Terminated if isinstance(stop, SIGTERMException) else KeyboardInterrupt)(way) from None
+        raise (Terminated if isinstance(stop, SIGTERMException) else KeyboardInterrupt)(way_on(run_dir)) from None
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:

@@ -27,10 +27,10 @@ from sodaops import runs, storage
 from sodaops.config import Config
 from sodaops.data.workers import n_cores
 from sodaops.errors import ConfigError, PrunedError, Terminated, TrainingError
-from sodaops.training.fit import LAST, make_trainer, quieten, trainer_arguments
+from sodaops.training.fit import LAST, make_trainer, quieten, trainer_arguments, way_on
 
 _JOIN_S = 600  # for the other machines to come
-_END_S = 20  # for a process to end by itself when another one died, or to write its checkpoint
+_END_S = 60  # for a process to end by itself when another one died, or to write its checkpoint
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 CONFIG = "ranks.yaml"
 
@@ -164,8 +164,8 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
             _tell(error, run_dir, n_processes * n_nodes)
         except SignalException as stop:
             if stop.sigval == signal.SIGINT:
-                raise KeyboardInterrupt(_way_on(run_dir)) from None
-            raise Terminated(_way_on(run_dir)) from None
+                raise KeyboardInterrupt(way_on(run_dir)) from None
+            raise Terminated(way_on(run_dir)) from None
         except (RendezvousError, DistError) as error:
             raise TrainingError(
                 f"the {n_nodes} machines did not come together at {settings.rdzv_endpoint} within {_JOIN_S} s "
@@ -184,20 +184,15 @@ def _tell(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
         if fields.get("status") == "pruned":
             raise PrunedError(fields["error"]) from None
     if failure.exitcode in (130, 143):
-        raise (KeyboardInterrupt if failure.exitcode == 130 else Terminated)(_way_on(run_dir)) from None
+        raise (KeyboardInterrupt if failure.exitcode == 130 else Terminated)(way_on(run_dir)) from None
     kind = KilledError if failure.exitcode < 0 else TrainingError
-    raise kind(f"process {rank} of {n_all} ended {_how(failure)}; {_way_on(run_dir)}.") from None
+    raise kind(f"process {rank} of {n_all} ended {_how(failure)}; {way_on(run_dir)}.") from None
 
 
 def _how(failure: ProcessFailure) -> str:
     if failure.exitcode < 0:
         return f"by {signal.Signals(-failure.exitcode).name}, and the others with it"
     return f"with exit code {failure.exitcode}, and the others with it; what it said stands above"
-
-
-def _way_on(run_dir: Path) -> str:
-    last = run_dir / LAST
-    return f"go on with ckpt_path={last}" if last.is_file() else "no epoch was finished, so nothing is kept"
 
 
 @contextlib.contextmanager

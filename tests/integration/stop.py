@@ -17,17 +17,17 @@ class Stop(Callback):
 
 
 class Told(Callback):
-    """Sends SIGTERM in epoch 1: after ten batches, or in the validation."""
+    """Sends SIGTERM to itself in an epoch: after a batch, or in the validation; where ``rank`` is given, there alone."""
 
-    def __init__(self, where):
-        self.where = where
+    def __init__(self, where, epoch=1, rank=None, batch=10):
+        self.where, self.epoch, self.rank, self.batch = where, epoch, rank, batch
 
     def tell(self, trainer, where):
-        if (trainer.current_epoch, self.where) == (1, where):
+        if (trainer.current_epoch, where) == (self.epoch, self.where) and self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if batch_idx == 10:
+        if batch_idx == self.batch:
             self.tell(trainer, "batch")
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):

@@ -95,14 +95,15 @@ def test_the_same_seed_gives_the_same_weights_and_seed_0_is_one(trained, small_t
     assert not same(weights(trained), weights(tmp_path / "zero"))
 
 
+TOLD = "+callbacks.stop={{_target_: tests.integration.stop.Told, where: {}, epoch: {}}}"
 STOPS = {  # what ends the first run, with which error, the checkpoint that it leaves, and whether that is within an epoch
     "after an epoch": (("trainer.max_epochs=1",), None, "last", False),
     "a power cut": (("+callbacks.stop._target_=tests.integration.stop.Stop",), KeyError, "step", True),
-    "SIGTERM": (("+callbacks.stop={_target_: tests.integration.stop.Told, where: batch}",), Terminated, "last", True),
-    "SIGTERM in a validation": (
-        ("+callbacks.stop={_target_: tests.integration.stop.Told, where: validation}",), Terminated, "last", False,
-    ),
-}  # fmt: skip
+    "SIGTERM": ((TOLD.format("batch", 1),), Terminated, "last", True),
+    "SIGTERM amid a step": ((TOLD.format("batch", 1),), Terminated, "last", True),
+    "SIGTERM in a validation": ((TOLD.format("validation", 1),), Terminated, "last", False),
+    "SIGTERM in the last validation": ((TOLD.format("validation", 2),), Terminated, "last", False),
+}
 
 
 @pytest.mark.parametrize("how", STOPS)
@@ -110,10 +111,11 @@ def test_a_resumed_run_equals_an_unbroken_one(small_tweets, tmp_path, how):
     stop, error, name, within = STOPS[how]
     steady = ["optim.schedule=constant", "optim.warmup=0.0", "trainer.max_epochs=3"]
     steady += ["checkpoint.every_n_train_steps=7"] if name == "step" else []
+    steady += ["trainer.accumulate_grad_batches=3"] if how == "SIGTERM amid a step" else []
     fit(configured(*run_overrides(tmp_path / "whole", small_tweets, *steady)))
     last = tmp_path / "broken/run/checkpoints" / f"{name}.ckpt"
     with (
-        pytest.raises(error, match="power cut" if error is KeyError else f"go on with ckpt_path={last}")
+        pytest.raises(error, match="power cut" if error is KeyError else f"go on with run_dir={last.parents[1]} ckpt_path=last")
         if error
         else nullcontext()
     ):
@@ -122,11 +124,12 @@ def test_a_resumed_run_equals_an_unbroken_one(small_tweets, tmp_path, how):
     n_batches = torch.load(tmp_path / "whole/run/checkpoints/last.ckpt", weights_only=True)["global_step"] // 3
     assert (step % n_batches != 0) == within and step >= n_batches
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    fit(configured(*run_overrides(tmp_path / "resumed", small_tweets, *steady, f"ckpt_path={last}")))
-    ends = [torch.load(tmp_path / name / "run/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "resumed")]
+    resumed = "broken" if "last" in how else "resumed"  # in another folder a finished run is not gone on with
+    fit(configured(*run_overrides(tmp_path / resumed, small_tweets, *steady, f"ckpt_path={last}")))
+    ends = [torch.load(tmp_path / name / "run/checkpoints/last.ckpt", weights_only=True) for name in ("whole", resumed)]
     assert ends[0]["global_step"] == ends[1]["global_step"]
     assert same(ends[0]["state_dict"], ends[1]["state_dict"])
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / resumed))
     states = [end["optimizer_states"][0]["state"] for end in ends]
     assert all(torch.equal(states[0][k]["exp_avg_sq"], states[1][k]["exp_avg_sq"]) for k in states[0])
 

@@ -112,7 +112,7 @@ def test_every_process_ends_when_one_dies(small_tweets, tmp_path, rank):
     os.kill(pids[rank], signal.SIGKILL)
     _, err = ended(process, 2)
     last = err.strip().splitlines()[-1]
-    assert f"process {rank} of 2 ended by SIGKILL, and the others with it; go on with ckpt_path=" in last, err
+    assert f"process {rank} of 2 ended by SIGKILL, and the others with it; go on with run_dir=" in last, err
     assert not [pid for pid in pids.values() if psutil.pid_exists(pid)]
     assert runs.read(tmp_path / "run").status in ("failed", "lost", "interrupted")
 
@@ -138,17 +138,23 @@ def test_after_a_kill_they_start_again_from_the_last_epoch(small_tweets, tmp_pat
     assert runs.read(tmp_path / "killed/run").status == "finished"
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_sigterm_keeps_the_batches_that_were_done(small_tweets, tmp_path, n):
-    few, last = ("trainer.max_epochs=4", f"trainer.devices={n}"), tmp_path / "run/checkpoints/last.ckpt"
-    process = sodaops(*long(tmp_path, small_tweets, *few))
-    wait_for(last)
-    process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("told", ["the only process", "the agent", "one of two"])
+def test_sigterm_keeps_the_batches_that_were_done(small_tweets, tmp_path, told):
+    run, n = tmp_path / "run", 1 if told == "the only process" else 2
+    few = ("trainer.max_epochs=4", f"trainer.devices={n}", "trainer=fsdp" if told == "one of two" else "trainer=ddp")
+    stop = "+callbacks.stop={_target_: tests.integration.stop.Told, where: batch, batch: 4, rank: 1}"
+    process = sodaops(*long(tmp_path, small_tweets, *few, *([stop] if told == "one of two" else [])))
+    if told != "one of two":
+        wait_for(run / "checkpoints/last.ckpt")
+        process.send_signal(signal.SIGTERM)
     _, err = ended(process, 143)
-    assert err.strip().splitlines()[-1] == f"stopped; go on with ckpt_path={last}" and "Traceback" not in err
-    assert runs.read(tmp_path / "run").status == "interrupted"
+    assert err.strip().splitlines()[-1] == f"stopped; go on with run_dir={run} ckpt_path=last" and "Traceback" not in err
+    assert runs.read(run).status == "interrupted"
+    if told == "one of two":
+        kept = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+        assert (kept["epoch"], kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]) == (1, 5)
     ended(sodaops(*long(tmp_path, small_tweets, *few, "ckpt_path=last")))
-    assert last_epochs(tmp_path / "run")[0] == 3 and runs.read(tmp_path / "run").status == "finished"
+    assert last_epochs(run)[0] == 3 and runs.read(run).status == "finished"
 
 
 def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path):
