@@ -133,8 +133,8 @@ class _Ship:
         """Writes landed.json."""
         told: dict[str, Any] = {"whole": whole, "host": socket.gethostname(), "begun": self._begun, "files": files or {}}
         address = remote.below(self._address, ACCOUNT)
-        with remote.afar(address, "written") as files:
-            files.pipe_file(address, json.dumps(told, indent=1).encode())
+        with remote.afar(address, "written") as there:
+            there.pipe_file(address, json.dumps(told, indent=1).encode())
 
     @contextlib.contextmanager
     def sailing(self) -> Iterator[None]:

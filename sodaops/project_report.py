@@ -46,9 +46,9 @@ _INTERVAL = _shape(low=float, high=float)
 _MEASURED = _shape(
     n_rows=int, macro_f1=float, accuracy=float, weighted_f1=float, ece=float,
     interval_95=_shape(macro_f1=_INTERVAL, accuracy=_INTERVAL, weighted_f1=_INTERVAL),
-    labels=dict[str, _shape(precision=float, recall=float, f1=float, n_rows=int)],
-    slices=dict[str, dict[str, _shape(macro_f1=float, accuracy=float, confidence=float, n_rows=int)]],
-    baselines=dict[str, _shape(macro_f1=float, accuracy=float)],
+    labels=dict[str, _shape(precision=float, recall=float, f1=float, n_rows=int)],  # type: ignore[misc]
+    slices=dict[str, dict[str, _shape(macro_f1=float, accuracy=float, confidence=float, n_rows=int)]],  # type: ignore[misc]
+    baselines=dict[str, _shape(macro_f1=float, accuracy=float)],  # type: ignore[misc]
 )  # fmt: skip
 
 
@@ -183,7 +183,8 @@ def _evaluation(config: Config, run_dir: Path, bundle_id: str) -> Evaluation | s
 
 def _evaluated(folder: Path, which: str, pictures: list[Any], mend: str) -> Evaluation:
     path = folder / "metrics.json"
-    if _read(path, Annotated[dict[str, _MEASURED], Field(min_length=1)], f"{mend} anew") is None:
+    measured = Annotated[dict[str, _MEASURED], Field(min_length=1)]  # type: ignore[valid-type]
+    if _read(path, measured, f"{mend} anew") is None:
         raise DataError(f"{path}: missing, and report.html is there; {mend} anew.")
     split, metrics = next(iter(json.loads(path.read_text(encoding="utf-8")).items()))
     rows = [(_BASELINES.get(name, name), values, False) for name, values in metrics["baselines"].items()]

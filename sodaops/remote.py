@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeGuard
 
 from sodaops import storage
 from sodaops.errors import StorageError
@@ -18,7 +18,7 @@ _CONNECT_S, _READ_S = 10, 30  # gcsfs asks six times in all, some 31 s of waitin
 _READER, _WRITER = "roles/storage.objectViewer", "roles/storage.objectUser"
 
 
-def is_address(path: str | Path | None) -> bool:
+def is_address(path: str | Path | None) -> TypeGuard[str]:
     """Whether this names something afar.
 
     >>> is_address("gs://bucket/a.csv"), is_address("data/a.csv"), is_address(None)

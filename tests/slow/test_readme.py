@@ -96,15 +96,17 @@ def _run_all(clone, running, commands):
 def _run_docs(clone, running):
     """Services on ports of their own; each must come to listen."""
     assert len(DOCS) > 10
-    body = [(f"{text}, wrote {i}", label) for i, (text, label) in enumerate(many(40))]
+    body = [(f"{text}, wrote {i}", label) for i, (text, label) in enumerate(many(40, ("negative", "positive")))]
     (clone.folder / "texts.csv").write_text(table(body))
     (clone.folder / "reviews.csv.gz").write_bytes(gzip.compress(table(body, ("body", "label")).encode()))
     pyarrow.parquet.write_table(pyarrow.csv.read_csv(clone.folder / "texts.csv"), clone.folder / "reviews.parquet")
+    names = dict(OURS)
     for command in DOCS:
-        for theirs, ours in OURS.items():
+        for theirs, ours in names.items():
             command = command.replace(theirs, ours)
         if port := re.search(r"[. -]port=(\d+)", command):
             free = free_port()
+            names[f"http://127.0.0.1:{port[1]}/"] = f"http://127.0.0.1:{free}/"
             running.enter_context(_background(clone, command.replace(port[0], port[0].replace(port[1], str(free)))))
             _get(f"http://127.0.0.1:{free}/healthz")
         else:
@@ -113,7 +115,8 @@ def _run_docs(clone, running):
 
 @contextlib.contextmanager
 def _background(clone, command):
-    process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=clone.folder, env=clone.env(), stdout=subprocess.DEVNULL)
+    program = ["bash", "-c", f"exec env {command}"]  # variables may stand in front
+    process = subprocess.Popen(program, cwd=clone.folder, env=clone.env(), stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -130,7 +133,7 @@ def _wait_for_a_part(log):
 
 
 def _get(url):
-    for _ in range(40):
+    for _ in range(240):
         try:
             return httpx.get(url).text
         except httpx.ConnectError:

@@ -87,7 +87,7 @@ def test_no_secret_and_no_text_from_outside_in_a_script(path):
 @every(FILES)
 def test_scripts_name_what_there_is(path):
     scripts = [step["run"] for step in steps(read(path)) if "run" in step]
-    pattern = r"(?:^|[\s(])((?:make|(?:\.venv/bin/)?sodaops|python3? \S+\.py) [^|&;)>\n]+)"
+    pattern = r"(?:^|[\s(])((?:make|\.venv/bin/sodaops|python3? \S+\.py) [^|&;)>\n]+)"
     commands = [found for script in scripts for found in re.findall(pattern, script.replace("\\\n", " "))]
     assert commands or path.stem not in ("lint", "tests", "smoke", "images", "docs", "release", "data", "champion", "drift")
     assert [fault for command in commands for fault in faults(command)] == []
