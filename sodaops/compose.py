@@ -72,7 +72,9 @@ def typed(tree: DictConfig) -> Config:
 def run_hydra(verb: Callable[[Config], float | None], argv: Sequence[str]) -> None:
     """Runs a verb as a Hydra application: run folders, ``--multirun``, ``--cfg job`` and the rest."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the command line says it
-
+    for text in argv:
+        if re.match(r"hydra\.(run|sweep)\.\w+=.*://", text):
+            raise ConfigError(f"{text}: expected a path on this machine; run_dir=gs://BUCKET/FOLDER lets a run land there.")
     refused: list[SodaOpsError] = []
 
     @hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

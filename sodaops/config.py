@@ -12,7 +12,7 @@ from pydantic import Field
 
 from sodaops.alert_config import AlertsConfig
 from sodaops.redaction import KINDS
-from sodaops.sections import Count, Fraction, Positive, Section
+from sodaops.sections import Count, Fraction, Here, Positive, Section
 from sodaops.text import POLICIES
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -33,10 +33,10 @@ class DataConfig(Section):
     """Where the labelled texts are, and how they become splits (conf/data)."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder under data/processed")]
-    path: str | None = Field(None, description="one table: .csv, .tsv, .jsonl or .parquet")
+    path: str | None = Field(None, description="one table, here or at gs://: .csv, .tsv, .jsonl or .parquet")
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
     watch: str | None = Field(description="file or folder that DVC watches for changes")
-    added: str | None = Field(None, description="folder with more tables, whose rows never go to test; it need not be there")
+    added: Here | None = Field(None, description="folder with more tables, whose rows never go to test; it need not be there")
     text_column: str
     label_column: str
     labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
@@ -142,11 +142,11 @@ class ExportConfig(Section):
 class EvaluateConfig(Section):
     """What is measured, on what (conf/evaluate)."""
 
-    bundle: str | None = Field(description="bundle to evaluate; null: the one just trained")
+    bundle: str | None = Field(description="folder, gs:// or REGISTRY@ALIAS; null: the one just trained")
     variant: Literal["float32", "int8"]
     split: Literal["train", "val", "test", "none"]
-    splits_dir: str | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
-    output_dir: str | None = Field(description="null: evaluation/ beside the bundle")
+    splits_dir: Here | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
+    output_dir: str | None = Field(description="folder or gs://; null: evaluation/ beside the bundle")
     n_bootstrap: Annotated[int, Field(ge=100)]
     n_bins: Annotated[int, Field(ge=2)]
     n_worst: Annotated[int, Field(ge=0)]
@@ -168,11 +168,11 @@ class ServeConfig(Section):
     deadline_s: Positive = Field(10.0, description="past it the answer is 504")
     reload_s: Positive | None = Field(10.0, description="how often to look for a new bundle; null: only when told to")
     request_log: str | None = Field(None, description="folder or gs:// for the Parquet parts of the request log; null: none")
-    journal_dir: str | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
+    journal_dir: Here | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
     log_texts: bool = Field(False, description="true: the texts in the request log; false: their SHA-256")
     redact: list[Kind] = Field(["email", "phone"], description="taken out of texts before they are logged")
     keep_days: Days | None = Field(None, description="parts of the request log older than this are deleted; null: never")
-    feedback_store: str | None = Field(None, description="annotation store that POST /feedback writes to; null: no feedback")
+    feedback_store: Here | None = Field(None, description="annotation store that POST /feedback writes to; null: no feedback")
     part_s: Annotated[float, Field(gt=0, le=86_400)] = Field(300.0, description="a part is written this often")
     part_bytes: Count = Field(16_777_216, description="or when its journal has grown to this")
     max_journal_bytes: Count = Field(1_073_741_824, description="bound of the journal while parts cannot be written")
@@ -191,7 +191,7 @@ class SharesConfig(Section):
 class AnnotateConfig(Section):
     """Texts to annotate, and the page on which people label them (conf/annotate)."""
 
-    store: str = Field("data/annotation", description="folder with the tasks and the answers")
+    store: Here = Field("data/annotation", description="folder with the tasks and the answers")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
     n: Count = Field(100, description="texts that one pick adds")
@@ -214,7 +214,7 @@ class DriftConfig(Section):
     max_empty: Fraction = Field(0.05, description="share of empty texts")
     max_repeated: Fraction = Field(0.1, description="share of one text")
     n_permutations: Annotated[int, Field(ge=1000)] = Field(2000, description="behind the p-value of the embeddings")
-    output_dir: str = "outputs/drift"
+    output_dir: str = Field("outputs/drift", description="folder or gs:// of the report")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8002
     every_s: Positive = Field(300.0, description="how often the drift service looks")
@@ -265,7 +265,7 @@ class RegistryConfig(Section):
 
     path: str = Field(description="a folder, or gs://BUCKET/FOLDER")
     wandb: bool = Field(description="also as artifacts with the same aliases, in logger.wandb's project")
-    report_dir: str = Field(description="where the gate's report goes, in a folder named after the version")
+    report_dir: str = Field(description="folder or gs:// of the gate's reports, each in a folder named after the version")
     gate: GateConfig
 
 
@@ -273,7 +273,7 @@ class Config(Section):
     """The whole tree."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    run_dir: str | None = Field(description="null: the folder that Hydra makes for the run")
+    run_dir: str | None = Field(description="a folder, or gs://BUCKET/FOLDER; null: the folder that Hydra makes for the run")
     ckpt_path: str | None = Field(description="checkpoint to resume from; last: that of run_dir")
     data: DataConfig
     model: ModelConfig

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
 from sodaops.errors import StorageError, some
 
@@ -126,48 +126,6 @@ def write_text(path: str | Path, text: str, mode: int = 0o644) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all; not-a-number is refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextlib.contextmanager
-def open_anywhere(path: str, mode: Literal["rb", "wb"]) -> Iterator[BinaryIO]:
-    """Opens ``gs://BUCKET/NAME``, or any other address that fsspec knows; what is written appears whole, on closing.
-
-    Raises:
-        StorageError: no package for the address, no such file, no access, no connection.
-    """
-    verb = "read" if mode == "rb" else "written"
-    with afar(path, verb) as files, files.open(path, mode) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def afar(path: str, verb: str) -> Iterator[Any]:
-    """The file system of an address, as fsspec has it; what goes wrong with it is told as ours.
-
-    Args:
-        path: the address.
-        verb: what is being done to it, in the past tense.
-
-    Raises:
-        StorageError: no package for the address, no such file, no access, no connection.
-    """
-    import fsspec  # afar only
-
-    if "STORAGE_EMULATOR_HOST" in os.environ:  # an emulator has no gRPC interface, for which gcsfs would wait a minute
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    try:
-        yield fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
-    except ImportError as error:
-        raise StorageError(
-            f"{path}: {error.name or error} is not installed; get it with `pip install 'sodaops[gs]'`."
-        ) from error
-    except StorageError:
-        raise
-    except Exception as error:  # every kind of storage has errors of its own
-        said = str(error) or type(error).__name__
-        raise StorageError(
-            f"{path}: could not be {verb} ({said}); check the address, the access and the connection."
-        ) from error
 
 
 def sha256_of(path: str | Path) -> str:

@@ -15,7 +15,6 @@ data_manifest.json   what it was trained on
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -134,20 +133,6 @@ def read_file(path: str | Path, info: BundleInfo, name: str) -> bytes:
     if content is None or hashlib.sha256(content).hexdigest() != info.files[name]:
         _refuse(Path(path), [f"{name} {'is missing' if content is None else 'has been changed'}"])
     return content
-
-
-def fetch(address: str, folder: Path, names: Iterable[str]) -> Path:
-    """A local folder with these files of a bundle: its own, or ``folder`` with copies from afar; nothing is checked.
-
-    Raises:
-        StorageError: a file afar that cannot be read.
-    """
-    if "://" not in address:
-        return Path(address)
-    for name in names:
-        with storage.open_anywhere(f"{address.rstrip('/')}/{name}", "rb") as there, (folder / name).open("wb") as here:
-            shutil.copyfileobj(there, here)
-    return folder
 
 
 def _answers(fields: dict[str, Any]) -> dict[str, Any]:

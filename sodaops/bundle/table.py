@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from sodaops import storage, text
+from sodaops import remote, storage, text
 from sodaops.bundle import answers
 from sodaops.bundle.answers import Parts, answer, cut
 from sodaops.bundle.predictor import Predictor
@@ -55,7 +55,7 @@ def predict_table(predictor: Predictor, path: str, text_column: str, output: str
 
     Args:
         predictor: the bundle that answers; :func:`bulk_predictor` makes one that is fast here.
-        path: .csv, .tsv, .jsonl or .parquet.
+        path: .csv, .tsv, .jsonl or .parquet, here or at gs://.
         text_column: the column with the raw texts.
         output: .csv, .tsv, .jsonl or .parquet; written whole or not at all.
         chunk_rows: rows that are answered together, at most.
@@ -67,6 +67,8 @@ def predict_table(predictor: Predictor, path: str, text_column: str, output: str
         DataError: a table that cannot be read or that changes meanwhile, or an output format that is not known.
         StorageError: the output cannot be written, or another process is writing it.
     """
+    if remote.is_address(output):
+        raise DataError(f"--output {output}: expected a file of this machine; copy it to its address afterwards.")
     if table_format(output) is None or output.endswith(".gz") or Path(output).is_dir():
         raise DataError(f"--output {output}: expected a file whose name ends in {', '.join(FORMATS)}.")
     names = column_names(path, [text_column], "Set --text-column.")
@@ -93,10 +95,11 @@ def predict_table(predictor: Predictor, path: str, text_column: str, output: str
 
 def _identity(path: str) -> dict[str, Any]:
     try:
-        found = Path(path).stat()
+        table = remote.local_copy(path)
+        found = table.stat()
     except OSError as error:
         raise DataError(f"{path}: could not be read ({error.strerror}); run it again with a table that stays.") from None
-    return {"path": str(Path(path).resolve()), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    return {"path": str(table.resolve()), "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
 def _n_rows(path: str, names: list[str]) -> int:

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from sodaops import remote
 from sodaops.errors import ConfigError
 
 
@@ -54,10 +55,16 @@ def run_sweep(rest: list[str]) -> None:
 
         parser = argparse.ArgumentParser(prog="sodaops sweep report", description="Writes a sweep's page anew.")
         parser.add_argument("folder", type=Path, help="the sweep's: multirun/STUDY")
+        parser.add_argument("--copy-to", metavar="gs://BUCKET/FOLDER", help="also there")
         asked = parser.parse_args(rest)
         study.quieten()
         found, about = study.recall(asked.folder)
-        print(f"report: {report.write(asked.folder, found, about['metric'])}")
+        page = report.write(asked.folder, found, about["metric"])
+        print(f"report: {page}")
+        if asked.copy_to:
+            copy = remote.below(asked.copy_to, page.name)
+            remote.send_file(page, copy)
+            print(f"report: {copy}")
         return
     if kind != "wandb":
         raise ConfigError(

@@ -7,20 +7,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sodaops import remote
 from sodaops.cli.training import configured, shown_path
 from sodaops.config import Config
 from sodaops.errors import ConfigError, RefusedError, RegistryError, SodaOpsError
+from sodaops.registry.bundles import bundle_at
 from sodaops.registry.registry import CHALLENGER, CHAMPION, Registry
 
 
 def run_register(rest: list[str]) -> None:
     """`sodaops register BUNDLE`."""
     parser = argparse.ArgumentParser(prog="sodaops register", description="Puts a bundle into the registry.")
-    parser.add_argument("bundle", help="the folder that training wrote: RUN/bundle")
+    parser.add_argument("bundle", help="RUN/bundle, or gs://BUCKET/FOLDER")
     parser.add_argument("--reason", default="", help="for the history")
     asked, config = asked_and_configured(parser, rest)
     registry = Registry(config.registry.path)
-    version = registry.register(asked.bundle, asked.reason, _metrics_beside(Path(asked.bundle)))
+    with bundle_at(asked.bundle) as folder:
+        version = registry.register(folder, asked.reason, _metrics_beside(asked.bundle, folder))
     _mirror(config, registry, version, [CHALLENGER])
     print(f"{version}: in {registry.root}, and its {CHALLENGER}\ngo on: sodaops promote {version}")
 
@@ -72,7 +75,8 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
             registry.move(CHAMPION, version, champion, reason, forced=True, gate={"passed": False, "error": str(error)})
             print(f"{version}: {CHAMPION} of {registry.root}, by force and not judged: {error}")
             return version
-    page = gate.write(Path(config.registry.report_dir) / version, judged, _said(registry, judged.test["sha256"], reason))
+    folder = remote.below(config.registry.report_dir, version)
+    page = gate.write(folder, judged, _said(registry, judged.test["sha256"], reason))
     for verdict in judged.verdicts:
         print(f"{'holds' if verdict.passed else 'BROKEN':<8}{verdict.rule:<22}{verdict.limit:<10}{verdict.said}")
     print(f"report: {shown_path(page)}")
@@ -170,15 +174,19 @@ def asked_and_configured(parser: argparse.ArgumentParser, rest: list[str]) -> tu
     return asked, configured(others)
 
 
-def _metrics_beside(bundle: Path) -> dict[str, Any]:
-    """What the run's record says of this very bundle."""
+def _metrics_beside(source: str, folder: Path) -> dict[str, Any]:
+    """What the run's record, which lies beside a bundle, says of this very bundle; ``folder`` holds the bundle here."""
     from sodaops import runs
     from sodaops.bundle.layout import read_info
 
-    if not (bundle.parent / runs.RECORD).is_file():
+    if remote.is_address(source):
+        record = remote.read_if_there(remote.below(source.rstrip("/").rpartition("/")[0], runs.RECORD))
+        if record is not None:
+            (folder.parent / runs.RECORD).write_bytes(record)
+    if not (folder.parent / runs.RECORD).is_file():
         return {}
-    fields = runs.read(bundle.parent).fields
-    return fields.get("metrics", {}) if fields.get("bundle_id") == read_info(bundle).bundle_id else {}
+    fields = runs.read(folder.parent).fields
+    return fields.get("metrics", {}) if fields.get("bundle_id") == read_info(folder).bundle_id else {}
 
 
 def _mirror(config: Config, registry: Registry, version: str, aliases: list[str]) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from sodaops import remote
 from sodaops.cli.models import asked_and_configured
 from sodaops.cli.training import shown_path
 from sodaops.config import Config
@@ -21,7 +22,7 @@ def run_drift(rest: list[str]) -> None:
 
     found = check(config.drift, asked.bundle, log_of(config))
     print(describe(found))
-    print(f"report: {shown_path(Path(config.drift.output_dir) / PAGE)}")
+    print(f"report: {shown_path(remote.below(config.drift.output_dir, PAGE))}")
     if found.drifted and asked.fail_on_drift:
         raise AlarmError(f"{found.bundle_id}: drift ({', '.join(cause.name for cause in found.causes)}).")
 
@@ -79,7 +80,7 @@ def run_log(rest: list[str]) -> None:
     print(found.describe())
     if journal is None:
         print("note: no journal was looked at; what is in no part yet lies in serve.journal_dir of the service")
-    if Path(config.drift.output_dir).is_dir():
+    if remote.is_address(config.drift.output_dir) or Path(config.drift.output_dir).is_dir():
         print(f"note: {config.drift.output_dir} may show such texts until the next look; delete it, or look again")
     _forget_annotations(config, asked.request_id, asked.text_hash)
     if found.held or found.unread:

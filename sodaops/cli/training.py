@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sodaops import remote
 from sodaops.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,11 +16,29 @@ if TYPE_CHECKING:
 
 
 def train(config: "Config") -> float | None:
-    """Trains and evaluates as configured, and prints what came of it.
+    """Trains and evaluates as configured, and prints what came of it; a run whose ``run_dir`` is an address lands there.
 
     Returns:
         The monitored metric of the kept epoch on val, for sweeps; None after a run that kept nothing.
     """
+    from sodaops import runs
+    from sodaops.landing import brought, landing
+    from sodaops.training import launch
+
+    config = brought(config)
+    if not remote.is_address(config.run_dir):
+        return _train(config)
+    n_nodes = config.trainer["num_nodes"]
+    alone = n_nodes == 1 or runs.in_rank(os.environ)  # on this machine, or told its rank
+    sends = runs.leads(os.environ) if alone else launch.node_of(os.environ, n_nodes).rank == 0
+    with landing(config, sends) as here:
+        score = _train(here)
+    if sends:
+        print(f"run: {config.run_dir}")
+    return score
+
+
+def _train(config: "Config") -> float | None:
     from sodaops import runs
     from sodaops.bundle.export import export
     from sodaops.evaluation.evaluate import evaluate
@@ -82,8 +101,10 @@ def show(found: "Evaluated") -> None:
     print(f"\nreport: {shown_path(found.report_path)}")
 
 
-def shown_path(path: Path) -> str:
-    """A path as a person would type it from here."""
+def shown_path(path: str | Path) -> str:
+    """A path as a person would type it from here; an address as it is."""
+    if remote.is_address(path):
+        return str(path)
     return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
 
 
@@ -112,6 +133,8 @@ def run_export(rest: list[str]) -> None:
     if not rest or "=" in rest[0] or rest[0].startswith("-"):
         raise ConfigError("the bundle is missing; give it as `sodaops export RUN/bundle`.")
     bundle, *rest = rest
+    if remote.is_address(bundle):
+        raise ConfigError(f"sodaops export {bundle}: expected a bundle on this machine; bring it here first.")
     config = configured(rest)
     found = export(bundle, config.splits_of(read_info(bundle).data["name"]), config.export.variants)
     show_export(found)
@@ -120,10 +143,28 @@ def run_export(rest: list[str]) -> None:
 
 def run_evaluate(rest: list[str]) -> None:
     from sodaops.evaluation.evaluate import evaluate
+    from sodaops.registry.bundles import answering, bundle_at
 
     if rest and "=" not in rest[0] and not rest[0].startswith("-"):
-        rest = [f"evaluate.bundle={rest[0]}", *rest[1:]]
-    show(evaluate(configured(rest)))
+        rest = [f"evaluate.bundle='{rest[0]}'", *rest[1:]]
+    config = configured(rest)
+    settings = config.evaluate
+    if settings.bundle is None:
+        show(evaluate(config))
+        return
+    given = {"bundle": None, "output_dir": settings.output_dir or _evaluation_of(settings.bundle, settings.split)}
+    with bundle_at(settings.bundle, answering(settings.variant)) as folder:
+        show(evaluate(config.model_copy(update={"evaluate": settings.model_copy(update=given)}), folder))
+
+
+def _evaluation_of(source: str, split: str) -> str | None:
+    """Where the evaluation of a bundle goes unless somebody says; None: evaluate itself knows."""
+    from sodaops.evaluation.evaluate import FOLDERS
+    from sodaops.registry.registry import address_of
+
+    if address_of(source) != source:
+        raise ConfigError(f"evaluate.output_dir is missing; {source} stays as it is, so name a folder or gs://BUCKET/FOLDER.")
+    return remote.below(source.rstrip("/").rpartition("/")[0], FOLDERS.get(split, "")) if remote.is_address(source) else None
 
 
 def run_serve(rest: list[str]) -> None:
@@ -167,23 +208,25 @@ def option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
 def run_predict(rest: list[str]) -> None:
     from sodaops.bundle.predictor import Predictor
     from sodaops.bundle.table import bulk_predictor, predict_table
+    from sodaops.registry.bundles import answering, bundle_at
 
     parser = argparse.ArgumentParser(prog="sodaops predict", description="Answer from a bundle.")
-    parser.add_argument("bundle", help="the folder that training wrote: RUN/bundle")
+    parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
     parser.add_argument("texts", nargs="*", metavar="text")
-    parser.add_argument("--file", help="a table: .csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--file", help="a table, here or at gs://: .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--text-column", default="text", help="the column with the texts (default: text)")
     parser.add_argument("--output", help="where to write the table with label, score and probabilities added")
     parser.add_argument("--variant", help="float32 or int8 (default: int8 where it passed its gate)")
     asked = parser.parse_args(rest)
     if bool(asked.texts) == bool(asked.file) or bool(asked.file) != bool(asked.output):
         parser.error("give texts, or --file TABLE with --output TABLE")
+    with bundle_at(asked.bundle, answering(asked.variant)) as folder:
+        predictor = (bulk_predictor if asked.file else Predictor)(folder, asked.variant)
     if asked.file:
-        made = predict_table(bulk_predictor(asked.bundle, asked.variant), asked.file, asked.text_column, asked.output)
+        made = predict_table(predictor, asked.file, asked.text_column, asked.output)
         before = f", {made.n_resumed:,} of them answered by an earlier run" if made.n_resumed else ""
         print(f"{asked.output}: {made.n_rows:,} rows{before}")
         return
-    predictor = Predictor(asked.bundle, asked.variant)
     for text, answer in zip(asked.texts, predictor.predict(asked.texts), strict=True):
         probs = "  ".join(f"{label} {prob:.3f}" for label, prob in answer.probs.items())
         print(f"{answer.label}\t{answer.score:.3f}\t{text}\t({probs})")

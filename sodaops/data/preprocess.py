@@ -23,6 +23,7 @@ from sodaops.data.splits import SPLITS
 from sodaops.data.work_folder import work_folder
 from sodaops.data.workers import make_parts
 from sodaops.errors import DataError, some
+from sodaops.remote import local_copy
 
 MANIFEST = "manifest.json"
 _RARE = 5
@@ -181,7 +182,7 @@ def _sources(config: DataConfig) -> dict[str, str]:
     """Split, ``all`` or the path of an added table -> table."""
     sources = {**config.sources, **{path: path for path in added_tables(config)}}
     for path in sources.values():
-        if not Path(path).is_file():
+        if not local_copy(path).is_file():
             next(read_batches(path, []))  # says what is missing
     return sources
 
@@ -189,7 +190,7 @@ def _sources(config: DataConfig) -> dict[str, str]:
 def _digests(sources: dict[str, str]) -> dict[str, str]:
     """Table -> SHA-256 of its bytes."""
     try:
-        return {path: storage.sha256_of(path) for path in dict.fromkeys(sources.values())}
+        return {path: storage.sha256_of(local_copy(path)) for path in dict.fromkeys(sources.values())}
     except OSError as error:
         raise DataError(f"{error.filename}: could not be read ({error.strerror}); check who may read it.") from None
 

@@ -18,6 +18,7 @@ import pyarrow.parquet
 from sodaops.config import FORMATS, table_format
 from sodaops.data import streams
 from sodaops.errors import DataError, nearest, some
+from sodaops.remote import local_copy
 
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error)
 
@@ -26,7 +27,7 @@ def read_batches(path: str, columns: Sequence[str], max_rows: int | None = None)
     """Reads the named columns of a table as strings, a few megabytes at a time; empty and missing cells become empty strings.
 
     Args:
-        path: a file whose name tells its format (.csv, .tsv, .jsonl, .parquet; the first three also with .gz).
+        path: a file, here or at gs://; its name tells the format (.csv, .tsv, .jsonl, .parquet; the first three also with .gz).
         columns: names in the header; each once.
         max_rows: give only the first rows; the rest is read and checked all the same.
 
@@ -37,7 +38,7 @@ def read_batches(path: str, columns: Sequence[str], max_rows: int | None = None)
     Raises:
         DataError: no such file, an empty one, a missing column, ragged rows, or text that is not UTF-8.
     """
-    if not Path(path).is_file():
+    if not local_copy(path).is_file():
         raise DataError(f"{path}: no such file{_beside(path)}. Set data.path to your table.")
     n_rows = 0
     try:
@@ -66,7 +67,7 @@ def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> lis
     Raises:
         DataError: no such file, one that cannot be read, or a required column that is not there.
     """
-    if not Path(path).is_file():
+    if not local_copy(path).is_file():
         raise DataError(f"{path}: no such file{_beside(path)}.")
     kind = table_format(path)
     if kind is None:
@@ -151,7 +152,7 @@ def as_strings(column: pa.Array, whole: bool) -> pa.Array:
 def _raise_if_not_utf8(path: str) -> None:
     if table_format(path) == "parquet" or path.endswith(".gz"):
         return
-    with open(path, "rb") as file:
+    with open(local_copy(path), "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")

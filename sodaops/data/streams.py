@@ -4,7 +4,6 @@ import csv
 import gzip
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from sodaops.config import table_format
 from sodaops.errors import SHOWN, DataError, nearest, some
+from sodaops.remote import local_copy
 
 BLOCK_BYTES = 2 * 2**20  # Arrow reads some 30 of them ahead
 MAX_BLOCK_BYTES = 64 * 2**20  # a row must fit into one block; where it does not fit into BLOCK_BYTES, into this
@@ -27,7 +27,7 @@ def batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch,
     """The named columns of a table.
 
     Args:
-        path: a file whose name tells its format.
+        path: a file, here or at gs://, whose name tells its format.
         columns: names in the header; each once.
 
     Yields:
@@ -38,7 +38,7 @@ def batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch,
         DataError: a missing column, rows of another length than the header.
         pyarrow.ArrowException, OSError, EOFError, csv.Error: a table that cannot be read.
     """
-    if table_format(path) != "parquet" and Path(path).stat().st_size == 0:
+    if table_format(path) != "parquet" and local_copy(path).stat().st_size == 0:
         wanted = "one JSON object a line" if table_format(path) == "jsonl" else "a header and rows"
         raise DataError(f"{path}: the file is empty; expected {wanted}.")
     read = {"csv": _csv, "tsv": _csv, "jsonl": _jsonl, "parquet": _parquet}[table_format(path)]
@@ -49,7 +49,7 @@ def names_in(path: str) -> list[str]:
     """The columns of a table, in order; of JSON lines those of any line."""
     kind = table_format(path)
     if kind == "parquet":
-        return pq.read_schema(path).names
+        return pq.read_schema(local_copy(path)).names
     return _csv_header(path) if kind in ("csv", "tsv") else list(_json_types(path)[0])
 
 
@@ -107,7 +107,7 @@ def _csv_batches(path: str, columns: Sequence[str], block_bytes: int) -> Iterato
         return "skip"
 
     with pa.csv.open_csv(
-        path,
+        local_copy(path),
         read_options=pa.csv.ReadOptions(block_size=block_bytes, use_threads=False),
         parse_options=pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=note),
         convert_options=pa.csv.ConvertOptions(
@@ -126,7 +126,7 @@ def _csv_batches(path: str, columns: Sequence[str], block_bytes: int) -> Iterato
 
 def _csv_header(path: str) -> list[str]:
     opener = gzip.open if path.endswith(".gz") else open
-    with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+    with opener(local_copy(path), "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
         return next(csv.reader(file, delimiter=_delimiter(path)), [])
 
 
@@ -135,7 +135,7 @@ def _delimiter(path: str) -> str:
 
 
 def _parquet(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, frozenset[str]]]:
-    with pq.ParquetFile(path, buffer_size=2**20) as file:
+    with pq.ParquetFile(local_copy(path), buffer_size=2**20) as file:
         schema, footer = file.schema_arrow, file.metadata
         require(path, columns, schema.names)
         n_bytes = 0
@@ -212,7 +212,7 @@ def _json_tables(path: str, parse: pa.json.ParseOptions) -> Iterator[pa.Table]:
 
 def _json_blocks(path: str) -> Iterator[bytes]:
     """Whole lines, of about ``BLOCK_BYTES`` together."""
-    with pa.input_stream(path) as file:
+    with pa.input_stream(str(local_copy(path))) as file:
         begun = b""
         while data := file.read(BLOCK_BYTES):
             end = data.rfind(b"\n") + 1

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sodaops import storage
+from sodaops import remote, storage
 from sodaops.bundle.layout import check_splits
 from sodaops.bundle.predictor import Predictor
 from sodaops.config import Config
@@ -28,7 +28,7 @@ class Evaluated:
     split: str
     metrics: dict[str, Any]  # as in metrics.json, below the split's name
     baselines: dict[str, dict[str, float]]
-    output_dir: Path
+    output_dir: str  # a folder, or an address
     same_data: bool  # whether the bundle was trained on the train split beside this one
     labels: list[str]
     confusion: np.ndarray  # counts, int64 [n_labels, n_labels]; rows are the true labels
@@ -36,9 +36,9 @@ class Evaluated:
     errors: list[dict[str, Any]]  # the wrong answers that it was surest of
 
     @property
-    def report_path(self) -> Path:
+    def report_path(self) -> str:
         """The HTML report."""
-        return self.output_dir / "report.html"
+        return remote.below(self.output_dir, "report.html")
 
 
 def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
@@ -72,14 +72,14 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
     measured = metrics.measure(probs, label_ids, labels, settings.n_bootstrap, settings.n_bins)
     measured["slices"] = _slices(table, probs, label_ids, len(labels))
     beside = _baselines(splits_dir, table, labels) if settings.baselines else {}
-    output_dir = Path(settings.output_dir or Path(bundle_dir).parent / FOLDERS[settings.split])
+    output_dir = settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split])
     same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
     found = Evaluated(
         settings.split, measured, beside, output_dir, same_data, labels,
         metrics.confusion(label_ids, probs.argmax(1), len(labels)), metrics.curves(probs, label_ids, labels),
         report.worst(table, probs, labels, settings.n_worst),
     )  # fmt: skip
-    with storage.atomic_folder(output_dir, WRITTEN) as folder:
+    with remote.folder_to_fill(output_dir, WRITTEN, "metrics.json") as folder:
         storage.write_json(folder / "metrics.json", {settings.split: {**measured, "baselines": beside}})
         pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
         pictures = plots.draw(folder / "plots", probs, table, labels, settings.n_bins)

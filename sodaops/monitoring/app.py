@@ -15,6 +15,7 @@ from fastapi.responses import RedirectResponse
 from prometheus_client import Counter, Gauge
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from sodaops import remote
 from sodaops.errors import DataError, SodaOpsError
 from sodaops.monitoring.alerts import Alerts
 from sodaops.monitoring.check import EVIDENTLY, NUMBERS, PAGE, check
@@ -118,8 +119,8 @@ class Watcher:
 
 def _checked(settings: WatchSettings) -> tuple[Drift, dict[str, bytes]]:
     found = check(settings, settings.bundle, settings.request_log)
-    paths = [Path(settings.output_dir) / name for name in (PAGE, EVIDENTLY, NUMBERS)]
-    return found, {path.name: path.read_bytes() for path in paths if path.is_file()}
+    pages = {name: remote.read_if_there(remote.below(settings.output_dir, name)) for name in (PAGE, EVIDENTLY, NUMBERS)}
+    return found, {name: content for name, content in pages.items() if content is not None}
 
 
 def create_app(settings: WatchSettings | None = None) -> FastAPI:

@@ -1,18 +1,19 @@
 """One look at the request log: read, measure, write the pages."""
 
-import tempfile
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from sodaops import pages, storage
+from sodaops import pages, remote, storage
 from sodaops.bundle import layout, reference
 from sodaops.config import DriftConfig
 from sodaops.errors import BundleError, DataError, some
 from sodaops.monitoring.drift import Drift, as_dict, measure
 from sodaops.monitoring.evidently_report import save_page
-from sodaops.registry.registry import address_of
+from sodaops.registry.bundles import bundle_at
 from sodaops.request_log.window import Window, read_window
 
 PAGE, EVIDENTLY, NUMBERS = "drift.html", "evidently.html", "drift.json"
@@ -83,12 +84,11 @@ def reference_of(source: str) -> tuple[layout.BundleInfo, reference.Reference]:
     Raises:
         BundleError, RegistryError, StorageError: no such bundle, or one without a reference.
     """
-    address = address_of(source)
-    with tempfile.TemporaryDirectory() as folder:
-        info = layout.read_info(layout.fetch(address, Path(folder), [layout.INFO]))
+    with bundle_at(source, lambda info: [name for name in (layout.DRIFT,) if name in info.files]) as folder:
+        info = layout.read_info(folder)
         if layout.DRIFT not in info.files:
             raise BundleError(f"{source}: holds no reference for drift; `sodaops export` adds it to a bundle.")
-        return info, reference.read(layout.fetch(address, Path(folder), [layout.INFO, layout.DRIFT]), info)
+        return info, reference.read(folder, info)
 
 
 def _nothing(settings: DriftConfig, log: str, window: Window) -> str:
@@ -105,12 +105,23 @@ def _write(settings: DriftConfig, found: Drift, snapshot: Any) -> None:
     causes = ", ".join(cause.name for cause in found.causes)
     verdict = f"Drift: {causes}" if found.drifted else "No drift" if found.judged else "No verdict"
     page = pages.render("drift", d=found, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect)
-    path = Path(settings.output_dir).resolve()
-    with storage.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.parent / f".{path.name}.lock")  # the service and somebody's own look may write at once
-    with lock, storage.atomic_folder(path, [PAGE, EVIDENTLY, NUMBERS], private=True) as folder:
+    names = [PAGE, EVIDENTLY, NUMBERS]
+    with _alone(settings.output_dir), remote.folder_to_fill(settings.output_dir, names, NUMBERS, private=True) as folder:
         storage.write_json(folder / NUMBERS, as_dict(found))
         storage.write_text(folder / PAGE, page)
         if snapshot is not None:
             save_page(snapshot, folder / EVIDENTLY)
+
+
+@contextlib.contextmanager
+def _alone(output_dir: str) -> Iterator[None]:
+    """The service and somebody's own look may write at once; afar each of the files is whole, and the last one wins."""
+    if remote.is_address(output_dir):
+        yield
+        return
+    path = Path(output_dir).resolve()
+    with storage.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.parent / f".{path.name}.lock")
+    with lock:
+        yield

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from sodaops import pages, storage
+from sodaops import pages, remote, storage
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.config import GateConfig
@@ -99,18 +99,18 @@ def judge(version: str, challenger: Path, champion: tuple[str, Path] | None, spl
     return Judged(version, against, test, verdicts, scores, gain, histogram, slices, abilities)
 
 
-def write(folder: Path, judged: Judged, why: str) -> Path:
-    """Writes gate.json and gate.html into a folder.
+def write(folder: str, judged: Judged, why: str) -> str:
+    """Writes gate.json and gate.html into a folder, and returns where the page is.
 
     Args:
-        folder: made, or replaced.
+        folder: made, or replaced; a path, or an address.
         judged: what was found.
         why: what was asked for, in a sentence.
     """
-    with storage.atomic_folder(folder, WRITTEN) as there:
+    with remote.folder_to_fill(folder, WRITTEN, "gate.json") as there:
         storage.write_json(there / "gate.json", judged.as_dict())
         (there / "gate.html").write_text(pages.render("gate", j=judged, why=why), encoding="utf-8")
-    return folder / "gate.html"
+    return f"{folder}/gate.html"
 
 
 def _test_split(challenger: Path, mine: Predictor, splits_dir: Path) -> tuple[pa.Table, dict[str, Any]]:

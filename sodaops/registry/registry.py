@@ -115,7 +115,7 @@ class Registry:
             for file in (*info.files, layout.INFO):
                 shutil.copyfile(bundle_dir / file, Path(folder) / file)
             (Path(folder) / CARD).write_text(card(info, layout.read_config(bundle_dir), metrics), encoding="utf-8")
-            self._store.put(Path(folder), f"versions/{name}")
+            self._store.put(Path(folder), f"versions/{name}", layout.INFO)
 
     def move(self, alias: str, version: str, expected: str | None, why: str, event: str = "promote", **more: Any) -> State:
         """Points an alias at a version, if it still points where it did when that was decided.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sodaops import storage
+from sodaops import remote, storage
 from sodaops.errors import StorageError
 
 
@@ -53,8 +53,8 @@ class LocalStore:
             storage.sync(path.parent)
         return True
 
-    def put(self, folder: Path, name: str) -> None:
-        """Copies a folder of files here, whole or not at all."""
+    def put(self, folder: Path, name: str, last: str) -> None:
+        """Copies a folder of files here, whole or not at all; ``last`` is one of them."""
         with storage.atomic_folder(self._root / name, {file.name for file in folder.iterdir()}) as there:
             for file in folder.iterdir():
                 shutil.copyfile(file, there / file.name)
@@ -91,6 +91,7 @@ class RemoteStore:
             try:
                 found = files.ls(self._path(folder), detail=False, refresh=True)
             except FileNotFoundError:
+                remote.need_bucket(files, self.root)
                 return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
@@ -106,11 +107,9 @@ class RemoteStore:
                 raise
         return self.read(name) == content  # an answer that was lost made the client ask twice: it is ours after all
 
-    def put(self, folder: Path, name: str) -> None:
-        """Copies a folder of files here."""
-        with self._asking(name, "written") as files:
-            for file in sorted(folder.iterdir()):
-                files.put_file(str(file), f"{self._path(name)}/{file.name}")
+    def put(self, folder: Path, name: str, last: str) -> None:
+        """Copies a folder of files here; it is whole when its file ``last`` is there."""
+        remote.publish(folder, self._path(name), last)
 
     def delete(self, name: str) -> None:
         """Deletes a folder."""
@@ -122,9 +121,7 @@ class RemoteStore:
         """A copy of a folder of this store, for as long as the block runs."""
         with tempfile.TemporaryDirectory() as folder:
             for file in self.names(name):
-                address = f"{self.root}/{name}/{file}"
-                with storage.open_anywhere(address, "rb") as there, (Path(folder) / file).open("wb") as here:
-                    shutil.copyfileobj(there, here)
+                remote.fetch_file(self._path(f"{name}/{file}"), Path(folder) / file)
             yield Path(folder)
 
     def _path(self, name: str) -> str:
@@ -132,7 +129,7 @@ class RemoteStore:
 
     @contextlib.contextmanager
     def _asking(self, name: str, verb: str) -> Iterator[Any]:
-        with storage.afar(self._path(name), verb) as files:
+        with remote.afar(self._path(name), verb) as files:
             yield files
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from sodaops import storage
+from sodaops import remote, storage
 from sodaops.errors import SodaOpsError, StorageError
 
 SCHEMA = pa.schema(
@@ -116,7 +116,7 @@ def part_addresses(log: str) -> list[str]:
         if not Path(log).is_dir():
             raise StorageError(missing)
         return sorted(str(path) for path in Path(log).glob("date=*/*.parquet"))
-    with storage.afar(log, "read") as files:
+    with remote.afar(log, "read") as files:
         if not files.exists(log):
             raise StorageError(missing)
         return sorted(files.unstrip_protocol(path) for path in files.find(log) if path.endswith(".parquet"))
@@ -132,7 +132,7 @@ def day_of(path: str) -> date:
 
 def open_part(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
     """A part to read from, wherever it is."""
-    return storage.open_anywhere(path, "rb") if "://" in path else open(path, "rb")
+    return remote.open_anywhere(path, "rb") if "://" in path else open(path, "rb")
 
 
 def write_part(table: pa.Table, path: str) -> None:
@@ -147,7 +147,7 @@ def write_part(table: pa.Table, path: str) -> None:
         return
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    with storage.open_anywhere(path, "wb") as there:
+    with remote.open_anywhere(path, "wb") as there:
         there.write(buffer.getvalue())
 
 

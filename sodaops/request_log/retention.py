@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from sodaops import storage
+from sodaops import remote, storage
 from sodaops.request_log.parts import day_of, open_part, part_addresses, write_part
 
 
@@ -148,6 +148,6 @@ def _delete(path: str) -> None:
         with storage.writing(path):
             Path(path).unlink(missing_ok=True)
         return
-    with storage.afar(path, "deleted") as files:
+    with remote.afar(path, "deleted") as files:
         if files.exists(path):  # another service may have deleted it
             files.rm_file(path)

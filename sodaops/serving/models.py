@@ -2,13 +2,11 @@
 
 import asyncio
 import logging
-import tempfile
-from pathlib import Path
 
 from sodaops.bundle import layout
 from sodaops.bundle.predictor import Predictor
 from sodaops.errors import BundleError, SodaOpsError
-from sodaops.registry.registry import address_of
+from sodaops.registry.bundles import answering, bundle_at
 from sodaops.serving.metrics import Metrics
 
 log = logging.getLogger("sodaops.serving")
@@ -97,17 +95,12 @@ class Models:
 
     def _bundle_id(self) -> str:
         """The id of what the source holds, before anything else of it is read."""
-        with tempfile.TemporaryDirectory() as folder:
-            return layout.read_info(layout.fetch(address_of(self.source), Path(folder), [layout.INFO])).bundle_id
+        with bundle_at(self.source, lambda info: ()) as folder:
+            return layout.read_info(folder).bundle_id
 
     def _load(self) -> Predictor:
-        address = address_of(self.source)  # once, since an alias may move
-        with tempfile.TemporaryDirectory() as folder:
-            info = layout.read_info(layout.fetch(address, Path(folder), [layout.INFO]))
-            names = [layout.INFO, layout.TOKENIZER]
-            variant = self._variant or info.serves
-            names += [name for name in (layout.ONNX.get(variant), layout.DRIFT) if name in info.files]
-            predictor = Predictor(layout.fetch(address, Path(folder), names), self._variant, n_threads=1)
+        with bundle_at(self.source, answering(self._variant)) as folder:
+            predictor = Predictor(folder, self._variant, n_threads=1)
         warm_up(predictor)
         return predictor
 

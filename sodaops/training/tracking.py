@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from sodaops import runs, storage
+from sodaops import remote, runs, storage
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.save import git_commit
 from sodaops.config import Config, WandbConfig
@@ -31,6 +31,8 @@ class Tracker:
     """
 
     def __init__(self, config: Config, trial: Mapping[str, Any] | None = None) -> None:
+        if remote.is_address(config.run_dir):
+            raise ConfigError(f"run_dir={config.run_dir}: `sodaops train` brings a run there; from Python give a folder.")
         self.run_dir = Path(config.run_dir or "outputs/run")
         self.loggers: list[Logger] = []
         self._config, self._trial = config, trial

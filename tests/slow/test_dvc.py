@@ -6,7 +6,9 @@ import re
 import pytest
 import yaml
 
+from sodaops.storage import sha256_of
 from tests.conftest import table
+from tests.gcs import emulated
 
 pytestmark = pytest.mark.slow
 STAGES = ("preprocess", "train", "evaluate")
@@ -82,3 +84,24 @@ def test_a_queue_of_experiments(clone):
     clone(f"dvc exp apply {names[0]}")
     assert "challenger" in clone("sodaops register artifacts/train/bundle")
     assert "is refused" in clone("sodaops promote challenger registry.gate.behaviour=null", allowed=(3,))
+
+
+def test_a_remote_on_google_cloud(clone, tmp_path):
+    """Splits go to a version-aware bucket, and a fresh clone gets the very same without an account."""
+    start = ["gcp-storage-emulator", "-d", str(tmp_path / "gcs"), "start", "--host", "127.0.0.1", "--default-bucket", "bucket"]
+    with emulated(lambda port: [*start, "--port", str(port)]):
+        clone("dvc remote add -d storage gs://bucket/sodaops")
+        clone("dvc remote modify storage version_aware true")
+        clone("dvc remote modify storage allow_anonymous_login true")
+        clone("dvc repro preprocess")
+        clone("dvc push preprocess")
+        splits = json.loads((clone.folder / "data/processed/tweets/manifest.json").read_text())["splits"]
+        locked = yaml.safe_load((clone.folder / "dvc.lock").read_text())["stages"]["preprocess"]["outs"][0]["files"]
+        assert all(file["cloud"]["storage"]["version_id"] for file in locked)
+        clone("git add -A && git -c user.name=t -c user.email=t@t commit -qm pushed")
+        clone("git clone -q . ../fresh")
+        clone("cd ../fresh && dvc pull preprocess && dvc status preprocess")
+        fresh = tmp_path / "fresh/data/processed/tweets"
+        assert {name: sha256_of(fresh / f"{name}.parquet") for name in splits} == {
+            name: of["sha256"] for name, of in splits.items()
+        }

@@ -22,6 +22,8 @@ LEVELS = {
         "pages",
         "validation",
         "wandb_server",
+        "remote",
+        "landing",
     ),
     1: ("data", "modeling"),
     2: ("training", "bundle", "evaluation"),
