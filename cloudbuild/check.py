@@ -36,7 +36,7 @@ def faults(given: Sequence[str]) -> list[str]:
     >>> faults(["_REGION=", "_BUCKET=gs://b", "_TAG=1a2b3c4"])[0]
     '_REGION is missing: a region such as the one of the bucket'
     """
-    found = []
+    found: list[str] = []
     for pair in given:
         name, _, value = pair.partition("=")
         if name in ARGUMENTS:

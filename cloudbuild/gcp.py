@@ -158,7 +158,7 @@ def rollback(project: str, region: str, keys_secret: str, smoke_s: float, name: 
         )
     key = key_of(keys_secret, project)
     smoke = Smoke(target["url"], url, smoke_s, key)
-    version = smoke.fields("/info").get("bundle_version")
+    version = str(smoke.fields("/info").get("bundle_version"))
     predictor_answers(smoke, version)
     shift(service, traffic, before, lambda: predictor_answers(Smoke(url, url, smoke_s, key), version))
     tell(f"{name}: {before} has the traffic again; {now} had it")

@@ -40,7 +40,7 @@ def take_back(release: dict[str, Any], registry: str) -> None:
     elif before == version:
         warn(f"{version} was champion before this build, and stays it.")
     elif before is None:
-        warn(f"{version} stays champion, as there was none before it: the next build deploys it, or a better one.")
+        warn(f"{version} stays champion, as there was none before it, and serves nowhere; see docs/google_cloud.md.")
     elif subprocess.run(["sodaops", "rollback", path, "--reason=it was not deployed"], check=False).returncode:
         warn(f"The registry's champion is still {version}; see above.")
 
