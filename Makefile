@@ -88,8 +88,8 @@ gcp-plan gcp-apply: $(INSTALLED)
 gcp-plan:  ## show every command that sets up Google Cloud, and which are needed; PROJECT=… REGION=… BUCKET=… EMAIL=…
 gcp-apply:  ## run them
 
-gcp-rollback: $(INSTALLED)  ## the revision before serves again; PROJECT=… REGION=…
-	@$(GCP)
+gcp-rollback: $(INSTALLED)  ## the revision before serves again; PROJECT=… REGION=… [KEYS_SECRET=…]
+	@$(GCP) --keys-secret='$(KEYS_SECRET)'
 
 repro: $(INSTALLED)  ## dvc repro
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ARGS)

@@ -4,8 +4,9 @@ python3 cloudbuild/check.py _REGION=europe-west1 _BUCKET=name _TAG=1a2b3c4
 """
 
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 # What each may look like, and how to give it.
 FORMS = {
@@ -22,6 +23,11 @@ FORMS = {
         "seconds, 10 to 24999, since the build itself ends after eight hours",
     ),
 }
+# What each argument in them must begin with: no flags, which would get around the build (--force, --multirun).
+ARGUMENTS = {
+    "_TRAIN_ARGS": (r"[+~]*[a-z][\w./@]*=.*", "KEY=VALUE of sodaops train, such as trainer.max_epochs=3"),
+    "_GATE_ARGS": (r"registry\.gate\.[\w.]+=.*", "KEY=VALUE of the gate, such as registry.gate.max_ece=0.1"),
+}
 
 
 def faults(given: Sequence[str]) -> list[str]:
@@ -30,15 +36,28 @@ def faults(given: Sequence[str]) -> list[str]:
     >>> faults(["_REGION=", "_BUCKET=gs://b", "_TAG=1a2b3c4"])[0]
     '_REGION is missing: a region such as the one of the bucket'
     """
-    found = []
+    found: list[str] = []
     for pair in given:
         name, _, value = pair.partition("=")
+        if name in ARGUMENTS:
+            found += _arguments(name, value)
+            continue
         form, meaning = FORMS[name]
         if not value:
             found.append(f"{name} is missing: {meaning}")
         elif not re.fullmatch(form, value):
             found.append(f"{name}={value}: expected {meaning}")
     return found
+
+
+def _arguments(name: str, value: str) -> Iterator[str]:
+    form, meaning = ARGUMENTS[name]
+    try:
+        parts = shlex.split(value)
+    except ValueError as error:
+        yield f"{name}={value}: {error}; expected words as one would type them, such as \"data.name='a b'\""
+        return
+    yield from (f"{name}={value}: {part!r}: expected {meaning}" for part in parts if not re.fullmatch(form, part, re.DOTALL))
 
 
 def main(given: Sequence[str]) -> int:

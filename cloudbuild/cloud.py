@@ -4,12 +4,14 @@ Python's standard library alone, since that is what the images of Cloud Build ha
 language for all steps; bash has neither JSON nor a time limit on HTTP.
 """
 
+import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 # What a missing permission begins with, and the least role that has it.
@@ -45,6 +47,9 @@ _PERMISSION = re.compile(r"\b[a-z]+\.[a-zA-Z]+\.[a-zA-Z]+\b(?!\.)")
 _DENIED = re.compile(r"PERMISSION_DENIED|\b403\b|does not have permission|[Pp]ermission '?[a-zA-Z.]+'? (was )?denied")
 _DISABLED = re.compile(r"SERVICE_DISABLED|has not been used in project|API \[?[a-z.]+\]? (is )?not enabled|it is disabled")
 _NOT_FOUND = re.compile(r"NOT_FOUND|\b404\b|[Cc]annot find|[Nn]ot found|does not exist")
+
+
+TIMED_OUT = 124  # as timeout(1) has it
 
 
 class StepError(Exception):
@@ -84,8 +89,8 @@ def shown(command: Sequence[str]) -> str:
     return shlex.join(["gcloud", *command])
 
 
-def ask(command: Sequence[str], stdin: str | None = None) -> Answer:
-    """Runs gcloud without prompts, and takes what it says.
+def ask(command: Sequence[str], stdin: str | None = None, timeout_s: float = 600) -> Answer:
+    """Runs gcloud without prompts, and takes what it says; the code is TIMED_OUT where it took too long.
 
     Raises:
         StepError: gcloud is not installed.
@@ -93,8 +98,10 @@ def ask(command: Sequence[str], stdin: str | None = None) -> Answer:
     try:
         done = subprocess.run(
             ["gcloud", *command], input=stdin if stdin is not None else "", capture_output=True, text=True, check=False,
-            env={**os.environ, "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"},
+            env={**os.environ, "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}, timeout=timeout_s,
         )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Answer(TIMED_OUT, "", f"no answer within {timeout_s:g} s; it may have been done all the same")
     except FileNotFoundError:
         raise StepError("gcloud is not installed; see https://cloud.google.com/sdk/docs/install.") from None
     return Answer(done.returncode, done.stdout.strip(), done.stderr.strip())
@@ -136,10 +143,34 @@ def tell(text: str) -> None:
     print(text, flush=True)
 
 
+def warn(text: str) -> None:
+    """The same on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def run_step(main: Callable[[Sequence[str]], int]) -> None:
-    """Runs a step as a program: what it cannot go on from goes to standard error, and the exit code is 1."""
+    """Runs a step as a program: what it cannot go on from goes to standard error, and the exit code is 1.
+
+    A build that is cancelled ends it as Ctrl-C does, so that it can take back what it began.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main(sys.argv[1:]))
     except StepError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        warn(f"error: {error}")
         sys.exit(1)
+    except KeyboardInterrupt:
+        warn("error: stopped from outside")
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def undone_by(undo: Callable[[], None]) -> Iterator[None]:
+    """Whatever ends the block but its own end: ``undo`` is run, which nothing from outside stops, and the error goes on."""
+    try:
+        yield
+    except BaseException:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        undo()
+        raise

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cloud import StepError, ask, gcloud, reason, run_step, tell
+from cloud import StepError, ask, gcloud, reason, run_step, tell, undone_by, warn
 from smoke import Smoke, drift_answers, predictor_answers
 
 # Google's collector, which takes /metrics of port 8080 to Cloud Monitoring as the secret says.
@@ -49,12 +49,10 @@ class Service:
             raise StepError(f"{self.name}: no revision has traffic; see `gcloud run services describe {self.name}`.")
         return found
 
-    def tagged(self, tag: str) -> dict[str, Any]:
-        """The revision of a tag and its own URL."""
-        for target in self.status()["traffic"]:
-            if target.get("tag") == tag:
-                return target
-        raise StepError(f"{self.name}: has no revision with the tag {tag}, which was just deployed.")
+    def tagged(self, tag: str = "", revision: str = "") -> dict[str, Any]:
+        """A revision that has a tag, and so a URL of its own; empty: none is of that tag, or that name."""
+        targets = [target for target in self.status()["traffic"] if target.get("tag")]
+        return next((target for target in targets if tag == target["tag"] or revision == target["revisionName"]), {})
 
     def deploy(self, flags: Sequence[str]) -> None:
         """A new revision."""
@@ -71,14 +69,17 @@ class Service:
         return gcloud(look)
 
 
-def release(service: Service, flags: Sequence[str], tag: str, works: Callable[[str, str], None]) -> str:
-    """Deploys, tries, and moves the traffic; the new revision's name.
+def release(
+    service: Service, flags: Sequence[str], tag: str, works: Callable[[str, str], None], done: Path | None = None
+) -> None:
+    """Deploys, tries, and moves the traffic.
 
     Args:
         service: an existing one.
         flags: of `gcloud run deploy`, from the image on.
         tag: the new revision's.
         works: the smoke test, of a URL and the audience of its token; raises StepError.
+        done: see ``shift``.
 
     Raises:
         StepError: it did not come to its end; the traffic is where it was.
@@ -89,6 +90,8 @@ def release(service: Service, flags: Sequence[str], tag: str, works: Callable[[s
     try:
         service.deploy([*first, *flags])
         new, audience = service.tagged(tag), service.status()["url"]
+        if not new:
+            raise StepError(f"{service.name}: has no revision with the tag {tag}, which was just deployed.")
         tell(f"{new['revisionName']}: deployed without traffic, at {new['url']}")
     except StepError as error:
         raise StepError(f"{error}\n{stays}; there is no new revision.") from None
@@ -99,20 +102,56 @@ def release(service: Service, flags: Sequence[str], tag: str, works: Callable[[s
         raise StepError(
             f"{error}\n{stays}. {revision} failed its smoke test; look at it at {new['url']} (tag {tag})."
         ) from None
-    try:
-        service.move({revision: 100})
-        works(audience, audience)
-    except StepError as error:
+    shift(service, old, revision, lambda: works(audience, audience), done)
+    tell(f"{revision}: has the traffic of {audience}; before it: {', '.join(old)}")
+    _forget_tags(service, {revision, *old})
+
+
+def shift(service: Service, old: dict[str, int], new: str, works: Callable[[], None], done: Path | None = None) -> None:
+    """Moves the traffic to one revision and tries the service; what fails or stops it brings the traffic back.
+
+    Args:
+        service: whose.
+        old: who must have the traffic before.
+        new: the revision.
+        works: the smoke test of the service.
+        done: a file that says which revision got the traffic, and whether well; it is not there where the old ones have it.
+
+    Raises:
+        StepError: somebody else moved the traffic meanwhile, or this did not come to its end.
+    """
+    now = service.traffic()
+    if now != old:
+        raise StepError(
+            f"{service.name}: somebody else moved the traffic meanwhile, from {_percents(old)} to {_percents(now)}, so it was "
+            "left there. Start again when that is settled."
+        )
+
+    def back() -> None:
         try:
             service.move(old)
         except StepError as worse:
-            raise StepError(f"{error}\n{worse}\n{service.name}: {revision} may have the traffic; see to it by hand.") from None
-        raise StepError(
-            f"{error}\n{service.name}: traffic is back on {', '.join(old)}; {revision} is at {new['url']}."
-        ) from None
-    _forget_tags(service, {revision, *old})
-    tell(f"{revision}: has the traffic of {audience}; before it: {', '.join(old)}")
-    return revision
+            warn(f"{worse}\n{service.name}: {new} may have the traffic; see to it by hand.")
+            return
+        if done:
+            done.unlink()
+        warn(f"{service.name}: traffic is back on {_percents(old)}; {new} has none.")
+
+    if done:
+        _write(done, new, good=False)
+    with undone_by(back):
+        service.move({new: 100})
+        works()
+        if done:
+            _write(done, new, good=True)
+
+
+def _write(done: Path, revision: str, good: bool) -> None:
+    done.write_text(json.dumps({"revision": revision, "good": good}) + "\n", encoding="utf-8")
+
+
+def _percents(traffic: dict[str, int]) -> str:
+    return ", ".join(f"{revision} ({percent} %)" for revision, percent in traffic.items())
 
 
 def _forget_tags(service: Service, keep: set[str]) -> None:
@@ -146,7 +185,7 @@ def serve_flags(asked: argparse.Namespace, bundle: str) -> list[str]:
 
 
 def drift_flags(asked: argparse.Namespace) -> list[str]:
-    """The drift service: asleep until the scheduler calls, and so with no schedule of its own."""
+    """The drift service: it looks when it starts and when the scheduler calls, and sleeps before its own schedule comes."""
     variables = {
         "SODAOPS_DRIFT_BUNDLE": asked.bundle, "SODAOPS_DRIFT_REQUEST_LOG": asked.requests, "SODAOPS_DRIFT_EVERY_S": "86400",
         "SODAOPS_DRIFT_HOST": "0.0.0.0", "SODAOPS_DRIFT_PORT": "8080", "SODAOPS_DRIFT_OUTPUT_DIR": "/tmp/drift",
@@ -189,7 +228,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         verb.add_argument("--memory", default="1Gi")
         verb.add_argument("--smoke-s", type=float, default=180, help="for the smoke test to succeed")
     serve.add_argument("--release", type=Path, required=True, help="what gate.py wrote")
-    serve.add_argument("--done", type=Path, required=True, help="a file to write when traffic has moved")
+    serve.add_argument("--done", type=Path, required=True, help="a file that says who got the traffic, for settle.py")
     serve.add_argument("--keys-secret", default="", help="a secret with the service's API keys; empty: it has none")
     serve.add_argument("--min-instances", default="0")
     serve.add_argument("--max-instances", default="4")
@@ -207,21 +246,20 @@ def main(given: Sequence[str]) -> int:
         schedule(asked, service.status()["url"])
         return 0
     told = json.loads(asked.release.read_text(encoding="utf-8"))
-    key = _key(asked)
+    key = key_of(asked.keys_secret, asked.project)
 
     def works(url: str, audience: str) -> None:
         predictor_answers(Smoke(url, audience, asked.smoke_s, key), told["version"])
 
-    revision = release(service, serve_flags(asked, told["bundle"]), tag, works)
-    asked.done.write_text(f"{revision} serves {told['version']}\n", encoding="utf-8")
+    release(service, serve_flags(asked, told["bundle"]), tag, works, asked.done)
     return 0
 
 
-def _key(asked: argparse.Namespace) -> str:
+def key_of(secret: str, project: str) -> str:
     """The first of the service's own keys, for the smoke test; it stays in this process's memory."""
-    if not asked.keys_secret:
+    if not secret:
         return ""
-    look = ["secrets", "versions", "access", "latest", f"--secret={asked.keys_secret}", f"--project={asked.project}"]
+    look = ["secrets", "versions", "access", "latest", f"--secret={secret}", f"--project={project}"]
     return gcloud(look).partition(",")[0].strip()
 
 

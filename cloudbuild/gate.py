@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloud import run_step, undone_by
+from settle import take_back
+
 
 def sodaops(*command: str) -> str:
     """Runs a verb, shows what it says, and ends as it ends if it fails."""
@@ -31,7 +34,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--reports", required=True, help="where the gate's page goes")
     parser.add_argument("--release", required=True, type=Path, help="the file to write")
     parser.add_argument("--reason", default="", help="for the history")
-    parser.add_argument("--args", default="", help="those of the training; the keys of data are read")
+    parser.add_argument("--args", default="", help="those of the training, so that the data are the same")
     parser.add_argument("--gate", default="", help="keys of registry.gate, as one would type them")
     return parser.parse_args(given)
 
@@ -40,19 +43,20 @@ def main(given: Sequence[str]) -> int:
     """Splits the data anew (the same rows, by their hash), registers, judges, and writes the release."""
     asked = arguments(given)
     registry, why = f"registry.path={asked.registry}", f"--reason={asked.reason}"
-    state = json.loads(sodaops("registry", "list", "--json", registry))
-    sodaops("preprocess", *(text for text in shlex.split(asked.args) if text.startswith(("data=", "data."))))
+    trained = shlex.split(asked.args)
+    before = json.loads(sodaops("registry", "list", "--json", registry))["aliases"].get("champion")
+    sodaops("preprocess", *trained)
     version = sodaops("register", asked.bundle, registry, why).partition(":")[0]
-    if state["aliases"].get("champion") == version:
-        print(f"{version} is champion already: nothing to judge, it is deployed with this commit's code")
-        promoted = False
-    else:
-        sodaops("promote", version, registry, why, f"registry.report_dir={asked.reports}", *shlex.split(asked.gate))
-        promoted = True
-    release = {"version": version, "bundle": sodaops("resolve", version, registry), "promoted": promoted}
+    release = {"version": version, "bundle": sodaops("resolve", version, registry), "before": before}
     asked.release.write_text(json.dumps(release) + "\n", encoding="utf-8")
+    if before == version:
+        print(f"{version} is champion already: nothing to judge, it is deployed with this commit's code")
+        return 0
+    rules = [f"registry.report_dir={asked.reports}", *shlex.split(asked.gate)]
+    with undone_by(lambda: take_back(release, asked.registry)):  # it may have been made champion, and then have failed
+        sodaops("promote", version, *trained, registry, why, *rules)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_step(main)

@@ -1,7 +1,7 @@
 """What a Google Cloud project needs for all of this: shown, made, and a deployment taken back.
 
 python3 cloudbuild/gcp.py plan|apply --project=… --region=… --bucket=… --email=… [--github=OWNER/NAME] [--budget=50]
-python3 cloudbuild/gcp.py rollback --project=… --region=…
+python3 cloudbuild/gcp.py rollback --project=… --region=… [--keys-secret=…]
 """
 
 import argparse
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from check import FORMS
-from cloud import Answer, StepError, ask, gcloud, reason, shown, tell
-from deploy import PREVIOUS, Service
+from cloud import Answer, StepError, ask, gcloud, reason, run_step, shown, tell
+from deploy import PREVIOUS, Service, key_of, shift
 from resources import Step, Values, steps
+from smoke import Smoke, predictor_answers
 
 _LATE = re.compile(r"\$\{([A-Z_]+)\}")
 # Make variables that each verb needs, with what they look like.
@@ -28,6 +29,7 @@ SHAPES = {
     "email": (r"[^@\s,]+@[^@\s,]+\.[^@\s,]+", "the address that alerts go to"),
     "budget": (r"[1-9]\d{0,6}", "a whole number, in the billing account's currency, a month"),
     "github": (r"([\w.-]+/[\w.-]+)?", "OWNER/NAME"),
+    "keys_secret": (r"[\w-]+", "the name of the secret with the service's own keys, where it has any"),
 }
 
 
@@ -134,11 +136,11 @@ def _made(project: Project, step: Step, title: str) -> bool:
     return True
 
 
-def rollback(project: str, region: str, name: str = "sodaops") -> None:
-    """Gives the traffic to the revision that had it before the one that has it now.
+def rollback(project: str, region: str, keys_secret: str, smoke_s: float, name: str = "sodaops") -> None:
+    """Gives the traffic to the revision that had it before the one that has it now, if it answers still.
 
     Raises:
-        StepError: there is none, or traffic is split.
+        StepError: there is none, it does not answer, or traffic is split.
     """
     service = Service(name, region, project)
     traffic = service.traffic()
@@ -148,7 +150,17 @@ def rollback(project: str, region: str, name: str = "sodaops") -> None:
     before = service.label(now, PREVIOUS)
     if not before or not service.label(before, PREVIOUS):  # what `gcp-apply` put there as a placeholder has no such label
         raise StepError(f"{name}: {now} is the first that was deployed here; there is none before it.")
-    service.move({before: 100})
+    target, url = service.tagged(revision=before), service.status()["url"]
+    if not target:
+        raise StepError(
+            f"{name}: {before} has lost its tag, as all but the last two do, so it cannot be tried before it has traffic. "
+            "Deploy its commit again."
+        )
+    key = key_of(keys_secret, project)
+    smoke = Smoke(target["url"], url, smoke_s, key)
+    version = str(smoke.fields("/info").get("bundle_version"))
+    predictor_answers(smoke, version)
+    shift(service, traffic, before, lambda: predictor_answers(Smoke(url, url, smoke_s, key), version))
     tell(f"{name}: {before} has the traffic again; {now} had it")
     tell("The registry's champion has not moved; this moves it: sodaops rollback --reason=… registry.path=gs://BUCKET/registry")
 
@@ -158,7 +170,8 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("verb", choices=sorted(NEEDS))
     for name in SHAPES:
-        parser.add_argument(f"--{name}", default="50" if name == "budget" else "")
+        parser.add_argument(f"--{name.replace('_', '-')}", default="50" if name == "budget" else "")
+    parser.add_argument("--smoke-s", type=float, default=120, help="for a revision to answer")
     parser.add_argument("--policies", type=Path, help="gcp-alert-policies.json of `sodaops alerts render`")
     asked = parser.parse_args(given)
     faults = [f"{name.upper()} is missing: {SHAPES[name][1]}" for name in NEEDS[asked.verb] if not getattr(asked, name)]
@@ -176,18 +189,14 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 def main(given: Sequence[str]) -> int:
     """Plans, applies, or rolls back."""
     asked = arguments(given)
-    try:
-        if asked.verb == "rollback":
-            rollback(asked.project, asked.region)
-            return 0
-        values = Values(asked.project, asked.region, asked.bucket, asked.email, asked.budget, asked.github)
-        policies = json.loads(asked.policies.read_text(encoding="utf-8")) if asked.policies else []
-        (plan if asked.verb == "plan" else apply)(list(steps(values, policies)))
-    except StepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if asked.verb == "rollback":
+        rollback(asked.project, asked.region, asked.keys_secret, asked.smoke_s)
+        return 0
+    values = Values(asked.project, asked.region, asked.bucket, asked.email, asked.budget, asked.github)
+    policies = json.loads(asked.policies.read_text(encoding="utf-8")) if asked.policies else []
+    (plan if asked.verb == "plan" else apply)(list(steps(values, policies)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_step(main)

@@ -4,8 +4,8 @@
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -141,8 +141,18 @@ def _accounts(v: Values) -> Iterator[Step]:
     repository = ["sodaops", f"--location={v.region}", f"--project={v.project}"]
     yield _binding(v, ["artifacts", "repositories"], repository, "artifactregistry.writer", v.account("build"))
     yield _binding(v, ["artifacts", "repositories"], repository, "artifactregistry.reader", v.account("train"))
-    for name, role in (("build", "objectUser"), ("train", "objectUser"), ("serve", "objectViewer"), ("drift", "objectViewer")):
-        yield _binding(v, ["storage", "buckets"], [f"gs://{v.bucket}"], f"storage.{role}", v.account(name))
+    everything, plain = [f"gs://{v.bucket}"], ["--condition=None"]  # must be said where another right has a condition
+    for name, role in (
+        ("build", "objectUser"),
+        ("train", "objectViewer"),
+        ("serve", "objectViewer"),
+        ("drift", "objectViewer"),
+    ):
+        yield _binding(v, ["storage", "buckets"], everything, f"storage.{role}", v.account(name), plain)
+    # Training is the code of whoever changes it: it reads the bucket, and lists it, but the registry is not its to write.
+    runs = f'expression=resource.name.startsWith("projects/_/buckets/{v.bucket}/objects/runs/"),title=runs'
+    flags = [f"--condition={runs}"]
+    yield _binding(v, ["storage", "buckets"], everything, "storage.objectUser", v.account("train"), flags, "runs")
     for name, role in (("serve", "objectUser"), ("drift", "objectViewer")):
         yield _binding(v, ["storage", "buckets"], [f"gs://{v.bucket}-requests"], f"storage.{role}", v.account(name))
     for name in ("train", "serve", "drift"):
@@ -249,11 +259,12 @@ def _policy(name: str, severity: str, says: str, condition: dict) -> dict:
 def _triggers(v: Values) -> Iterator[Step]:
     where = [f"--region={v.region}", f"--project={v.project}"]
     agent = "service-${PROJECT_NUMBER}@gcp-sa-cloudbuild.iam.gserviceaccount.com"
-    # Cloud Build keeps the connection's token as a secret; docs/google_cloud.md takes this right away again.
-    yield _binding(v, ["projects"], [v.project], "secretmanager.admin", agent, ["--condition=None"])
     connection = ["builds", "connections", "describe", "sodaops", *where]
-    make = ["builds", "connections", "create", "github", "sodaops", *where]
-    yield Step("the connection to GitHub", [*connection, "--format=value(name)"], make)
+    look, make = [*connection, "--format=value(name)"], ["builds", "connections", "create", "github", "sodaops", *where]
+    # Cloud Build keeps the connection's token as a secret; docs/google_cloud.md takes this right away when that is there.
+    right = _binding(v, ["projects"], [v.project], "secretmanager.admin", agent, ["--condition=None"])
+    yield replace(right, what=f"{right.what}, for the connection to GitHub", look=look, wants=())
+    yield Step("the connection to GitHub", look, make)
     todo = "open the link that `gcloud builds connections describe` shows in a browser, then run this again"
     yield Step("GitHub's consent", [*connection, "--format=value(installationState.stage)"], wants=("COMPLETE",), todo=todo)
     repository = f"projects/{v.project}/locations/{v.region}/connections/sodaops/repositories/sodaops"
@@ -281,11 +292,14 @@ def _triggers(v: Values) -> Iterator[Step]:
         )  # fmt: skip
 
 
-def _binding(v: Values, kind: list[str], on: list[str], role: str, account: str, flags: list[str] | None = None) -> Step:
-    """A role of an account on one thing."""
-    flatten = ["--flatten=bindings[].members", "--format=csv[no-heading](bindings.role,bindings.members)"]
+def _binding(
+    v: Values, kind: list[str], on: list[str], role: str, account: str, flags: Sequence[str] = (), title: str = ""
+) -> Step:
+    """A role of an account on one thing; ``title`` is that of the condition in ``flags``, if there is one."""
+    columns = "bindings.role,bindings.members,bindings.condition.title"
+    flatten = ["--flatten=bindings[].members", f"--format=csv[no-heading]({columns})"]
     member = f"serviceAccount:{account}"
-    make = [*kind, "add-iam-policy-binding", *on, f"--member={member}", f"--role=roles/{role}", *(flags or [])]
+    make = [*kind, "add-iam-policy-binding", *on, f"--member={member}", f"--role=roles/{role}", *flags]
     target = on[0].removeprefix("gs://").partition("@")[0]
     what = f"{account.partition('@')[0]}: {role} on {'the project' if target == v.project else target}"
-    return Step(what, [*kind, "get-iam-policy", *on, *flatten], make, (f"roles/{role},{member}",))
+    return Step(what, [*kind, "get-iam-policy", *on, *flatten], make, (f"roles/{role},{member},{title}",))

@@ -6,18 +6,16 @@ python3 cloudbuild/vertex.py --region=… --project=… --image=… --account=�
 import argparse
 import json
 import shlex
-import signal
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cloud import StepError, ask, gcloud, reason, run_step, tell
+from cloud import StepError, ask, gcloud, reason, run_step, shown, tell, undone_by, warn
 
 GOOD = "JOB_STATE_SUCCEEDED"
 BAD = ("JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EXPIRED", "JOB_STATE_PARTIALLY_SUCCEEDED")
-FAULTS = 5  # looks in a row that may fail before a job counts as lost
 WRAPPER = Path(__file__).with_name("with_secret.py")
 
 
@@ -76,67 +74,69 @@ def create(asked: argparse.Namespace) -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as config:
         json.dump(job_spec(asked), config, indent=1)
         config.flush()
-        name = asked.output.rstrip("/").rpartition("/")[2]
         return gcloud([
             "ai", "custom-jobs", "create", f"--project={asked.project}", f"--region={asked.region}",
-            f"--display-name=sodaops-{name}", f"--config={config.name}", "--format=value(name)",
+            f"--display-name={_name(asked)}", f"--config={config.name}", "--format=value(name)",
         ])  # fmt: skip
 
 
-def wait(job: str, asked: argparse.Namespace) -> None:
-    """Waits for the job's end; one that takes too long is cancelled.
+def _name(asked: argparse.Namespace) -> str:
+    return f"sodaops-{asked.output.rstrip('/').rpartition('/')[2]}"
+
+
+def wait(job: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """Waits for the job's end, and returns what Vertex AI says of it then.
 
     Raises:
-        StepError: the job failed, ended in another way than well, could not be looked at, or did not end in time.
+        StepError: the job may not be looked at, is not there, or did not end in time.
     """
-    began, state, faults = time.monotonic(), "", 0
+    began, state, found = time.monotonic(), "", {}
     look = ["ai", "custom-jobs", "describe", job, f"--region={asked.region}", "--format=json"]
     bound_s = asked.timeout_s + asked.queue_s
     while True:
-        answer = ask(look)
-        faults = faults + 1 if answer.code else 0
-        if faults == FAULTS:
-            _cancel(job, asked)
-            raise StepError(f"{reason(look, answer)}\n{FAULTS} looks in a row failed, so {job} was cancelled.")
-        found = {} if answer.code else json.loads(answer.out)
+        answer = ask(look, timeout_s=60)
+        if answer.denied or answer.missing:
+            raise StepError(reason(look, answer))
+        if answer.code:
+            warn(f"warning: {job} could not be looked at: {answer.said[-500:]}")
+        else:
+            found = json.loads(answer.out)
         if found and found["state"] != state:
             state = found["state"]
             tell(f"{time.monotonic() - began:6.0f} s  {state}")
-        if state == GOOD:
-            return
-        if state in BAD:
-            said = found.get("error", {}).get("message", "it gave no reason")
-            raise StepError(f"{job}: {state}: {said}\nIts log: {shlex.join(['gcloud', *_log(job, asked)])}")
+        if state in (GOOD, *BAD):
+            return found
         if time.monotonic() - began > bound_s:
-            _cancel(job, asked)
             raise StepError(
-                f"{job}: still {state or 'unseen'} after {bound_s:.0f} s, so it was cancelled. Give it more time "
-                "(_TRAIN_TIMEOUT_S), a faster machine (_MACHINE_TYPE, _ACCELERATOR), or less to do (_TRAIN_ARGS)."
+                f"{job}: still {state or 'unseen'} after {bound_s:.0f} s. Give it more time (_TRAIN_TIMEOUT_S), a faster "
+                "machine (_MACHINE_TYPE, _ACCELERATOR), or less to do (_TRAIN_ARGS)."
             )
         time.sleep(asked.poll_s)
 
 
-def _log(job: str, asked: argparse.Namespace) -> list[str]:
-    return ["ai", "custom-jobs", "stream-logs", job, f"--region={asked.region}"]
-
-
-def _cancel(job: str, asked: argparse.Namespace) -> None:
-    answer = ask(["ai", "custom-jobs", "cancel", job, f"--region={asked.region}"])
-    if answer.code:  # it ends by its own timeout
-        tell(f"warning: {job} could not be cancelled, and costs until {asked.timeout_s:.0f} s are over: {answer.said[-500:]}")
+def _cancel(asked: argparse.Namespace) -> None:
+    """Cancels the job, which may have begun also where its name was never heard."""
+    where = [f"--project={asked.project}", f"--region={asked.region}"]
+    found = ask(["ai", "custom-jobs", "list", *where, f"--filter=displayName={_name(asked)}", "--format=value(name)"])
+    told = [found] if found.code else [ask(["ai", "custom-jobs", "cancel", job, *where]) for job in found.out.split()]
+    for answer in told:
+        if answer.code:  # it ends by its own timeout
+            warn(f"warning: {_name(asked)} was not cancelled, and may cost for {asked.timeout_s:.0f} s: {answer.said[-500:]}")
+        else:
+            warn(f"{_name(asked)}: cancelled")
 
 
 def main(given: Sequence[str]) -> int:
     """Trains, and says where the run is."""
     asked = arguments(given)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a build that is cancelled: as Ctrl-C
-    job = create(asked)
-    try:
-        tell(f"{job}: started; its log: {shlex.join(['gcloud', *_log(job, asked)])}")
-        wait(job, asked)
-    except KeyboardInterrupt:
-        _cancel(job, asked)
-        raise StepError(f"{job}: stopped from outside, so it was cancelled.") from None
+    with undone_by(lambda: _cancel(asked)):
+        job = create(asked)
+        log = shown(["ai", "custom-jobs", "stream-logs", job, f"--region={asked.region}"])
+        tell(f"{job}: started; its log: {log}")
+        ended = wait(job, asked)
+    if ended["state"] != GOOD:
+        said = ended.get("error", {}).get("message", "it gave no reason")
+        raise StepError(f"{job}: {ended['state']}: {said}\nIts log: {log}")
     tell(f"trained: {asked.output}")
     return 0
 

@@ -1,5 +1,6 @@
 """A `gcloud` for tests: it writes down how it was called, and answers as it was told."""
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -8,7 +9,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +137,56 @@ def unknown(command: Sequence[str]) -> list[str]:
             left = [flag for flag in flags if not {flag, f"--{flag.removeprefix('--no-')}"} & known]
             return [f"{' '.join(words)}: {flag}" for flag in left]
     return [" ".join(["gcloud", *command])]
+
+
+OLD, VERSION = "sodaops-00001-old", "aaaabbbbcccc"
+
+
+class Predictor(BaseHTTPRequestHandler):
+    """A `sodaops serve` on Cloud Run: /tag of a new revision, and /all of the service, which may still be the old one's."""
+
+    version, private, key, broken, n_old = VERSION, False, "", "nowhere", 0
+    seen: list[tuple[str, int]]
+
+    def answer(self) -> tuple[int, str]:
+        if self.private and self.headers["Authorization"] != "Bearer id-token":
+            return 403, "Forbidden"
+        if self.key and self.headers["X-API-Key"] != self.key:
+            return 401, "no key"
+        if self.path.startswith(self.broken):
+            return 500, "it fell over"
+        version = self.version
+        if self.path.startswith("/all") and sum(path.startswith("/all") for path, _ in self.seen) < self.n_old:
+            version = "0ld"
+        if self.path.endswith("/metrics"):
+            return 200, "sodaops_drift_window_rows 0"
+        if self.path.endswith("/info"):
+            return 200, json.dumps({"bundle_version": version})
+        return 200, json.dumps({"label": "good", "probs": {"good": 1.0}, "bundle_version": version})
+
+    def do_GET(self) -> None:
+        if self.command == "POST":
+            self.rfile.read(int(self.headers["Content-Length"]))
+        status, text = self.answer()
+        self.seen.append((self.path, status))
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@contextlib.contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answers on loopback; gives the URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -25,4 +25,4 @@ def test_the_predictor_passes_with_its_own_version_alone(smoke, trained):
         url = str(client.base_url)
         smoke.predictor_answers(smoke.Smoke(url, url, 5, "k-1"), read_info(bundle).bundle_id)
         with pytest.raises(smoke.StepError, match="was to be deployed"):
-            smoke.predictor_answers(smoke.Smoke(url, url, 5, "k-1"), "another")
+            smoke.predictor_answers(smoke.Smoke(url, url, 0.2, "k-1"), "another")

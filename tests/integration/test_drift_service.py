@@ -75,7 +75,7 @@ def test_a_deployment_of_it_passes_its_smoke_test(watched, monkeypatch):
     url = str(watched.client.base_url)
     smoke.drift_answers(smoke.Smoke(url, url, 5))
     with pytest.raises(smoke.StepError, match="status 404"):
-        smoke.predictor_answers(smoke.Smoke(url, url, 5), "a version")
+        smoke.predictor_answers(smoke.Smoke(url, url, 0.2), "a version")
 
 
 def test_nobody_asked_anything(watched, logged_rows):

@@ -4,17 +4,19 @@ import contextlib
 import doctest
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import REPO
-from tests.gcloud import FakeGcloud, unknown
+from tests.gcloud import OLD, VERSION, FakeGcloud, Predictor, serving, unknown
 
 FOLDER = REPO / "cloudbuild"
 BUILDS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
@@ -54,7 +56,7 @@ def test_what_the_schema_lets_pass_is_right_too(name, module):
     ("broken", "by", "said"),
     [
         ("timeout: 28800s", "timout: 28800s", "no field 'timout' at the top"),
-        ("    waitFor: [push]", "    waitFor: [pusch]", "step train: waits for pusch, which is no step before it"),
+        ("    waitFor: [push,", "    waitFor: [pusch,", "step train: waits for pusch, which is no step before it"),
         ("  - id: push\n", "  - id: image\n", "step image: a second step of this id"),
         ("    name: gcr.io/cloud-builders/docker\n    args: [push", "    args: [push", "step push: has no name"),
         ("  _TRAIN_ARGS: ''", "  _OTHER: ''", "_TRAIN_ARGS is used and has no default"),
@@ -94,13 +96,13 @@ def test_every_step_gives_its_program_what_it_asks_for(name, module):
     build = yaml.safe_load(BUILDS[name].read_text())
     steps = filled(build)
     programs = {step: args for step, args in steps.items() if any(re.search(r"cloudbuild/\w+\.py", part) for part in args)}
-    assert len(programs) >= {"ci": 0, "train": 2, "drift": 2, "ci_cd": 5}[name]
+    assert len(programs) >= {"ci": 0, "train": 3, "drift": 2, "ci_cd": 6}[name]
     for args in programs.values():
         n, script = next((n, part) for n, part in enumerate(args) if part.endswith(".py"))
         program = module(script.rpartition("/")[2].removesuffix(".py"))
         if program.__name__ == "check":
             assert program.faults(args[n + 1 :]) == []
-        else:
+        elif program.__name__ != "compose":
             assert program.arguments(args[n + 1 :])
 
 
@@ -136,6 +138,41 @@ def test_missing_substitutions_are_refused_together(gcloud):
     assert gcloud.run("check.py", "_REGION=europe-west1", "_BUCKET=data", "_TAG=1a2b3c4").returncode == 0
 
 
+def test_arguments_of_the_training_and_the_gate_are_words(module):
+    faults = module("check").faults
+    good = [
+        "_TRAIN_ARGS=",
+        "_TRAIN_ARGS=experiment=amazon +callbacks.x.y=1 'data.name=a b'",
+        "_GATE_ARGS=registry.gate.max_ece=0.1",
+    ]
+    assert faults(good) == []
+    (told,) = faults(["_TRAIN_ARGS=model=tiny 'data.name=a b"])
+    assert told.startswith("_TRAIN_ARGS=model=tiny 'data.name=a b: No closing quotation; expected words as one would type them")
+    assert "'--multirun': expected KEY=VALUE of sodaops train" in faults(["_TRAIN_ARGS=model=tiny --multirun"])[0]
+    assert [line.split(": expected")[0] for line in faults(["_GATE_ARGS=--force registry.path=x"])] == [
+        "_GATE_ARGS=--force registry.path=x: '--force'", "_GATE_ARGS=--force registry.path=x: 'registry.path=x'",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "said"),
+    [("train", "trainer.max_epoch=3", "did you mean max_epochs?"), ("ci_cd", "optim.lr=-3", "greater than 0"),
+     ("ci_cd", "experiment=amazon", "")],
+)  # fmt: skip
+def test_a_misspelt_key_is_told_before_the_training(name, args, said, gcloud, tmp_path, monkeypatch):
+    """With the real `sodaops`, in a folder where it finds no registry, as in the image."""
+    build = yaml.safe_load(BUILDS[name].read_text())
+    assert "compose" in next(step for step in build["steps"] if step["id"] == "train")["waitFor"]
+    command = filled(build, _TRAIN_ARGS=args)["compose"]
+    given = command[command.index("/workspace/cloudbuild/compose.py") + 1 :]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.chdir(tmp_path)
+    done = gcloud.run("compose.py", *given)
+    assert (done.returncode, said in done.stderr) == (2 if said else 0, True), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
 @pytest.mark.parametrize("name", ["train", "ci_cd", "drift"])
 def test_a_build_without_values_ends_at_its_first_step(name, gcloud):
     build = yaml.safe_load(BUILDS[name].read_text())
@@ -161,10 +198,13 @@ TRAIN = (
     "--output=gs://data/runs/r-1",
 )  # fmt: skip
 QUICK = ("--poll-s=0.05", "--timeout-s=0.3", "--queue-s=0.1")
+WHERE = "--project=acme-1 --region=europe-west1"
+LIST = f"ai custom-jobs list {WHERE} --filter=displayName=sodaops-r-1 --format=value(name)"
+CANCELLED = [LIST, f"ai custom-jobs cancel {JOB} {WHERE}"]
 
 
 def test_a_training_is_started_and_waited_for(gcloud):
-    gcloud.answer("custom-jobs create", JOB)
+    gcloud.answer("custom-jobs (create|list)", JOB)
     states = ("PENDING", "RUNNING", "RUNNING", "SUCCEEDED")
     gcloud.answer("custom-jobs describe", *({"state": f"JOB_STATE_{state}"} for state in states))
     done = gcloud.run("vertex.py", *TRAIN, "--poll-s=0.01", "--args=model=tiny 'data.name=a b'")
@@ -199,7 +239,7 @@ def test_several_machines_with_gpus_and_a_secret(module):
 
 
 def test_a_training_that_fails_fails_the_build_with_its_own_words(gcloud):
-    gcloud.answer("custom-jobs create", JOB)
+    gcloud.answer("custom-jobs (create|list)", JOB)
     gcloud.answer("custom-jobs describe", {"state": "JOB_STATE_FAILED", "error": {"message": "replica 0 exited with 2"}})
     done = gcloud.run("vertex.py", *TRAIN)
     assert done.returncode == 1
@@ -208,16 +248,16 @@ def test_a_training_that_fails_fails_the_build_with_its_own_words(gcloud):
 
 
 def test_a_training_that_never_ends_is_cancelled(gcloud):
-    gcloud.answer("custom-jobs create", JOB)
+    gcloud.answer("custom-jobs (create|list)", JOB)
     gcloud.answer("custom-jobs describe", {"state": "JOB_STATE_RUNNING"})
     done = gcloud.run("vertex.py", *TRAIN, *QUICK)
-    assert done.returncode == 1
-    assert gcloud.commands[-1] == f"ai custom-jobs cancel {JOB} --region=europe-west1"
-    assert "still JOB_STATE_RUNNING after 0 s, so it was cancelled" in done.stderr and "_TRAIN_TIMEOUT_S" in done.stderr
+    assert done.returncode == 1 and gcloud.commands[-2:] == CANCELLED
+    assert "still JOB_STATE_RUNNING after 0 s" in done.stderr and "_TRAIN_TIMEOUT_S" in done.stderr
+    assert "sodaops-r-1: cancelled" in done.stderr
 
 
 def test_a_build_that_is_cancelled_cancels_the_training(gcloud):
-    gcloud.answer("custom-jobs create", JOB)
+    gcloud.answer("custom-jobs (create|list)", JOB)
     gcloud.answer("custom-jobs describe", {"state": "JOB_STATE_RUNNING"})
     with gcloud.start("vertex.py", *TRAIN, "--poll-s=0.05") as process:
         for line in process.stdout:
@@ -225,17 +265,52 @@ def test_a_build_that_is_cancelled_cancels_the_training(gcloud):
                 break
         process.terminate()
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 1 and "stopped from outside, so it was cancelled" in said and "Traceback" not in said
-    assert gcloud.commands[-1] == f"ai custom-jobs cancel {JOB} --region=europe-west1"
+    assert process.returncode == 1 and "stopped from outside" in said and "Traceback" not in said
+    assert gcloud.commands[-2:] == CANCELLED
 
 
-@pytest.mark.parametrize(("n_faults", "code"), [(4, 0), (5, 1)])
-def test_a_look_may_fail_but_not_for_ever(gcloud, n_faults, code):
-    gcloud.answer("custom-jobs create", JOB)
-    gcloud.answer("custom-jobs describe", *[(1, "ERROR: unavailable")] * n_faults, {"state": "JOB_STATE_SUCCEEDED"})
+def test_looks_may_fail_until_the_time_is_over(gcloud):
+    gcloud.answer("custom-jobs (create|list)", JOB)
+    gcloud.answer("custom-jobs describe", *[(1, "ERROR: unavailable")] * 7, {"state": "JOB_STATE_SUCCEEDED"})
     done = gcloud.run("vertex.py", *TRAIN, "--poll-s=0.01")
-    assert done.returncode == code
-    assert ("cancel" in gcloud.commands[-1]) == bool(code)
+    assert done.returncode == 0 and done.stderr.count("could not be looked at: ERROR: unavailable") == 7
+    gcloud.answer("custom-jobs describe", (1, "ERROR: unavailable"))
+    done = gcloud.run("vertex.py", *TRAIN, *QUICK)
+    assert done.returncode == 1 and "still unseen after 0 s" in done.stderr and gcloud.commands[-2:] == CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "said"),
+    [
+        ("describe", (1, DENIED.format("aiplatform.customJobs.get")), "roles/aiplatform.user"),
+        ("describe", (1, "ERROR: NOT_FOUND: CustomJob does not exist."), "NOT_FOUND"),
+        ("describe", "no JSON", "JSONDecodeError"),
+        ("create", (1, "ERROR: connection reset"), "connection reset"),
+    ],
+)
+def test_a_training_that_cannot_be_followed_is_cancelled(gcloud, command, answer, said):
+    gcloud.answer("custom-jobs (create|list)", JOB)
+    gcloud.answer(f"custom-jobs {command}", answer)
+    done = gcloud.run("vertex.py", *TRAIN, "--poll-s=0.01")
+    assert done.returncode == 1 and said in done.stderr
+    assert gcloud.commands[-2:] == CANCELLED and len(gcloud.calls) == (3 if command == "create" else 4)
+
+
+def test_a_training_that_cannot_be_cancelled_is_told(gcloud):
+    gcloud.answer("custom-jobs (create|list)", JOB)
+    gcloud.answer("custom-jobs describe", {"state": "JOB_STATE_RUNNING"})
+    gcloud.answer("custom-jobs cancel", (1, "ERROR: unavailable"))
+    done = gcloud.run("vertex.py", *TRAIN, *QUICK)
+    assert done.returncode == 1 and "was not cancelled, and may cost for 0 s: ERROR: unavailable" in done.stderr
+
+
+def test_a_gcloud_that_says_nothing_has_a_time_limit(gcloud, module, monkeypatch):
+    cloud = module("cloud")
+    (gcloud.folder / "gcloud").write_text("#!/bin/sh\nexec sleep 30\n")
+    monkeypatch.setenv("PATH", str(gcloud.folder), prepend=os.pathsep)
+    answer = cloud.ask(["run", "deploy"], timeout_s=0.1)
+    assert (answer.code, answer.denied, answer.missing) == (124, False, False)
+    assert "no answer within 0.1 s; it may have been done all the same" in cloud.reason(["run", "deploy"], answer)
 
 
 @pytest.mark.parametrize(
@@ -248,9 +323,10 @@ def test_a_look_may_fail_but_not_for_ever(gcloud, n_faults, code):
 )
 def test_who_has_no_right_is_told_the_role(gcloud, permission, role):
     gcloud.answer("custom-jobs create", (1, DENIED.format(permission)))
+    gcloud.answer("custom-jobs list", "")
     done = gcloud.run("vertex.py", *TRAIN)
     assert done.returncode == 1 and f"needs {role}." in done.stderr and permission in done.stderr
-    assert len(gcloud.calls) == 1
+    assert not any("cancel" in command for command in gcloud.commands)
 
 
 # --- secrets in a job
@@ -273,18 +349,6 @@ class Cloud(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-@contextlib.contextmanager
-def serving(handler):
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def with_secret(url, *command):
@@ -316,45 +380,12 @@ def test_a_secret_is_read_on_google_cloud_alone():
 
 # --- deploy
 
-OLD, NEW, VERSION = "sodaops-00001-old", "sodaops-00002-new", "aaaabbbbcccc"
+NEW = "sodaops-00002-new"
 SERVE = (
     "serve", "--service=sodaops", "--region=europe-west1", "--project=acme-1", "--image=i/serve:1a2b3c4", "--tag=1a2b3c4",
     "--account=serve@acme", "--requests=gs://data-requests/requests", "--smoke-s=0.5",
 )  # fmt: skip
 DRIFT = (*("drift", *SERVE[1:]), "--service=sodaops-drift", "--bundle=gs://data/registry@champion")
-
-
-class Predictor(BaseHTTPRequestHandler):
-    """Both URLs of a service, /tag of the new revision and /all of the service."""
-
-    version, private, key, broken, seen = VERSION, False, "", "nowhere", None
-
-    def answer(self):
-        if self.private and self.headers["Authorization"] != "Bearer id-token":
-            return 403, "Forbidden"
-        if self.key and self.headers["X-API-Key"] != self.key:
-            return 401, "no key"
-        if self.path.startswith(self.broken):
-            return 500, "it fell over"
-        if self.path.endswith("/metrics"):
-            return 200, "sodaops_drift_window_rows 0"
-        if self.path.endswith("/info"):
-            return 200, json.dumps({"bundle_version": self.version})
-        return 200, json.dumps({"label": "good", "probs": {"good": 1.0}, "bundle_version": self.version})
-
-    def do_GET(self):
-        if self.command == "POST":
-            self.rfile.read(int(self.headers["Content-Length"]))
-        status, text = self.answer()
-        self.seen.append((self.path, status))
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *_):
-        pass
 
 
 @contextlib.contextmanager
@@ -368,6 +399,7 @@ def deployable(gcloud, tmp_path, **behaviour):
             {"revisionName": NEW, "tag": "c-1a2b3c4", "url": f"{url}/tag"},
             {"revisionName": "sodaops-00000-older", "tag": "c-0000000", "url": f"{url}/older"},
         ]
+        handler.url, handler.targets = url, targets
         gcloud.answer("services describe", {"status": {"url": f"{url}/all", "traffic": targets}})
         gcloud.answer("print-identity-token", "id-token")
         gcloud.answer("versions access", "s-3cr3t,other")
@@ -381,6 +413,10 @@ def release(gcloud, tmp_path, *more):
 
 def changes(gcloud):
     return [command for command in gcloud.commands if re.search("run deploy|update-traffic", command)]
+
+
+def moves(gcloud):
+    return [command.partition("--to-revisions=")[2] for command in changes(gcloud) if "--to-revisions=" in command]
 
 
 @pytest.mark.parametrize("behaviour", [{}, {"private": True}, {"private": True, "key": "s-3cr3t"}])
@@ -399,7 +435,7 @@ def test_a_deployment_is_tried_before_it_has_traffic(gcloud, tmp_path, behaviour
     assert answered == ["/tag/info", "/tag/predict", "/all/info", "/all/predict"]
     asked = [command for command in gcloud.commands if "print-identity-token" in command]
     assert len(asked) == (2 if behaviour.get("private") else 0) and all(command.endswith("/all") for command in asked)
-    assert (tmp_path / "done.txt").read_text() == f"{NEW} serves {VERSION}\n"
+    assert json.loads((tmp_path / "done.txt").read_text()) == {"revision": NEW, "good": True}
     assert "id-token" not in done.stdout + done.stderr and "s-3cr3t" not in done.stdout + done.stderr
 
 
@@ -424,8 +460,42 @@ def test_a_smoke_test_that_fails_leaves_the_traffic(gcloud, tmp_path, behaviour,
 def test_a_service_that_fails_under_traffic_gets_the_old_revision_back(gcloud, tmp_path):
     with deployable(gcloud, tmp_path, broken="/all"):
         done = release(gcloud, tmp_path)
-    assert done.returncode == 1 and f"traffic is back on {OLD}" in done.stderr and not (tmp_path / "done.txt").exists()
-    assert [command.partition("--to-revisions=")[2] for command in changes(gcloud)[1:]] == [f"{NEW}=100", f"{OLD}=100"]
+    assert done.returncode == 1 and f"traffic is back on {OLD} (100 %)" in done.stderr and not (tmp_path / "done.txt").exists()
+    assert moves(gcloud) == [f"{NEW}=100", f"{OLD}=100"]
+
+
+def test_the_old_revision_may_answer_for_a_while_after_the_traffic_has_moved(gcloud, tmp_path):
+    with deployable(gcloud, tmp_path, n_old=2) as service:
+        done = release(gcloud, tmp_path, "--smoke-s=5")
+    assert done.returncode == 0, done.stderr
+    assert moves(gcloud) == [f"{NEW}=100"]
+    assert [path for path, _ in service.seen if path.startswith("/all")] == ["/all/info"] * 3 + ["/all/predict"]
+    with deployable(gcloud, tmp_path, n_old=10**6):
+        assert f"it serves 0ld, and {VERSION} was to be deployed" in release(gcloud, tmp_path).stderr
+    assert moves(gcloud)[1:] == [f"{NEW}=100", f"{OLD}=100"]
+
+
+def test_a_build_that_is_cancelled_under_traffic_gets_the_old_revision_back(gcloud, tmp_path):
+    with deployable(gcloud, tmp_path, broken="/all") as service:
+        files = (f"--release={tmp_path / 'release.json'}", f"--done={tmp_path / 'done.txt'}")
+        with gcloud.start("deploy.py", *SERVE, *files, "--smoke-s=60") as process:
+            while not any(path.startswith("/all") for path, _ in service.seen):
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.terminate()
+            _, said = process.communicate(timeout=30)
+    assert process.returncode == 1 and f"traffic is back on {OLD}" in said and "stopped from outside" in said
+    assert moves(gcloud) == [f"{NEW}=100", f"{OLD}=100"] and not (tmp_path / "done.txt").exists()
+
+
+def test_traffic_that_somebody_else_moved_is_left_there(gcloud, tmp_path):
+    with deployable(gcloud, tmp_path) as service:
+        before = {"status": {"url": f"{service.url}/all", "traffic": service.targets}}
+        other = {"status": {"url": f"{service.url}/all", "traffic": [{"revisionName": "sodaops-00009", "percent": 100}]}}
+        gcloud.answer("services describe", *[before] * 3, other)
+        done = release(gcloud, tmp_path)
+    assert done.returncode == 1 and f"from {OLD} (100 %) to sodaops-00009 (100 %), so it was left there" in done.stderr
+    assert moves(gcloud) == [] and not (tmp_path / "done.txt").exists()
 
 
 def test_traffic_that_cannot_be_given_back_is_told(gcloud, tmp_path):
@@ -433,6 +503,7 @@ def test_traffic_that_cannot_be_given_back_is_told(gcloud, tmp_path):
         gcloud.answer(f"to-revisions={OLD}=100", (1, "ERROR: unavailable"))
         done = release(gcloud, tmp_path)
     assert done.returncode == 1 and f"{NEW} may have the traffic; see to it by hand" in done.stderr
+    assert json.loads((tmp_path / "done.txt").read_text()) == {"revision": NEW, "good": False}
 
 
 def test_a_release_does_not_fail_by_old_tags(gcloud, tmp_path):
@@ -476,7 +547,7 @@ def test_gcloud_knows_every_command_and_flag_of_the_steps(gcloud, tmp_path):
         gcloud.answer("jobs describe", (1, "NOT_FOUND"), "there")
         assert release(gcloud, tmp_path, "--keys-secret=keys").returncode == 0
         assert [gcloud.run("deploy.py", *DRIFT).returncode for _ in range(2)] == [0, 0]
-    gcloud.answer("custom-jobs create", JOB)
+    gcloud.answer("custom-jobs (create|list)", JOB)
     gcloud.answer("custom-jobs describe", {"state": "JOB_STATE_RUNNING"})
     assert gcloud.run("vertex.py", *TRAIN, *QUICK).returncode == 1
     commands = [call["command"] for call in gcloud.calls]
@@ -496,11 +567,14 @@ def sodaops(tmp_path):
     return fake
 
 
+RELEASE = {"version": "2222", "bundle": "gs://data/registry/versions/2222", "before": "1111"}
+
+
 def gate(sodaops, tmp_path):
     return sodaops.run(
         "gate.py", "--bundle=gs://data/run/bundle", "--registry=gs://data/registry", "--reports=gs://data/gate",
         f"--release={tmp_path / 'release.json'}",
-        "--args=data=csv data.path=t.csv model=tiny", "--gate=registry.gate.min_gain=-0.01", "--reason=commit 1a2b3c4",
+        "--args=experiment=amazon model=tiny", "--gate=registry.gate.min_gain=-0.01", "--reason=commit 1a2b3c4",
     )  # fmt: skip
 
 
@@ -508,36 +582,72 @@ def test_the_gate_registers_and_promotes(sodaops, tmp_path):
     assert gate(sodaops, tmp_path).returncode == 0
     assert sodaops.commands == [
         "registry list --json registry.path=gs://data/registry",
-        "preprocess data=csv data.path=t.csv",
+        "preprocess experiment=amazon model=tiny",
         "register gs://data/run/bundle registry.path=gs://data/registry --reason=commit 1a2b3c4",
-        "promote 2222 registry.path=gs://data/registry --reason=commit 1a2b3c4 registry.report_dir=gs://data/gate "
-        "registry.gate.min_gain=-0.01",
         "resolve 2222 registry.path=gs://data/registry",
+        "promote 2222 experiment=amazon model=tiny registry.path=gs://data/registry --reason=commit 1a2b3c4 "
+        "registry.report_dir=gs://data/gate registry.gate.min_gain=-0.01",
     ]
-    told = {"version": "2222", "bundle": "gs://data/registry/versions/2222", "promoted": True}
-    assert json.loads((tmp_path / "release.json").read_text()) == told
+    assert json.loads((tmp_path / "release.json").read_text()) == RELEASE
 
 
 def test_a_model_that_is_refused_ends_the_build_with_3(sodaops, tmp_path):
     sodaops.answer("^promote", (3, "RefusedError: 2222 is refused (max_ece); 1111 stays champion."))
     done = gate(sodaops, tmp_path)
-    assert done.returncode == 3 and "is refused" in done.stderr and not (tmp_path / "release.json").exists()
+    assert done.returncode == 3 and "is refused" in done.stderr
+    assert "champion is 1111, which this build did not make, so it stays" in done.stderr
+    assert not any(command.startswith("rollback") for command in sodaops.commands)
+
+
+def test_a_promotion_that_fails_when_it_was_made_is_taken_back(sodaops, tmp_path):
+    sodaops.answer("^registry list", {"aliases": {"champion": "1111"}}, {"aliases": {"champion": "2222"}})
+    sodaops.answer("^promote", (2, "the mirror is gone"))
+    assert gate(sodaops, tmp_path).returncode == 2
+    assert sodaops.commands[-1] == "rollback registry.path=gs://data/registry --reason=it was not deployed"
 
 
 def test_the_champion_itself_is_deployed_without_a_judgement(sodaops, tmp_path):
     sodaops.answer("^registry list", {"aliases": {"champion": "2222"}, "versions": {}})
     assert gate(sodaops, tmp_path).returncode == 0
     assert not any(command.startswith("promote") for command in sodaops.commands)
-    assert json.loads((tmp_path / "release.json").read_text())["promoted"] is False
+    assert json.loads((tmp_path / "release.json").read_text()) == {**RELEASE, "before": "2222"}
 
 
-@pytest.mark.parametrize(("deployed", "promoted", "code", "n_calls"), [(1, 1, 0, 0), (0, 1, 1, 1), (0, 0, 1, 0)])
-def test_a_deployment_that_failed_takes_the_promotion_back(sodaops, tmp_path, deployed, promoted, code, n_calls):
-    release, done = tmp_path / "release.json", tmp_path / "done.txt"
-    release.write_text(json.dumps({"version": "2222", "bundle": "b", "promoted": bool(promoted)}))
-    if deployed:
-        done.write_text("r serves 2222\n")
-    ended = sodaops.run("settle.py", f"--release={release}", f"--done={done}", "--registry=gs://data/registry")
-    assert ended.returncode == code and len(sodaops.calls) == n_calls
-    if n_calls:
-        assert sodaops.commands == ["rollback registry.path=gs://data/registry --reason=the deployment failed"]
+@pytest.mark.parametrize(
+    ("champion", "before", "done", "code", "n_calls", "said"),
+    [
+        ("2222", "1111", '{"revision": "r", "good": true}', 0, 0, ""),
+        ("2222", "1111", None, 1, 2, "2222 was not deployed"),
+        ("2222", "2222", None, 1, 1, "2222 was champion before this build"),
+        ("2222", None, None, 1, 1, "2222 stays champion, as there was none before it"),
+        ("3333", "1111", None, 1, 1, "champion is 3333, which this build did not make"),
+        (
+            "2222",
+            "1111",
+            '{"revision": "r", "good": false}',
+            1,
+            0,
+            "r may have the traffic, so the registry's champion stays 2222",
+        ),
+    ],
+)
+def test_a_deployment_that_failed_takes_its_own_promotion_back(sodaops, tmp_path, champion, before, done, code, n_calls, said):
+    release, file = tmp_path / "release.json", tmp_path / "done.txt"
+    release.write_text(json.dumps({**RELEASE, "before": before}))
+    if done:
+        file.write_text(done)
+    sodaops.answer("^registry list", {"aliases": {"champion": champion}})
+    ended = sodaops.run("settle.py", f"--release={release}", f"--done={file}", "--registry=gs://data/registry")
+    assert ended.returncode == code and said in ended.stderr and len(sodaops.calls) == n_calls
+    assert code or ended.stdout == "r serves 2222\n"
+    rolled = ["rollback registry.path=gs://data/registry --reason=it was not deployed"]
+    assert [command for command in sodaops.commands if command.startswith("rollback")] == (rolled if n_calls == 2 else [])
+
+
+def test_a_registry_that_cannot_be_read_is_left(sodaops, tmp_path):
+    release = tmp_path / "release.json"
+    release.write_text(json.dumps(RELEASE))
+    sodaops.answer("^registry list", (2, "StorageError: 503"))
+    ended = sodaops.run("settle.py", f"--release={release}", f"--done={tmp_path / 'none'}", "--registry=gs://data/registry")
+    assert ended.returncode == 1 and "StorageError: 503" in ended.stderr and "could not be read" in ended.stderr
+    assert len(sodaops.calls) == 1

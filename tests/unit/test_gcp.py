@@ -1,5 +1,6 @@
 """What a project needs: planned, made once, stopped at a failure; and a deployment taken back. `gcloud` is a fake."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -7,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.conftest import REPO
-from tests.gcloud import FakeGcloud, unknown
+from tests.gcloud import FakeGcloud, Predictor, serving, unknown
 
 GIVEN = ("--project=acme-1", "--region=europe-west1", "--bucket=acme-data", "--email=ops@example.org")
 POLICIES = [{"displayName": "sodaops errors", "notificationChannels": ["${NOTIFICATION_CHANNEL}"]}]
@@ -121,8 +122,9 @@ def _now_it_is_there(gcloud, commands, policies):
     gcloud.answer("versioning_enabled", "True")
     gcloud.answer("installationState", "COMPLETE")
     gcloud.answer("^services list", "\n".join(re.findall(r"\w+\.googleapis\.com", commands[0])))
-    roles = [re.search(r"--member=(\S+) --role=(\S+)", command) for command in commands if "add-iam-policy-binding" in command]
-    gcloud.answer("get-iam-policy", "\n".join(f"{found[2]},{found[1]}" for found in roles))
+    form = r"--member=(\S+) --role=(\S+)(?: --condition=\S+,title=(\S+))?"
+    roles = [re.search(form, command) for command in commands if "add-iam-policy-binding" in command]
+    gcloud.answer("get-iam-policy", "\n".join(f"{found[2]},{found[1]},{found[3] or ''}" for found in roles))
     gcloud.answer("policies list", "\n".join(json.loads(text)["displayName"] for text in policies))
     gcloud.answer("budgets list", "sodaops acme-1")
     gcloud.answer("channels list", "projects/acme-1/notificationChannels/7")
@@ -184,29 +186,92 @@ def test_github_must_consent_in_a_browser(empty, policies):
 def test_rights_are_few_and_no_secret_is_an_argument(empty, policies):
     text = empty.run("gcp.py", "plan", *GIVEN, policies, "--github=acme/sodaops").stdout
     roles = set(re.findall(r"--role=roles/(\S+)", text))
-    assert len(roles) > 8 and not [
-        role for role in roles if re.search(r"^owner|[eE]ditor$|^viewer|(run|storage|iam).*[aA]dmin", role)
-    ]
+    assert len(roles) > 8 and not [role for role in roles if re.search(r"^owner|[eE]ditor$|^viewer", role)]
+    assert {role for role in roles if "dmin" in role} == {"cloudscheduler.admin", "secretmanager.admin"}
     of_ci = re.findall(r"^gcloud .*--member=serviceAccount:sodaops-ci@\S+ --role=roles/(\S+)", text, re.MULTILINE)
     assert of_ci == ["logging.logWriter"]  # it runs the code of pull requests
+    of_train = re.findall(r"^gcloud storage .*:sodaops-train@\S+ --role=roles/(\S+) (.*)", text, re.MULTILINE)
+    runs = 'expression=resource.name.startsWith("projects/_/buckets/acme-data/objects/runs/"),title=runs'
+    assert of_train == [("storage.objectViewer", "--condition=None"), ("storage.objectUser", f"'--condition={runs}'")]
+    on_bucket = re.findall(r"^gcloud storage buckets add-iam-policy-binding gs://acme-data .*", text, re.MULTILINE)
+    assert len(on_bucket) == 5 and all("--condition=" in line for line in on_bucket)  # gcloud asks else, where one has any
     assert "allUsers" not in text and "--data-file=-" in text and not re.search(r"--data-file=[^-]", text)
+
+
+def test_the_right_to_make_secrets_is_given_for_the_connection_to_github_alone(empty, policies):
+    right = "secretmanager.admin"
+    wanted = planned(empty.run("gcp.py", "plan", *GIVEN, policies, "--github=acme/sodaops").stdout)
+    (at,) = [n for n, command in enumerate(wanted) if right in command]
+    assert wanted[at + 1].startswith("gcloud builds connections create")
+    empty.answer("connections describe sodaops .*value.name.", "there")
+    text = empty.run("gcp.py", "plan", *GIVEN, policies, "--github=acme/sodaops").stdout
+    assert right in text and not [command for command in planned(text) if right in command]
+    assert right not in empty.run("gcp.py", "plan", *GIVEN, policies).stdout
+
+
+def test_a_right_without_its_condition_is_another_right(empty, policies):
+    """What an older set-up gave to the trainings is not taken for what they have now."""
+    member = "serviceAccount:sodaops-train@acme-1.iam.gserviceaccount.com"
+    empty.answer("storage buckets get-iam-policy", f"roles/storage.objectUser,{member},")
+    assert "sodaops-train: storage.objectUser on acme-data: missing" in empty.run("gcp.py", "plan", *GIVEN, policies).stdout
+    empty.answer("storage buckets get-iam-policy", f"roles/storage.objectUser,{member},runs")
+    assert "sodaops-train: storage.objectUser on acme-data: is there" in empty.run("gcp.py", "plan", *GIVEN, policies).stdout
 
 
 SERVICE = {"traffic": [{"revisionName": "sodaops-00003-c", "percent": 100}], "url": "https://u"}
 
 
-def test_a_deployment_is_taken_back(empty):
-    empty.answer("services describe", {"status": SERVICE})
-    empty.answer("revisions describe", "sodaops-00001-a", "sodaops-00000-placeholder")
-    done = empty.run("gcp.py", "rollback", "--project=acme-1", "--region=europe-west1")
+ROLLBACK = ("rollback", "--project=acme-1", "--region=europe-west1", "--smoke-s=0.5")
+
+
+@contextlib.contextmanager
+def before(gcloud, tag="c-1", **behaviour):
+    """A service and the revision before it, which behaves in some way; gives what was asked of it."""
+    handler = type("Behaving", (Predictor,), {**behaviour, "seen": []})
+    with serving(handler) as url:
+        old = {"revisionName": "sodaops-00001-a", **({"tag": tag, "url": f"{url}/tag"} if tag else {})}
+        gcloud.answer("services describe", {"status": {"url": f"{url}/all", "traffic": [*SERVICE["traffic"], old]}})
+        gcloud.answer("revisions describe", "sodaops-00001-a", "sodaops-00000-placeholder")
+        gcloud.answer("print-identity-token .*--audiences", (1, "ERROR: Invalid account type for `--audiences`. Requires …"))
+        gcloud.answer("print-identity-token$", "id-token")
+        gcloud.answer("versions access", "s-3cr3t,other")
+        yield handler
+
+
+def moves(gcloud):
+    return [command.partition("--to-revisions=")[2] for command in gcloud.commands if "update-traffic" in command]
+
+
+@pytest.mark.parametrize("behaviour", [{}, {"private": True, "key": "s-3cr3t"}])
+def test_a_deployment_is_taken_back(empty, behaviour):
+    with before(empty, **behaviour) as service:
+        done = empty.run("gcp.py", *ROLLBACK, *(["--keys-secret=keys"] if behaviour else []))
     assert done.returncode == 0, done.stderr
     where = "--region=europe-west1 --project=acme-1"
-    assert empty.commands[1:] == [
-        f"run revisions describe sodaops-00003-c {where} --format=value(metadata.labels.sodaops-previous)",
-        f"run revisions describe sodaops-00001-a {where} --format=value(metadata.labels.sodaops-previous)",
-        f"run services update-traffic sodaops {where} --to-revisions=sodaops-00001-a=100",
+    assert [command for command in empty.commands if "revisions describe" in command] == [
+        f"run revisions describe sodaops-0000{n} {where} --format=value(metadata.labels.sodaops-previous)"
+        for n in ("3-c", "1-a")
     ]
+    assert moves(empty) == ["sodaops-00001-a=100"]
+    answered = [path for path, status in service.seen if status == 200]
+    assert answered == ["/tag/info", "/tag/info", "/tag/predict", "/all/info", "/all/predict"]
     assert "sodaops-00001-a has the traffic again" in done.stdout and "sodaops rollback" in done.stdout
+    assert "s-3cr3t" not in done.stdout + done.stderr + "".join(empty.commands)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said", "moved"),
+    [
+        ({"broken": "/tag/info"}, "/tag/info: no good answer within", []),
+        ({"broken": "/tag/predict"}, "/tag/predict: no good answer within", []),
+        ({"tag": ""}, "sodaops-00001-a has lost its tag", []),
+        ({"broken": "/all"}, "traffic is back on sodaops-00003-c", ["sodaops-00001-a=100", "sodaops-00003-c=100"]),
+    ],
+)
+def test_a_revision_that_does_not_answer_is_not_rolled_back_to(empty, behaviour, said, moved):
+    with before(empty, **behaviour):
+        done = empty.run("gcp.py", *ROLLBACK)
+    assert done.returncode == 1 and said in done.stderr and moves(empty) == moved
 
 
 @pytest.mark.parametrize(
@@ -221,7 +286,7 @@ def test_a_deployment_is_taken_back(empty):
 def test_what_cannot_be_taken_back_is_told(empty, traffic, labels, said):
     empty.answer("services describe", {"status": {**SERVICE, "traffic": traffic}})
     empty.answer("revisions describe", *labels)
-    done = empty.run("gcp.py", "rollback", "--project=acme-1", "--region=europe-west1")
+    done = empty.run("gcp.py", *ROLLBACK)
     assert done.returncode == 1 and said in done.stderr
     assert not any("update-traffic" in command for command in empty.commands)
 
