@@ -20,6 +20,7 @@ ACCOUNT = "landed.json"  # written first, to see that one may, and last, with th
 _EVERY_S = 5.0
 CHECKPOINTS = "checkpoints"
 LAST = f"{CHECKPOINTS}/last.ckpt"
+_ENDS = (LAST, "bundle/bundle.json", runs.RECORD)  # each says that what belongs to it is there
 
 
 @contextlib.contextmanager
@@ -191,7 +192,7 @@ class _Ship:
         paths = [path for path in self._folder.rglob("*") if path.is_file()]
         names = [path.relative_to(self._folder).as_posix() for path in paths]
         names = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
-        names.sort(key=lambda name: (name == LAST, name == "bundle/bundle.json", name == runs.RECORD))
+        names.sort(key=lambda name: _ENDS.index(name) if name in _ENDS else -1)
         for name in names:
             if self._changed(name):
                 self._send(_Held(name, self._folder / name, (self._folder / name).stat().st_mtime_ns))

@@ -1,14 +1,17 @@
 """Files and folders at gs://, on an emulated bucket, and what is said when they cannot be had."""
 
+import json
 import socket
 import sys
+import time
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from sodaops import remote
+from sodaops import landing, remote
 from sodaops.errors import StorageError
+from tests.conftest import configured
 from tests.gcs import emulated_bucket, forget_clients, refusing
 
 
@@ -127,3 +130,21 @@ def test_a_package_that_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", None)  # of gcsfs
     with pytest.raises(StorageError, match=r"is not installed; get it with `pip install 'sodaops\[gs\]'`"):
         remote.local_copy("gs://bucket/a.csv")
+
+
+def test_a_run_lands_when_it_can_again(bucket, cloud, workdir, monkeypatch, capsys):
+    monkeypatch.setattr(landing, "_EVERY_S", 0.05)
+    said, until = "", time.monotonic() + 60
+    with landing.landing(configured(f"run_dir={bucket}/land")) as here:
+        checkpoints = Path(here.run_dir) / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        with refusing(said="quota"):
+            for name in ("best.ckpt", "last.ckpt"):
+                (checkpoints / name).write_text("one")
+            while "It is tried again." not in said and time.monotonic() < until:
+                time.sleep(0.05)
+                said += capsys.readouterr().err
+        while not cloud.exists("bucket/land/checkpoints/last.ckpt") and time.monotonic() < until:
+            time.sleep(0.05)
+        assert cloud.cat("bucket/land/checkpoints/best.ckpt") == b"one" and "(Forbidden" in said and "quota" in said
+    assert json.loads(cloud.cat("bucket/land/landed.json"))["whole"] is True
