@@ -1,5 +1,7 @@
 """The page, in a real browser, at the width of a desk and of a phone."""
 
+from pathlib import Path
+
 import pytest
 from optuna.trial import TrialState
 
@@ -96,7 +98,7 @@ def drawn(trained, tmp_path_factory):
     bundle, splits = trained / "run/bundle", trained / "splits"
     judged = gate.judge("challenger", bundle, ("champion", bundle), splits, GateConfig(**{**rules, "max_latency": 9.0}))
     return {
-        "sweep": report.write(folder, study, "val/macro_f1"), "gate": gate.write(folder / "gate", judged, ""),
+        "sweep": report.write(folder, study, "val/macro_f1"), "gate": Path(gate.write(str(folder / "gate"), judged, "")),
         "evaluation": trained / "run/evaluation/report.html",
     }  # fmt: skip
 
