@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sodaops import remote, runs, storage
 from sodaops.config import Config
-from sodaops.errors import ConfigError, StorageError
+from sodaops.errors import ConfigError, StorageError, TrainingError
 
 ACCOUNT = "landed.json"  # written first, to see that one may, and last, with the hash of every file, when all are there
 _EVERY_S = 5.0
@@ -52,11 +52,14 @@ def landing(config: Config, sends: bool = True) -> Iterator[Config]:
     try:
         with ship.sailing():
             yield config
-    except BaseException:
+    except BaseException as end:
         try:
             ship.send_all()
         except StorageError as error:  # what ended the run is what is to be told
             print(f"warning: {error} What there is lies in {folder}.", file=sys.stderr)
+            raise end from None
+        if isinstance(end, KeyboardInterrupt | TrainingError):  # where to go on, also for another machine
+            raise type(end)(str(end).replace(f"run_dir={folder}", f"run_dir={address}")) from None
         raise
     try:
         ship.tell(whole=True, files=ship.send_all())

@@ -1,5 +1,6 @@
 """A run on one page, for people who were not there: what it is, how good, whether it is in production and why, what since."""
 
+import contextlib
 import csv
 import html
 import json
@@ -16,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sodaops import pages, runs, storage
+from sodaops import pages, remote, runs, storage
 from sodaops.bundle import layout
 from sodaops.config import Config
-from sodaops.errors import ConfigError, DataError, RegistryError, some
+from sodaops.errors import BundleError, ConfigError, DataError, RegistryError, some
 from sodaops.evaluation.evaluate import FOLDERS
 from sodaops.monitoring.check import NUMBERS
 from sodaops.monitoring.drift import Drift
@@ -88,8 +89,9 @@ def find_run(config: Config, name: str) -> Path:
     except RegistryError as error:
         raise ConfigError(f"{name}: no run folder, and no version or alias either ({error})") from None
     for run in reversed(runs.find()):
-        if (run.folder / "bundle" / layout.INFO).is_file() and layout.read_info(run.folder / "bundle").bundle_id == version:
-            return run.folder
+        with contextlib.suppress(BundleError):  # none there, or another run's damage
+            if layout.read_info(run.folder / "bundle").bundle_id == version:
+                return run.folder
     raise ConfigError(f"{name} is {version}, which no run in {', '.join(runs.ROOTS)} has made; give the folder of its run.")
 
 
@@ -102,7 +104,7 @@ def write(config: Config, run_dir: Path, output: str | Path | None = None) -> Pa
         output: the page; None: ``project_report.html`` in the run's folder.
 
     Raises:
-        ConfigError: no run folder.
+        ConfigError: no run folder, or an evaluation that lies afar.
         BundleError, DataError, RegistryError, StorageError: a part that is there and damaged.
     """
     path, bundle = Path(output or run_dir / FILE), run_dir / "bundle"
@@ -111,7 +113,7 @@ def write(config: Config, run_dir: Path, output: str | Path | None = None) -> Pa
     layout.verify(bundle, info)
     manifest = json.loads(layout.read_file(bundle, info, layout.DATA))
     evaluation = _evaluation(config, run_dir, info.bundle_id)
-    judged = _judged(Path(config.registry.report_dir) / info.bundle_id / WRITTEN[1], info.bundle_id)
+    judged = _judged(remote.below(config.registry.report_dir, f"{info.bundle_id}/{WRITTEN[1]}"), info.bundle_id)
     registry = Registry(config.registry.path)
     state, history = registry.state(), registry.history()
     events = _events(info.bundle_id, history)
@@ -126,7 +128,7 @@ def write(config: Config, run_dir: Path, output: str | Path | None = None) -> Pa
         root=registry.root, registered=info.bundle_id in state.versions, champion=state.aliases.get(CHAMPION),
         aliases=[alias for alias, version in state.aliases.items() if version == info.bundle_id], events=events,
         gate=judged, verdicts=_verdicts(info.bundle_id, judged, history), slice_rows=config.registry.gate.slice_rows,
-        drift=_drift(Path(config.drift.output_dir) / NUMBERS), drift_dir=config.drift.output_dir,
+        drift=_drift(remote.below(config.drift.output_dir, NUMBERS)), drift_dir=config.drift.output_dir,
         report_dir=config.registry.report_dir, created=datetime.now(UTC).isoformat(timespec="minutes"),
     )  # fmt: skip
     storage.write_text(path, page)
@@ -144,16 +146,16 @@ def _run(folder: Path) -> runs.Run | None:
     return run
 
 
-def _read(path: Path, kind: Any, mend: str) -> Any:
-    """A JSON file as a class says it is; None where there is no such file.
+def _read(path: str | Path, kind: Any, mend: str) -> Any:
+    """A JSON file, here or afar, as a class says it is; None where there is no such file.
 
     Raises:
         DataError: it is something else.
+        StorageError: an address that cannot be read.
     """
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        content = remote.read_if_there(str(path))
+        return None if content is None else TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -165,6 +167,10 @@ def _read(path: Path, kind: Any, mend: str) -> Any:
 def _evaluation(config: Config, run_dir: Path, bundle_id: str) -> Evaluation | str:
     """The evaluation of this bundle where the key says, in the run's folder, or beside that as DVC has it; else why not."""
     mend, others = f"`sodaops evaluate {run_dir / 'bundle'}` makes one", []
+    if remote.is_address(config.evaluate.output_dir):
+        raise ConfigError(
+            f"evaluate.output_dir={config.evaluate.output_dir}: expected a folder of this machine; bring it here first."
+        )
     named = [Path(config.evaluate.output_dir)] if config.evaluate.output_dir else []
     for folder in [*named, run_dir / FOLDERS["test"], run_dir.parent / FOLDERS["test"]]:
         report = folder / "report.html"
@@ -197,7 +203,7 @@ def _evaluated(folder: Path, which: str, pictures: list[Any], mend: str) -> Eval
     return Evaluation(split, which, metrics, [*rows, ("this model", metrics, True)] if rows else [], pictures, missed)
 
 
-def _judged(path: Path, version: str) -> Judged | None:
+def _judged(path: str, version: str) -> Judged | None:
     found = _read(path, Judged, "`sodaops promote` writes it anew")
     if found is not None and found.version != version:
         raise DataError(f"{path}: is of {found.version}; move it away, `sodaops promote {version}` writes it anew.")
@@ -244,7 +250,7 @@ def _by_gate(entry: Mapping[str, Any]) -> str:
     return f"; all {len(gate['rules'])} rules of the gate held" if gate.get("rules") else ", without the gate"
 
 
-def _drift(path: Path) -> Drift | None:
+def _drift(path: str) -> Drift | None:
     """The last look, without what users wrote."""
     found = _read(path, Drift, "`sodaops drift` writes it anew")
     if found is None:

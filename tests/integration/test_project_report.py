@@ -244,3 +244,10 @@ def test_a_gate_report_of_another_version(run, capsys):
 def test_no_such_run(run, workdir, capsys, name, said):
     Registry("registry").register(another(RUN / "bundle", workdir / "elsewhere"))
     assert main(["report", name]) == 2 and said in capsys.readouterr().err
+
+
+def test_damage_of_another_run_is_not_this_ones(run):
+    Registry("registry").register(RUN / "bundle")
+    shutil.copytree(RUN, "outputs/later")
+    (Path("outputs/later/bundle") / layout.INFO).write_text("{")
+    told("challenger")

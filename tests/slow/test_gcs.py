@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -151,6 +152,11 @@ def test_a_drift_report(run, bucket, cloud, referenced, logged_rows):
     code, out, err = run(*asked)
     assert code == 0 and f"report: {bucket}/drift/{PAGE}" in out, err
     assert {path.rpartition("/")[2] for path in cloud.find("bucket/drift")} == {PAGE, "drift.json"}
+    shutil.copytree(referenced, "run/bundle")
+    assert run("report", "run", f"drift.output_dir={bucket}/drift")[0] == 0
+    assert "No drift look was given" not in Path("run/project_report.html").read_text()
+    code, _, err = run("report", "run", f"evaluate.output_dir={bucket}/evaluation")
+    assert code == 2 and "expected a folder of this machine" in err
     settings = {"request_log": Path("log").resolve(), "output_dir": f"{bucket}/watched", "every_s": 9999}
     with Server(referenced, prefix=DRIFT, **settings) as server, server.client() as client:
         client.post("/look")
@@ -199,6 +205,14 @@ def test_a_run_that_was_killed_goes_on_elsewhere_and_lands_whole(run, bucket, cl
     assert {name: sha256_of(here / name) for name in account["files"]} == account["files"]
     assert {"bundle/bundle.json", "bundle/model.safetensors", "checkpoints/best.ckpt", "metrics/metrics.csv"} <= there
     assert json.loads(cloud.cat("bucket/runs/one/run.json"))["status"] == "finished"
+
+
+def test_a_run_that_is_told_to_end_says_where_to_go_on(run, bucket, cloud, small_tweets):
+    stop = "+callbacks.stop={_target_: tests.integration.stop.Told, where: batch, epoch: 0, batch: 2}"
+    code, _, err = run("train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/told", stop)
+    assert code == 143 and f"stopped; go on with run_dir={bucket}/runs/told ckpt_path=last" in err
+    assert json.loads(cloud.cat("bucket/runs/told/run.json"))["status"] == "interrupted"
+    assert cloud.exists("bucket/runs/told/checkpoints/last.ckpt")
 
 
 def test_a_checkpoint_that_lies_there(run, bucket, cloud, trained, small_tweets):

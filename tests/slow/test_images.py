@@ -81,13 +81,15 @@ def python(name: str, code: str) -> str:
 
 
 class Container:
-    """A service in a container, on a port of this machine that it learns from PORT as on Cloud Run."""
+    """A container that runs until it is stopped; a service learns its port on this machine from PORT, as on Cloud Run."""
 
-    def __init__(self, image_name: str, *options: str) -> None:
+    def __init__(self, image_name: str, *options: str, arguments: Sequence[str] = ()) -> None:
         self.name, self.port = f"sodaops-test-{uuid.uuid4().hex[:8]}", free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = ["run", "-d", "--read-only", "--tmpfs", "/tmp", "--name", self.name, *OWNER, *FLAGS]
-        docker(*command, "-p", f"127.0.0.1:{self.port}:{self.port}", "-e", f"PORT={self.port}", *options, image_name)
+        docker(
+            *command, "-p", f"127.0.0.1:{self.port}:{self.port}", "-e", f"PORT={self.port}", *options, image_name, *arguments
+        )
 
     def wait(self, path: str) -> None:
         """Until it answers with 200."""
@@ -130,6 +132,20 @@ def outputs(image: Callable[[str], str], tmp_path_factory: pytest.TempPathFactor
     mounted = ["-v", f"{folder}:/app/outputs"]
     docker(*RUN, *OWNER, *mounted, image("train"), "train", *keys, "run_dir=outputs/run", "model.max_tokens=32")
     return folder
+
+
+def test_sigterm_keeps_what_a_training_has_done(outputs, image):
+    keys = ["data.max_rows=600", "model=tiny", "trainer.max_epochs=500", "early_stopping.patience=null", "run_dir=outputs/told"]
+    arguments = ["train", *keys, "evaluate.splits_dir=outputs/splits"]
+    with Container(image("train"), "-v", f"{outputs}:/app/outputs", arguments=arguments) as training:
+        until = time.monotonic() + 300
+        while (
+            not (outputs / "told/checkpoints/last.ckpt").exists() and time.monotonic() < until and training.state()["Running"]
+        ):
+            time.sleep(0.2)
+        assert training.stop() == 143, docker("logs", training.name)
+        assert "stopped; go on with run_dir=" in docker("logs", training.name)
+    assert json.loads((outputs / "told/run.json").read_text())["status"] == "interrupted"
 
 
 @pytest.fixture(scope="session")
