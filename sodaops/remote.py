@@ -55,7 +55,10 @@ def read_if_there(path: str) -> bytes | None:
         StorageError: no rights, no connection, no bucket.
     """
     if not is_address(path):
-        return Path(path).read_bytes() if Path(path).is_file() else None
+        try:
+            return Path(path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     with afar(path, "read") as files:
         try:
             return files.cat_file(path)

@@ -1,8 +1,9 @@
 """Shared pieces: small tables made from the real tweets, and one trained run that many tests read."""
 
+import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that the two processes end at about the same time."""
     longest = ("test_readme", "test_dvc")
     items.sort(key=lambda item: (item.path.stem not in longest, item.get_closest_marker("slow") is None))
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Takes back what Hydra does to the logging of its process: its handlers would write to a test's closed streams."""
+    before, level = list(logging.root.handlers), logging.root.level
+    yield
+    for handler in set(logging.root.handlers) - set(before):
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            logging.root.removeHandler(handler)
+            handler.close()
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ class Clone:
         """The environment of its commands."""
         path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
         settings = {"PATH": path, "PYTHONPATH": str(self.folder), "DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
-        ours = {"OMP_NUM_THREADS", "MAKEFLAGS", "MAKEOVERRIDES", "ARGS"}  # of the tests, and of the make that runs them
+        ours = {"MAKEFLAGS", "MAKEOVERRIDES", "ARGS"}  # of the make that runs the tests
         return {**{key: value for key, value in os.environ.items() if key not in ours}, **settings}
 
     def __call__(self, command: str, allowed: tuple[int, ...] = (0,), timeout_s: float = 900) -> str:

@@ -123,7 +123,7 @@ def last_epochs(run):
 
 
 def test_after_a_kill_they_start_again_from_the_last_epoch(small_tweets, tmp_path):
-    few = ("trainer=fsdp", "trainer.max_epochs=4", "checkpoint.restarts=1")
+    few = ("trainer=fsdp", "trainer.max_epochs=3", "checkpoint.restarts=1")
     ended(sodaops(*long(tmp_path / "whole", small_tweets, *few)))
     process = sodaops(*long(tmp_path / "killed", small_tweets, *few))
     wait_for(tmp_path / "killed/run/checkpoints/last.ckpt")
@@ -132,29 +132,33 @@ def test_after_a_kill_they_start_again_from_the_last_epoch(small_tweets, tmp_pat
     assert "process 1 of 2 ended by SIGKILL, and the others with it; starting again from " in err and "1 of at most 1" in err
     assert out.count("bundle: ") == 1 and "Traceback" not in err
     (epoch, whole), (same_epoch, killed) = last_epochs(tmp_path / "whole/run"), last_epochs(tmp_path / "killed/run")
-    assert epoch == same_epoch == 3 and all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert epoch == same_epoch == 2 and all(torch.equal(whole[name], killed[name]) for name in whole)
     earlier = validations(tmp_path / "killed/run", "metrics.1")
-    assert (earlier + validations(tmp_path / "killed/run"))[-4:] == validations(tmp_path / "whole/run")
+    assert (earlier + validations(tmp_path / "killed/run"))[-3:] == validations(tmp_path / "whole/run")
     assert runs.read(tmp_path / "killed/run").status == "finished"
 
 
-@pytest.mark.parametrize("told", ["the only process", "the agent", "one of two"])
-def test_sigterm_keeps_the_batches_that_were_done(small_tweets, tmp_path, told):
-    run, n = tmp_path / "run", 1 if told == "the only process" else 2
-    few = ("trainer.max_epochs=4", f"trainer.devices={n}", "trainer=fsdp" if told == "one of two" else "trainer=ddp")
-    stop = "+callbacks.stop={_target_: tests.integration.stop.Told, where: batch, batch: 4, rank: 1}"
-    process = sodaops(*long(tmp_path, small_tweets, *few, *([stop] if told == "one of two" else [])))
-    if told != "one of two":
-        wait_for(run / "checkpoints/last.ckpt")
-        process.send_signal(signal.SIGTERM)
+def stopped(process, run):
     _, err = ended(process, 143)
     assert err.strip().splitlines()[-1] == f"stopped; go on with run_dir={run} ckpt_path=last" and "Traceback" not in err
     assert runs.read(run).status == "interrupted"
-    if told == "one of two":
-        kept = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-        assert (kept["epoch"], kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]) == (1, 5)
+
+
+def test_sigterm_to_the_agent(small_tweets, tmp_path):
+    process = sodaops(*long(tmp_path, small_tweets))
+    wait_for(tmp_path / "run/checkpoints/last.ckpt")
+    process.send_signal(signal.SIGTERM)
+    stopped(process, tmp_path / "run")
+
+
+def test_sigterm_to_one_of_two_keeps_the_batches_that_were_done(small_tweets, tmp_path):
+    stop = "+callbacks.stop={_target_: tests.integration.stop.Told, where: batch, batch: 4, rank: 1}"
+    run, few = tmp_path / "run", ("trainer.max_epochs=2", "trainer=fsdp")
+    stopped(sodaops(*long(tmp_path, small_tweets, *few, stop)), run)
+    kept = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert (kept["epoch"], kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]) == (1, 5)
     ended(sodaops(*long(tmp_path, small_tweets, *few, "ckpt_path=last")))
-    assert last_epochs(run)[0] == 3 and runs.read(run).status == "finished"
+    assert last_epochs(run)[0] == 1 and runs.read(run).status == "finished"
 
 
 def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path):

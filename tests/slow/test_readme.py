@@ -104,6 +104,8 @@ def _run_docs(clone, running):
     for command in DOCS:
         for theirs, ours in names.items():
             command = command.replace(theirs, ours)
+        if command in COMMANDS:  # the README's, which has run, or runs still
+            continue
         if port := re.search(r"[. -]port=(\d+)", command):
             free = free_port()
             names[f"http://127.0.0.1:{port[1]}/"] = f"http://127.0.0.1:{free}/"
