@@ -34,6 +34,7 @@ def test_train_py_trains_and_prints_the_table(small_tweets, tmp_path):
     assert "initializer" not in done.stdout + done.stderr  # nor what libraries say to each other
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
 def test_a_bar_on_a_terminal(small_tweets, tmp_path):
     import fcntl
@@ -172,6 +173,7 @@ def test_help_and_unknown_verbs(capsys):
     )
 
 
+@pytest.mark.slow
 def test_stages_from_a_params_file(small_tweets, tmp_path, workdir):
     from sodaops.compose import compose
 

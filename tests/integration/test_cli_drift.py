@@ -57,6 +57,7 @@ def refused(ran, said):
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 def test_no_drift(run, referenced, logged_rows):
     fill(Path("log"), logged_rows.fresh)
     code, out, err = run("drift", referenced, "drift.request_log=log", "--fail-on-drift")

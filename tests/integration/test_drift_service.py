@@ -78,6 +78,7 @@ def test_a_deployment_of_it_passes_its_smoke_test(watched, monkeypatch):
         smoke.predictor_answers(smoke.Smoke(url, url, 0.2), "a version")
 
 
+@pytest.mark.slow
 def test_nobody_asked_anything(watched, logged_rows):
     fill(watched.log)
     said = f"{watched.log}: no request in the window. Requests come into it a part at a time, every serve.part_s seconds."
@@ -202,6 +203,7 @@ def test_never_two_looks_at_once(watched, logged_rows):
     assert sum(runs(watched.client).values()) == before + 1
 
 
+@pytest.mark.slow
 def test_pages_are_whole_while_it_looks(watched, logged_rows):
     look(watched, logged_rows.fresh)
     stop, seen = threading.Event(), []
@@ -321,6 +323,7 @@ def test_a_fault_of_the_settings_ends_the_process(tmp_path):
     assert done.stderr == "ConfigError: SODAOPS_DRIFT_REQUEST_LOG is missing; give it as SODAOPS_DRIFT_REQUEST_LOG=VALUE.\n"
 
 
+@pytest.mark.slow
 def test_it_ends_while_it_looks(referenced, logged_rows, tmp_path):
     fill(tmp_path / "log", logged_rows.fresh)
     os.mkfifo(tmp_path / f"log/date={RECENTLY.date()}/pipe.parquet")  # a look that never ends
@@ -339,6 +342,7 @@ def test_it_ends_while_it_looks(referenced, logged_rows, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_from_the_predictor_to_the_webhook(referenced, tmp_path):
     """Texts that nobody has trained on are asked; the predictor logs them, the drift service sees them, somebody is told."""
     port = free_port()

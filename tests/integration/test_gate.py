@@ -194,6 +194,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 def test_what_cannot_be_judged(place, trained, small_tweets, capsys, workdir):
     settings, (first, second) = place
     assert main(["promote", "champion", *settings]) == 2 and "champion points to nothing" in capsys.readouterr().err

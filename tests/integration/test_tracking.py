@@ -72,6 +72,7 @@ def test_online_without_a_key_is_refused_at_once(small_tweets, tmp_path):
         fit(configured(*overrides(tmp_path, small_tweets, "logger.wandb.mode=online")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "http://nowhere.invalid", "silent"])
 def test_a_key_without_a_network_is_told_in_seconds(small_tweets, tmp_path, monkeypatch, address):
     with socket.create_server(("127.0.0.1", 0)) as mute:

@@ -106,6 +106,7 @@ STOPS = {  # what ends the first run, with which error, the checkpoint that it l
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", STOPS)
 def test_a_resumed_run_equals_an_unbroken_one(small_tweets, tmp_path, how):
     stop, error, name, within = STOPS[how]
@@ -134,6 +135,7 @@ def test_a_resumed_run_equals_an_unbroken_one(small_tweets, tmp_path, how):
     assert all(torch.equal(states[0][k]["exp_avg_sq"], states[1][k]["exp_avg_sq"]) for k in states[0])
 
 
+@pytest.mark.slow
 def test_overfit_learns_a_batch_by_heart(small_tweets, tmp_path):
     overrides = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o]
     fit(configured(*overrides, "debug=overfit", "optim.lr=3e-3", "optim.head_lr=3e-3", "logger=csv", "optim.batch_tokens=256"))
@@ -142,6 +144,7 @@ def test_overfit_learns_a_batch_by_heart(small_tweets, tmp_path):
     assert len(losses) == 60 and losses[0] > 0.7 and losses[-1] < 0.1
 
 
+@pytest.mark.slow
 def test_the_profile_has_a_table_by_operator_and_a_trace(small_tweets, tmp_path, capsys):
     fit(configured(*run_overrides(tmp_path, small_tweets, "debug=profile", "optim.batch_tokens=256")))
     shown = capsys.readouterr().out
@@ -211,6 +214,7 @@ def test_last_goes_on_in_the_run_folder_also_after_its_last_epoch(small_tweets, 
     assert runs.read(tmp_path / "run").status == "finished"
 
 
+@pytest.mark.slow
 def test_last_trains_no_more_of_a_run_that_had_stopped_early(small_tweets, tmp_path):
     still = (
         "optim.lr=1e-12",
@@ -294,6 +298,7 @@ def test_compiling_without_a_compiler(small_tweets, tmp_path, monkeypatch):
         fit(configured(*run_overrides(tmp_path, small_tweets, COMPILE)))
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_training(small_tweets, tmp_path):
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000));"

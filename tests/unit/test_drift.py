@@ -154,6 +154,7 @@ def test_distances_are_those_of_scipy():
     assert chi_square_p(np.array([5, 0]), np.array([9, 0])) == 1.0
 
 
+@pytest.mark.slow
 def test_fresh_texts_of_the_same_source_are_no_drift(predictor, known, fresh):
     for first in range(0, 2000, 200):
         found = judge(predictor, known, fresh.slice(first, 200))
