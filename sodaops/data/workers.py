@@ -1,5 +1,6 @@
 """Making parts: those of a small table in this process, those of a large one on all cores or on a Ray cluster."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -51,7 +52,7 @@ def _elsewhere(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) 
     waiting: deque[tuple[Part, Future[SodaOpsError | None] | None]] = deque()
     pool, n_workers, lost = _pool(config)
     try:
-        with pool:
+        with pool, _all_end(pool, lost):
             for part, raw in rows:
                 there = part.path.exists()
                 waiting.append((part, None if there else pool.submit(_make_packed, part, raw.schema, _packed(raw), config)))
@@ -64,6 +65,18 @@ def _elsewhere(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) 
             f"{part.table}: a process that cleaned its rows ended early, at or before row {part.first + part.n_rows - 1:,}; it "
             "was killed, or there was no memory left for it. Run it again: it goes on from the parts that are finished."
         ) from error
+
+
+@contextlib.contextmanager
+def _all_end(pool: Executor, lost: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Kills the other processes of a pool that lost one: Python forgets one that was just being started, and then waits for it
+    without end."""
+    try:
+        yield
+    except lost:
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.kill()
+        raise
 
 
 def _pool(config: DataConfig) -> tuple[Executor, int, tuple[type[Exception], ...]]:
