@@ -57,6 +57,21 @@ def write(workdir: Path) -> Callable[..., str]:
     return make
 
 
+@pytest.fixture
+def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a verb in an empty folder; gives its exit code, and what it printed on both streams."""
+    from sodaops.cli import main
+
+    def verb(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(arg) for arg in argv])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return verb
+
+
 def free_port() -> int:
     """A port of loopback that nobody uses just now."""
     with socket.socket() as found:

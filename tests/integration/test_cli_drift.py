@@ -1,7 +1,6 @@
 """The verbs around the request log, as a shell sees them: sodaops drift and sodaops log."""
 
 import json
-import logging
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.bundle import layout
-from sodaops.cli import main
 from sodaops.registry.registry import Registry
 from tests.gcs import emulated_bucket
 from tests.requests import empty, write
@@ -27,21 +25,6 @@ def bucket(tmp_path_factory):
     """An address of an emulated bucket of Google Cloud Storage."""
     with emulated_bucket(tmp_path_factory.mktemp("gcs")) as address:
         yield address
-
-
-@pytest.fixture
-def run(workdir, capsys, monkeypatch):
-    """Runs a verb in an empty folder; gives its exit code, and what it printed on both streams."""
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # Hydra's, of a test before: its stream is closed
-
-    def verb(*argv):
-        capsys.readouterr()
-        code = main([str(arg) for arg in argv])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return verb
 
 
 def ids(log):

@@ -14,7 +14,6 @@ import pytest
 
 from sodaops import landing
 from sodaops.bundle import layout
-from sodaops.cli import main
 from sodaops.data.preprocess import preprocess
 from sodaops.evaluation.evaluate import WRITTEN
 from sodaops.monitoring.check import PAGE
@@ -42,18 +41,10 @@ def cloud(bucket):
 
 
 @pytest.fixture
-def run(workdir, capsys, monkeypatch):
-    """Runs a verb in an empty folder; gives its exit code, and what it printed on both streams."""
+def run(run, workdir, monkeypatch):
+    """With copies of what lies afar in a folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(workdir.parent / "cache"))
-
-    def verb(*argv):
-        capsys.readouterr()
-        code = main([str(arg) for arg in argv])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return verb
+    return run
 
 
 def test_a_table(run, bucket, cloud, small_tweets, tmp_path):
