@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from sodaops import storage
 from sodaops.config import DataConfig
-from sodaops.data.cleaning import clean_many, flat
+from sodaops.data.byte_rows import flat
+from sodaops.data.cleaning import clean_many
 from sodaops.errors import SHOWN, DataError
 
 PART_ROWS = 65_536

@@ -17,9 +17,9 @@ from tests.conftest import REPO, TWEETS
 
 PIECES = [
     "&amp;", "&lt", "&#64;", "&#x40;x", "&nbsp;", "&ampamp;", "&amp;amp;", "& ", "&", "&;", "&T", "&notit;", "&#0065",
-    "&#1114112;", "&#",
+    "&#1114112;", "&#", "&gt;", "&quot;", "&#39;", "amp;", "lt;",
     "@", "@ann", "@@b", "x@y.org", "@é", "@_", "#", "#win", "#@ann", "#é1", "http://", "https://t.co/x", "HTTPS://X", "httpſ://t.co",
-    "www.", "WWW.a", "wWw.é", "http:/", "://", "//",
+    "www.", "WWW.a", "wWw.é", "wwww.b", "http:/", "://", "//", "hhttp://c", "s://", ".", ":",
     "\u017f", "\u212a", "İ", "ß", "ǅ", "٣", "²", "_", "1", "9a", "don't", "a", "B",
     "é", "👩\u200d👧",
     " ", "  ", "\t", "\n", "\r\n", "\x00", "\x0b", "\x1c", "\x1f", "\x7f", "\x85", "\xa0", "\xad", "\u1680", "\u180e",
@@ -34,6 +34,13 @@ TEXTS = st.lists(st.sampled_from(PIECES) | st.characters(exclude_categories=["Cs
 @given(texts=st.lists(TEXTS, max_size=12))
 def test_many_are_cleaned_as_each(policy, texts):
     assert clean_many(pa.array(texts, pa.string()), policy).to_pylist() == [clean(text, policy) for text in texts]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("whole", ["&amp;lt;", "&#39;s", "a @ann", "b#win", "https://t.co/x y", "WWW.a", "c  d"])
+def test_neighbours_are_not_read_together(policy, whole):
+    texts = [part for i in range(1, len(whole)) for part in (whole[:i], whole[i:])]
+    assert clean_many(pa.array(texts), policy).to_pylist() == [clean(text, policy) for text in texts]
 
 
 @cache
