@@ -26,7 +26,7 @@ from sodaops.data.tokens import pad, plan_batches, tokenise
 from sodaops.errors import ModelError
 
 MAX_GAP = 1e-4  # of a probability, float32 against torch
-MAX_F1_CHANGE = 0.005  # of macro-F1 on val, int8 against float32
+MAX_F1_LOSS = 0.005  # of macro-F1 on val, int8 against float32
 _BUDGET = 2048  # tokens of a batch
 _NAMES = ("input_ids", "attention_mask"), ("logits", "embeddings")
 
@@ -73,8 +73,8 @@ def export(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) ->
     whole.
 
     float32 must answer as torch does within 1e-4 of every probability: on val, and on real texts of every length in
-    train and val, alone and in padded batches. int8 must keep macro-F1 on val within 0.005 of float32's; where it
-    does not, it is not written.
+    train and val, alone and in padded batches. int8 may lose at most 0.005 of float32's macro-F1 on val; where it
+    loses more, it is not written.
 
     Args:
         path: the bundle.
@@ -98,7 +98,7 @@ def export(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) ->
             gates[variant] = gate
             if variant == "float32" and gate.max_gap > MAX_GAP:
                 raise ModelError(f"{path}: the ONNX graph does not answer as torch does: {gate.describe()}.")
-            if abs(gate.macro_f1_change) > MAX_F1_CHANGE:
+            if gate.macro_f1_change < -MAX_F1_LOSS:
                 (folder / layout.ONNX[variant]).unlink()
                 del fields["onnx"][variant]
             else:
