@@ -1,9 +1,10 @@
 """Examples a second in training, and seconds to a macro-F1 of 0.75 on val, beside the transformers Trainer.
 
-"embeddings frozen" is ours with optim.frozen_layers=0; the Trainer trains all.
+"embeddings frozen" is ours with optim.frozen_layers=0; the Trainer trains all. bf16 (autocast, on both sides) is measured where
+the CPU multiplies bfloat16 itself; there it is our default.
 
-Every measurement is a process of its own; the sides take turns. Same model (MiniLM), tweets, float32, seeds. Time is that of
-the training loop without validation and saving; what is in it is told by parts.
+Every measurement is a process of its own; the sides take turns. Same model (MiniLM), tweets, seeds. Time is that of the
+training loop without validation and saving; what is in it is told by parts.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from tqdm import tqdm
 
 REPO = Path(__file__).resolve().parents[1]
 GOAL = 0.75
-SEED_WAY, SIZES = "Trainer, batch 8, padded to 78", (8, 16, 32)
+SIZES = (8, 16, 32)
+PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 PARTS = ("data", "forward", "backward", "optimizer", "rest")
 
 
@@ -101,11 +103,12 @@ class Clock:
         setattr(kind, name, wrap(getattr(kind, name)))
 
 
-def gemm_gflops(size: int = 1024, seconds: float = 1.0) -> float:
-    """What this machine does in large float32 matrix products, GFLOP/s."""
+def gemm_gflops(precision: str, size: int = 1024, seconds: float = 1.0) -> float:
+    """What this machine does in large matrix products, GFLOP/s."""
     import torch
 
-    a, b, rates = torch.randn(size, size), torch.randn(size, size), []
+    kind = torch.float32 if precision == "float32" else torch.bfloat16
+    a, b, rates = torch.randn(size, size, dtype=kind), torch.randn(size, size, dtype=kind), []
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends:
         began = time.perf_counter()
@@ -147,9 +150,10 @@ def ours(asked: argparse.Namespace, clock: Clock) -> list[tuple[float, float]]:
         overrides = [
             f"seed={asked.seed}", f"run_dir={folder}/run", f"evaluate.splits_dir={asked.splits}", f"data.max_rows={asked.rows}",
             "trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false", f"trainer.max_epochs={asked.epochs}",
+            f"trainer.precision={PRECISIONS[asked.precision]}",
         ]  # fmt: skip
         if asked.until is not None:
-            overrides.append("trainer.val_check_interval=0.5")
+            overrides.append("trainer.val_check_interval=0.25")
         fit(compose([*overrides, *asked.overrides]), callbacks=[Watch()])
     return Watch.curve
 
@@ -219,14 +223,14 @@ def trainer(asked: argparse.Namespace, clock: Clock) -> list[tuple[float, float]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     train = rows("train")
-    every = -(-len(train) // asked.batch) // 2
+    every = -(-len(train) // asked.batch) // 4
     grouped = {} if asked.fixed else {"train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
     with tempfile.TemporaryDirectory() as output:
         settings = TrainingArguments(
             output_dir=output, per_device_train_batch_size=asked.batch, per_device_eval_batch_size=32,
             num_train_epochs=asked.epochs,
             learning_rate=asked.lr, warmup_steps=0.1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-            logging_steps=10, seed=asked.seed, **grouped,
+            logging_steps=10, seed=asked.seed, bf16=asked.precision == "bf16", **grouped,
         )  # fmt: skip
         measured = lambda found: {"macro_f1": f1_score(found.label_ids, np.argmax(found.predictions, -1), average="macro")}  # noqa: E731
         padding = {} if asked.fixed else {"data_collator": DataCollatorWithPadding(tokenizer)}
@@ -246,10 +250,10 @@ def side(asked: argparse.Namespace) -> None:
     """One measurement, told as JSON on the last line."""
     import resource
 
-    gemm = [gemm_gflops()]
+    gemm = [gemm_gflops(asked.precision)]
     clock = Clock((6, 384, 1536))
     curve = (ours if asked.side == "ours" else trainer)(asked, clock)
-    gemm.append(gemm_gflops())
+    gemm.append(gemm_gflops(asked.precision))
     whole = clock.spent.pop("all")
     parts = {part: clock.spent[part] for part in PARTS[:-1]}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -270,39 +274,39 @@ def measure(name: str, splits: Path, *arguments: object) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def rounds(asked: argparse.Namespace, splits: Path) -> dict[str, list[dict[str, Any]]]:
-    """Each side in turn over the same few hundred texts; of the Trainer's batch sizes, all."""
-    padded = ("--epochs", 1, "--rows", asked.rows)
-    sides = {
-        "ours": ("ours", *padded, *asked.overrides),
-        "ours, embeddings frozen": ("ours", *padded, *asked.overrides, "optim.frozen_layers=0"),
-        SEED_WAY: ("trainer", *padded, "--batch", 8, "--fixed"),
-    }
-    sides |= {f"Trainer, length-grouped, batch {n}": ("trainer", *padded, "--batch", n) for n in SIZES}
+def taken_in_turn(sides: dict[str, tuple[object, ...]], seeds: int, splits: Path, said: str) -> dict[str, list[dict[str, Any]]]:
+    """Each side once a seed, one after the other."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    with tqdm(total=asked.rounds * len(sides), desc="examples a second", unit="run") as bar:
-        for seed in range(asked.rounds):
+    with tqdm(total=seeds * len(sides), desc=said, unit="run") as bar:
+        for seed in range(seeds):
             for name, (kind, *arguments) in sides.items():
-                found[name].append(measure(kind, splits, "--seed", seed, *arguments))
+                found[name].append({**measure(str(kind), splits, "--seed", seed, *arguments), "precision": name.split(", ")[1]})
                 bar.update()
     return found
 
 
-def to_goal(asked: argparse.Namespace, splits: Path, batch: int) -> dict[str, list[dict[str, Any]]]:
-    """Whole trainings until val reaches the goal, validated each half epoch; the Trainer with three learning rates."""
-    until = ("--until", GOAL, "--rows", 10**6)
-    sides = {"ours": ("ours", *until, "--epochs", 3, *asked.overrides)}
+def rounds(asked: argparse.Namespace, splits: Path, precisions: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Each side over the same few hundred texts; of the Trainer's batch sizes, all."""
+    few = ("--epochs", 1, "--rows", asked.rows)
+    sides: dict[str, tuple[object, ...]] = {}
+    for precision in precisions:
+        of = (*few, "--precision", precision)
+        sides[f"ours, {precision}"] = ("ours", *of, *asked.overrides)
+        sides[f"ours, {precision}, embeddings frozen"] = ("ours", *of, *asked.overrides, "optim.frozen_layers=0")
+        sides[f"Trainer, {precision}, batch 8, padded to 78"] = ("trainer", *of, "--batch", 8, "--fixed")
+        sides |= {f"Trainer, {precision}, length-grouped, batch {n}": ("trainer", *of, "--batch", n) for n in SIZES}
+    return taken_in_turn(sides, asked.rounds, splits, "examples a second")
+
+
+def to_goal(asked: argparse.Namespace, splits: Path, precision: str, batch: int) -> dict[str, list[dict[str, Any]]]:
+    """Whole trainings until val reaches the goal, validated each quarter epoch; the Trainer with three learning rates."""
+    until = ("--until", GOAL, "--rows", 10**6, "--epochs", 3, "--precision", precision)
+    sides: dict[str, tuple[object, ...]] = {f"ours, {precision}": ("ours", *until, *asked.overrides)}
     sides |= {
-        f"Trainer, batch {batch}, lr {lr:g}": ("trainer", *until, "--epochs", 3, "--batch", batch, "--lr", lr)
+        f"Trainer, {precision}, batch {batch}, lr {lr:g}": ("trainer", *until, "--batch", batch, "--lr", lr)
         for lr in (1e-4, 2e-4, 3e-4)
     }
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    with tqdm(total=asked.seeds * len(sides), desc=f"seconds to {GOAL}", unit="run") as bar:
-        for seed in range(asked.seeds):
-            for name, (kind, *arguments) in sides.items():
-                found[name].append(measure(kind, splits, "--seed", seed, *arguments))
-                bar.update()
-    return found
+    return taken_in_turn(sides, asked.seeds, splits, f"seconds to {GOAL}")
 
 
 def middle(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
@@ -320,49 +324,65 @@ def seconds_to_goal(run: dict[str, Any]) -> float:
     return next((seconds for seconds, score in run["curve"] if score >= GOAL), float("inf"))
 
 
+def best_of(found: dict[str, list[dict[str, Any]]], precision: str) -> str:
+    """The Trainer's fastest side in a precision."""
+    return max((name for name in found if f"{precision}, length" in name), key=lambda name: middle(found[name], speed))
+
+
 def render(found: dict[str, list[dict[str, Any]]], goals: dict[str, list[dict[str, Any]]], asked: argparse.Namespace) -> str:
     """The tables."""
     import torch
     import transformers
 
-    best = max((name for name in found if "length" in name), key=lambda name: middle(found[name], speed))
-    mine = middle(found["ours"], speed)
+    precisions = list(dict.fromkeys(run["precision"] for runs in found.values() for run in runs))
+    default = middle(found[f"ours, {precisions[-1]}"], speed)
     lines = [
         "# Training speed", "",
-        f"Written by `make bench-train`. {os.cpu_count()} cores, float32, torch {torch.__version__}, transformers "
+        f"Written by `make bench-train`. {os.cpu_count()} cores, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; {asked.rounds} rounds in turn, medians. MiniLM on "
-        f"{found['ours'][0]['examples']} tweets of the train split. GEMM: what forward and backward do of the rate that this "
-        "machine has in large matrix products.", "",
-        "| side | examples/s | tokens/s without padding | padding | GEMM | memory, MB | ours is |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"{found['ours, float32'][0]['examples']} tweets of the train split. The default on this machine is "
+        f"{precisions[-1]}. GEMM: what forward and backward do of the rate that this machine has in large matrix products of "
+        "that precision.", "",
+        "| side | examples/s | tokens/s without padding | padding | GEMM | memory, MB | ours, same precision | the default |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name, runs in found.items():
         share = middle(
             runs, lambda run: run["flops"] / 1e9 / (run["parts"]["forward"] + run["parts"]["backward"]) / run["gemm"]
         )
+        rate, same = middle(runs, speed), middle(found[f"ours, {runs[0]['precision']}"], speed)
         lines.append(
-            f"| {name} | {middle(runs, speed):.1f} | {middle(runs, lambda run: run['tokens'] / run['seconds']):,.0f} | "
+            f"| {name} | {rate:.1f} | {middle(runs, lambda run: run['tokens'] / run['seconds']):,.0f} | "
             f"{middle(runs, lambda run: 1 - run['tokens'] / run['padded']):.0%} | {share:.0%} | "
-            f"{middle(runs, lambda run: run['memory_mb']):.0f} | {mine / middle(runs, speed):.2f} times |"
+            f"{middle(runs, lambda run: run['memory_mb']):.0f} | {same / rate:.2f} times | {default / rate:.2f} times |"
         )
-    rates = [run["gemm"] for runs in found.values() for run in runs]
-    lines += ["", f"The GEMM rate (1024 × 1024, float32) was {min(rates):.0f} to {max(rates):.0f} GFLOP/s.", "",
-              "Where the time goes, ms an example:", "",
+    lines.append("")
+    for precision in precisions:
+        rates = [run["gemm"] for runs in found.values() for run in runs if run["precision"] == precision]
+        lines.append(f"The GEMM rate (1024 × 1024, {precision}) was {min(rates):.0f} to {max(rates):.0f} GFLOP/s.")
+    lines += ["", "Where the time goes, ms an example:", "",
               "| side | " + " | ".join(PARTS) + " | optimizer steps |", "| --- " * (len(PARTS) + 2) + "|"]  # fmt: skip
-    for name in ("ours", SEED_WAY, best):
+    shown = [f"ours, {precision}" for precision in precisions] + [name for name in found if "padded" in name]
+    for name in [*shown, *(best_of(found, precision) for precision in precisions)]:
         cells = [
             f"{middle(found[name], lambda run, part=part: 1000 * run['parts'][part] / run['examples']):.2f}" for part in PARTS
         ]
         lines.append(f"| {name} | {' | '.join(cells)} | {middle(found[name], lambda run: run['steps']):.0f} |")
-    if goals:
-        lines += ["", f"Until macro-F1 on val is {GOAL}, seen each half epoch of at most 3; {asked.seeds} seeds:", "",
-                  "| side | seconds, each seed | median | ours is |", "| --- | --- | --- | --- |"]  # fmt: skip
-        first = middle(goals["ours"], seconds_to_goal)
-        for name, runs in goals.items():
-            each = ", ".join("never" if seconds_to_goal(run) == float("inf") else f"{seconds_to_goal(run):.0f}" for run in runs)
-            median = middle(runs, seconds_to_goal)
-            lines.append(f"| {name} | {each} | {median:.0f} | {median / first:.2f} times |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *to_goal_table(goals, asked), ""])
+
+
+def to_goal_table(goals: dict[str, list[dict[str, Any]]], asked: argparse.Namespace) -> list[str]:
+    """Lines of the seconds to the goal."""
+    if not goals:
+        return []
+    lines = ["", f"Until macro-F1 on val is {GOAL}, seen each quarter epoch of at most 3; {asked.seeds} seeds:", "",
+             "| side | seconds, each seed | median | ours is |", "| --- | --- | --- | --- |"]  # fmt: skip
+    ours = next(middle(runs, seconds_to_goal) for runs in goals.values())
+    for name, runs in goals.items():
+        each = ", ".join("never" if seconds_to_goal(run) == float("inf") else f"{seconds_to_goal(run):.0f}" for run in runs)
+        median = middle(runs, seconds_to_goal)
+        lines.append(f"| {name} | {each} | {median:.0f} | {median / ours:.2f} times |")
+    return lines
 
 
 def draw(goals: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -387,7 +407,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=2000, help="of the raw table, for examples a second")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings to the goal, a side; 0: none")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings to the goal, a side; 0: none")
     parser.add_argument("--write", type=Path, help="a Markdown file for the tables; a picture goes beside it")
     parser.add_argument("--side", help="measure one side only, here: ours or trainer")
     parser.add_argument("--splits", type=Path)
@@ -396,6 +416,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, help="a macro-F1 on val at which it ends")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--fixed", action="store_true", help="padded to 78 tokens, in no order of length")
     parser.add_argument("overrides", nargs="*", help="of our configuration")
     asked = parser.parse_args()
@@ -404,13 +425,15 @@ def main() -> None:
         return
     from sodaops.compose import compose
     from sodaops.data.preprocess import ensure_splits
+    from sodaops.training.precision import bfloat16_on
 
+    precisions = list(PRECISIONS)[: 1 + bfloat16_on("cpu")]
     with tempfile.TemporaryDirectory() as folder:
         for name, rows in (("few", asked.rows), ("all", 10**6)):
             ensure_splits(compose([f"data.max_rows={rows}"]).data, Path(folder) / name)
-        found = rounds(asked, Path(folder) / "few")
-        best = max(SIZES, key=lambda n: middle(found[f"Trainer, length-grouped, batch {n}"], speed))
-        goals = to_goal(asked, Path(folder) / "all", best) if asked.seeds else {}
+        found = rounds(asked, Path(folder) / "few", precisions)
+        batch = int(best_of(found, precisions[-1]).rpartition(" ")[2])
+        goals = to_goal(asked, Path(folder) / "all", precisions[-1], batch) if asked.seeds else {}
     table = render(found, goals, asked)
     print(table)
     if asked.write:

@@ -109,6 +109,7 @@ def run_overrides(folder: Path, tweets: Path, *more: str) -> list[str]:
     """Overrides for a short training of the tiny model in ``folder``."""
     return [
         *TINY,
+        "trainer.precision=32-true",  # on every machine
         f"data.path={tweets}",
         f"run_dir={folder / 'run'}",
         f"evaluate.splits_dir={folder / 'splits'}",

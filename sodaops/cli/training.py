@@ -45,9 +45,10 @@ def _train(config: "Config") -> float | None:
     from sodaops.search.pruning import trial_of
     from sodaops.training import launch
     from sodaops.training.fit import fit, with_last
+    from sodaops.training.precision import with_precision
     from sodaops.training.tracking import tracked
 
-    config = with_last(config)
+    config = with_precision(with_last(config))
     n_processes, n_nodes = launch.processes(config)
     if n_processes * n_nodes > 1 and not runs.in_rank(os.environ):
         return launch.launch(config, n_processes, n_nodes)

@@ -6,7 +6,6 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics import MeanMetric, MetricCollection
@@ -119,9 +118,11 @@ class TextClassifier(L.LightningModule):
             raise ConfigError(
                 f"optim.schedule={self.optim.schedule} needs an end; set trainer.max_epochs or trainer.max_steps."
             )
-        # In mixed precision Lightning refuses to clip the gradients of a fused AdamW, which could unscale by itself.
-        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = make_optimizer(self.model, self.optim, fused=not mixed)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = make_optimizer(self.model, self.optim, fused=not scaled)
+        # A fused AdamW could unscale gradients by itself, so in mixed precision Lightning refuses to clip them. In bfloat16
+        # nothing is scaled.
+        optimizer._step_supports_amp_scaling = False
         factor = lr_factor(self.optim, int(n_steps) if n_steps != float("inf") else 1)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

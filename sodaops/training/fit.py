@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import lightning as L
 import torch
@@ -34,6 +34,7 @@ from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
 from sodaops.modeling.optim import freeze
 from sodaops.training.callbacks import Bar, Checkpoint, Patience, Terminate, make_profiler, profile_table, progress
+from sodaops.training.precision import with_precision
 from sodaops.training.tracking import Tracker, tracked
 
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
@@ -68,7 +69,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     if tracker is None:
         with tracked(config) as tracker:
             return fit(config, tracker, callbacks)
-    run_dir = tracker.run_dir
+    run_dir, config = tracker.run_dir, with_precision(config)
     arguments = trainer_arguments(config.trainer)
     own = config.ckpt_path is not None and Path(config.ckpt_path).resolve() == (run_dir / LAST).resolve()
     _check_checkpoint(config.ckpt_path, None if own else arguments.get("max_epochs"))
@@ -142,6 +143,7 @@ def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     """
     allowed = {name for name in inspect.signature(L.Trainer.__init__).parameters if name not in _OURS}
     hints = get_type_hints(L.Trainer.__init__)
+    hints["precision"] = Literal["auto"] | hints["precision"]
     faults = []
     for name, value in section.items():
         if name not in allowed:
@@ -232,7 +234,8 @@ def _checkpoints(config: Config, run_dir: Path) -> list[Checkpoint]:
     """The best epoch, then what resumes: the last epoch, and steps where asked for; in this order, so that what resumes
     knows of the best. (save_last would keep the last epoch that was the best, not the last.)"""
     folder, resumed = run_dir / "checkpoints", config.ckpt_path
-    found = [Checkpoint(folder, resumed, filename="best", monitor=config.checkpoint.monitor, mode=config.checkpoint.mode)]
+    best = {"monitor": config.checkpoint.monitor, "mode": config.checkpoint.mode, "save_weights_only": True}
+    found = [Checkpoint(folder, resumed, filename="best", **best)]
     if config.checkpoint.every_n_train_steps is not None:
         every = {"every_n_train_steps": config.checkpoint.every_n_train_steps, "save_on_train_epoch_end": False}
         found.append(Checkpoint(folder, resumed, filename="step", **every))

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from sodaops import runs
@@ -24,6 +26,7 @@ from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError, StorageError, Terminated
 from sodaops.evaluation.metrics import confusion, summary
 from sodaops.training.fit import fit
+from sodaops.training.precision import bfloat16_on
 from tests.conftest import REPO, configured, run_overrides
 from tests.integration.stop import Seen
 
@@ -251,8 +254,33 @@ def test_a_checkpoint_of_another_run(trained, small_tweets, tmp_path, change):
         fit(configured(*run_overrides(tmp_path, small_tweets, last, "trainer.max_epochs=3", change)))
 
 
-def test_mixed_precision_clips(small_tweets, tmp_path):
-    fit(configured(*run_overrides(tmp_path, small_tweets, "trainer.precision=bf16-mixed", "trainer.max_epochs=1")))
+class Stepped(Callback):
+    """What the optimizer stepped with."""
+
+    norms: ClassVar[list[float]] = []
+    fused: ClassVar[set[bool]] = set()
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        found = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
+        self.norms.append(float(torch.stack(found).norm()) if found else 0.0)
+        self.fused.update(group["fused"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_before_a_fused_optimizer(small_tweets, tmp_path, precision):
+    Stepped.norms.clear()
+    asked = [f"trainer.precision={precision}", "trainer.max_epochs=1", "trainer.gradient_clip_val=0.001"]
+    fit(configured(*run_overrides(tmp_path, small_tweets, *asked)), callbacks=[Stepped()])
+    assert len(Stepped.norms) > 2 and max(Stepped.norms) == pytest.approx(0.001, rel=0.01) and Stepped.fused == {True}
+
+
+def test_the_precision_that_auto_meant_is_told_and_kept(small_tweets, tmp_path, capsys):
+    train(configured(*run_overrides(tmp_path, small_tweets, "logger=csv", "trainer.accelerator=cpu", "trainer.precision=auto")))
+    meant = "bf16-mixed" if bfloat16_on("cpu") else "32-true"
+    assert capsys.readouterr().out.count(f"precision: {meant}, as fits this CPU") == 1
+    for kept in ("run/bundle/config.yaml", "run/metrics/hparams.yaml"):
+        assert f"precision: {meant}\n" in (tmp_path / kept).read_text()
 
 
 def test_fit_starts_no_processes(small_tweets, tmp_path):
