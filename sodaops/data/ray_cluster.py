@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -35,6 +37,7 @@ class RayPool(Executor):
         here = {"include_dashboard": False} if address == "local" else {}
         host, _, port = address.rpartition(":")
         self._own = not ray.is_initialized()
+        self._on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # Ray puts its own there, and leaves it
         try:
             if host:  # Ray itself would wait for minutes
                 socket.create_connection((host, int(port)), timeout=_REACHED_S).close()
@@ -54,5 +57,8 @@ class RayPool(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leaves the cluster, and ends one that is its own; where the process was in one before, it stays."""
-        if self._own:
-            self._ray.shutdown()
+        if not self._own:
+            return
+        self._ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)

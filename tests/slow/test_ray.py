@@ -1,6 +1,7 @@
 """Preprocessing on a Ray cluster of this machine's cores: the same splits, also when a worker is lost."""
 
 import os
+import signal
 import threading
 import time
 
@@ -34,7 +35,7 @@ def ray_workers():
 
 
 def test_the_same_splits_although_a_worker_is_lost(config):
-    killed, stop = [], threading.Event()
+    killed, stop, on_sigterm = [], threading.Event(), signal.getsignal(signal.SIGTERM)
 
     def kill():
         while not stop.is_set() and not killed:
@@ -51,7 +52,7 @@ def test_the_same_splits_although_a_worker_is_lost(config):
     finally:
         stop.set()
         thread.join()
-    assert killed
+    assert killed and signal.getsignal(signal.SIGTERM) == on_sigterm
     assert preprocess(config(), "here") == on_ray  # the hashes of the splits are in it
     assert sorted(os.listdir()) == ["here", "on_ray", "t.csv"]
     assert not ray_workers()
