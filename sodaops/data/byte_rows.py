@@ -62,7 +62,7 @@ class ByteRows:
             return self._marked(places)
         others = np.ones(len(places), bool)
         for name, character in _REFERENCES.items():
-            hit = self._reads(places, name)
+            hit = self._reads(places, name, exactly=True)  # &Lt; is another character
             self.data[places[hit]] = ord(character)
             others &= ~hit
             for i in range(1, len(name)):
@@ -135,13 +135,13 @@ class ByteRows:
         marked[self._texts(places)] = True
         return marked
 
-    def _reads(self, places: np.ndarray, word: bytes) -> np.ndarray:
-        """Where a word in lower case stands whole in a text, case ignored: bool [places]."""
+    def _reads(self, places: np.ndarray, word: bytes, exactly: bool = False) -> np.ndarray:
+        """Where a word in lower case stands whole in a text, case ignored unless asked exactly: bool [places]."""
         inside = (places >= 0) & (places + len(word) <= len(self.data))
         for i, byte in enumerate(word):
             at = np.flatnonzero(inside)
             found = self.data[places[at] + i]
-            inside[at] = (found == byte) | (found == ord(chr(byte).upper()))
+            inside[at] = (found == byte) | ((found == ord(chr(byte).upper())) & (not exactly))
         at = np.flatnonzero(inside)
         inside[at] = self._texts(places[at]) == self._texts(places[at] + len(word) - 1)
         return inside

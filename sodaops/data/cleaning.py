@@ -18,7 +18,7 @@ _UNCLEAN = (
     r"\x{3000}\x{feff}]"
 )
 _CHANGED = {"minimal": _UNCLEAN, "social": _UNCLEAN + r"|://|[wW]{3}\.|@[0-9A-Za-z_]|@[^\x00-\x7f]", "letters": ""}
-_ROWS = 8192  # at a time: their bytes stay in a core's cache
+_ROWS, _BYTES = 8192, 2**20  # at a time, at most: what is made of them stays in a core's cache, and small
 _LETTERS = np.array([ord(c.lower()) if (c := chr(i)).isalpha() and i < 128 else SPACE for i in range(256)], np.uint8)
 
 
@@ -39,7 +39,8 @@ def clean_many(texts: pa.StringArray, policy: str = "minimal") -> pa.StringArray
     ['fine', 'a < b']
     """
     clean("", policy)  # says what is wrong with the policy
-    parts = [_clean_part(texts.slice(start, _ROWS), policy) for start in range(0, len(texts), _ROWS)]
+    step = max(1, min(_ROWS, len(texts) * _BYTES // max(1, texts.nbytes)))
+    parts = [_clean_part(texts.slice(start, step), policy) for start in range(0, len(texts), step)]
     return pa.concat_arrays(parts) if parts else texts
 
 

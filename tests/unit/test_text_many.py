@@ -17,7 +17,7 @@ from tests.conftest import REPO, TWEETS
 
 PIECES = [
     "&amp;", "&lt", "&#64;", "&#x40;x", "&nbsp;", "&ampamp;", "&amp;amp;", "& ", "&", "&;", "&T", "&notit;", "&#0065",
-    "&#1114112;", "&#", "&gt;", "&quot;", "&#39;", "amp;", "lt;",
+    "&#1114112;", "&#", "&gt;", "&quot;", "&#39;", "amp;", "lt;", "&Lt;", "&Gt;", "&Amp;", "&AMP;", "&Quot;", "&lT;",
     "@", "@ann", "@@b", "x@y.org", "@é", "@_", "#", "#win", "#@ann", "#é1", "http://", "https://t.co/x", "HTTPS://X", "httpſ://t.co",
     "www.", "WWW.a", "wWw.é", "wwww.b", "http:/", "://", "//", "hhttp://c", "s://", ".", ":",
     "\u017f", "\u212a", "İ", "ß", "ǅ", "٣", "²", "_", "1", "9a", "don't", "a", "B",
