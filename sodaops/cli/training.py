@@ -48,10 +48,11 @@ def _train(config: "Config") -> float | None:
     from sodaops.training.precision import with_precision
     from sodaops.training.tracking import tracked
 
-    config = with_precision(with_last(config))
+    config = with_last(config)
     n_processes, n_nodes = launch.processes(config)
     if n_processes * n_nodes > 1 and not runs.in_rank(os.environ):
         return launch.launch(config, n_processes, n_nodes)
+    config = with_precision(config)
     trial = trial_of(os.environ)
     if not runs.leads(os.environ):
         trial, sys.stdout = None, open(os.devnull, "w")  # noqa: SIM115 - for good: the first process tells

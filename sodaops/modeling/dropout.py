@@ -10,7 +10,8 @@ _STEPS = 2**16
 class CpuDropout(nn.Dropout):
     """As ``torch.nn.Dropout``; on a CPU its masks come from NumPy's SFC64, sixteen bits an element, seeded by torch.
 
-    The probability is rounded to a multiple of 2**-16, and what is kept is scaled by it, so that the mean stays as it was.
+    The probability is rounded to a multiple of 2**-16, and what is kept is scaled by it, so that the mean stays as it was
+    (in bfloat16 that factor is rounded too, as torch rounds its own).
     On other devices, in evaluation and in a compiled model it is torch's.
     """
 

@@ -34,7 +34,7 @@ from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
 from sodaops.modeling.optim import freeze
 from sodaops.training.callbacks import Bar, Checkpoint, Patience, Terminate, make_profiler, profile_table, progress
-from sodaops.training.precision import with_precision
+from sodaops.training.precision import FULL, with_precision
 from sodaops.training.tracking import Tracker, tracked
 
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
@@ -66,10 +66,11 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
         PrunedError: a sweep stopped it.
         StorageError: a checkpoint or the bundle could not be written.
     """
+    config = with_precision(config)
     if tracker is None:
         with tracked(config) as tracker:
             return fit(config, tracker, callbacks)
-    run_dir, config = tracker.run_dir, with_precision(config)
+    run_dir = tracker.run_dir
     arguments = trainer_arguments(config.trainer)
     own = config.ckpt_path is not None and Path(config.ckpt_path).resolve() == (run_dir / LAST).resolve()
     _check_checkpoint(config.ckpt_path, None if own else arguments.get("max_epochs"))
@@ -169,14 +170,16 @@ def _begun_with(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
     processes = int(os.environ["WORLD_SIZE"]) if runs.in_rank(os.environ) else 1  # their batches together are the step's
     grads = {"trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"]}
     sharded = config.trainer["strategy"] == "fsdp"  # which numbers the optimizer's state in another way
-    return {"seed": config.seed, **data, **optim, **grads, "processes": processes, "trainer.strategy=fsdp": sharded}
+    trainer = {"trainer.precision": config.trainer["precision"] or FULL, "trainer.strategy=fsdp": sharded}
+    return {"seed": config.seed, **data, **optim, **grads, "processes": processes, **trainer}
 
 
 def _check_same_run(path: str | None, begun_with: Mapping[str, Any]) -> None:
     if path is None:
         return
     then = torch.load(path, map_location="cpu", weights_only=True).get("begun_with", {})
-    then = {"processes": 1, "trainer.strategy=fsdp": False, **then}
+    unsaid = {"trainer.precision": begun_with["trainer.precision"]}  # by older ones
+    then = {"processes": 1, "trainer.strategy=fsdp": False, **unsaid, **then}
     faults = [f"{key}={value}, begun with {then.get(key)}" for key, value in begun_with.items() if then.get(key) != value]
     if faults:
         raise ConfigError(f"ckpt_path={path}: another run than this configuration's ({some(faults)}). Resume with the same.")
@@ -234,8 +237,7 @@ def _checkpoints(config: Config, run_dir: Path) -> list[Checkpoint]:
     """The best epoch, then what resumes: the last epoch, and steps where asked for; in this order, so that what resumes
     knows of the best. (save_last would keep the last epoch that was the best, not the last.)"""
     folder, resumed = run_dir / "checkpoints", config.ckpt_path
-    best = {"monitor": config.checkpoint.monitor, "mode": config.checkpoint.mode, "save_weights_only": True}
-    found = [Checkpoint(folder, resumed, filename="best", **best)]
+    found = [Checkpoint(folder, resumed, filename="best", monitor=config.checkpoint.monitor, mode=config.checkpoint.mode)]
     if config.checkpoint.every_n_train_steps is not None:
         every = {"every_n_train_steps": config.checkpoint.every_n_train_steps, "save_on_train_epoch_end": False}
         found.append(Checkpoint(folder, resumed, filename="step", **every))

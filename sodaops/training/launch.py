@@ -57,7 +57,9 @@ def processes(config: Config) -> tuple[int, int]:
     if (arguments["devices"], arguments["num_nodes"]) == (1, 1) and not runs.in_rank(os.environ):
         return 1, 1
     quieten()
-    trainer = make_trainer(arguments | {"profiler": None, "precision": None}, [], [], Path(config.run_dir or "."))
+    if arguments["precision"] == "auto":  # each process finds out for itself
+        arguments["precision"] = None
+    trainer = make_trainer(arguments | {"profiler": None}, [], [], Path(config.run_dir or "."))
     asked = trainer.num_devices, trainer.num_nodes
     if runs.in_rank(os.environ):
         n_local, n_all = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))

@@ -1,24 +1,47 @@
 """Which precision ``trainer.precision=auto`` means on this machine."""
 
+import os
+import pickle
+
 import torch
 
+from sodaops import runs
 from sodaops.config import Config
 
 MIXED, FULL = "bf16-mixed", "32-true"
 
 
 def with_precision(config: Config) -> Config:
-    """``trainer.precision=auto`` made bf16-mixed where the device multiplies bfloat16 itself, else 32-true, and told.
+    """``trainer.precision=auto`` made what it means here, and told: that of the checkpoint that the run goes on from; else
+    bf16-mixed where the device multiplies bfloat16 itself, and 32-true elsewhere and with fsdp.
 
     In bf16-mixed the matrix products alone are in bfloat16; parameters, their updates, norms and the loss stay in float32.
     """
     if config.trainer.get("precision") != "auto":
         return config
-    device = device_of(str(config.trainer.get("accelerator")))
-    native = bfloat16_on(device) and config.trainer.get("strategy") != "fsdp"
-    precision, other = (MIXED, FULL) if native else (FULL, MIXED)
-    print(f"precision: {precision}, as fits this {device.upper()}; trainer.precision={other} for the other", flush=True)
+    begun, device = _begun_in(config.ckpt_path), device_of(str(config.trainer.get("accelerator")))
+    if begun is not None:
+        precision, why = begun, f"as {config.ckpt_path} was begun"
+    elif config.trainer.get("strategy") == "fsdp":
+        precision, why = FULL, "as trainer=fsdp takes it unless told otherwise"
+    else:
+        precision = MIXED if bfloat16_on(device) else FULL
+        other = FULL if precision == MIXED else MIXED
+        why = f"as fits this {device.upper()}; trainer.precision={other} for the other"
+    if runs.leads(os.environ):
+        print(f"precision: {precision}, {why}", flush=True)
     return config.model_copy(update={"trainer": {**config.trainer, "precision": precision}})
+
+
+def _begun_in(path: str | None) -> str | int | None:
+    """A checkpoint's precision; None without one, and where it cannot be read, which ``fit`` tells of."""
+    if path is None or not os.path.isfile(path):
+        return None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
+        return None
+    return found.get("begun_with", {}).get("trainer.precision", FULL) if isinstance(found, dict) else None
 
 
 def device_of(accelerator: str) -> str:

@@ -246,7 +246,10 @@ def test_a_checkpoint_of_another_model(trained, small_tweets, tmp_path):
         fit(configured(*run_overrides(tmp_path, small_tweets, *other)))
 
 
-@pytest.mark.parametrize("change", ["data.labels=[positive,neutral,negative]", "optim.lr=1e-6", "seed=7", "data.max_rows=500"])
+@pytest.mark.parametrize(
+    "change",
+    ["data.labels=[positive,neutral,negative]", "optim.lr=1e-6", "seed=7", "data.max_rows=500", "trainer.precision=bf16-mixed"],
+)
 def test_a_checkpoint_of_another_run(trained, small_tweets, tmp_path, change):
     last = f"ckpt_path={trained / 'run/checkpoints/last.ckpt'}"
     key = "begun with" if "max_rows" in change else change.partition("=")[0]
@@ -276,7 +279,7 @@ def test_gradients_are_clipped_before_a_fused_optimizer(small_tweets, tmp_path, 
 
 
 def test_the_precision_that_auto_meant_is_told_and_kept(small_tweets, tmp_path, capsys):
-    train(configured(*run_overrides(tmp_path, small_tweets, "logger=csv", "trainer.accelerator=cpu", "trainer.precision=auto")))
+    fit(configured(*run_overrides(tmp_path, small_tweets, "logger=csv", "trainer.accelerator=cpu", "trainer.precision=auto")))
     meant = "bf16-mixed" if bfloat16_on("cpu") else "32-true"
     assert capsys.readouterr().out.count(f"precision: {meant}, as fits this CPU") == 1
     for kept in ("run/bundle/config.yaml", "run/metrics/hparams.yaml"):

@@ -1,6 +1,7 @@
 """What trainer.precision=auto means."""
 
 import pytest
+import torch
 
 from sodaops.training.precision import bfloat16_on, device_of, with_precision
 from tests.conftest import configured
@@ -23,6 +24,19 @@ def test_auto_is_bf16_where_the_cpu_multiplies_it(monkeypatch, capsys, has, expe
     assert found.trainer["precision"] == expected
     assert capsys.readouterr().out.startswith(f"precision: {expected}, as fits this CPU; trainer.precision=")
     assert with_precision(found) is found and not capsys.readouterr().out
+
+
+def test_auto_is_float32_with_fsdp_and_what_a_checkpoint_was_begun_with(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    assert with_precision(configured(CPU, "trainer=fsdp")).trainer["precision"] == "32-true"
+    assert "as trainer=fsdp takes it" in capsys.readouterr().out
+    for begun, expected in (({"trainer.precision": "16-mixed"}, "16-mixed"), ({}, "32-true")):
+        torch.save({"begun_with": begun}, tmp_path / "last.ckpt")
+        found = with_precision(configured(CPU, f"ckpt_path={tmp_path / 'last.ckpt'}"))
+        assert found.trainer["precision"] == expected and "last.ckpt was begun" in capsys.readouterr().out
+    for content in (b"", b"no checkpoint"):  # told of by fit
+        (tmp_path / "last.ckpt").write_bytes(content)
+        assert with_precision(configured(CPU, f"ckpt_path={tmp_path / 'last.ckpt'}")).trainer["precision"] == "bf16-mixed"
 
 
 @pytest.mark.parametrize("asked", ["32-true", "bf16-mixed", "null"])
