@@ -30,6 +30,7 @@ from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 from sodaops.data.cleaning import clean_many
+from sodaops.data.parts import PART_ROWS
 from sodaops.text import POLICIES, clean
 
 matplotlib.use("Agg")
@@ -37,7 +38,6 @@ REPO = Path(__file__).resolve().parents[1]
 TABLES = {"tweets": REPO / "data/raw/tweets.csv", "reviews": REPO / "data/raw/amazon_reviews.csv"}
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 N_CLEANED = 200_000  # texts cleaned in a round
-ROWS_A_PART = 65_536
 SAMPLED_S = 0.02
 OURS = "import sys; from sodaops.cli import main; sys.exit(main(sys.argv[1:]))"
 PANDAS = """
@@ -146,7 +146,7 @@ def cleaning(rounds: int) -> list[str]:
         texts = [text for text, _ in texts_of(path)]
         texts *= N_CLEANED // len(texts)
         array, series = pa.array(texts), pd.Series(texts)
-        parts = [array.slice(start, ROWS_A_PART) for start in range(0, len(array), ROWS_A_PART)]
+        parts = [array.slice(start, PART_ROWS) for start in range(0, len(array), PART_ROWS)]
         for policy in POLICIES:
             with ThreadPoolExecutor(2) as two:
                 sides = (
@@ -194,7 +194,7 @@ def report(found: dict[str, dict[int, Measured]], cleaned: Sequence[str], rounds
         [
             "# Preprocessing, measured", "", f"{about} Medians of {rounds} rounds; {machine}.", "", *lines, "",
             "![rows a second and memory by the size of the table](preprocessing.png)", "",
-            f"Cleaning alone, {N_CLEANED:,} texts in parts of {ROWS_A_PART:,}:", "", *cleaned, "",
+            f"Cleaning alone, {N_CLEANED:,} texts in parts of {PART_ROWS:,}:", "", *cleaned, "",
         ]
     )  # fmt: skip
 
