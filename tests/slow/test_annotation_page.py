@@ -14,6 +14,7 @@ LONG = (
     '<b onclick="x">bold</b> & "quoted": I waited forty minutes at the gate, and nobody could say whether the flight would '
     "leave at all. https://example.org/" + 60 * "a-long-address-" + "\nStill, the crew was kind."
 )
+SLOWER = "{ const ask = fetch; window.fetch = (...all) => new Promise((go) => setTimeout(go, 500)).then(() => ask(...all)); }"
 pytestmark = pytest.mark.slow
 
 
@@ -160,7 +161,9 @@ def test_a_key_is_asked_for(browser, tmp_path):
         page.press("#name", "Enter")
         expect(page.locator("#what")).to_contain_text("wrong or missing key")
         page.screenshot(path=tmp_path / "key.png", full_page=True)
-        for key in ("wrong", "secret"):
+        expect(page.locator("#key")).to_be_focused()
+        page.evaluate(SLOWER)
+        for key in ("wrong", "secret"):  # the second while the first is still asked about: the field is shut until then
             page.fill("#key", key)
             page.press("#key", "Enter")
         ann.sees("#text", "text 0")
