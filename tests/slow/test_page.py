@@ -43,6 +43,29 @@ def test_a_text_is_answered_and_explained(trained, browser, width, scheme, tmp_p
         page.close()
 
 
+def test_a_late_answer_to_an_earlier_text_is_not_shown(trained, browser):
+    with Server(trained / "run/bundle") as server, server.client() as client:
+        labels = {text: client.post("/predict", json={"text": text}).json() for text in ("so good", "my bag is lost, again")}
+        page = browser.new_page()
+        page.goto(server.url)
+        page.evaluate(
+            """() => { const ask = fetch;
+            window.fetch = async (path, what) => {
+              if (path === "predict" && what.body.includes("so good")) await new Promise((go) => setTimeout(go, 1500));
+              return ask(path, what);
+            }; }"""
+        )
+        for text in labels:
+            page.fill("#text", text)
+            page.press("#text", "Control+Enter")
+        page.wait_for_function("() => document.querySelector('#latency').textContent.includes('over 2 requests')")
+        expected = labels["my bag is lost, again"]["probs"]
+        shown = [bar.split("\n") for bar in page.locator(".bar").all_inner_texts()]
+        assert shown == [[label, f"{100 * prob:.1f} %"] for label, prob in expected.items()]
+        assert page.inner_text("#pieces") == "my bag is lost, again" and page.is_enabled("#ask")
+        page.close()
+
+
 def test_a_key_is_asked_for_and_used(trained, browser):
     with Server(trained / "run/bundle", api_keys="sesame") as server:
         page = browser.new_page()
