@@ -48,7 +48,7 @@ class DataConfig(Section):
     conflicts: Literal["error", "drop"] = Field(description="the same text with two labels")
     max_chars: Count = Field(description="longest text accepted, in characters")
     max_rows: Count | None = Field(description="use only the first rows of the table (for trying out); null: all")
-    ray: str | None = Field(None, description="Ray cluster that cleans a large table: local, auto or HOST:PORT; null: none")
+    ray: str | None = Field(None, description="Ray cluster that cleans the table: local, auto or HOST:PORT; null: none")
 
     @property
     def sources(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ Parts can be made in any order and in any process; a finished one is taken as it
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -23,6 +24,7 @@ from sodaops.errors import SHOWN, DataError
 PART_ROWS = 65_536
 PART_BYTES = 8 * 2**20  # of raw cells; a part has one row at least
 MAX_VALUES = 65_536  # different cells in the column of labels
+_CRC_BYTES = 4
 _SMALL = ["hash_hi", "hash_lo", "label"]  # the columns by which it is told what is kept; they come first
 
 
@@ -118,17 +120,18 @@ def hash_many(texts: pa.StringArray) -> np.ndarray:
 
 
 def write_part(path: Path, rows: pa.RecordBatch) -> None:
-    """Writes a part, whole or not at all.
+    """Writes a part, whole or not at all: the CRC-32 of the rest in four bytes, and an Arrow IPC file.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written to.
     """
-    with (
-        storage.atomic_path(path) as file,
-        pa.OSFile(str(file), "wb") as sink,
-        pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer,
-    ):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         writer.write_batch(rows)
+    content = sink.getvalue()
+    with storage.atomic_path(path) as name, open(name, "wb") as file:
+        file.write(zlib.crc32(content).to_bytes(_CRC_BYTES, "big"))
+        file.write(content)
 
 
 def read_part(part: Part, small: bool = False) -> tuple[pa.RecordBatch, dict[str, Fault]]:
@@ -142,17 +145,19 @@ def read_part(part: Part, small: bool = False) -> tuple[pa.RecordBatch, dict[str
         Its rows, as :func:`prepared` made them, and their faults.
 
     Raises:
-        PartsKeptError: it is damaged; it is deleted, so that the next run makes it anew.
+        PartsKeptError: it is damaged or gone; it is deleted, so that the next run makes it anew.
     """
-    options = pa.ipc.IpcReadOptions(included_fields=list(range(len(_SMALL))) if small else None)
     try:
-        with pa.OSFile(str(part.path)) as file, pa.ipc.open_file(file, options=options) as reader:
-            rows, told = reader.get_batch(0), json.loads(reader.schema.metadata[b"faults"])
-    except (pa.ArrowException, OSError) as error:
+        whole, fault = memoryview(part.path.read_bytes()), "another checksum"
+    except OSError as error:
+        whole, fault = memoryview(b""), str(error.strerror)
+    crc, content = bytes(whole[:_CRC_BYTES]), whole[_CRC_BYTES:]
+    if crc != zlib.crc32(content).to_bytes(_CRC_BYTES, "big"):  # Arrow itself takes most of these, and dies of some
         part.path.unlink(missing_ok=True)
-        raise PartsKeptError(
-            f"{part.path}: a damaged part ({str(error).splitlines()[0]}); run it again, and it is made anew."
-        ) from None
+        raise PartsKeptError(f"{part.path}: a damaged part ({fault}); run it again, and it is made anew.")
+    options = pa.ipc.IpcReadOptions(included_fields=list(range(len(_SMALL))) if small else None)
+    with pa.ipc.open_file(pa.py_buffer(content), options=options) as reader:
+        rows, told = reader.get_batch(0), json.loads(reader.schema.metadata[b"faults"])
     return rows, {name: Fault(**fault) for name, fault in told.items()}
 
 

@@ -14,20 +14,21 @@ from tqdm import tqdm
 
 from sodaops import storage, text
 from sodaops.config import DataConfig, table_format
-from sodaops.data import cleaning, parts
+from sodaops.data import byte_rows, cleaning, parts
 from sodaops.data.parts import Part, cut
 from sodaops.data.rows import Rows, choose, read_rows, split_of
 from sodaops.data.sources import read_batches
 from sodaops.data.split_files import write_splits
 from sodaops.data.splits import SPLITS
 from sodaops.data.work_folder import work_folder
-from sodaops.data.workers import make_parts
+from sodaops.data.workers import make_parts, refuse_while_starting
 from sodaops.errors import DataError, some
 from sodaops.remote import local_copy
 
 MANIFEST = "manifest.json"
 _RARE = 5
-FORMAT = 1  # raise when the same table would give other splits: older splits are then stale
+FORMAT = 2  # raise when the same table would give other splits: older splits are then stale
+PART_CODE = (byte_rows, cleaning, parts, text)  # what a part's content comes from
 # Keys that do not change what the splits hold.
 _PLACE_KEYS = {"name", "path", "files", "watch", "added", "ray"}
 
@@ -45,6 +46,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
         DataError: a table that cannot be read, or rows that cannot be used.
         StorageError: the splits could not be written.
     """
+    refuse_while_starting()
     sources = _sources(config)
     digests = _digests(sources)
     wanted = _fingerprint(config, sources, digests)
@@ -99,6 +101,7 @@ def ensure_splits(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
 
     Processes that come at the same time wait for the first.
     """
+    refuse_while_starting()
     splits_dir = Path(splits_dir)
     wanted = fingerprint(config)
     manifest = _manifest_or_none(splits_dir)
@@ -154,7 +157,7 @@ def _fingerprint(config: DataConfig, sources: dict[str, str], digests: dict[str,
 
 def _fingerprint_of_parts(fingerprint: str) -> str:
     """Parts that a stopped run left behind are stale, too, when the code that made them has changed."""
-    return storage.sha256_of_json([fingerprint, *(storage.sha256_of(module.__file__) for module in (cleaning, parts, text))])
+    return storage.sha256_of_json([fingerprint, *(storage.sha256_of(module.__file__) for module in PART_CODE)])
 
 
 def _manifest_or_none(splits_dir: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Making parts: those of a small table in this process, those of a large one on all cores or on a Ray cluster."""
+"""Making parts: those of a small table in this process, those of a large one on all cores, or all on a Ray cluster."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from sodaops.config import DataConfig
 from sodaops.data.parts import Part, PartsKeptError, prepared, write_part
-from sodaops.errors import SodaOpsError, StorageError
+from sodaops.errors import ConfigError, SodaOpsError, StorageError
 
 ROWS_HERE = 200_000  # rows that this process does itself: about what it does while others start
 _MAX_WORKERS = 4  # more of them than the reader can feed; each takes about 150 MB
@@ -39,13 +39,27 @@ def make_parts(rows: Iterable[tuple[Part, pa.RecordBatch]], config: DataConfig) 
         StorageError: a part could not be written.
     """
     rows, n_rows = iter(rows), 0
+    if config.ray is not None:
+        yield from _elsewhere(rows, config)
     for part, raw in rows:
         if not part.path.exists():
             _make(part, raw, config)
             n_rows += part.n_rows
         yield part
-        if n_rows >= ROWS_HERE and (config.ray is not None or _n_workers() > 1):
+        if n_rows >= ROWS_HERE and _n_workers() > 1:
             yield from _elsewhere(rows, config)
+
+
+def refuse_while_starting() -> None:
+    """Refuses to work in a process of a pool that still imports the script which started it, and would start it all again.
+
+    Raises:
+        ConfigError: so it is; here it would wait for its parent, which waits for it.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            'a script runs again in each process that it starts; put its calls below `if __name__ == "__main__":`.'
+        )
 
 
 def _elsewhere(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:

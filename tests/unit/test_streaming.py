@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.cli import main
-from sodaops.data import cleaning, parts, rows, streams, workers
+from sodaops.data import parts, preprocess as preprocessing, rows, streams, workers
 from sodaops.data.preprocess import preprocess, read_split
 from sodaops.data.sources import read_table, write_table
 from sodaops.data.splits import SPLITS, assign_split
@@ -27,6 +28,15 @@ from sodaops.text import clean
 from tests.conftest import REPO, configured, many, table
 
 SMALL = ["text", "label"]
+OWN_SCRIPT = """
+import sys
+sys.path.insert(0, REPO)
+from sodaops.data import parts, workers
+from sodaops.data.preprocess import preprocess
+from tests.conftest import configured
+workers.ROWS_HERE, workers._n_workers, parts.PART_ROWS = 1, lambda: 2, 50
+preprocess(configured("data=csv", "data.path=t.csv").data, "splits")
+""".replace("REPO", repr(str(REPO)))
 
 
 def config_of(path="t.csv", *overrides):
@@ -337,12 +347,49 @@ def test_a_damaged_part_is_made_anew_and_the_others_are_kept(stopped):
     assert left_over() == []
 
 
-def test_parts_that_other_code_made_are_stale(stopped, workdir, monkeypatch):
-    changed = workdir / "cleaning.py"
-    changed.write_bytes(Path(cleaning.__file__).read_bytes() + b"# changed")
-    monkeypatch.setattr(cleaning, "__file__", str(changed))
+def test_one_bit_of_a_part_is_enough(tmp_path):
+    """Of such flips, Arrow itself takes four fifths for another content, and dies of a few."""
+    part = parts.Part(tmp_path / "0.arrow", "t.csv", 0, 1, 50)
+    raw = pa.RecordBatch.from_pydict({"text": [text for text, _ in many(50)], "label": 25 * ["a", "b"]})
+    parts.write_part(part.path, parts.prepared(raw, 1, config_of()))
+    whole, rng = part.path.read_bytes(), random.Random(0)
+    assert parts.read_part(part)[0].num_rows == 50
+    for place in [0, len(whole) - 1, *rng.sample(range(len(whole)), 300)]:
+        spoiled = bytearray(whole)
+        spoiled[place] ^= 1 << rng.randrange(8)
+        for small in (True, False):
+            part.path.write_bytes(spoiled)
+            with pytest.raises(parts.PartsKeptError, match=r"0.arrow: a damaged part \(another checksum\); run it again"):
+                parts.read_part(part, small)
+            assert not part.path.exists()
+
+
+@pytest.mark.parametrize("module", preprocessing.PART_CODE, ids=lambda module: module.__name__)
+def test_parts_that_other_code_made_are_stale(module, stopped, workdir, monkeypatch):
+    changed = workdir / "changed.py"
+    changed.write_bytes(Path(module.__file__).read_bytes() + b"# changed")
+    monkeypatch.setattr(module, "__file__", str(changed))
     preprocess(config_of(), "splits")
     assert not stopped.exists() and left_over() == []
+
+
+def test_no_code_that_makes_parts_is_forgotten():
+    known = {module.__name__ for module in preprocessing.PART_CODE} | {"sodaops.storage", "sodaops.config", "sodaops.errors"}
+    for module in preprocessing.PART_CODE:
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        for where, names in re.findall(r"^from (sodaops[.\w]*) import (.+)$", source, re.MULTILINE):
+            found = {where} if where in known else {f"{where}.{name.strip()}" for name in names.split(",")}
+            assert found <= known, f"{module.__name__} imports {found - known}"
+
+
+def test_a_script_without_a_main_guard(write):
+    write("t.csv", table(many(300)))
+    write("own.py", OWN_SCRIPT)
+    done = subprocess.run([sys.executable, "own.py"], capture_output=True, text=True, timeout=120)
+    assert 'put its calls below `if __name__ == "__main__":`' in done.stderr
+    assert done.returncode and "PartsKeptError: t.csv: a process that cleaned its rows ended early" in done.stderr
+    write("own.py", OWN_SCRIPT.replace("preprocess(", 'if __name__ == "__main__": preprocess('))
+    subprocess.run([sys.executable, "own.py"], check=True, timeout=120)
 
 
 def test_a_column_of_ids_is_no_column_of_labels(write, monkeypatch):
