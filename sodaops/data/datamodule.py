@@ -10,6 +10,8 @@ from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
 from sodaops.data.preprocess import read_split
 from sodaops.data.tokens import tokenise
 
+_USUAL_TOKENS, _FEW_STEPS = 768, 20  # conf/optim's batch_tokens; steps an epoch below which a note is due
+
 
 class TextDataModule(L.LightningDataModule):
     """Train and validation batches of the splits in ``config.splits_dir``.
@@ -48,6 +50,15 @@ class TextDataModule(L.LightningDataModule):
             return None
         counts = np.bincount(self.splits["train"].label_ids, minlength=self.n_labels)
         return torch.tensor(counts.sum() / (self.n_labels * counts), dtype=torch.float32)
+
+    def note_of_steps(self, n_processes: int) -> str | None:
+        """What to say where large batches leave few steps to learn in, as the presets for GPUs do on a small table."""
+        budget, usual = self.config.optim.batch_tokens, max(_USUAL_TOKENS, self.config.model.max_tokens)
+        n_steps = -(-int(self.splits["train"].offsets[-1]) // (budget * n_processes))
+        if n_steps >= _FEW_STEPS or budget <= usual:
+            return None
+        by = f" in each of {n_processes} processes" if n_processes > 1 else ""
+        return f"note: optim.batch_tokens={budget}{by} makes about {n_steps} steps an epoch; with {usual} there would be more"
 
     def train_dataloader(self) -> TokenLoader:
         """Batches in an order drawn from the seed and the epoch; one order when a batch is to be overfitted."""

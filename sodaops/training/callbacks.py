@@ -240,10 +240,12 @@ class Trace(Callback):
     def __init__(self, first: int = 5, n_batches: int = 3) -> None:
         self._first, self._n_batches = first, n_batches
         self._profile: torch.profiler.profile | None = None
+        self._n_recorded = 0
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begins."""
-        if trainer.current_epoch == 0 and batch_idx == self._first and trainer.is_global_zero:
+        """Begins; in an epoch of fewer batches sooner."""
+        first = max(0, min(self._first, int(trainer.num_training_batches) - self._n_batches))
+        if trainer.current_epoch == 0 and batch_idx == first and trainer.is_global_zero:
             self._profile = torch.profiler.profile(record_shapes=True)
             self._profile.start()
 
@@ -251,16 +253,25 @@ class Trace(Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ends, writes and prints."""
-        if self._profile is None or batch_idx + 1 < self._first + self._n_batches:
-            return
-        self._profile.stop()
+        if self._profile is not None:
+            self._n_recorded += 1
+            if self._n_recorded == self._n_batches:
+                self._tell(trainer, self._profile)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The same, where the training ended first."""
+        if self._profile is not None and self._n_recorded:
+            self._tell(trainer, self._profile)
+
+    def _tell(self, trainer: L.Trainer, profile: torch.profiler.profile) -> None:
+        profile.stop()
         path = Path(trainer.default_root_dir) / "trace.json"
-        self._profile.export_chrome_trace(str(path))
-        spent = sorted(self._profile.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
+        profile.export_chrome_trace(str(path))
+        spent = sorted(profile.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
         whole = sum(event.self_cpu_time_total for event in spent)
         lines = [f"{'operator':<40}{'ms a batch':>12}{'share':>8}{'calls':>9}"]
         for event in spent[:12]:
-            each = event.self_cpu_time_total / 1000 / self._n_batches
+            each = event.self_cpu_time_total / 1000 / self._n_recorded
             lines.append(f"{event.key[:39]:<40}{each:>12.1f}{event.self_cpu_time_total / whole:>8.0%}{event.count:>9}")
         print("\n".join([*lines, f"trace: {os.path.relpath(path)}"]))
         self._profile = None

@@ -1,6 +1,7 @@
 """Training: from a configuration to a run folder with a checkpoint, a bundle and an evaluation."""
 
 import inspect
+import json
 import logging
 import os
 import pickle
@@ -34,11 +35,13 @@ from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
 from sodaops.modeling.optim import freeze
 from sodaops.training.callbacks import Bar, Checkpoint, Patience, Terminate, make_profiler, profile_table, progress
+from sodaops.training.peers import Peers
 from sodaops.training.precision import FULL, with_precision
 from sodaops.training.tracking import Tracker, tracked
 
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # as gloo says it
 LAST = Path("checkpoints/last.ckpt")  # in the run folder
+_OWN_TO_A_MACHINE = {"name_or_path", "enable_progress_bar", "profiler"}
 _OURS = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
 
 
@@ -70,24 +73,31 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     if tracker is None:
         with tracked(config) as tracker:
             return fit(config, tracker, callbacks)
-    run_dir = tracker.run_dir
-    arguments = trainer_arguments(config.trainer)
-    own = config.ckpt_path is not None and Path(config.ckpt_path).resolve() == (run_dir / LAST).resolve()
-    _check_checkpoint(config.ckpt_path, None if own else arguments.get("max_epochs"))
-    quieten()
-    profiler = arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    manifest = ensure_splits(config.data, config.splits_dir)
-    print(describe(manifest), flush=True)
-    pretrained = load_pretrained(config.model)
-    module, data = _module_and_data(config, manifest, pretrained)
-    checkpoints, callbacks = _checkpoints(config, run_dir), [*_callbacks(config, own), *callbacks, Terminate(run_dir / LAST)]
-    tracker.start(manifest)
-    trainer = make_trainer(arguments, tracker.loggers, [*callbacks, *checkpoints], run_dir)
-    if trainer.world_size > 1 and not runs.in_rank(os.environ):
-        raise ConfigError(
-            f"trainer asks for {trainer.world_size} processes; `sodaops train` and torchrun start them, fit does not."
+    run_dir, peers = tracker.run_dir, Peers(os.environ)
+    with peers.preparing():
+        arguments = trainer_arguments(config.trainer)
+        own = config.ckpt_path is not None and Path(config.ckpt_path).resolve() == (run_dir / LAST).resolve()
+        _check_checkpoint(config.ckpt_path, None if own else arguments.get("max_epochs"))
+        quieten()
+        profiler = arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        manifest = ensure_splits(config.data, config.splits_dir)
+        print(describe(manifest), flush=True)
+        pretrained = load_pretrained(config.model)
+        module, data = _module_and_data(config, manifest, pretrained)
+        checkpoints, callbacks = (
+            _checkpoints(config, run_dir),
+            [*_callbacks(config, own), *callbacks, Terminate(run_dir / LAST)],
         )
+        tracker.start(manifest)
+        trainer = make_trainer(arguments, tracker.loggers, [*callbacks, *checkpoints], run_dir)
+        if trainer.world_size > 1 and not runs.in_rank(os.environ):
+            raise ConfigError(
+                f"trainer asks for {trainer.world_size} processes; `sodaops train` and torchrun start them, fit does not."
+            )
+        if (note := data.note_of_steps(trainer.world_size)) is not None:
+            print(note, flush=True)
+        peers.agree(_shared(config, module.begun_with))
     with storage.writing(run_dir):
         _run(trainer, module, data, config.ckpt_path, run_dir)
     if not trainer.is_global_zero:
@@ -126,8 +136,12 @@ def _module_and_data(
 ) -> tuple[TextClassifier, TextDataModule]:
     n_labels = len(manifest["labels"])
     model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
-    if not config.model.random_weights:  # what was drawn at random is not worth keeping
-        freeze(model, config.optim.frozen_layers)
+    if config.model.random_weights and config.optim.frozen_layers is not None:
+        raise ConfigError(
+            f"optim.frozen_layers={config.optim.frozen_layers}: model.random_weights draws the layers at random, and frozen "
+            "they would stay so; set optim.frozen_layers=null."
+        )
+    freeze(model, config.optim.frozen_layers)
     use_cpu_dropout(model)
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
     data.setup()
@@ -172,6 +186,13 @@ def _begun_with(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
     sharded = config.trainer["strategy"] == "fsdp"  # which numbers the optimizer's state in another way
     trainer = {"trainer.precision": config.trainer["precision"] or FULL, "trainer.strategy=fsdp": sharded}
     return {"seed": config.seed, **data, **optim, **grads, "processes": processes, **trainer}
+
+
+def _shared(config: Config, begun_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What all processes of a training must have in common, as JSON values."""
+    trainer = {f"trainer.{name}": value for name, value in config.trainer.items() if name not in _OWN_TO_A_MACHINE}
+    model = {f"model.{name}": value for name, value in config.model.model_dump().items() if name not in _OWN_TO_A_MACHINE}
+    return json.loads(json.dumps({**begun_with, **trainer, **model, "a checkpoint": config.ckpt_path is not None}, default=str))
 
 
 def _check_same_run(path: str | None, begun_with: Mapping[str, Any]) -> None:

@@ -28,8 +28,8 @@ from sodaops.config import Config
 from sodaops.data.workers import n_cores
 from sodaops.errors import ConfigError, PrunedError, Terminated, TrainingError
 from sodaops.training.fit import LAST, make_trainer, quieten, trainer_arguments, way_on
+from sodaops.training.peers import JOIN_S
 
-_JOIN_S = 600  # for the other machines to come
 _END_S = 60  # for a process to end by itself when another one died, or to write its checkpoint
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 CONFIG = "ranks.yaml"
@@ -57,7 +57,7 @@ def processes(config: Config) -> tuple[int, int]:
     if (arguments["devices"], arguments["num_nodes"]) == (1, 1) and not runs.in_rank(os.environ):
         return 1, 1
     quieten()
-    if arguments["precision"] == "auto":  # each process finds out for itself
+    if arguments["precision"] == "auto":  # each process finds out for itself, and they compare
         arguments["precision"] = None
     trainer = make_trainer(arguments | {"profiler": None}, [], [], Path(config.run_dir or "."))
     asked = trainer.num_devices, trainer.num_nodes
@@ -157,7 +157,7 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
             min_nodes=n_nodes, max_nodes=n_nodes, nproc_per_node=n_processes, run_id="sodaops" if node else uuid.uuid4().hex,
             max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=logs), shutdown_timeout=_END_S,
             rdzv_backend="static" if node else "c10d",
-            rdzv_configs={"timeout": _JOIN_S, **({"rank": node.rank} if node else {})},
+            rdzv_configs={"timeout": JOIN_S, **({"rank": node.rank} if node else {})},
             rdzv_endpoint=f"{node.address}:{node.port}" if node else "127.0.0.1:0", local_addr=None if node else "127.0.0.1",
         )  # fmt: skip
         try:
@@ -170,7 +170,7 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
             raise Terminated(way_on(run_dir)) from None
         except (RendezvousError, DistError) as error:
             raise TrainingError(
-                f"the {n_nodes} machines did not come together at {settings.rdzv_endpoint} within {_JOIN_S} s "
+                f"the {n_nodes} machines did not come together at {settings.rdzv_endpoint} within {JOIN_S} s "
                 f"({str(error).splitlines()[0][:200]}). Check that all run, and that the port is open between them."
             ) from error
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -154,6 +155,22 @@ def test_the_profile_has_a_table_by_operator_and_a_trace(small_tweets, tmp_path,
     assert "aten::addmm" in shown and "backward" in shown
     names = {event.get("name") for event in json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]}
     assert "aten::addmm" in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "few", [("optim.batch_tokens=8192",), ("optim.batch_tokens=256", "trainer.max_steps=7", "trainer.val_check_interval=6")]
+)
+def test_the_profile_of_a_few_batches(small_tweets, tmp_path, capsys, few):
+    fit(configured(*run_overrides(tmp_path, small_tweets, "debug=profile", *few)))
+    assert "aten::addmm" in capsys.readouterr().out and (tmp_path / "run/trace.json").is_file()
+
+
+def test_few_steps_are_noted_and_frozen_random_weights_refused(small_tweets, tmp_path, capsys):
+    fit(configured(*run_overrides(tmp_path, small_tweets, "optim.batch_tokens=4096", "trainer.max_epochs=1")))
+    assert re.search(r"note: optim.batch_tokens=4096 makes about [234] steps an epoch; with 768 there", capsys.readouterr().out)
+    with pytest.raises(ConfigError, match=r"optim.frozen_layers=0: model.random_weights .*set optim.frozen_layers=null"):
+        fit(configured(*run_overrides(tmp_path / "frozen", small_tweets, "optim.frozen_layers=0")))
 
 
 def test_fast_dev_run_keeps_nothing(small_tweets, tmp_path, capsys):

@@ -208,3 +208,29 @@ def test_a_process_that_refuses_ends_the_training_with_its_words(small_tweets, t
     _, err = ended(sodaops(*wrong), 2)
     assert "callbacks.x" in err and "ended with exit code 2, and the others with it; what it said stands above" in err
     assert "Traceback" not in err
+
+
+def on_two_machines(folder, tables, *more):
+    """A training over two machines, each with a table of its own; gives how each ended, and the first one's folder."""
+    port, nodes = str(free_port()), []
+    for rank, path in enumerate(tables):
+        arguments = run_overrides(folder / str(rank), path, *BARE, "trainer=ddp", "trainer.accelerator=cpu", *more)
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": str(rank)}
+        nodes.append(sodaops(*arguments, "trainer.num_nodes=2", "trainer.max_epochs=1", **place))
+    return [ended(node, 2)[1] for node in nodes]
+
+
+def test_machines_with_unlike_tables_do_not_train(small_tweets, tmp_path):
+    header, *rows = small_tweets.read_text().splitlines(keepends=True)
+    (tmp_path / "other.csv").write_text(header + "".join(rows[1:]))
+    said = on_two_machines(tmp_path, (small_tweets, tmp_path / "other.csv"))
+    assert any("process 1 of 2 would train with the data's fingerprint=" in err for err in said), said
+    assert not list(tmp_path.glob("*/run/bundle")) and "Traceback" not in "".join(said)
+
+
+def test_a_machine_that_does_not_see_the_table_ends_the_others(small_tweets, tmp_path):
+    began = time.monotonic()
+    first, second = on_two_machines(tmp_path, (small_tweets, tmp_path / "missing.csv"))
+    assert f"DataError: {tmp_path}/missing.csv: no such file" in second
+    assert "process 1 of 2 could not begin (DataError: " in first and "Traceback" not in first + second
+    assert time.monotonic() - began < 120

