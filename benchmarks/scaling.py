@@ -74,7 +74,8 @@ def over_processes(rank: int, n_steps: int) -> None:
     """One process of several (torchrun started it); the first prints texts a second of all together."""
     torch.distributed.init_process_group("gloo")
     training = Training(MINILM, 32)
-    training.module = torch.nn.parallel.DistributedDataParallel(training.model)
+    if torch.distributed.get_world_size() > 1:
+        training.module = torch.nn.parallel.DistributedDataParallel(training.model)
     seconds = [training.step() for _ in range(n_steps)][2:]
     if rank == 0:
         print(training.n_texts * torch.distributed.get_world_size() / statistics.median(seconds))

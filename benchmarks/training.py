@@ -9,6 +9,7 @@ training loop without validation and saving; what is in it is told by parts.
 
 import argparse
 import functools
+import importlib
 import json
 import os
 import statistics
@@ -27,7 +28,7 @@ REPO = Path(__file__).resolve().parents[1]
 GOAL = 0.75
 SIZES = (8, 16, 32)
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
-PARTS = ("data", "forward", "backward", "optimizer", "rest")
+PARTS = ("data", "forward", "backward", "clipping", "optimizer", "rest")
 
 
 class Clock:
@@ -66,38 +67,34 @@ class Clock:
 
         return wrapped
 
-    def saw(self, mask: Any) -> None:
-        """Counts a batch by its attention mask, [n_examples, n_tokens], and its matrix products, backward included."""
+    def saw(self, mask: Any, frozen: bool) -> None:
+        """Counts a batch by its attention mask, [n_examples, n_tokens], and its matrix products, backward included; over frozen
+        embeddings the first layer's queries, keys and values hand no gradient down."""
         if not self.training:
             return
         n, length = mask.shape
         layers, width, inner = self.geometry
         forward = layers * (n * length * (8 * width**2 + 4 * width * inner) + 4 * n * length**2 * width)
-        self.counts.update(examples=n, steps=1, tokens=int(mask.sum()), padded=n * length, flops=3 * forward)
+        flops = 3 * forward - frozen * 6 * n * length * width**2
+        self.counts.update(examples=n, steps=1, tokens=int(mask.sum()), padded=n * length, flops=flops)
 
     def hook(self, model: type, batches: tuple[type, str]) -> None:
-        """Measures a model's forward, every backward and optimizer step, and an iterator of batches."""
+        """Measures a model's forward, every backward, clipping and AdamW's update, and an iterator of batches."""
         import torch
-        from torch.optim import optimizer
 
         forward = self.timed("forward", model.forward)
 
         @functools.wraps(model.forward)  # the Trainer reads its signature
         def seen(*arguments: Any, **named: Any) -> Any:
-            self.saw(named["attention_mask"] if "attention_mask" in named else arguments[2])
+            embeddings = next(weights for name, weights in arguments[0].named_parameters() if "word_embeddings" in name)
+            self.saw(named["attention_mask"] if "attention_mask" in named else arguments[2], not embeddings.requires_grad)
             return forward(*arguments, **named)
 
         model.forward = seen
         torch.Tensor.backward = self.timed("backward", torch.Tensor.backward)
-        began = []
-
-        def inside() -> float:  # Lightning computes forward and backward in the optimizer's closure
-            return time.perf_counter() - sum(self.spent[part] for part in ("data", "forward", "backward"))
-
-        optimizer.register_optimizer_step_pre_hook(lambda *_: began.append(inside()))
-        optimizer.register_optimizer_step_post_hook(
-            lambda *_: self.spent.update(optimizer=inside() - began.pop() if self.training else 0.0)
-        )
+        torch.nn.utils.clip_grad_norm_ = self.timed("clipping", torch.nn.utils.clip_grad_norm_)
+        adam = importlib.import_module("torch.optim.adam")  # AdamW's too
+        adam.adam = self.timed("optimizer", adam.adam)  # not the step, within which Lightning computes forward and backward
         kind, name = batches
         wrap = self.iterated if name == "__iter__" else lambda call: self.timed("data", call)
         setattr(kind, name, wrap(getattr(kind, name)))
@@ -298,12 +295,14 @@ def rounds(asked: argparse.Namespace, splits: Path, precisions: list[str]) -> di
     return taken_in_turn(sides, asked.rounds, splits, "examples a second")
 
 
-def to_goal(asked: argparse.Namespace, splits: Path, precision: str, batch: int) -> dict[str, list[dict[str, Any]]]:
-    """Whole trainings until val reaches the goal, validated each quarter epoch; the Trainer with three learning rates."""
+def to_goal(asked: argparse.Namespace, splits: Path, precision: str) -> dict[str, list[dict[str, Any]]]:
+    """Whole trainings until val reaches the goal, validated each quarter epoch; the Trainer with its batch sizes and three
+    learning rates."""
     until = ("--until", GOAL, "--rows", 10**6, "--epochs", 3, "--precision", precision)
     sides: dict[str, tuple[object, ...]] = {f"ours, {precision}": ("ours", *until, *asked.overrides)}
     sides |= {
         f"Trainer, {precision}, batch {batch}, lr {lr:g}": ("trainer", *until, "--batch", batch, "--lr", lr)
+        for batch in SIZES
         for lr in (1e-4, 2e-4, 3e-4)
     }
     return taken_in_turn(sides, asked.seeds, splits, f"seconds to {GOAL}")
@@ -390,8 +389,10 @@ def draw(goals: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, runs) in enumerate(goals.items()):
+    axes, shown = figure.subplots(), {}
+    for name, runs in sorted(goals.items(), key=lambda side: middle(side[1], seconds_to_goal)):
+        shown.setdefault(name.partition(", lr")[0], (name, runs))  # of each batch size the best learning rate
+    for number, (name, runs) in enumerate(shown.values()):
         for k, run in enumerate(runs):
             seconds, scores = zip(*run["curve"], strict=True)
             axes.plot(seconds, scores, marker="o", color=f"C{number}", label=name if not k else None)
@@ -432,8 +433,7 @@ def main() -> None:
         for name, rows in (("few", asked.rows), ("all", 10**6)):
             ensure_splits(compose([f"data.max_rows={rows}"]).data, Path(folder) / name)
         found = rounds(asked, Path(folder) / "few", precisions)
-        batch = int(best_of(found, precisions[-1]).rpartition(" ")[2])
-        goals = to_goal(asked, Path(folder) / "all", precisions[-1], batch) if asked.seeds else {}
+        goals = to_goal(asked, Path(folder) / "all", precisions[-1]) if asked.seeds else {}
     table = render(found, goals, asked)
     print(table)
     if asked.write:
