@@ -124,7 +124,7 @@ def render(found: dict[object, list[float]], trainings: dict[object, Training], 
         *(f"| {n} | {rate[n]:,.0f} | {rate[n] * n:,.0f} |" for n in LENGTHS), "",
         "| encoder, texts of 32 tokens | parameters | texts/s |", "| --- | --- | --- |",
         *(f"| {name} | {trainings[name].n_parameters / 1e6:,.1f} M | {rate[name]:,.0f} |" for name in MODELS), "",
-        "| MiniLM, texts of 32 tokens | texts/s |", "| --- | --- |",
+        "| MiniLM, texts of 32 tokens, 1,024 tokens in each process | texts/s |", "| --- | --- |",
         *(f"| {n} process{'es' * (n > 1)}, {k} thread{'s' * (k > 1)} each | {rate[n, k]:,.0f} |" for n, k in POOLS),
         "",
     ]  # fmt: skip

@@ -341,7 +341,8 @@ def render(found: dict[str, list[dict[str, Any]]], goals: dict[str, list[dict[st
         f"{transformers.__version__}; {asked.rounds} rounds in turn, medians. MiniLM on "
         f"{found['ours, float32'][0]['examples']} tweets of the train split. The default on this machine is "
         f"{precisions[-1]}. GEMM: what forward and backward do of the rate that this machine has in large matrix products of "
-        "that precision.", "",
+        "that precision; over frozen embeddings without the first layer's gradients of queries, keys and values, which are not "
+        "computed.", "",
         "| side | examples/s | tokens/s without padding | padding | GEMM | memory, MB | ours, same precision | the default |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip

@@ -20,7 +20,6 @@ from sodaops.errors import ConfigError, TrainingError, some
 JOIN_S = 600  # for the other machines to come
 READY_S = 1800  # for the slowest to have made the splits; what torch gives them to form their group
 _POLL_S = 0.1
-_FAILED = "failed"
 
 
 class Peers:
@@ -40,10 +39,13 @@ class Peers:
         self._rank, self._n_all, self._store = 0, 1, None
         if runs.in_rank(environment):
             self._rank, self._n_all = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        self._ready, self._failed = ([f"{said}/{rank}" for rank in range(self._n_all)] for said in ("ready", "failed"))
         if self._n_all > 1:
             with _first_there():
                 store, *_ = next(dist.rendezvous("env://", self._rank, self._n_all, timeout=timedelta(seconds=JOIN_S)))
                 self._store = dist.PrefixStore("sodaops", store)
+                for said in (self._ready, self._failed):  # torchrun may keep the store over a restart
+                    self._store.delete_key(said[self._rank])
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
@@ -57,8 +59,10 @@ class Peers:
                 error = sys.exception()
                 why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 with contextlib.suppress(dist.DistError):
-                    if not self._store.check([_FAILED]):
-                        self._store.set(_FAILED, f"process {self._rank} of {self._n_all} could not begin ({why})")
+                    if not self._store.check([self._ready[self._rank]]):  # else it fails with another
+                        self._store.set(
+                            self._failed[self._rank], f"process {self._rank} of {self._n_all} could not begin ({why})"
+                        )
 
     def agree(self, facts: Mapping[str, Any]) -> None:
         """Waits until all processes are ready, and compares what they train.
@@ -72,17 +76,17 @@ class Peers:
         """
         if self._store is None:
             return
-        keys = [f"ready/{rank}" for rank in range(self._n_all)]
         until = time.monotonic() + READY_S
         with _first_there():
-            self._store.set(keys[self._rank], json.dumps(facts))
-            while missing := [key for key in keys if not self._store.check([key])]:
-                if self._store.check([_FAILED]):
-                    raise TrainingError(f"{self._store.get(_FAILED).decode()}; what it said stands there.")
+            self._store.set(self._ready[self._rank], json.dumps(facts))
+            while missing := [key for key in self._ready if not self._store.check([key])]:
+                for key in self._failed:
+                    if self._store.check([key]):
+                        raise TrainingError(f"{self._store.get(key).decode()}; what it said stands there.")
                 if time.monotonic() > until:
                     raise TrainingError(f"no word from process {missing[0].partition('/')[2]} within {READY_S} s.")
                 time.sleep(_POLL_S)
-            first, *others = (json.loads(self._store.get(key)) for key in keys)
+            first, *others = (json.loads(self._store.get(key)) for key in self._ready)
         for rank, other in enumerate(others, 1):
             unlike = [
                 f"{key}={other.get(key)}, and process 0 with {first[key]}" for key in first if other.get(key) != first[key]

@@ -19,8 +19,7 @@ pytest.importorskip("ray", reason="ray is not installed (pip install 'sodaops[ra
 
 @pytest.fixture
 def config(write, monkeypatch):
-    """60 parts, all but the first made on the cluster."""
-    monkeypatch.setattr(workers, "ROWS_HERE", 1)
+    """60 parts."""
     monkeypatch.setattr(parts, "PART_ROWS", 50)
     write("t.csv", table(many(3000)))
     return lambda *more: configured("data=csv", "data.path=t.csv", *more).data
