@@ -3,11 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
 FILES := git ls-files --cached --others --exclude-standard
-LINTS := lint-python lint-types lint-yaml lint-workflows lint-cloudbuild lint-docker lint-shell lint-links
+LINTS := lint-python lint-types lint-imports lint-yaml lint-workflows lint-cloudbuild lint-docker lint-shell lint-links
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast coverage lint $(LINTS) hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel dist clean
+.PHONY: help install train test test-fast test-deep coverage lint $(LINTS) hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,7 +31,10 @@ test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-fast: $(INSTALLED)  ## the tests that take no more than seconds
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not deep" $(ARGS)
+
+test-deep: $(INSTALLED)  ## the long tests that `make test` leaves out
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m deep $(ARGS)
 
 coverage: $(INSTALLED)  ## the whole suite, and which lines it ran, in its processes too; ARGS='-m "not slow"' takes the fast tier
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
@@ -44,6 +47,9 @@ lint-python: $(INSTALLED)
 
 lint-types: $(INSTALLED)
 	$(BIN)/mypy
+
+lint-imports: $(INSTALLED)
+	$(BIN)/lint-imports --no-cache
 
 lint-yaml: $(INSTALLED)
 	$(BIN)/yamllint --strict .

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from sodaops.bundle import reference
-from sodaops.bundle.predictor import Predictor
-from sodaops.config import DriftConfig
-from sodaops.monitoring.drift import measure
+from sodaops.config.schema import DriftConfig
+from sodaops.drift.measure import measure
+from sodaops.inference.predictor import Predictor
 from sodaops.request_log.parts import SCHEMA
 from sodaops.request_log.window import Window
 from sodaops.serving.service import facts_of
@@ -49,8 +49,8 @@ print(json.dumps(time.perf_counter() - began))
 _OURS = """
 import json, sys, time
 import evidently, evidently.metrics
-from sodaops.config import DriftConfig
-from sodaops.monitoring.check import check
+from sodaops.config.schema import DriftConfig
+from sodaops.drift.check import check
 began = time.perf_counter()
 check(DriftConfig(last=10**6, max_rows=10**6, output_dir=sys.argv[3]), sys.argv[1], sys.argv[2])
 print(json.dumps(time.perf_counter() - began))

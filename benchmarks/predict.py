@@ -34,14 +34,14 @@ def done(seconds):
     print(json.dumps([seconds, int(peak)]))
 """
 _OURS = """
-from sodaops.bundle.table import bulk_predictor, predict_table
+from sodaops.inference.table import bulk_predictor, predict_table
 began = time.perf_counter()
 predict_table(bulk_predictor(asked["bundle"], asked["variant"]), asked["table"], "text", asked["output"])
 done(time.perf_counter() - began)
 """
 _CALL = """
 from concurrent.futures import ThreadPoolExecutor
-from sodaops.bundle.table import CHUNK_ROWS, bulk_predictor
+from sodaops.inference.table import CHUNK_ROWS, bulk_predictor
 from sodaops.data.tokens import pad
 from sodaops.data.workers import n_cores
 predictor = bulk_predictor(asked["bundle"], asked["variant"])

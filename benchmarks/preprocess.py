@@ -29,9 +29,9 @@ import pyarrow as pa
 from matplotlib import pyplot as plt
 from tqdm import tqdm
 
-from sodaops.data.cleaning import clean_many
 from sodaops.data.parts import PART_ROWS
-from sodaops.text import POLICIES, clean
+from sodaops.text.bulk_cleaning import clean_many
+from sodaops.text.cleaning import POLICIES, clean
 
 matplotlib.use("Agg")
 REPO = Path(__file__).resolve().parents[1]
@@ -45,7 +45,7 @@ import sys
 from pathlib import Path
 import pandas as pd
 from sodaops.data.splits import assign_split
-from sodaops.text import clean
+from sodaops.text.cleaning import clean
 rows = pd.read_csv(sys.argv[1], dtype=str, keep_default_na=False)
 rows["text"] = rows["text"].apply(clean)
 rows = rows[rows["text"] != ""].drop_duplicates("text")

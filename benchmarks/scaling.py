@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import BertConfig, BertModel
 
-from sodaops.compose import compose
+from sodaops.config.compose import compose
 from sodaops.modeling.encoder import TextEncoder
 from sodaops.modeling.optim import make_optimizer
 

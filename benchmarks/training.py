@@ -118,7 +118,7 @@ def ours(asked: argparse.Namespace, clock: Clock) -> list[tuple[float, float]]:
     """Trains with the project's own fit, and returns seconds and macro-F1 of each validation."""
     from lightning.pytorch.callbacks import Callback
 
-    from sodaops.compose import compose
+    from sodaops.config.compose import compose
     from sodaops.data.batching import TokenLoader
     from sodaops.modeling.encoder import TextEncoder
     from sodaops.training.fit import fit
@@ -425,7 +425,7 @@ def main() -> None:
     if asked.side:
         side(asked)
         return
-    from sodaops.compose import compose
+    from sodaops.config.compose import compose
     from sodaops.data.preprocess import ensure_splits
     from sodaops.training.precision import bfloat16_on
 

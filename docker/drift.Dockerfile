@@ -35,4 +35,4 @@ USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "healthcheck.py", "/healthz", "SODAOPS_DRIFT_PORT"]
-ENTRYPOINT ["python", "-m", "sodaops.monitoring"]
+ENTRYPOINT ["python", "-m", "sodaops.drift"]

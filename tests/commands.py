@@ -78,7 +78,7 @@ def _verb(words: list[str]) -> list[str]:
     from hydra.errors import HydraException
 
     from sodaops.cli import _ROOM_OF
-    from sodaops.compose import compose, explain
+    from sodaops.config.compose import compose, explain
     from sodaops.errors import SodaOpsError
 
     if not words or words[0].startswith("-"):

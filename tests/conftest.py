@@ -14,7 +14,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the tests beside this one have the other cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read when gcsfs is imported; see sodaops.storage
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read when gcsfs is imported; see sodaops.io.storage
 
 REPO = Path(__file__).resolve().parents[1]
 TWEETS = REPO / "data/raw/tweets.csv"
@@ -81,7 +81,7 @@ def free_port() -> int:
 
 def configured(*overrides: str) -> Any:
     """A configuration composed from conf/."""
-    from sodaops.compose import compose
+    from sodaops.config.compose import compose
 
     return compose(list(overrides))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sodaops.bundle.predictor import Predictor
+from sodaops.inference.predictor import Predictor
 from sodaops.request_log.parts import SCHEMA
 from sodaops.serving.service import facts_of
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import httpx
 
 from sodaops.bundle import layout
-from sodaops.monitoring.settings import PREFIX as DRIFT
+from sodaops.drift.settings import PREFIX as DRIFT
 
 
 class Process:
@@ -87,7 +87,7 @@ class Server(Process):
         **settings: Any,
     ) -> None:  # fmt: skip
         given = {f"{prefix}{key.upper()}": str(value) for key, value in {"bundle": bundle, "port": 0, **settings}.items()}
-        super().__init__("sodaops.monitoring" if prefix == DRIFT else "sodaops.serving", {**given, **(environ or {})}, wait)
+        super().__init__("sodaops.drift" if prefix == DRIFT else "sodaops.serving", {**given, **(environ or {})}, wait)
 
 
 def another(bundle: Path, folder: Path, note: str = "another") -> Path:

@@ -11,7 +11,8 @@ import pyarrow.csv
 from prometheus_client.parser import text_string_to_metric_families
 
 from sodaops.bundle import reference
-from sodaops.bundle.predictor import Predictor
+from sodaops.export.drift_reference import make_reference
+from sodaops.inference.predictor import Predictor
 from tests.conftest import REPO, TWEETS
 from tests.requests import logged, write
 from tests.serving import rewrite
@@ -35,7 +36,7 @@ def referenced(bundle: Path, folder: Path) -> Path:
     shutil.copytree(bundle, folder)
     predictor = Predictor(folder)
     cleaned = [predictor.clean(text) for text in tweets()[:2000]]
-    reference.write(folder, reference.make(predictor, cleaned[:1500], cleaned[1500:]))
+    reference.write(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:]))
     rewrite(folder)
     return folder
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from sodaops.compose import compose
-from sodaops.config import Config
+from sodaops.config.compose import compose
+from sodaops.config.schema import Config
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs/configuration.md"
@@ -18,8 +18,8 @@ _LONG = 60  # characters of a default that are shown
 _HEAD = """\
 # Configuration
 
-Every key, with its default. This page is made from the schema that refuses what is not in it (sodaops/config.py) and from conf/
-by `make params`; a test holds it equal to them.
+Every key, with its default. `make params` makes this page from the schema (sodaops/config/schema.py) and conf/, and
+a test compares it with them.
 
 `KEY=VALUE` on a command line changes a key, `GROUP=OPTION` takes another file of a group, `--config-dir FOLDER` adds files of
 your own, `--cfg job` prints the whole. A mistake is refused, together with all others, with the nearest name and exit code 2.

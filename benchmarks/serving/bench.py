@@ -209,7 +209,7 @@ def ceiling(bundle: Path, texts: list[str]) -> float:
     """Texts a second through the ONNX Runtime call alone: every core, one text a call, all tokenised before."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from sodaops.bundle.predictor import Predictor
+    from sodaops.inference.predictor import Predictor
 
     predictor = Predictor(bundle, n_threads=1)
     rows = [predictor.encode(predictor.clean(text)) for text in texts]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
-from sodaops import storage
 from sodaops.annotation.journal import safe
 from sodaops.annotation.state import State
 from sodaops.annotation.store import Store
 from sodaops.annotation.tasks import Task, check_annotator, check_label, check_text
-from sodaops.config import table_format
+from sodaops.config.schema import table_format
 from sodaops.errors import SHOWN, DataError, nearest
+from sodaops.io import storage
 
 COLUMNS = ("task", "text", "label", "annotator")
 _FROM, _TO = "label", "text"  # the names in Label Studio's labeling config

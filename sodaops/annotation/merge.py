@@ -12,16 +12,16 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 
-from sodaops import storage
 from sodaops.annotation.agreement import majority
 from sodaops.annotation.store import Store
 from sodaops.annotation.tasks import Task
-from sodaops.config import DataConfig
+from sodaops.config.schema import DataConfig
 from sodaops.data.preprocess import ensure_splits, read_split
 from sodaops.data.sources import write_table
 from sodaops.data.splits import SPLITS, text_hash
 from sodaops.errors import DataError, some
-from sodaops.text import clean
+from sodaops.io import storage
+from sodaops.text.cleaning import clean
 
 _SHINGLE = 5
 _NOT_WORD = re.compile(r"[\W_]+")

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from sodaops.annotation.store import Store
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.reference import Reference
+from sodaops.drift.statistics import witness
 from sodaops.errors import DataError
-from sodaops.monitoring.statistics import witness
 
 _TASK = ("text", "text_sha256", "label", "score", "request_id", "place", "bundle_id")
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from sodaops.config import AnnotateConfig
+from sodaops.config.schema import AnnotateConfig
 from sodaops.web.settings import EnvironmentSettings
 
 PREFIX = "SODAOPS_ANNOTATE_"

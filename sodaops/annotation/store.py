@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from sodaops import storage
 from sodaops.annotation.info import FORMAT, INFO, read_labels
 from sodaops.annotation.journal import Appender, Clock, Line, Reader
 from sodaops.annotation.state import State
 from sodaops.annotation.tasks import Task, check_annotator, check_label, forget_tasks, task_of
 from sodaops.errors import DataError, StorageError, some
+from sodaops.io import storage
 
 LOCK = ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")

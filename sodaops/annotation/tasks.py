@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sodaops import storage
 from sodaops.errors import DataError, nearest, some
+from sodaops.io import storage
 
 WHYS = ("uncertain", "drifted", "diverse", "random", "feedback", "import")
 _SHA256 = re.compile("[0-9a-f]{64}")

@@ -23,8 +23,8 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from sodaops import storage
 from sodaops.errors import BundleError, ConfigError, some
+from sodaops.io import storage
 
 INFO = "bundle.json"
 WEIGHTS = "model.safetensors"

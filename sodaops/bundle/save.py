@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from sodaops import storage
 from sodaops.bundle import layout
-from sodaops.config import Config
+from sodaops.config.schema import Config
 from sodaops.errors import BundleError
+from sodaops.io import storage
 from sodaops.modeling.encoder import TextEncoder, from_settings, settings_of
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "lightning", "numpy")

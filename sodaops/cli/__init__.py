@@ -44,11 +44,11 @@ groups. --params FILE reads a composed configuration, as DVC's stages do, in pla
 """
 _VERBS = {
     "training": ("train", "preprocess", "export", "evaluate", "predict", "serve"),
-    "choosing": ("runs", "report", "sweep", "select"),
-    "monitoring": ("drift", "watch", "log"),
+    "runs": ("runs", "report", "sweep", "select"),
+    "drift": ("drift", "watch", "log"),
     "alerts": ("alerts",),
     "annotation": ("annotate",),
-    "models": ("register", "promote", "rollback", "resolve", "registry"),
+    "registry": ("register", "promote", "rollback", "resolve", "registry"),
 }
 _ROOM_OF = {verb: room for room, verbs in _VERBS.items() for verb in verbs}
 # What a verb may lack, and the extra that brings it.
@@ -93,6 +93,6 @@ def _explained(error: Exception) -> SodaOpsError | None:
         return ConfigError(f"{error.name} is not installed; get it with `pip install 'sodaops[{_EXTRA_OF[package]}]'`.")
     if "hydra" not in sys.modules:
         return None
-    from sodaops.compose import explain
+    from sodaops.config.compose import explain
 
     return explain(error)

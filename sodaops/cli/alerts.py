@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sodaops.cli.training import configured, shown_path
-from sodaops.config import AlertsConfig
+from sodaops.config.schema import AlertsConfig
 from sodaops.errors import AlarmError, ConfigError, DeliveryError
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from sodaops.monitoring.alerts import Alerts
+    from sodaops.alerting.alerts import Alerts
 
 _TEXT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -124,7 +124,7 @@ def test(config: AlertsConfig) -> None:
         ConfigError: there is no sink.
         DeliveryError: one did not take it.
     """
-    from sodaops.monitoring.sinks import WEBHOOK, Notification, sinks_of
+    from sodaops.alerting.sinks import WEBHOOK, Notification, sinks_of
 
     sinks = sinks_of(config, os.environ)
     if not sinks:
@@ -147,8 +147,8 @@ def render(config: AlertsConfig, folder: Path) -> None:
     Raises:
         StorageError: the folder cannot be written to.
     """
-    from sodaops import storage
-    from sodaops.monitoring import rules_as
+    from sodaops.alerting import render as rules_as
+    from sodaops.io import storage
 
     for name, text in {rules_as.PROMETHEUS: rules_as.prometheus(config), rules_as.GOOGLE: rules_as.google(config)}.items():
         storage.write_text(folder / name, text)
@@ -158,6 +158,6 @@ def render(config: AlertsConfig, folder: Path) -> None:
 def _alerts(config: AlertsConfig, registry: "CollectorRegistry | None" = None) -> "Alerts":
     from prometheus_client import CollectorRegistry
 
-    from sodaops.monitoring.alerts import Alerts
+    from sodaops.alerting.alerts import Alerts
 
     return Alerts(config, os.environ, registry or CollectorRegistry())

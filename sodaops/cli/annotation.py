@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sodaops.cli.models import asked_and_configured
-from sodaops.config import Config
+from sodaops.cli.registry import asked_and_configured
+from sodaops.config.schema import Config
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, nearest, some
 
@@ -117,9 +117,9 @@ def pick(rest: list[str]) -> None:
     """Adds texts of the request log that are worth a person's time; a store that is not there is made."""
     from sodaops.annotation.pick import pick as choose
     from sodaops.annotation.store import Store
-    from sodaops.cli.monitoring import log_of
+    from sodaops.cli.drift import log_of
     from sodaops.data.splits import SPLITS, text_hash
-    from sodaops.monitoring.check import reference_of
+    from sodaops.drift.check import reference_of
     from sodaops.request_log.window import read_window
 
     parser = argparse.ArgumentParser(prog="sodaops annotate pick", description="Texts worth a person's time.")

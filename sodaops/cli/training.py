@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sodaops import remote
 from sodaops.errors import ConfigError
+from sodaops.io import remote
 
 if TYPE_CHECKING:
-    from sodaops.bundle.export import Exported
-    from sodaops.config import Config
-    from sodaops.evaluation.evaluate import Evaluated
+    from sodaops.config.schema import Config
+    from sodaops.evaluation.result import Evaluated
+    from sodaops.export.onnx_export import Exported
 
 
 def train(config: "Config") -> float | None:
@@ -21,9 +21,9 @@ def train(config: "Config") -> float | None:
     Returns:
         The monitored metric of the kept epoch on val, for sweeps; None after a run that kept nothing.
     """
-    from sodaops import runs
-    from sodaops.landing import brought, landing
+    from sodaops.io import runs
     from sodaops.training import launch
+    from sodaops.training.upload import brought, landing
 
     config = brought(config)
     if not remote.is_address(config.run_dir):
@@ -39,9 +39,9 @@ def train(config: "Config") -> float | None:
 
 
 def _train(config: "Config") -> float | None:
-    from sodaops import runs
-    from sodaops.bundle.export import export
     from sodaops.evaluation.evaluate import evaluate
+    from sodaops.export.onnx_export import export
+    from sodaops.io import runs
     from sodaops.search.pruning import trial_of
     from sodaops.training import launch
     from sodaops.training.fit import fit, with_last
@@ -111,7 +111,7 @@ def shown_path(path: str | Path) -> str:
 
 
 def run_train(rest: list[str]) -> None:
-    from sodaops.compose import from_params, run_hydra
+    from sodaops.config.compose import from_params, run_hydra
 
     params, rest = option(rest, "--params")
     if params is not None:
@@ -129,8 +129,8 @@ def run_preprocess(rest: list[str]) -> None:
 
 
 def run_export(rest: list[str]) -> None:
-    from sodaops.bundle.export import export
     from sodaops.bundle.layout import read_info
+    from sodaops.export.onnx_export import export
 
     if not rest or "=" in rest[0] or rest[0].startswith("-"):
         raise ConfigError("the bundle is missing; give it as `sodaops export RUN/bundle`.")
@@ -173,7 +173,7 @@ def run_serve(rest: list[str]) -> None:
     """Says conf/serve in environment variables, and becomes the service, so that nothing of Hydra stays in memory."""
     import importlib.util
 
-    from sodaops.config import ServeConfig
+    from sodaops.config.schema import ServeConfig
 
     if importlib.util.find_spec("fastapi") is None:
         raise ConfigError("fastapi is not installed; get it with `pip install 'sodaops[serve]'`.")
@@ -192,7 +192,7 @@ def run_serve(rest: list[str]) -> None:
 
 def configured(rest: list[str]) -> "Config":
     """The configuration that a verb's arguments ask for: overrides of conf/, or of ``--params FILE``."""
-    from sodaops.compose import compose, from_params
+    from sodaops.config.compose import compose, from_params
 
     params, rest = option(rest, "--params")
     folder, rest = option(rest, "--config-dir")
@@ -208,8 +208,8 @@ def option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def run_predict(rest: list[str]) -> None:
-    from sodaops.bundle.predictor import Predictor
-    from sodaops.bundle.table import bulk_predictor, predict_table
+    from sodaops.inference.predictor import Predictor
+    from sodaops.inference.table import bulk_predictor, predict_table
     from sodaops.registry.bundles import answering, bundle_at
 
     parser = argparse.ArgumentParser(prog="sodaops predict", description="Answer from a bundle.")

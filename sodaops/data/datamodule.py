@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from sodaops.config import Config
+from sodaops.config.schema import Config
 from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
 from sodaops.data.preprocess import read_split
 from sodaops.data.tokens import tokenise

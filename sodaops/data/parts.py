@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sodaops import storage
-from sodaops.config import DataConfig
-from sodaops.data.byte_rows import flat
-from sodaops.data.cleaning import clean_many
+from sodaops.config.schema import DataConfig
 from sodaops.errors import SHOWN, DataError
+from sodaops.io import storage
+from sodaops.text.bulk_cleaning import clean_many
+from sodaops.text.byte_rows import flat
 
 PART_ROWS = 65_536
 PART_BYTES = 8 * 2**20  # of raw cells; a part has one row at least

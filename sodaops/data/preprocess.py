@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from tqdm import tqdm
 
-from sodaops import storage, text
-from sodaops.config import DataConfig, table_format
-from sodaops.data import byte_rows, cleaning, parts
+from sodaops.config.schema import DataConfig, table_format
+from sodaops.data import parts
 from sodaops.data.parts import Part, cut
 from sodaops.data.rows import Rows, choose, read_rows, split_of
 from sodaops.data.sources import read_batches
@@ -23,12 +22,14 @@ from sodaops.data.splits import SPLITS
 from sodaops.data.work_folder import work_folder
 from sodaops.data.workers import make_parts, refuse_while_starting
 from sodaops.errors import DataError, some
-from sodaops.remote import local_copy
+from sodaops.io import storage
+from sodaops.io.remote import local_copy
+from sodaops.text import bulk_cleaning, byte_rows, cleaning
 
 MANIFEST = "manifest.json"
 _RARE = 5
 FORMAT = 2  # raise when the same table would give other splits: older splits are then stale
-PART_CODE = (byte_rows, cleaning, parts, text)  # what a part's content comes from
+PART_CODE = (bulk_cleaning, byte_rows, cleaning, parts)  # what a part's content comes from
 # Keys that do not change what the splits hold.
 _PLACE_KEYS = {"name", "path", "files", "watch", "added", "ray"}
 

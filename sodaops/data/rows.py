@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sodaops.config import DataConfig
+from sodaops.config.schema import DataConfig
 from sodaops.data.parts import MAX_VALUES, Fault, Part, read_part
 from sodaops.data.splits import SPLITS
 from sodaops.errors import SHOWN, DataError, some
-from sodaops.labels import label_ids, label_order, no_label
+from sodaops.text.labels import label_ids, label_order, no_label
 
 ADDED = "added"  # in place of a split: of a table that was added, whose rows get theirs by the hash
 Dropped = dict[str, dict[str, Any]]  # reason -> how many rows, and the places of the first

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from sodaops.config import FORMATS, table_format
+from sodaops.config.schema import FORMATS, table_format
 from sodaops.data import streams
 from sodaops.errors import DataError, nearest, some
-from sodaops.remote import local_copy
+from sodaops.io.remote import local_copy
 
 _UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error)
 

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from sodaops import storage
-from sodaops.config import DataConfig
+from sodaops.config.schema import DataConfig
 from sodaops.data.parts import Part, read_part
 from sodaops.data.splits import SPLITS
+from sodaops.io import storage
 
 _GROUP_ROWS = 131_072
 _GROUP_BYTES = 32 * 2**20

@@ -11,9 +11,9 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from sodaops.config import table_format
+from sodaops.config.schema import table_format
 from sodaops.errors import SHOWN, DataError, nearest, some
-from sodaops.remote import local_copy
+from sodaops.io.remote import local_copy
 
 BLOCK_BYTES = 2 * 2**20  # Arrow reads some 30 of them ahead
 MAX_BLOCK_BYTES = 64 * 2**20  # a row must fit into one block; where it does not fit into BLOCK_BYTES, into this

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sodaops import storage
 from sodaops.data.parts import PartsKeptError
 from sodaops.errors import DataError, StorageError
+from sodaops.io import storage
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 
 import pyarrow as pa
 
-from sodaops.config import DataConfig
+from sodaops.config.schema import DataConfig
 from sodaops.data.parts import Part, PartsKeptError, prepared, write_part
 from sodaops.errors import ConfigError, SodaOpsError, StorageError
 

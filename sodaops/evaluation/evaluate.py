@@ -1,7 +1,6 @@
 """Evaluation of a bundle on a split: metrics.json, predictions.parquet, plots and a report."""
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sodaops import remote, storage
 from sodaops.bundle.layout import check_splits
-from sodaops.bundle.predictor import Predictor
-from sodaops.config import Config
+from sodaops.config.schema import Config
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError
 from sodaops.evaluation import baselines, metrics, plots, report
+from sodaops.evaluation.result import Evaluated
+from sodaops.inference.predictor import Predictor
+from sodaops.io import remote, storage
 
 WRITTEN = (".gitignore", "metrics.json", "predictions.parquet", "plots", "report.html")
 FOLDERS = {"test": "evaluation", "val": "evaluation-val", "train": "evaluation-train"}
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation found, and where it lies."""
-
-    split: str
-    metrics: dict[str, Any]  # as in metrics.json, below the split's name
-    baselines: dict[str, dict[str, float]]
-    output_dir: str  # a folder, or an address
-    same_data: bool  # whether the bundle was trained on the train split beside this one
-    labels: list[str]
-    confusion: np.ndarray  # counts, int64 [n_labels, n_labels]; rows are the true labels
-    curves: dict[str, dict[str, Any]]  # label -> its ROC and precision-recall curve
-    errors: list[dict[str, Any]]  # the wrong answers that it was surest of
-
-    @property
-    def report_path(self) -> str:
-        """The HTML report."""
-        return remote.below(self.output_dir, "report.html")
 
 
 def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:

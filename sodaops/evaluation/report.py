@@ -1,7 +1,7 @@
 """One self-contained page about an evaluation."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +9,11 @@ import pyarrow as pa
 from sodaops import pages
 from sodaops.bundle.layout import BundleInfo
 from sodaops.evaluation.plots import Picture
-
-if TYPE_CHECKING:
-    from sodaops.evaluation.evaluate import Evaluated
+from sodaops.evaluation.result import Evaluated
 
 
 def render(
-    found: "Evaluated",
+    found: Evaluated,
     info: BundleInfo,
     manifest: dict[str, Any],
     pictures: Sequence[Picture],

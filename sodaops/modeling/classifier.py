@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from sodaops.config import OptimConfig
+from sodaops.config.schema import OptimConfig
 from sodaops.errors import ConfigError, ModelError
 from sodaops.modeling.encoder import TextEncoder
 from sodaops.modeling.optim import layers_of, lr_factor, make_optimizer

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from sodaops.config import ModelConfig
+from sodaops.config.schema import ModelConfig
 from sodaops.errors import ConfigError, ModelError, nearest, some
-from sodaops.storage import sha256_of
+from sodaops.io.storage import sha256_of
 
 Pooling = Literal["mean", "cls"]
 # Their positions begin after that of the padding token.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from sodaops.config import OptimConfig
+from sodaops.config.schema import OptimConfig
 from sodaops.errors import ConfigError
 from sodaops.modeling.encoder import TextEncoder
 

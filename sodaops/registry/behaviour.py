@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sodaops.bundle.predictor import Predictor
 from sodaops.data.sources import read_table
 from sodaops.errors import DataError, nearest, some
+from sodaops.inference.predictor import Predictor
 
 COLUMNS = ("ability", "text", "expect", "changed")
 

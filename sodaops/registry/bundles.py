@@ -5,9 +5,9 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from sodaops import remote
 from sodaops.bundle import layout
 from sodaops.errors import BundleError, StorageError
+from sodaops.io import remote
 from sodaops.registry.registry import address_of
 
 Needs = Callable[[layout.BundleInfo], Collection[str]]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sodaops.bundle.predictor import Predictor
-from sodaops.config import GateConfig
+from sodaops.config.schema import GateConfig
 from sodaops.evaluation import metrics
+from sodaops.inference.predictor import Predictor
 
 _N_TIMED = 120  # texts answered one at a time by each model, in turns
 _N_PARITY = 64  # texts on which ONNX is held against torch

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from sodaops import pages, remote, storage
+from sodaops import pages
 from sodaops.bundle import layout
-from sodaops.bundle.predictor import Predictor
-from sodaops.config import GateConfig
+from sodaops.config.schema import GateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError, RegistryError, nearest, some
 from sodaops.evaluation import baselines, metrics
+from sodaops.inference.predictor import Predictor
+from sodaops.io import remote, storage
 from sodaops.registry import behaviour, checks
 from sodaops.registry.checks import Verdict
 

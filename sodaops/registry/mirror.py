@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sodaops.bundle.layout import read_info
-from sodaops.config import WandbConfig
+from sodaops.config.schema import WandbConfig
 from sodaops.errors import ConfigError
-from sodaops.wandb_server import check_key, check_reachable
+from sodaops.training.wandb_server import check_key, check_reachable
 
 
 def mirror(folder: Path, version: str, aliases: Sequence[str], settings: WandbConfig) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sodaops import remote, storage
 from sodaops.errors import StorageError
+from sodaops.io import remote, storage
 
 
 class LocalStore:

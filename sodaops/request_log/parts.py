@@ -1,6 +1,6 @@
 """The request log's far end: closed journal segments become Parquet parts, each once.
 
-Run by the service as a process of its own: ``python -m sodaops.request_log.parts JOURNAL DESTINATION [KEEP_DAYS]`` prints the
+Run by the service as a process of its own: ``python -m sodaops.request_log JOURNAL DESTINATION [KEEP_DAYS]`` prints the
 number of parts written, and then deletes those of days before KEEP_DAYS.
 """
 
@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import io
 import os
-import sys
 from datetime import date
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +16,8 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from sodaops import remote, storage
-from sodaops.errors import SodaOpsError, StorageError
+from sodaops.errors import StorageError
+from sodaops.io import remote, storage
 
 SCHEMA = pa.schema(
     {
@@ -149,15 +148,3 @@ def write_part(table: pa.Table, path: str) -> None:
     pq.write_table(table, buffer, compression="zstd")
     with remote.open_anywhere(path, "wb") as there:
         there.write(buffer.getvalue())
-
-
-if __name__ == "__main__":
-    from sodaops.request_log.retention import prune
-
-    try:
-        n_written = write_parts(*sys.argv[1:3])
-        print(n_written, flush=True)  # these are written, whatever becomes of the old ones
-        if n_written and sys.argv[3:]:
-            prune(sys.argv[2], int(sys.argv[3]))
-    except SodaOpsError as error:
-        sys.exit(f"{type(error).__name__}: {error}")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from sodaops import remote, storage
+from sodaops.io import remote, storage
 from sodaops.request_log.parts import day_of, open_part, part_addresses, write_part
 
 

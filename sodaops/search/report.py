@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import plotly.offline
 from optuna.trial import FrozenTrial, TrialState
 
-from sodaops import pages, storage
+from sodaops import pages
+from sodaops.io import storage
 from sodaops.pages import shown
 
 FILE = "sweep.html"

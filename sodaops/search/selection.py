@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sodaops import runs
 from sodaops.errors import ConfigError, nearest, some
+from sodaops.io import runs
 
 WANDB = "wandb:"
 
@@ -135,7 +135,7 @@ def _candidate(of: list[runs.Run], metric: str) -> Candidate:
 def _of_wandb(path: str, metric: str) -> list[Candidate]:
     import wandb
 
-    from sodaops.wandb_server import check_reachable
+    from sodaops.training.wandb_server import check_reachable
 
     if path.count("/") != 2:
         raise ConfigError(f"{WANDB}{path}: expected wandb:ENTITY/PROJECT/SWEEP.")

@@ -16,8 +16,8 @@ from hydra.utils import get_class
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from sodaops import storage as files
 from sodaops.errors import ConfigError, nearest, some
+from sodaops.io import storage as files
 from sodaops.search import database
 
 FILE = "study.json"  # in the sweep's folder: which study it is

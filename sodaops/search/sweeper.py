@@ -21,14 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from sodaops import storage
-from sodaops.config import Config
+from sodaops.config.schema import Config
+from sodaops.config.validation import build
 from sodaops.errors import ConfigError, PrunedError, SodaOpsError, some
-from sodaops.runs import RECORD, flatten, read
+from sodaops.io import storage
+from sodaops.io.runs import RECORD, flatten, read
 from sodaops.search import database, report, study as studies
 from sodaops.search.pruning import VARIABLE, Trial
 from sodaops.search.space import Dimension, check_keys, read_space, spelled, swept_dimension
-from sodaops.validation import build
 
 _ALL_FAIL = 3  # so many failures before the first success end the sweep: they have a cause in common
 _POLL_S = 2.0

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from sodaops import storage
-from sodaops.config import Config
+from sodaops.config.schema import Config
 from sodaops.errors import ConfigError
+from sodaops.io import storage
 from sodaops.search.space import read_space
-from sodaops.wandb_server import check_key, check_reachable
+from sodaops.training.wandb_server import check_key, check_reachable
 
 
 def definition(config: Config, overrides: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sodaops.bundle.predictor import Predictor
+from sodaops.inference.predictor import Predictor
 
 INLINE_CHARS = 4000  # of a request; more is done in a thread
 _NICE = 5

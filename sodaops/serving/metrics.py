@@ -4,6 +4,7 @@ import functools
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from sodaops.request_log.journal import JournalMetrics
 from sodaops.web.metrics import HttpMetrics
 
 
@@ -29,13 +30,7 @@ class Metrics(HttpMetrics):
         )
         self.feedback = Counter("sodaops_feedback", "Answers that somebody corrected or confirmed, by label.", ("label",),
                                 registry=registry)  # fmt: skip
-        self.logged = Counter("sodaops_request_log_rows", "Answers written to the journal.", registry=registry)
-        self.lost = Counter("sodaops_request_log_lost", "Answers that the journal could not take.", registry=registry)
-        self.journal_bytes = Gauge("sodaops_request_log_journal_bytes", "Journal not in a Parquet part yet.", registry=registry)
-        self.parts = Counter(
-            "sodaops_request_log_parts", "Parquet parts, by how writing ended.", ("outcome",), registry=registry
-        )
-
+        self.journal = JournalMetrics(registry)
         self.predicted = functools.cache(self.predictions.labels)
 
     def serves(self, bundle_id: str, variant: str) -> None:

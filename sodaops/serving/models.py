@@ -4,8 +4,8 @@ import asyncio
 import logging
 
 from sodaops.bundle import layout
-from sodaops.bundle.predictor import Predictor
 from sodaops.errors import BundleError, SodaOpsError
+from sodaops.inference.predictor import Predictor
 from sodaops.registry.bundles import answering, bundle_at
 from sodaops.serving.metrics import Metrics
 

@@ -17,15 +17,15 @@ import numpy as np
 from starlette.exceptions import HTTPException
 
 from sodaops.bundle.layout import BundleInfo
-from sodaops.bundle.predictor import Prediction, Predictor
 from sodaops.errors import ConfigError, StorageError
-from sodaops.redaction import redact
+from sodaops.inference.predictor import Prediction, Predictor
+from sodaops.request_log.journal import Journal
 from sodaops.serving.batcher import INLINE_CHARS, Answer, Batcher, EmptyText, Prepared
-from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
-from sodaops.text import clean
+from sodaops.text.cleaning import clean
+from sodaops.text.redaction import redact
 
 if TYPE_CHECKING:
     from sodaops.annotation.store import Store
@@ -288,6 +288,6 @@ def _journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
         return None
     sizes = settings.part_s, settings.part_bytes, settings.max_journal_bytes
     try:
-        return Journal(folder, str(settings.request_log), *sizes, metrics, settings.keep_days)
+        return Journal(folder, str(settings.request_log), *sizes, metrics.journal, settings.keep_days)
     except OSError as error:
         raise StorageError(f"{folder}: cannot hold the request log's journal ({error.strerror}); give another.") from error

@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from sodaops.config import ServeConfig
+from sodaops.config.schema import ServeConfig
 from sodaops.errors import ConfigError
 from sodaops.web.settings import PREFIX, EnvironmentSettings
 

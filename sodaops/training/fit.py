@@ -23,13 +23,13 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sodaops import runs, storage
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.save import save_bundle
-from sodaops.config import Config
+from sodaops.config.schema import Config
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import describe, ensure_splits
 from sodaops.errors import ConfigError, Terminated, TrainingError, nearest, some
+from sodaops.io import runs, storage
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained

@@ -23,10 +23,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sodaops import runs, storage
-from sodaops.config import Config
+from sodaops.config.schema import Config
 from sodaops.data.workers import n_cores
 from sodaops.errors import ConfigError, PrunedError, Terminated, TrainingError
+from sodaops.io import runs, storage
 from sodaops.training.fit import LAST, make_trainer, quieten, trainer_arguments, way_on
 from sodaops.training.peers import JOIN_S
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sodaops import runs
 from sodaops.errors import ConfigError, TrainingError, some
+from sodaops.io import runs
 
 JOIN_S = 600  # for the other machines to come
 READY_S = 1800  # for the slowest to have made the splits; what torch gives them to form their group

@@ -5,8 +5,8 @@ import pickle
 
 import torch
 
-from sodaops import runs
-from sodaops.config import Config
+from sodaops.config.schema import Config
+from sodaops.io import runs
 
 MIXED, FULL = "bf16-mixed", "32-true"
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from sodaops import remote, runs, storage
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.save import git_commit
-from sodaops.config import Config, WandbConfig
+from sodaops.config.schema import Config, WandbConfig
 from sodaops.errors import ConfigError, PrunedError
-from sodaops.evaluation.evaluate import Evaluated
-from sodaops.wandb_server import check_key, check_reachable
+from sodaops.evaluation.result import Evaluated
+from sodaops.io import remote, runs, storage
+from sodaops.training.wandb_server import check_key, check_reachable
 
 _POINTS = 200  # of a curve
 

@@ -94,7 +94,7 @@ class EnvironmentSettings(BaseSettings):
 def environment(section: BaseModel, explicit: Collection[str], prefix: str = PREFIX) -> dict[str, str]:
     """A section of conf/ as environment variables; one that is set already stays, unless its key was given explicitly.
 
-    >>> from sodaops.config import ServeConfig
+    >>> from sodaops.config.schema import ServeConfig
     >>> environment(ServeConfig(max_queue=9), ["max_queue"])["SODAOPS_MAX_QUEUE"]
     '9'
     """

@@ -18,12 +18,12 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 from prometheus_client import CollectorRegistry
 
+from sodaops.alerting import outbox, scrape, sinks
+from sodaops.alerting.alerts import Alerts
+from sodaops.alerting.outbox import Outbox
+from sodaops.alerting.sinks import Notification, sinks_of
 from sodaops.cli import main
 from sodaops.errors import DeliveryError
-from sodaops.monitoring import outbox, scrape, sinks
-from sodaops.monitoring.alerts import Alerts
-from sodaops.monitoring.outbox import Outbox
-from sodaops.monitoring.sinks import Notification, sinks_of
 from tests.conftest import REPO, free_port
 from tests.unit.test_alerts import RULES, built
 

@@ -11,7 +11,7 @@ import pytest
 
 from sodaops.annotation.store import Store
 from sodaops.cli import main
-from sodaops.config import AnnotateConfig
+from sodaops.config.schema import AnnotateConfig
 from tests.annotation import CODE, LABELS, Server, store_of, task
 from tests.conftest import REPO, configured
 

@@ -175,7 +175,7 @@ def test_help_and_unknown_verbs(capsys):
 
 @pytest.mark.slow
 def test_stages_from_a_params_file(small_tweets, tmp_path, workdir):
-    from sodaops.compose import compose
+    from sodaops.config.compose import compose
 
     tree = compose(run_overrides(tmp_path, small_tweets)).model_dump(mode="json")
     OmegaConf.save(OmegaConf.create(tree), "params.yaml")

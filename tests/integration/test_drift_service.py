@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
+from sodaops.drift.check import EVIDENTLY, NUMBERS, PAGE
+from sodaops.drift.settings import WatchSettings
 from sodaops.errors import ConfigError
-from sodaops.monitoring.check import EVIDENTLY, NUMBERS, PAGE
-from sodaops.monitoring.settings import WatchSettings
 from sodaops.request_log.parts import part_addresses
 from tests.conftest import REPO, free_port
 from tests.integration.test_alert_sinks import Receiver
@@ -317,7 +317,7 @@ def test_no_secret_in_a_message(monkeypatch):
 def test_a_fault_of_the_settings_ends_the_process(tmp_path):
     env = {**os.environ, "SODAOPS_DRIFT_BUNDLE": "b"}
     done = subprocess.run(
-        [sys.executable, "-m", "sodaops.monitoring"], env=env, capture_output=True, text=True, timeout=60, cwd=tmp_path
+        [sys.executable, "-m", "sodaops.drift"], env=env, capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "ConfigError: SODAOPS_DRIFT_REQUEST_LOG is missing; give it as SODAOPS_DRIFT_REQUEST_LOG=VALUE.\n"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from sodaops.bundle import layout
-from sodaops.bundle.predictor import Predictor
 from sodaops.cli import main
 from sodaops.errors import DataError
 from sodaops.evaluation.metrics import confusion, summary
+from sodaops.inference.predictor import Predictor
 from sodaops.registry import behaviour
 from sodaops.registry.checks import paired_gains
 from sodaops.registry.registry import Registry

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from sodaops.bundle import layout
-from sodaops.bundle.predictor import Predictor
 from sodaops.cli import main
-from sodaops.config import DriftConfig
-from sodaops.monitoring.causes import Cause
-from sodaops.monitoring.check import check
-from sodaops.monitoring.drift import Feature
+from sodaops.config.schema import DriftConfig
+from sodaops.drift.causes import Cause
+from sodaops.drift.check import check
+from sodaops.drift.features import Feature
+from sodaops.inference.predictor import Predictor
 from sodaops.registry import gate
 from sodaops.registry.checks import Verdict
 from sodaops.registry.registry import Registry

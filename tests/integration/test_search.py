@@ -7,8 +7,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from sodaops import remote, runs
 from sodaops.cli import main
+from sodaops.io import remote, runs
 from sodaops.search import study as studies
 from tests.conftest import run_overrides
 from tests.gcs import emulated_bucket

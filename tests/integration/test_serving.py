@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from sodaops.bundle import layout
-from sodaops.bundle.predictor import Predictor
-from sodaops.config import ServeConfig
+from sodaops.config.schema import ServeConfig
 from sodaops.errors import ConfigError
+from sodaops.inference.predictor import Predictor
 from sodaops.registry.registry import Registry
 from sodaops.serving.app import create_app
 from sodaops.serving.settings import ServeSettings

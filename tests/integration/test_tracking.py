@@ -10,9 +10,9 @@ import time
 import pytest
 import wandb
 
-from sodaops import runs
 from sodaops.cli.training import train
 from sodaops.errors import ConfigError
+from sodaops.io import runs
 from sodaops.training.fit import fit
 from sodaops.training.tracking import make_loggers
 from tests.conftest import configured, run_overrides

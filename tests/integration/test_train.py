@@ -18,14 +18,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
-from sodaops import runs
 from sodaops.bundle import layout
-from sodaops.bundle.predictor import Predictor
 from sodaops.cli import main
 from sodaops.cli.training import train
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError, StorageError, Terminated
 from sodaops.evaluation.metrics import confusion, summary
+from sodaops.inference.predictor import Predictor
+from sodaops.io import runs
 from sodaops.training.fit import fit
 from sodaops.training.precision import bfloat16_on
 from tests.conftest import REPO, configured, run_overrides
@@ -351,7 +351,7 @@ def test_a_full_disk_while_training(small_tweets, tmp_path):
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000));"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from sodaops.cli import main; from sodaops.compose import compose; import sodaops.compose;"
+        "from sodaops.cli import main; from sodaops.config.compose import compose; import sodaops.config.compose;"
         f"sys.exit(main(['train', '--params', {str(REPO / 'params.yaml')!r}, *{_tiny_params(tmp_path, small_tweets)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

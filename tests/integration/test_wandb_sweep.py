@@ -13,8 +13,8 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
-from sodaops import runs
 from sodaops.cli import main
+from sodaops.io import runs
 from sodaops.registry.registry import Registry
 from tests.conftest import REPO, run_overrides
 

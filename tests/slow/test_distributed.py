@@ -12,8 +12,8 @@ import psutil
 import pytest
 import torch
 
-from sodaops import runs
-from sodaops.bundle.predictor import Predictor
+from sodaops.inference.predictor import Predictor
+from sodaops.io import runs
 from tests.conftest import REPO, free_port, run_overrides
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sodaops.bundle.predictor import Predictor
+from sodaops.inference.predictor import Predictor
 from tests.requests import logged, write
 from tests.serving import DRIFT, Server
 from tests.watching import RECENTLY, fill, replaced

@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from sodaops.storage import sha256_of
+from sodaops.io.storage import sha256_of
 from tests.conftest import table
 from tests.gcs import emulated
 

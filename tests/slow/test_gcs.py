@@ -12,12 +12,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from sodaops import landing
 from sodaops.bundle import layout
 from sodaops.data.preprocess import preprocess
+from sodaops.drift.check import PAGE
 from sodaops.evaluation.evaluate import WRITTEN
-from sodaops.monitoring.check import PAGE
-from sodaops.storage import sha256_of
+from sodaops.io.storage import sha256_of
+from sodaops.training import upload as landing
 from tests.conftest import REPO, TINY, configured
 from tests.gcs import emulated_bucket, refusing
 from tests.serving import DRIFT, Server
@@ -165,7 +165,8 @@ def begun(folder, *overrides):
     """`sodaops train` on another machine, so to speak."""
     folder.mkdir(exist_ok=True)
     env = {**os.environ, "PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(folder / "cache")}
-    code = "import sys; from sodaops import cli, landing; landing._EVERY_S = 0.2; sys.exit(cli.main(sys.argv[1:]))"
+    code = "import sys; from sodaops import cli; from sodaops.training import upload; upload._EVERY_S = 0.2; "
+    code += "sys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "train", *OVERRIDES, *overrides]
     with subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         yield process

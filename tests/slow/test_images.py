@@ -17,7 +17,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from sodaops.bundle.predictor import Predictor
+from sodaops.inference.predictor import Predictor
 from tests.conftest import REPO, free_port
 from tests.serving import Load
 from tests.watching import tweets

@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 # A file with a fault, and what tells of it.
 FAULTS = {
     "lint-python": ("train.py", "import os, sys\n", "E401"),
-    "lint-types": ("sodaops/labels.py", "def broken() -> int:\n    return 'a'\n", "Incompatible return value type"),
+    "lint-types": ("sodaops/text/labels.py", "def broken() -> int:\n    return 'a'\n", "Incompatible return value type"),
     "lint-yaml": ("conf/optim/wrong.yaml", "a: 1\na: 2\n", "duplication of key"),
     "lint-workflows": (
         ".github/workflows/wrong.yml",

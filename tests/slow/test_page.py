@@ -99,7 +99,7 @@ def drawn(trained, tmp_path_factory):
     """The pages of a sweep, a gate and an evaluation."""
     import optuna
 
-    from sodaops.config import GateConfig
+    from sodaops.config.schema import GateConfig
     from sodaops.registry import gate
     from sodaops.search import report, study as studies
 

@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from sodaops.bundle.table import CHUNK_ROWS
+from sodaops.inference.table import CHUNK_ROWS
 from tests.conftest import TWEETS
 from tests.slow.conftest import PEAK
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sodaops import runs
+from sodaops.io import runs
 from sodaops.search import study as studies
 from tests.conftest import REPO, run_overrides
 

@@ -70,7 +70,7 @@ def test_faults_end_it_and_are_all_told(built):
     clone, _ = built
     faults = {
         "docs/start.md": "\n[a page](nowhere.md)\n[a heading](serving.md#nowhere)\n",
-        "sodaops/labels.py": '\n\ndef f(a: int) -> int:\n    """F.\n\n    Args:\n        b: other.\n    """\n',
+        "sodaops/text/labels.py": '\n\ndef f(a: int) -> int:\n    """F.\n\n    Args:\n        b: other.\n    """\n',
     }
     for path, fault in faults.items():
         with (clone.folder / path).open("a", encoding="utf-8") as file:

@@ -9,8 +9,8 @@ import promql_parser
 import pytest
 import yaml
 
-from sodaops.monitoring import rules_as
-from sodaops.monitoring.signals import Target, Windows, parse, quantile, signals
+from sodaops.alerting import render as rules_as
+from sodaops.alerting.signals import Target, Windows, parse, quantile, signals
 from tests.unit.test_alerts import RULES, built
 
 # Two predictors, looked at every 30 s, and what each of their counters grows by between two looks: before, and in the last

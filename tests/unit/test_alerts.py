@@ -8,11 +8,11 @@ import json
 import pytest
 from prometheus_client import CollectorRegistry
 
+from sodaops.alerting.alerts import Alerts
+from sodaops.alerting.signals import Scrape, parse
+from sodaops.config.validation import build
 from sodaops.errors import ConfigError, DeliveryError, StorageError
-from sodaops.monitoring.alerts import Alerts
-from sodaops.monitoring.signals import Scrape, parse
 from sodaops.serving.metrics import Metrics
-from sodaops.validation import build
 from tests.conftest import configured
 
 A, B = "http://a/metrics", "http://b/metrics"
@@ -269,7 +269,7 @@ def test_history_outlives_a_restart_and_does_not_grow(tmp_path, monkeypatch):
 
     def rounds(watched, n):
         monkeypatch.setattr(watched, "scrape", scrape)
-        monkeypatch.setattr("sodaops.monitoring.alerts.time.time", lambda: next(clock))
+        monkeypatch.setattr("sodaops.alerting.alerts.time.time", lambda: next(clock))
         for _ in range(n):
             asyncio.run(watched._round())
 
@@ -287,7 +287,7 @@ def test_log_lost_counts_the_first_loss(tmp_path):
     watched = alerts(tmp_path, keep=["log_lost"])
     process = Process()
     assert watched.step({A: process.scrape()}, 0) == [] and "log_lost" not in watched.values
-    process.metrics.lost.inc(3)
+    process.metrics.journal.lost.inc(3)
     assert kinds(watched.step({A: process.scrape()}, 30)) == [("log_lost", "firing")]
     assert watched.values["log_lost"] == 3
 

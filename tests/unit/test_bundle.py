@@ -10,11 +10,11 @@ import pytest
 from safetensors import safe_open
 
 from sodaops.bundle import layout
-from sodaops.bundle.predictor import Predictor
 from sodaops.bundle.save import load_bundle
 from sodaops.cli import main
 from sodaops.data.preprocess import read_manifest
 from sodaops.errors import BundleError, DataError
+from sodaops.inference.predictor import Predictor
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from sodaops.compose import conf_dir, from_params
+from sodaops.config.compose import conf_dir, from_params
+from sodaops.config.validation import build
 from sodaops.errors import ConfigError
 from sodaops.training.fit import _OURS, trainer_arguments
-from sodaops.validation import build
 from tests.conftest import REPO, configured
 
 

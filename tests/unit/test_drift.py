@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.bundle import layout, reference
-from sodaops.bundle.predictor import Predictor
-from sodaops.config import DriftConfig
+from sodaops.config.schema import DriftConfig
+from sodaops.drift.measure import measure
+from sodaops.drift.statistics import chi_square_p, embedding_test, ks_distance
 from sodaops.errors import BundleError, ConfigError, StorageError
-from sodaops.monitoring.drift import measure
-from sodaops.monitoring.statistics import chi_square_p, embedding_test, ks_distance
+from sodaops.export.drift_reference import make_reference
+from sodaops.inference.predictor import Predictor
 from sodaops.request_log.window import Window, read_window
 from tests.conftest import REPO, TWEETS
 from tests.requests import BEGUN, empty, logged, write
@@ -60,7 +61,7 @@ def bundle(trained, tweets, tmp_path_factory):
     shutil.copytree(trained / "run/bundle", folder)
     predictor = Predictor(folder)
     cleaned = [predictor.clean(text) for text in tweets]
-    reference.write(folder, reference.make(predictor, cleaned[:1500], cleaned[1500:2000]))
+    reference.write(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:2000]))
     rewrite(folder)
     return folder
 

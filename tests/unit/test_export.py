@@ -12,16 +12,17 @@ import torch
 import transformers
 from onnx import TensorProto, helper, numpy_helper
 
-from sodaops.bundle import export as exporting, layout
-from sodaops.bundle.export import Gate, export
-from sodaops.bundle.packing import pack
-from sodaops.bundle.predictor import Predictor
-from sodaops.bundle.quantise import quantise
+from sodaops.bundle import layout
 from sodaops.bundle.save import load_bundle
 from sodaops.cli import main
 from sodaops.data.preprocess import read_split
 from sodaops.data.tokens import pad
 from sodaops.errors import BundleError, ConfigError, ModelError
+from sodaops.export import onnx_export as exporting
+from sodaops.export.onnx_export import Gate, export
+from sodaops.export.packing import pack
+from sodaops.export.quantization import quantise
+from sodaops.inference.predictor import Predictor
 from sodaops.modeling.encoder import TextEncoder
 from tests.conftest import configured
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from sodaops import runs
 from sodaops.errors import ConfigError
+from sodaops.io import runs
 from sodaops.training import launch as launching
 from sodaops.training.fit import _begun_with, _check_same_run, make_trainer, trainer_arguments
 from sodaops.training.launch import KilledError, Node, launch, node_of, processes
@@ -92,7 +92,7 @@ def test_the_first_process_leads():
 def test_the_composed_configuration_survives_the_way_to_the_processes(tmp_path):
     import yaml
 
-    from sodaops.compose import from_params
+    from sodaops.config.compose import from_params
 
     config = configured("data.label_map={yes: positive}", f"run_dir={tmp_path}", "+callbacks.c={_target_: x.Y, z: [1, null]}")
     path = Path(tmp_path / "tree.yaml")

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from sodaops.config import OptimConfig
+from sodaops.config.schema import OptimConfig
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError

@@ -14,12 +14,12 @@ from sodaops.annotation.merge import NearTexts, merge
 from sodaops.annotation.pick import pick
 from sodaops.annotation.store import Store
 from sodaops.bundle import reference
-from sodaops.bundle.predictor import Predictor
 from sodaops.cli import main
-from sodaops.config import SharesConfig
+from sodaops.config.schema import SharesConfig
 from sodaops.data.preprocess import preprocess, read_manifest, read_split
 from sodaops.data.splits import SPLITS, text_hash
 from sodaops.errors import DataError
+from sodaops.inference.predictor import Predictor
 from tests.conftest import REPO, configured, many, table
 from tests.requests import logged, write as write_part
 

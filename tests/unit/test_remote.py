@@ -9,8 +9,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from sodaops import landing, remote
 from sodaops.errors import StorageError
+from sodaops.io import remote
+from sodaops.training import upload as landing
 from tests.conftest import configured
 from tests.gcs import emulated_bucket, forget_clients, refusing
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.errors import StorageError
+from sodaops.request_log import journal as journals
+from sodaops.request_log.journal import Journal
 from sodaops.request_log.parts import write_parts
-from sodaops.serving import journal as journals
-from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
 from tests.conftest import REPO
 
@@ -32,7 +32,7 @@ def row(n, **changes):
 
 def journal(tmp_path, metrics=None, destination=None, part_s=300, part_bytes=1 << 20, max_bytes=1 << 20):
     there = destination or str(tmp_path / "log")
-    return Journal(tmp_path / "journal", there, part_s, part_bytes, max_bytes, metrics or Metrics())
+    return Journal(tmp_path / "journal", there, part_s, part_bytes, max_bytes, (metrics or Metrics()).journal)
 
 
 def parts(folder):

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.errors import StorageError
-from sodaops.redaction import redact
+from sodaops.request_log.journal import Journal
 from sodaops.request_log.parts import write_parts
 from sodaops.request_log.retention import forget, prune
-from sodaops.serving.journal import Journal
 from sodaops.serving.metrics import Metrics
+from sodaops.text.redaction import redact
 from tests.unit.test_request_log import journal, parts, row
 
-PARTS = [sys.executable, "-m", "sodaops.request_log.parts"]
+PARTS = [sys.executable, "-m", "sodaops.request_log"]
 
 
 def day(n):
@@ -58,10 +58,10 @@ def test_old_days_that_cannot_be_deleted_are_told_and_the_new_part_counts(tmp_pa
     stuck = log / "date=2020-01-01/a.parquet"
     stuck.mkdir(parents=True)  # a folder where a part should be: nobody can unlink it
     metrics = Metrics()
-    open_log = Journal(tmp_path / "journal", str(log), 900, 2**20, 2**20, metrics, keep_days=1)
+    open_log = Journal(tmp_path / "journal", str(log), 900, 2**20, 2**20, metrics.journal, keep_days=1)
     open_log.append([row(1, time=int(datetime.now(UTC).timestamp() * 1e6))])
     asyncio.run(open_log.close())
-    counted = {kind: metrics.parts.labels(kind)._value.get() for kind in ("written", "failed")}
+    counted = {kind: metrics.journal.parts.labels(kind)._value.get() for kind in ("written", "failed")}
     assert "old parts not deleted" in caplog.text
     assert counted == {"written": 1, "failed": 0} and not list((tmp_path / "journal").glob("*.jsonl"))
     done = subprocess.run([*PARTS, tmp_path / "journal", log, "1"], capture_output=True, text=True)

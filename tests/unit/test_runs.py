@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from sodaops import runs
 from sodaops.cli import main
 from sodaops.errors import ConfigError
+from sodaops.io import runs
 
 
 def made(folder, status="finished", lr=0.1, f1=0.5, **fields):
@@ -83,7 +83,7 @@ def test_a_damaged_record_is_shown_as_one(three, content, capsys):
 
 def test_a_run_whose_process_is_gone_is_lost(workdir):
     code = (
-        "from pathlib import Path; from sodaops.runs import Record; Path('r').mkdir(); Record(Path('r'), {}); "
+        "from pathlib import Path; from sodaops.io.runs import Record; Path('r').mkdir(); Record(Path('r'), {}); "
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sodaops import runs
 from sodaops.cli import main
 from sodaops.errors import ConfigError
+from sodaops.io import runs
 from sodaops.search import selection
 from sodaops.search.selection import Candidate, choose
 
@@ -86,7 +86,7 @@ def test_a_sweep_on_wandb(monkeypatch):
         fake("finished", {"val/macro_f1": 0.7, "_runtime": 5}), fake("crashed", {"val/macro_f1": 0.9}),
         fake("running", {"val/macro_f1": 0.8}), fake("finished", {"val/macro_f1": math.nan}), fake("finished", {}),
     ]  # fmt: skip
-    monkeypatch.setattr("sodaops.wandb_server.check_reachable", lambda mend="": None)
+    monkeypatch.setattr("sodaops.training.wandb_server.check_reachable", lambda mend="": None)
     monkeypatch.setattr(wandb, "Api", lambda: SimpleNamespace(sweep=lambda path: SimpleNamespace(runs=found)))
     choice = choose(selection.of_sweep("wandb:me/project/abc", "val/macro_f1"), "val/macro_f1", "maximize")
     assert choice.best.value == 0.7 and choice.best.folders == ["https://w/finished"] and choice.best.params == {"optim.lr": 1}

@@ -2,7 +2,7 @@ import csv
 from collections import Counter
 
 from sodaops.data.splits import assign_split
-from sodaops.text import clean
+from sodaops.text.cleaning import clean
 from tests.conftest import TWEETS
 
 PLACES = ["train", "train", "test", "train", "test", "train"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sodaops import storage
 from sodaops.errors import StorageError
+from sodaops.io import storage
 
 
 def names():

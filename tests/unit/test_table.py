@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.bundle import layout
-from sodaops.bundle.answers import cut
-from sodaops.bundle.table import bulk_predictor, predict_table
 from sodaops.cli import main
 from sodaops.data.sources import write_table
 from sodaops.errors import BundleError, DataError, StorageError
+from sodaops.inference.bulk import cut
+from sodaops.inference.table import bulk_predictor, predict_table
 from tests.conftest import TWEETS
 
 TEXTS = ["so good, really", "the train is late", "", "line\nbreak", " \u200b ", 'say "hi"', "so good, really"]

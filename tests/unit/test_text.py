@@ -3,7 +3,7 @@ import csv
 import pytest
 
 from sodaops.errors import ConfigError
-from sodaops.text import POLICIES, clean
+from sodaops.text.cleaning import POLICIES, clean
 from tests.conftest import TWEETS
 
 

@@ -8,11 +8,11 @@ import pyarrow.csv
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from sodaops.data.cleaning import clean_many
 from sodaops.data.parts import hash_many
 from sodaops.data.splits import assign_split, text_hash
 from sodaops.errors import ConfigError
-from sodaops.text import POLICIES, clean
+from sodaops.text.bulk_cleaning import clean_many
+from sodaops.text.cleaning import POLICIES, clean
 from tests.conftest import REPO, TWEETS
 
 PIECES = [

@@ -1,0 +1,114 @@
+"""From a composed tree to a typed one, refused as a whole with every fault named at once."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from sodaops.config.schema import FORMATS, Config, table_format
+from sodaops.errors import ConfigError, nearest, some
+
+
+def build(tree: Mapping[str, Any]) -> Config:
+    """Checks a composed tree and returns it typed.
+
+    Args:
+        tree: plain dictionaries, lists and scalars, as ``OmegaConf.to_container`` gives them.
+
+    Raises:
+        ConfigError: unknown keys, wrong types and values, and contradictions between keys, all at once.
+    """
+    try:
+        config = Config.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _refuse([_fault(detail) for detail in error.errors()]) from None
+    faults = list(_contradictions(config))
+    if faults:
+        raise _refuse(faults)
+    return config
+
+
+def _refuse(faults: Sequence[str]) -> ConfigError:
+    lead = "" if len(faults) == 1 else f"{len(faults)} faults in the configuration:\n- "
+    return ConfigError(lead + "\n- ".join(faults))
+
+
+def _fault(detail: Mapping[str, Any]) -> str:
+    loc = [part for part in detail["loc"] if not (isinstance(part, str) and part in ("str", "int"))]
+    key, value = ".".join(map(str, loc)), detail["input"]
+    if detail["type"] == "extra_forbidden":
+        section = field_names(loc[:-1])
+        return f"{key} is not a key{nearest(loc[-1], section)}; {'.'.join(loc[:-1]) or 'the top level'} has: " + (
+            some(section, shown=40) + "."
+        )
+    if detail["type"] == "missing":
+        return f"{key} is missing; give it as {key}=VALUE."
+    message = detail["msg"].replace("Input should be ", "expected ")
+    hint = nearest(value, re.findall(r"'([^']+)'", message))
+    return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."
+
+
+def field_names(loc: Sequence[str | int]) -> list[str]:
+    """The keys that a section of the tree has, given the way to it; empty for a free-form section.
+
+    >>> field_names(["data", "files"])
+    ['train', 'val', 'test']
+    """
+    section: Any = Config
+    for part in loc:
+        if part not in section.model_fields:
+            return []
+        annotation = section.model_fields[part].annotation
+        kinds = [annotation, *get_args(annotation)]
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    data = config.data
+    files = data.files.model_dump()
+    given = [path is not None for path in files.values()]
+    if (data.path is None and not all(given)) or (data.path is not None and any(given)):
+        yield "data.path and data.files: give one of them (data.path=FILE, or data.files.train=, .val= and .test=)."
+    for key, path in {"data.path": data.path, **{f"data.files.{split}": path for split, path in files.items()}}.items():
+        if path is not None and table_format(path) is None:
+            yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)} (or .gz after it)."
+    if abs(sum(data.fractions) - 1) > 1e-9:
+        yield f"data.fractions={data.fractions}: they sum to {sum(data.fractions):g}; expected 1."
+    shares = config.annotate.shares.model_dump()
+    if abs(sum(shares.values()) - 1) > 1e-9:
+        yield f"annotate.shares={shares}: they sum to {sum(shares.values()):g}; expected 1."
+    drift = config.drift
+    if (drift.n_permutations + 1) * drift.alpha / 8 <= 1:  # eight features share alpha
+        yield (
+            f"drift.alpha={drift.alpha:g} with drift.n_permutations={drift.n_permutations}: no p-value can be that small; set "
+            f"drift.n_permutations={int(8 / drift.alpha) + 1} or more."
+        )
+    if drift.last > drift.max_rows:
+        yield f"drift.last={drift.last} is above drift.max_rows={drift.max_rows}; raise drift.max_rows as well."
+    if data.labels is not None:
+        names = [str(label) for label in data.labels]
+        if len(set(names)) < max(2, len(names)):
+            yield f"data.labels={data.labels}: expected at least two labels, each once."
+        for value, label in (data.label_map or {}).items():
+            if label not in names:
+                yield f"data.label_map.{value}={label!r}: expected one of {', '.join(names)}{nearest(label, names)}."
+        if data.vote_columns is not None and sorted(data.vote_columns) != sorted(names):
+            yield f"data.vote_columns has {', '.join(data.vote_columns)}; expected a column for each of {', '.join(names)}."
+    elif data.vote_columns is not None:
+        yield "data.vote_columns needs data.labels."
+    if "int8" in config.export.variants and "float32" not in config.export.variants:
+        yield f"export.variants={config.export.variants}: int8 is measured against float32; name both."
+    if not config.export.variants and config.evaluate.split != "none" and config.evaluate.bundle is None:
+        yield "export.variants=[]: evaluation answers with the ONNX model; set evaluate.split=none too."
+    if config.optim.batch_tokens < config.model.max_tokens:
+        yield (
+            f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "
+            "a batch must hold the longest text."
+        )
+    for name, callback in config.callbacks.items():
+        if not isinstance(callback, Mapping) or "_target_" not in callback:
+            yield f"callbacks.{name} has no _target_; expected the class to make, as callbacks.{name}._target_=PACKAGE.CLASS."

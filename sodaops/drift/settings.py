@@ -1,0 +1,30 @@
+"""What the drift service can be told, by environment variables; `sodaops watch` turns conf/ into these."""
+
+from typing import ClassVar
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from sodaops.config.alerts import AlertsConfig
+from sodaops.config.schema import DriftConfig
+from sodaops.request_log.window import time_of
+from sodaops.web.settings import EnvironmentSettings
+
+PREFIX = "SODAOPS_DRIFT_"
+
+
+class WatchSettings(EnvironmentSettings, DriftConfig):
+    """Settings of the drift service: ``SODAOPS_DRIFT_BUNDLE=…``, ``SODAOPS_DRIFT_EVERY_S=…``, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, strict=False, extra="forbid", env_parse_none_str="null")
+    prefix: ClassVar[str] = PREFIX
+
+    bundle: str = Field(description="whose reference: a folder, gs://BUCKET/FOLDER, or REGISTRY@ALIAS")
+    request_log: str = Field(description="folder or gs:// of the request log's parts")
+    alerts: AlertsConfig | None = Field(None, description="as JSON: conf/alerts; null: no alerts from this process", repr=False)
+
+    @field_validator("since", "until")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        time_of(value)
+        return value

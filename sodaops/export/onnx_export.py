@@ -1,0 +1,222 @@
+"""ONNX models for a bundle, each written only after it was held against what it replaces, on real texts."""
+
+import contextlib
+import io
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from sklearn.metrics import f1_score
+from tqdm import tqdm
+
+from sodaops.bundle import layout, reference
+from sodaops.bundle.save import Loaded, load_bundle
+from sodaops.data.preprocess import read_manifest, read_split
+from sodaops.data.tokens import pad, plan_batches, tokenise
+from sodaops.errors import ModelError
+from sodaops.export.drift_reference import make_reference
+from sodaops.export.packing import pack as without_padding
+from sodaops.export.quantization import quantise
+from sodaops.inference.predictor import Predictor
+from sodaops.io import storage
+
+MAX_GAP = 1e-4  # of a probability, float32 against torch
+MAX_F1_LOSS = 0.005  # of macro-F1 on val, int8 against float32
+_BUDGET = 2048  # tokens of a batch
+_NAMES = ("input_ids", "attention_mask"), ("logits", "embeddings")
+
+Rows = list[np.ndarray]  # token ids of each text
+Answers = Callable[[Rows], np.ndarray]  # one padded batch -> probabilities, float32 [n_texts, n_labels]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a variant was measured at, against what it replaces: float32 against torch, int8 against float32."""
+
+    macro_f1: float  # on val
+    macro_f1_change: float
+    agreement: float  # share of equal labels on val
+    mean_gap: float  # mean difference of a probability on val
+    max_gap: float  # largest, on val and on texts of every length, alone and in padded batches
+    n_texts: int  # rows of val
+
+    def describe(self) -> str:
+        """In a line."""
+        return (
+            f"macro-F1 on val {self.macro_f1:.4f} ({self.macro_f1_change:+.4f}), {self.agreement:.1%} of labels equal, "
+            f"probabilities apart by {self.mean_gap:.1e}, at most {self.max_gap:.1e}"
+        )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export did."""
+
+    info: layout.BundleInfo
+    gates: dict[str, Gate]  # variant -> measured; one that is not in info.onnx failed
+
+
+@dataclass(frozen=True)
+class _Texts:
+    val: Rows
+    label_ids: np.ndarray  # int64 [n_val]
+    every_length: Rows  # one text of each length in train and val
+
+
+def export(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) -> Exported:
+    """Puts ONNX models into a bundle, and the reference for drift, in place of those that it has; the folder is exchanged
+    whole.
+
+    float32 must answer as torch does within 1e-4 of every probability: on val, and on real texts of every length in
+    train and val, alone and in padded batches. int8 may lose at most 0.005 of float32's macro-F1 on val; where it
+    loses more, it is not written.
+
+    Args:
+        path: the bundle.
+        splits_dir: the splits that it was trained with; test is not read.
+        variants: of ``float32`` and ``int8``, the latter only with the former.
+
+    Raises:
+        BundleError: missing or damaged.
+        ConfigError: splits with other labels or another cleaning.
+        ModelError: the encoder cannot be exported, or its float32 graph does not answer as torch does.
+    """
+    path, bundle = Path(path), load_bundle(path)
+    texts = _read_texts(bundle, Path(splits_dir))
+    fields = {key: value for key, value in asdict(bundle.info).items() if key not in ("files", "bundle_id", "format")}
+    fields["onnx"], gates = {}, {}
+    with storage.atomic_folder(path, layout.NAMES) as folder:
+        for name in layout.FILES:
+            shutil.copyfile(path / name, folder / name)
+        for variant in variants:
+            gate, opset = _add(variant, folder, bundle, fields, texts)
+            gates[variant] = gate
+            if variant == "float32" and gate.max_gap > MAX_GAP:
+                raise ModelError(f"{path}: the ONNX graph does not answer as torch does: {gate.describe()}.")
+            if gate.macro_f1_change < -MAX_F1_LOSS:
+                (folder / layout.ONNX[variant]).unlink()
+                del fields["onnx"][variant]
+            else:
+                measured = {name: float(f"{value:.4g}") for name, value in asdict(gate).items()}
+                fields["onnx"][variant] = {"opset": opset, **measured}
+        if fields["onnx"]:
+            layout.write_info(folder, **fields)
+            texts_of = {split: read_split(splits_dir, split)["text"].to_pylist() for split in ("train", "val")}
+            reference.write(folder, make_reference(Predictor(folder), texts_of["train"], texts_of["val"]))
+        info = layout.write_info(folder, **fields)
+    return Exported(info, gates)
+
+
+def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts) -> tuple[Gate, int]:
+    """Writes a variant's file, and measures it as it will be read."""
+    file = folder / layout.ONNX[variant]
+    if variant == "float32":
+        _write_float32(bundle, file)
+        reference = _torch(bundle)
+    else:
+        onnx.save(quantise(onnx.load(folder / layout.ONNX["float32"])), file)
+        reference = _answers(folder, "float32")
+    opset = next(o.version for o in onnx.load(file).opset_import if o.domain == "")
+    fields["onnx"] = {**fields["onnx"], variant: {"opset": opset}}
+    layout.write_info(folder, **fields)
+    return _measure(variant, reference, _answers(folder, variant), texts), opset
+
+
+def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
+    layout.check_splits(bundle.info, read_manifest(splits_dir), splits_dir)
+    val, train = read_split(splits_dir, "val"), read_split(splits_dir, "train")
+    rows = {}
+    for name, table in (("val", val), ("train", train)):
+        tokens, offsets = tokenise(bundle.tokenizer, table["text"].to_pylist(), bundle.info.max_tokens)
+        rows[name] = np.split(tokens, offsets[1:-1])
+    of_length = {len(row): row for row in [*rows["val"], *rows["train"]]}
+    return _Texts(rows["val"], val["label_id"].to_numpy().astype(np.int64), list(of_length.values()))
+
+
+def _write_float32(bundle: Loaded, file: Path) -> None:
+    model = bundle.model
+    model.transformer.set_attn_implementation("eager")  # a smaller graph than the fused attention's, and a faster one
+    # The example is padded: from a mask of ones alone, an exporter may conclude that there is no padding ever.
+    example = pad([np.full(n, bundle.info.pad_token_id + 1) for n in (9, 5, 3)], bundle.info.pad_token_id)
+    ids, mask = map(torch.from_numpy, example)
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=bundle.info.max_tokens)
+    shapes = {name: {0: batch, 1: tokens} for name in _NAMES[0]}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model, (ids, mask), input_names=_NAMES[0], output_names=_NAMES[1], dynamic_shapes=shapes, verbose=False
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{type(model.transformer).__name__} cannot be exported to ONNX ({first}); choose another model, or keep this one "
+            "out of service with export.variants=[] evaluate.split=none."
+        ) from error
+    onnx.save(without_padding(program.model_proto), file)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes about itself."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in ("torch.onnx", "onnx_ir", "onnxscript")}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+def _torch(bundle: Loaded) -> Answers:
+    def answers(rows: Rows) -> np.ndarray:
+        ids, mask = pad(rows, bundle.info.pad_token_id)
+        with torch.inference_mode():
+            return torch.softmax(bundle.model(torch.from_numpy(ids), torch.from_numpy(mask)).logits, dim=-1).numpy()
+
+    return answers
+
+
+def _answers(folder: Path, variant: str) -> Answers:
+    predictor = Predictor(folder, variant)
+    return lambda rows: predictor.run(rows).probs
+
+
+def _measure(variant: str, reference: Answers, candidate: Answers, texts: _Texts) -> Gate:
+    expected, found = (_in_batches(f"measuring {variant}", answers, texts.val) for answers in (reference, candidate))
+    alone = np.concatenate([reference([row]) for row in texts.every_length])
+    mixed = np.random.default_rng(0).permutation(len(texts.every_length))
+    padded = np.empty_like(alone)
+    for places in np.array_split(mixed, -(-len(mixed) // 8)):
+        padded[places] = candidate([texts.every_length[i] for i in places])
+    gaps = [
+        np.abs(found - expected),
+        np.abs(padded - alone),
+        np.abs(np.concatenate([candidate([row]) for row in texts.every_length]) - alone),
+    ]
+    before, after = (f1_score(texts.label_ids, probs.argmax(1), average="macro") for probs in (expected, found))
+    return Gate(
+        macro_f1=float(after),
+        macro_f1_change=float(after - before),
+        agreement=float((found.argmax(1) == expected.argmax(1)).mean()),
+        mean_gap=float(gaps[0].mean()),
+        max_gap=float(max(gap.max() for gap in gaps)),
+        n_texts=len(texts.val),
+    )
+
+
+def _in_batches(what: str, answers: Answers, rows: Rows) -> np.ndarray:
+    found: dict[int, np.ndarray] = {}
+    with tqdm(total=len(rows), desc=what, unit="text", delay=2, leave=False, disable=None) as bar:
+        for places in plan_batches(np.array([len(row) for row in rows]), _BUDGET, None):
+            found |= zip(places.tolist(), answers([rows[i] for i in places]), strict=True)
+            bar.update(len(places))
+    return np.stack([found[i] for i in range(len(rows))])

@@ -1,0 +1,200 @@
+"""Answers from a bundle: raw text in, probabilities out. Needs onnxruntime, tokenizers and numpy, nothing of training."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from sodaops.bundle import layout, reference
+from sodaops.data.tokens import pad, plan_batches, tokenise
+from sodaops.errors import BundleError, DataError, nearest, some
+from sodaops.text.cleaning import clean
+
+_REFUSALS = (
+    ort_errors.EPFail, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
+    ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented, ort_errors.RuntimeException,
+)  # fmt: skip
+_UNKNOWN = ("[UNK]", "<unk>")
+
+
+class Output(NamedTuple):
+    """What the model says of a batch."""
+
+    probs: np.ndarray  # float32 [n_texts, n_labels], rows sum to 1
+    embeddings: np.ndarray  # float32 [n_texts, hidden_size]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer."""
+
+    label: str
+    score: float  # probability of the label, in [0, 1]
+    probs: dict[str, float]  # label -> probability, in label order
+
+
+class Predictor:
+    """A bundle that answers; cleaning, tokenizer, token limit and labels are its own.
+
+    Of the bundle it reads bundle.json, the tokenizer, one ONNX model and drift.npz where there is one, and checks these
+    against their hashes.
+
+    Args:
+        path: the bundle's folder.
+        variant: ``float32`` or ``int8``; None takes the bundle's own choice, int8 where it passed its gate.
+        n_threads: threads that share one batch; 0 is ONNX Runtime's choice, one a core. Several Python threads may
+            call :meth:`run` at once.
+        batch_tokens: token budget of a batch of :meth:`probs`, padding included.
+
+    Raises:
+        BundleError: missing, incomplete or damaged, or without that variant.
+    """
+
+    def __init__(self, path: str | Path, variant: str | None = None, n_threads: int = 0, batch_tokens: int = 2048) -> None:
+        self.info = layout.read_info(path)
+        self.variant = _chosen(path, self.info, variant)
+        try:
+            self._tokenizer = Tokenizer.from_buffer(layout.read_file(path, self.info, layout.TOKENIZER))
+        except ValueError as error:
+            raise BundleError(f"{path}: {layout.TOKENIZER} is no tokenizer ({error}). Train again.") from error
+        model = Path(path) / layout.ONNX[self.variant]
+        before = _identity(model)
+        layout.verify(path, self.info, [model.name])
+        self._session = _session(model, n_threads)  # by its path, since ONNX Runtime would keep the bytes as well
+        if _identity(model) != before:
+            raise BundleError(f"{path}: the bundle was exchanged while it was read; read it again.")
+        self._budget = max(batch_tokens, self.info.max_tokens)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.info.max_tokens)
+        self._n_special = len(self._tokenizer.encode("").ids)
+        self._unknown_id = next((i for i in map(self._tokenizer.token_to_id, _UNKNOWN) if i is not None), -1)
+        self._axes = reference.read_axes(path, self.info) if layout.DRIFT in self.info.files else None
+
+    def clean(self, text: str) -> str:
+        """One text, cleaned as the training texts were."""
+        return clean(text, self.info.cleaning)
+
+    def encode(self, cleaned: str) -> np.ndarray:
+        """Token ids of one cleaned text, int64 [n_tokens], cut at the bundle's token limit."""
+        return np.array(self._tokenizer.encode(cleaned).ids, dtype=np.int64)
+
+    def run(self, rows: Sequence[np.ndarray]) -> Output:
+        """Answers one batch of token ids, padded to the longest."""
+        input_ids, attention_mask = pad(rows, self.info.pad_token_id)
+        logits, embeddings = self._session.run(
+            ["logits", "embeddings"], {"input_ids": input_ids, "attention_mask": attention_mask}
+        )
+        return Output(softmax(logits), embeddings)
+
+    def describe(self, cleaned: str, row: np.ndarray) -> reference.Descriptors:
+        """What a cleaned text is like, given its token ids; of one that was cut, word pieces are counted up to the cut."""
+        read = cleaned
+        if len(row) >= self.info.max_tokens:
+            read = cleaned[: max(end for _, end in self._tokenizer.encode(cleaned).offsets)]
+        n_unknown = int((row == self._unknown_id).sum())
+        return reference.describe(cleaned, len(row) - self._n_special, n_unknown, len(read.split()))
+
+    def sketch(self, embeddings: np.ndarray) -> np.ndarray | None:
+        """Sketches of embeddings, float32 [n, n_axes]; None where the bundle has no reference for drift."""
+        return None if self._axes is None else self._axes.sketch(embeddings)
+
+    def probs(self, texts: Sequence[str]) -> np.ndarray:
+        """Probabilities of raw texts, in their order.
+
+        Args:
+            texts: raw; cleaned here.
+
+        Returns:
+            float32 [n_texts, n_labels], rows sum to 1.
+
+        Raises:
+            DataError: a text that is empty after cleaning.
+        """
+        cleaned = [self.clean(text) for text in texts]
+        empty = [i + 1 for i, text in enumerate(cleaned) if not text]
+        if empty:
+            raise DataError(f"text {some(empty)}: empty after cleaning ({self.info.cleaning}); give a text with words.")
+        return self.probs_of_cleaned(cleaned)
+
+    def probs_of_cleaned(self, cleaned: Sequence[str]) -> np.ndarray:
+        """Probabilities of texts that the bundle's own policy has cleaned already, float32 [n_texts, n_labels]."""
+        probs = np.empty((len(cleaned), len(self.info.labels)), dtype=np.float32)
+        for places, output in self.batches(cleaned):
+            probs[places] = output.probs
+        return probs
+
+    def batches(self, cleaned: Sequence[str]) -> Iterator[tuple[np.ndarray, Output]]:
+        """Answers cleaned texts in batches of similar length: their places, int64 [n], and what the model says of them."""
+        with tqdm(total=len(cleaned), desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar:
+            for places, rows in self.plan(cleaned):
+                yield places, self.run(rows)
+                bar.update(len(places))
+
+    def plan(self, cleaned: Sequence[str]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        """Tokenises cleaned texts and puts those of similar length into batches for :meth:`run`, the longest last.
+
+        Returns:
+            Of each batch the places of its texts, int64 [n], and their token ids, int32 [n_tokens] each.
+        """
+        tokens, offsets = tokenise(self._tokenizer, cleaned, self.info.max_tokens)
+        rows = np.split(tokens, offsets[1:-1])
+        return [(places, [rows[i] for i in places]) for places in plan_batches(np.diff(offsets), self._budget, None)]
+
+    def answer(self, row: np.ndarray) -> Prediction:
+        """The answer that a row of probabilities, float32 [n_labels], stands for."""
+        best = int(row.argmax())
+        return Prediction(self.info.labels[best], float(row[best]), dict(zip(self.info.labels, row.tolist(), strict=True)))
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """The label, its score and all probabilities of each raw text."""
+        return [self.answer(row) for row in self.probs(texts)]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits [n, n_labels], in their type.
+
+    >>> softmax(np.array([[0.0, 0.0]])).tolist()
+    [[0.5, 0.5]]
+    """
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _chosen(path: str | Path, info: layout.BundleInfo, variant: str | None) -> str:
+    if not info.onnx:
+        raise BundleError(f"{path}: holds no ONNX model; make one with `sodaops export {path}`.")
+    if variant is not None and variant not in info.onnx:
+        known = "" if variant in layout.ONNX else nearest(variant, info.onnx)
+        raise BundleError(f"{path}: has no variant {variant}{known}; it has {', '.join(info.onnx)}.")
+    return variant or info.serves
+
+
+def _identity(file: Path) -> tuple[int, int, int] | None:
+    """What changes when another file takes its place; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _session(model: Path, n_threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # it plans for shapes that come again; texts have many
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except _REFUSALS as error:
+        raise BundleError(f"{model}: ONNX Runtime refuses the model ({str(error).splitlines()[0]}). Export it anew.") from error
+    names = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
+    if names != (["input_ids", "attention_mask"], ["logits", "embeddings"]):
+        raise BundleError(f"{model}: the ONNX model has other inputs and outputs ({names}). Export it anew.")
+    return session
