@@ -28,7 +28,7 @@ from sodaops.drift.measure import measure
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.parts import SCHEMA
 from sodaops.request_log.window import Window
-from sodaops.serving.service import facts_of
+from sodaops.serving.service import prediction_fields
 
 REPO = Path(__file__).resolve().parents[1]
 N_WINDOWS, N_ROWS = 100, 200
@@ -66,7 +66,7 @@ def logged(predictor: Predictor, texts: list[str]) -> pa.Table:
         sketches = predictor.sketch(output.embeddings)
         for i, place in enumerate(places.tolist()):
             ids, answer = predictor.encode(cleaned[place]), predictor.answer(output.probs[i])
-            rows[place] = facts_of(predictor, cleaned[place], ids, answer, sketches[i]) | {"text": cleaned[place]}
+            rows[place] = prediction_fields(predictor, cleaned[place], ids, answer, sketches[i]) | {"text": cleaned[place]}
     when = datetime(2026, 11, 20, tzinfo=UTC)
     shared = {"bundle_id": predictor.info.bundle_id, "place": 0}
     every = [{**shared, "time": when + timedelta(seconds=i), "request_id": str(i), **rows[i]} for i in range(len(cleaned))]

@@ -90,16 +90,16 @@ class Server(Process):
         super().__init__("sodaops.drift" if prefix == DRIFT else "sodaops.serving", {**given, **(environ or {})}, wait)
 
 
-def another(bundle: Path, folder: Path, note: str = "another") -> Path:
+def copy_bundle(bundle: Path, folder: Path, note: str = "another") -> Path:
     """A bundle that answers alike and has an id of its own."""
     shutil.copytree(bundle, folder)
     with (folder / layout.CONFIG).open("a") as file:
         file.write(f"# {note}\n")
-    rewrite(folder)
+    refresh_info(folder)
     return folder
 
 
-def rewrite(folder: Path, **changes: Any) -> None:
+def refresh_info(folder: Path, **changes: Any) -> None:
     """Makes bundle.json agree with the files again."""
     fields = json.loads((folder / layout.INFO).read_text())
     for key in ("files", "bundle_id", "format"):
@@ -107,7 +107,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
     layout.write_info(folder, **{**fields, **changes})
 
 
-def replace(folder: Path, fresh: Path) -> None:
+def swap_bundle(folder: Path, fresh: Path) -> None:
     """Puts a bundle in the place of another as a deployment does: by a rename."""
     aside = folder.with_name(folder.name + ".old")
     folder.rename(aside)

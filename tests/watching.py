@@ -14,8 +14,8 @@ from sodaops.bundle import reference
 from sodaops.export.drift_reference import make_reference
 from sodaops.inference.predictor import Predictor
 from tests.conftest import REPO, TWEETS
-from tests.requests import logged, write
-from tests.serving import rewrite
+from tests.requests import log_rows, write_log_part
+from tests.serving import refresh_info
 
 RECENTLY = datetime.now(UTC) - timedelta(hours=1)
 
@@ -37,7 +37,7 @@ def referenced(bundle: Path, folder: Path) -> Path:
     predictor = Predictor(folder)
     cleaned = [predictor.clean(text) for text in tweets()[:2000]]
     reference.write(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:]))
-    rewrite(folder)
+    refresh_info(folder)
     return folder
 
 
@@ -52,8 +52,8 @@ class Rows:
     def __init__(self, bundle: Path) -> None:
         predictor = Predictor(bundle)
         self.bundle_id = predictor.info.bundle_id
-        self.fresh = logged(predictor, tweets()[2000:2200], RECENTLY)
-        self.others = logged(predictor, reviews()[:200], RECENTLY)
+        self.fresh = log_rows(predictor, tweets()[2000:2200], RECENTLY)
+        self.others = log_rows(predictor, reviews()[:200], RECENTLY)
 
 
 def fill(log: Path, *tables: pa.Table) -> None:
@@ -61,7 +61,7 @@ def fill(log: Path, *tables: pa.Table) -> None:
     shutil.rmtree(log, ignore_errors=True)
     log.mkdir(parents=True)
     for n, table in enumerate(tables):
-        write(log, table, f"part{n}")
+        write_log_part(log, table, f"part{n}")
 
 
 def replaced(rows: pa.Table, column: str, value: object) -> pa.Table:

@@ -4,18 +4,18 @@ import sys
 
 import uvicorn
 
-from sodaops.annotation.app import create_app
+from sodaops.annotation.app import create_annotation_app
 from sodaops.annotation.settings import AnnotateSettings
 from sodaops.errors import SodaOpsError
-from sodaops.web.log import log_as_json
+from sodaops.web.log import configure_json_logging
 
 
 def main() -> int:
     """Serves until SIGTERM or Ctrl-C."""
-    log_as_json()
+    configure_json_logging()
     try:
-        settings = AnnotateSettings.of_process(sys.argv[1:])
-        app = create_app(settings.store, settings.api_keys, settings.admin_keys)
+        settings = AnnotateSettings.from_environment(sys.argv[1:])
+        app = create_annotation_app(settings.store, settings.api_keys, settings.admin_keys)
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

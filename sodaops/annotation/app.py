@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 from sodaops.annotation.store import Session, Store
 from sodaops.annotation.tasks import Task, check_annotator
 from sodaops.errors import DataError, SodaOpsError, StorageError, some
-from sodaops.web.guard import Guard, problem
+from sodaops.web.guard import Guard, problem_response
 from sodaops.web.metrics import HttpMetrics
-from sodaops.web.traces import telemetry
+from sodaops.web.traces import telemetry_config
 
 _PAGE = Path(__file__).parent / "page.html"
 _STATUS = {DataError: 422, StorageError: 503, SodaOpsError: 409}
@@ -72,7 +72,7 @@ class Turn(BaseModel):
     agreements: list[With] = Field(description="with each other annotator, where there are shared tasks")
 
 
-def create_app(
+def create_annotation_app(
     store_folder: str | Path,
     api_keys: Sequence[SecretStr] = (),
     admin_keys: Sequence[SecretStr] = (),
@@ -96,7 +96,7 @@ def create_app(
     if state.damaged:
         log.warning("damaged lines are left out", extra={"n": len(state.damaged), "places": some(state.damaged)})
     log.info("ready", extra={"store": str(store_folder), "n_tasks": len(state.tasks)})
-    app = FastAPI(title="SoDaOps annotation", docs_url=None, redoc_url=None, openapi_url=None, telemetry=telemetry())
+    app = FastAPI(title="SoDaOps annotation", docs_url=None, redoc_url=None, openapi_url=None, telemetry=telemetry_config())
     _routes(app, store)
     _refusals(app)
     paths = {route.path for route in app.routes if hasattr(route, "path")}
@@ -161,15 +161,15 @@ def _refusals(app: FastAPI) -> None:
     """Every refusal is a problem with a detail that a person can act on."""
 
     async def by_status(request: Request, error: Any) -> Response:
-        return problem(request.scope, error.status_code, str(error.detail), error.headers)
+        return problem_response(request.scope, error.status_code, str(error.detail), error.headers)
 
     async def by_kind(request: Request, error: Any) -> Response:
         status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
-        return problem(request.scope, status, str(error))
+        return problem_response(request.scope, status, str(error))
 
     async def by_place(request: Request, error: Any) -> Response:
         faults = [f"{'.'.join(str(part)[:40] for part in d['loc'])}: {d['msg']}" for d in error.errors()[:5]]
-        return problem(request.scope, 422, "; ".join(faults))
+        return problem_response(request.scope, 422, "; ".join(faults))
 
     app.add_exception_handler(HTTPException, by_status)
     app.add_exception_handler(SodaOpsError, by_kind)

@@ -42,12 +42,12 @@ def serve(rest: list[str]) -> None:
     if importlib.util.find_spec("fastapi") is None:
         raise ConfigError("fastapi is not installed; get it with `pip install 'sodaops[serve]'`.")
     from sodaops.annotation.settings import PREFIX
-    from sodaops.web.settings import environment
+    from sodaops.web.settings import as_environment
 
     explicit = {text.partition("=")[0].removeprefix("annotate.") for text in rest}
     sys.stdout.flush()
     command = [sys.executable, "-m", "sodaops.annotation"]
-    os.execve(sys.executable, command, {**os.environ, **environment(config.annotate, explicit, PREFIX)})
+    os.execve(sys.executable, command, {**os.environ, **as_environment(config.annotate, explicit, PREFIX)})
 
 
 def status(rest: list[str]) -> None:

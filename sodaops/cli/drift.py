@@ -33,14 +33,14 @@ def run_watch(rest: list[str]) -> None:
     parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
     asked, config = asked_and_configured(parser, rest)
     from sodaops.drift.settings import PREFIX
-    from sodaops.web.settings import environment
+    from sodaops.web.settings import as_environment
 
     section = config.drift.model_copy(update={"request_log": log_of(config)})
     explicit = {text.partition("=")[0].removeprefix("drift.") for text in rest} | {"request_log"}
     told = {f"{PREFIX}BUNDLE": asked.bundle, **_alerts(config, rest, f"{PREFIX}ALERTS")}
     sys.stdout.flush()
     command = [sys.executable, "-m", "sodaops.drift"]
-    os.execve(sys.executable, command, {**os.environ, **environment(section, explicit, PREFIX), **told})
+    os.execve(sys.executable, command, {**os.environ, **as_environment(section, explicit, PREFIX), **told})
 
 
 def _alerts(config: Config, rest: list[str], name: str) -> dict[str, str]:
@@ -77,7 +77,7 @@ def run_log(rest: list[str]) -> None:
         raise ConfigError("give what to forget: --request-id ID, or --text-hash SHA256; each may come several times.")
     journal = config.serve.journal_dir or (None if "://" in log_of(config) else str(Path(log_of(config)) / "journal"))
     found = forget(log_of(config), journal, asked.request_id, asked.text_hash)
-    print(found.describe())
+    print(found.summary())
     if journal is None:
         print("note: no journal was looked at; what is in no part yet lies in serve.journal_dir of the service")
     if remote.is_address(config.drift.output_dir) or Path(config.drift.output_dir).is_dir():

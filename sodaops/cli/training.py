@@ -177,7 +177,7 @@ def run_serve(rest: list[str]) -> None:
 
     if importlib.util.find_spec("fastapi") is None:
         raise ConfigError("fastapi is not installed; get it with `pip install 'sodaops[serve]'`.")
-    from sodaops.web.settings import environment
+    from sodaops.web.settings import as_environment
 
     if rest and "=" not in rest[0] and not rest[0].startswith("-"):
         os.environ["SODAOPS_BUNDLE"], *rest = rest
@@ -187,7 +187,7 @@ def run_serve(rest: list[str]) -> None:
     serve = configured(rest).serve if rest else ServeConfig()  # what conf/serve says, as a test holds
     sys.stdout.flush()
     command = [sys.executable, "-m", "sodaops.serving"]
-    os.execve(sys.executable, command, {**os.environ, **environment(serve, explicit)})
+    os.execve(sys.executable, command, {**os.environ, **as_environment(serve, explicit)})
 
 
 def configured(rest: list[str]) -> "Config":

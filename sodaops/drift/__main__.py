@@ -4,7 +4,7 @@ import sys
 
 import uvicorn
 
-from sodaops.drift.app import create_app
+from sodaops.drift.app import create_drift_app
 from sodaops.drift.settings import WatchSettings
 from sodaops.errors import SodaOpsError
 
@@ -12,8 +12,8 @@ from sodaops.errors import SodaOpsError
 def main() -> int:
     """Watches until SIGTERM or Ctrl-C."""
     try:
-        settings = WatchSettings.of_process(sys.argv[1:])
-        app = create_app(settings)
+        settings = WatchSettings.from_environment(sys.argv[1:])
+        app = create_drift_app(settings)
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

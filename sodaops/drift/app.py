@@ -21,8 +21,8 @@ from sodaops.drift.measure import Drift
 from sodaops.drift.settings import WatchSettings
 from sodaops.errors import DataError, SodaOpsError
 from sodaops.io import remote
-from sodaops.web.guard import Guard, problem
-from sodaops.web.log import log_as_json
+from sodaops.web.guard import Guard, problem_response
+from sodaops.web.log import configure_json_logging
 from sodaops.web.metrics import HttpMetrics
 
 log = logging.getLogger("sodaops.drift")
@@ -123,7 +123,7 @@ def _checked(settings: WatchSettings) -> tuple[Drift, dict[str, bytes]]:
     return found, {name: content for name, content in pages.items() if content is not None}
 
 
-def create_app(settings: WatchSettings | None = None) -> FastAPI:
+def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
     """The application; `python -m sodaops.drift` runs it.
 
     Args:
@@ -132,7 +132,7 @@ def create_app(settings: WatchSettings | None = None) -> FastAPI:
     Raises:
         ConfigError: what is wrong with the settings.
     """
-    log_as_json()
+    configure_json_logging()
     settings = settings or WatchSettings()
     metrics = DriftMetrics()
     watcher = Watcher(settings, metrics)
@@ -209,10 +209,10 @@ def _routes(app: FastAPI, watcher: Watcher, metrics: DriftMetrics) -> None:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def by_status(request: Request, error: Any) -> Response:
-        return problem(request.scope, error.status_code, str(error.detail), dict(error.headers or {}))
+        return problem_response(request.scope, error.status_code, str(error.detail), dict(error.headers or {}))
 
     async def by_fault(request: Request, error: Any) -> Response:
-        return problem(request.scope, 503, str(error))
+        return problem_response(request.scope, 503, str(error))
 
     app.add_exception_handler(AnyHTTPException, by_status)
     app.add_exception_handler(SodaOpsError, by_fault)

@@ -28,7 +28,7 @@ class Forgotten:
     held: list[str] = field(default_factory=list)  # journal segments with such rows that a process has in hand
     unread: dict[str, str] = field(default_factory=dict)  # files that could not be read, and why
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         """A line for each file, and what is left to do."""
         lines = [f"{path}: {n} rows deleted" for path, n in self.rows.items()]
         lines.append(f"{sum(self.rows.values())} rows of {len(self.request_ids)} requests deleted")

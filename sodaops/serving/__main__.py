@@ -15,7 +15,7 @@ def main() -> int:
     from sodaops.serving.settings import ServeSettings
 
     try:
-        settings = ServeSettings.of_process(sys.argv[1:])
+        settings = ServeSettings.from_environment(sys.argv[1:])
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -22,13 +22,13 @@ from starlette.types import Receive
 
 from sodaops.errors import BundleError, SodaOpsError
 from sodaops.serving import schemas
-from sodaops.serving.batcher import Dead, EmptyText, QueueFull
+from sodaops.serving.batcher import EmptyText, QueueFull, WorkerDied
 from sodaops.serving.metrics import Metrics
-from sodaops.serving.service import Gone, Late, Service
+from sodaops.serving.service import ClientDisconnected, DeadlineExceeded, Service
 from sodaops.serving.settings import ServeSettings
-from sodaops.web.guard import OPEN, Guard, problem, route_path
-from sodaops.web.log import log_as_json
-from sodaops.web.traces import telemetry
+from sodaops.web.guard import OPEN, Guard, problem_response, route_path
+from sodaops.web.log import configure_json_logging
+from sodaops.web.traces import telemetry_config
 
 _PAGE = Path(__file__).parent / "page.html"
 _REFUSALS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 503, 504)
@@ -48,11 +48,11 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     Raises:
         SystemExit: 2, after saying what is wrong with the settings or the bundle.
     """
-    log_as_json()
+    configure_json_logging()
     try:
         settings = settings or ServeSettings()
         service = Service(settings)
-        traces = telemetry()
+        traces = telemetry_config()
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         if isinstance(error, BundleError):
@@ -222,7 +222,7 @@ def _refusals(app: FastAPI, metrics: Metrics) -> None:
         async def handler(request: Request, error: Exception) -> Response:
             if kind is QueueFull:
                 metrics.refused.inc()
-            return problem(request.scope, *explain(error), headers(error) if headers else None)
+            return problem_response(request.scope, *explain(error), headers(error) if headers else None)
 
         app.add_exception_handler(kind, handler)
 
@@ -232,15 +232,15 @@ def _refusals(app: FastAPI, metrics: Metrics) -> None:
             routes: list[Any] = [route for route in app.routes if getattr(route, "path", None) == route_path(request.scope)]
             allowed = [route.methods for route in routes]
             headers = {"allow": ", ".join(sorted(set().union(*allowed)))}
-        return problem(request.scope, error.status_code, str(error.detail), headers)
+        return problem_response(request.scope, error.status_code, str(error.detail), headers)
 
     app.add_exception_handler(AnyHTTPException, by_status)
     refuse(RequestValidationError, lambda e: (422, "; ".join(f"{_place(d['loc'])}: {d['msg']}" for d in e.errors()[:5])))
     refuse(EmptyText, lambda e: (422, f"text {e.place + 1} is empty after cleaning; give one with words"))
-    refuse(Dead, lambda e: (503, "the threads that compute have ended; this process must be started anew"))
+    refuse(WorkerDied, lambda e: (503, "the threads that compute have ended; this process must be started anew"))
     refuse(QueueFull, lambda e: (429, "too many texts wait; try again later"), lambda e: {"retry-after": str(e.retry_after_s)})
-    refuse(Late, lambda e: (504, "no answer before the deadline; try again later"))
-    refuse(Gone, lambda e: (499, "the client went away"))
+    refuse(DeadlineExceeded, lambda e: (504, "no answer before the deadline; try again later"))
+    refuse(ClientDisconnected, lambda e: (499, "the client went away"))
     refuse(SodaOpsError, lambda e: (409, str(e)))
 
 

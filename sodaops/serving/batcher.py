@@ -34,7 +34,7 @@ class EmptyText(Exception):  # noqa: N818
         self.place = place
 
 
-class Dead(Exception):  # noqa: N818
+class WorkerDied(Exception):  # noqa: N818
     """A thread that computes has ended."""
 
 
@@ -99,10 +99,10 @@ class Batcher:
         """Whether it can answer at all.
 
         Raises:
-            Dead: it cannot.
+            WorkerDied: it cannot.
         """
         if not all(thread.is_alive() for thread in self._threads):
-            raise Dead
+            raise WorkerDied
 
     async def prepare(self, predictor: Predictor, texts: Sequence[str], cleaned: bool = False) -> Prepared:
         """Cleans and tokenises the texts of one request, in a thread where they are long.

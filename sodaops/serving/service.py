@@ -35,11 +35,11 @@ _QUICK_S = 0.1
 _SPANS = 32  # pieces that an explanation takes out, one at a time
 
 
-class Late(Exception):  # noqa: N818 - a state of the service, no fault
+class DeadlineExceeded(Exception):  # noqa: N818 - a state of the service, no fault
     """The deadline passed before there was an answer."""
 
 
-class Gone(Exception):  # noqa: N818
+class ClientDisconnected(Exception):  # noqa: N818
     """The client went away before there was an answer."""
 
 
@@ -102,7 +102,7 @@ class Service:
             began: ``time.perf_counter`` at the request's head.
 
         Raises:
-            QueueFull, EmptyText, Late, Gone: no answer, for that reason.
+            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: no answer, for that reason.
         """
         predictor = self.models.current
         try:
@@ -120,7 +120,7 @@ class Service:
         (occlusion). A piece is a word, or several where there are more than 32 words. The answer is logged as any other.
 
         Raises:
-            QueueFull, EmptyText, Late, Gone: no answer, for that reason.
+            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: no answer, for that reason.
         """
         predictor = self.models.current
         cleaned = predictor.clean(text)
@@ -206,7 +206,7 @@ class Service:
             {
                 "place": place,
                 "text": self._logged(texts[place]),
-                **facts_of(predictor, prepared.cleaned[place], prepared.rows[place], prediction, answer.sketch),
+                **prediction_fields(predictor, prepared.cleaned[place], prepared.rows[place], prediction, answer.sketch),
             }
             for place, (prediction, answer) in enumerate(zip(predictions, answers, strict=True))
         ]
@@ -238,7 +238,7 @@ class Service:
         return redact(clean(text), self.settings.redact) if self.settings.redact else text
 
 
-def facts_of(
+def prediction_fields(
     predictor: Predictor, cleaned: str, row: np.ndarray, prediction: Prediction, sketch: np.ndarray | None
 ) -> dict[str, Any]:
     """What the request log holds of an answered text, the text itself aside; the names are the columns of a part.
@@ -262,12 +262,12 @@ def facts_of(
 
 
 async def _give_up(answer: asyncio.Future[list[Answer]], gone: Callable[[], Awaitable[None]], left_s: float) -> None:
-    why: Exception = Gone()
+    why: Exception = ClientDisconnected()
     try:
         async with asyncio.timeout(left_s):
             await gone()
     except TimeoutError:
-        why = Late()
+        why = DeadlineExceeded()
     except HTTPException as error:  # a body that nobody asked for is too large, or does not end
         why = error
     if not answer.done():

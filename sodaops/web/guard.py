@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sodaops.web.log import trace_of
+from sodaops.web.log import format_trace
 from sodaops.web.metrics import HttpMetrics
 
 log = logging.getLogger("sodaops.serving")
@@ -98,14 +98,14 @@ class Guard:
         try:
             refusal = self._refusal(path, headers)
             if refusal:
-                await problem(scope, *refusal)(scope, receive, answer)
+                await problem_response(scope, *refusal)(scope, receive, answer)
             else:
                 await self._app(scope, self._bounded(receive, has_body), answer)
         except Exception as error:  # the last resort: the client learns the id, the log learns the rest
-            log.error("unexpected fault", extra={"request_id": request_id.decode(), "trace": trace_of(error)})
+            log.error("unexpected fault", extra={"request_id": request_id.decode(), "trace": format_trace(error)})
             if status == 0:
                 detail = "something went wrong here; the log has it under this request id"
-                await problem(scope, 500, detail)(scope, receive, answer)
+                await problem_response(scope, 500, detail)(scope, receive, answer)
         finally:
             self._metrics.in_flight.dec()
             self._tell(scope["method"], path, status, request_id.decode(), time.perf_counter() - began)
@@ -165,7 +165,7 @@ def route_path(scope: Scope) -> str:
     return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
-def problem(scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """An RFC 9457 problem."""
     title = HTTPStatus(status).phrase if status in set(HTTPStatus) else detail
     body = {"title": title, "status": status, "detail": detail, "request_id": scope["state"]["request_id"]}

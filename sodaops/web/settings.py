@@ -52,7 +52,7 @@ class EnvironmentSettings(BaseSettings):
             raise ConfigError("\n".join(self._fault(detail) for detail in error.errors(include_input=False))) from None
 
     @classmethod
-    def of_process(cls, arguments: Sequence[str]) -> Self:
+    def from_environment(cls, arguments: Sequence[str]) -> Self:
         """The settings of a process of its own, which are all in its environment.
 
         Raises:
@@ -91,11 +91,11 @@ class EnvironmentSettings(BaseSettings):
         return f"{name}{shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 
-def environment(section: BaseModel, explicit: Collection[str], prefix: str = PREFIX) -> dict[str, str]:
+def as_environment(section: BaseModel, explicit: Collection[str], prefix: str = PREFIX) -> dict[str, str]:
     """A section of conf/ as environment variables; one that is set already stays, unless its key was given explicitly.
 
     >>> from sodaops.config.schema import ServeConfig
-    >>> environment(ServeConfig(max_queue=9), ["max_queue"])["SODAOPS_MAX_QUEUE"]
+    >>> as_environment(ServeConfig(max_queue=9), ["max_queue"])["SODAOPS_MAX_QUEUE"]
     '9'
     """
     found = {}

@@ -10,7 +10,7 @@ from sodaops.errors import ConfigError
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def telemetry() -> TelemetryConfig:
+def telemetry_config() -> TelemetryConfig:
     """FastAPI's own spans, without what its other signals and the query would tell: texts.
 
     Raises:

@@ -13,8 +13,8 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.registry.registry import Registry
 from tests.gcs import emulated_bucket
-from tests.requests import empty, write
-from tests.serving import rewrite
+from tests.requests import refused_rows, write_log_part
+from tests.serving import refresh_info
 from tests.watching import RECENTLY, fill, replaced
 
 OLD = datetime.now(UTC) - timedelta(days=40)
@@ -69,9 +69,9 @@ def test_drift_and_who_wants_to_fail_on_it(run, referenced, logged_rows):
 
 
 def test_what_is_beside_the_verdict_is_printed(run, referenced, logged_rows):
-    future = empty(7, logged_rows.bundle_id, datetime.now(UTC) + timedelta(days=1))
+    future = refused_rows(7, logged_rows.bundle_id, datetime.now(UTC) + timedelta(days=1))
     fill(Path("log"), logged_rows.fresh, replaced(logged_rows.others, "bundle_id", "b2"), future)
-    bad = write(Path("log"), logged_rows.fresh, "bad")
+    bad = write_log_part(Path("log"), logged_rows.fresh, "bad")
     bad.write_bytes(b"no Parquet")
     code, out, _ = run("drift", referenced, "drift.request_log=log")
     assert code == 0 and "note: 200 requests of bundle b2 are judged apart: drift in " in out
@@ -123,7 +123,7 @@ def test_a_bundle_without_a_reference(run, referenced, logged_rows):
     fill(Path("log"), logged_rows.fresh)
     shutil.copytree(referenced, "bundle")
     Path("bundle", layout.DRIFT).unlink()
-    rewrite(Path("bundle"))
+    refresh_info(Path("bundle"))
     said = "BundleError: bundle: holds no reference for drift; `sodaops export` adds it to a bundle."
     refused(run("drift", "bundle", "drift.request_log=log"), said)
     refused(run("drift", "nowhere", "drift.request_log=log"), "BundleError: nowhere: no bundle.json here")
@@ -231,7 +231,7 @@ def test_what_is_still_in_the_journal_is_forgotten_too(run, logged_rows):
 
 def test_what_cannot_be_looked_at_is_not_forgotten(run, logged_rows):
     fill(Path("log"), logged_rows.fresh.slice(0, 3))
-    bad = write(Path("log"), logged_rows.fresh.slice(3, 3), "bad")
+    bad = write_log_part(Path("log"), logged_rows.fresh.slice(3, 3), "bad")
     bad.write_bytes(bad.read_bytes()[:-9])
     code, out, err = run("log", "forget", "--request-id=r1", "drift.request_log=log")
     assert "1 rows of 1 requests deleted" in out and f"{bad}: not readable (" in out
@@ -241,7 +241,7 @@ def test_what_cannot_be_looked_at_is_not_forgotten(run, logged_rows):
 
 
 def test_old_days_go(run, logged_rows):
-    old = empty(5, "b", OLD)
+    old = refused_rows(5, "b", OLD)
     fill(Path("log"), logged_rows.fresh.slice(0, 3), old)
     code, out, _ = run("log", "prune", "--days", 41, "drift.request_log=log")
     assert (code, out) == (0, "nothing is older than 41 days\n") and len(ids("log")) == 8

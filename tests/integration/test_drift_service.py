@@ -22,8 +22,8 @@ from sodaops.errors import ConfigError
 from sodaops.request_log.parts import part_addresses
 from tests.conftest import REPO, free_port
 from tests.integration.test_alert_sinks import Receiver
-from tests.requests import empty, write
-from tests.serving import DRIFT, Server, another
+from tests.requests import refused_rows, write_log_part
+from tests.serving import DRIFT, Server, copy_bundle
 from tests.unit.test_alerts import RULES, built
 from tests.watching import RECENTLY, fill, metrics, replaced, reviews
 
@@ -171,8 +171,8 @@ def test_a_log_of_another_bundle(watched, logged_rows):
 
 
 def test_a_part_that_is_damaged_and_a_clock_that_is_ahead(watched, logged_rows):
-    fill(watched.log, logged_rows.fresh, empty(4, logged_rows.bundle_id, datetime.now(UTC) + timedelta(hours=2)))
-    bad = write(watched.log, logged_rows.fresh, "bad")
+    fill(watched.log, logged_rows.fresh, refused_rows(4, logged_rows.bundle_id, datetime.now(UTC) + timedelta(hours=2)))
+    bad = write_log_part(watched.log, logged_rows.fresh, "bad")
     bad.write_bytes(bad.read_bytes()[:-9])
     assert watched.client.post("/look").json()["n_rows"] == 200
     told = watched.client.get("/drift.json").json()
@@ -249,7 +249,7 @@ def test_a_bundle_that_is_replaced(watched, logged_rows, tmp_path):
     aside = watched.bundle.with_name("aside")
     watched.bundle.rename(aside)
     try:
-        another(aside, watched.bundle)
+        copy_bundle(aside, watched.bundle)
         said = look(watched, logged_rows.fresh)
         assert not said["judged"] and said["n_rows"] == 0, "the rows are of the bundle before"
         assert watched.detected not in metrics(watched.client)

@@ -16,7 +16,7 @@ from sodaops.registry import behaviour
 from sodaops.registry.checks import paired_gains
 from sodaops.registry.registry import Registry
 from tests.conftest import REPO, run_overrides
-from tests.serving import another, rewrite
+from tests.serving import copy_bundle, refresh_info
 
 # Rules that the tests' random model can meet.
 EASY = [
@@ -93,7 +93,7 @@ def test_a_faulty_suite(row, says, write):
 def place(workdir, trained):
     """A folder with the splits of the trained bundle and two versions in a registry: the settings, and the versions."""
     shutil.copytree(trained / "splits", workdir / "splits")
-    bundles = [another(trained / "run/bundle", workdir / f"bundle{i}", f"{i}") for i in range(2)]
+    bundles = [copy_bundle(trained / "run/bundle", workdir / f"bundle{i}", f"{i}") for i in range(2)]
     versions = [Registry("registry").register(bundle) for bundle in bundles]
     return [*EASY, "evaluate.splits_dir=splits"], versions
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_judged(place, trained, small_tweets, capsys, workdir):
 def test_only_what_can_be_compared(place, trained, workdir, capsys):
     settings, (first, _) = place
     shutil.copytree("bundle0", "other")
-    rewrite(workdir / "other", data={"name": "elsewhere", "fingerprint": "f"}, cleaning="social")
+    refresh_info(workdir / "other", data={"name": "elsewhere", "fingerprint": "f"}, cleaning="social")
     champion = Registry("registry").register("other")
     Registry("registry").move("champion", champion, None, "")
     assert main(["promote", first, *settings]) == 2

@@ -19,8 +19,8 @@ from sodaops.registry import gate
 from sodaops.registry.checks import Verdict
 from sodaops.registry.registry import Registry
 from tests.integration.test_report import Page
-from tests.requests import logged
-from tests.serving import another, rewrite
+from tests.requests import log_rows
+from tests.serving import copy_bundle, refresh_info
 from tests.watching import RECENTLY, fill
 
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -96,7 +96,7 @@ def test_champion_with_a_gate_and_a_look_at_its_requests(run):
     registry.register(RUN / "bundle", "first try")
     registry.move("champion", run, None, f"for the launch {HOSTILE}", gate=judged(run).summary(), forced=False)
     secret = "call me at 555 0100, Mrs Example"
-    fill(Path("log"), logged(Predictor(RUN / "bundle"), [secret] * 60, RECENTLY))
+    fill(Path("log"), log_rows(Predictor(RUN / "bundle"), [secret] * 60, RECENTLY))
     assert secret in check(DriftConfig(), str(RUN / "bundle"), "log").said, "what the page must not say"
     source, text = told("champion", "--output", "page.html", path=Path("page.html"))
     assert (
@@ -135,7 +135,7 @@ def test_what_was_decided_later(run, workdir):
     assert "(no reason given): it became champion by force, against the gate: better did not hold." in text
     assert "From the registry's history; the report in words is not in outputs/gate." in text and "better broken 0.02" in text
 
-    second = registry.register(another(RUN / "bundle", workdir / "second"))
+    second = registry.register(copy_bundle(RUN / "bundle", workdir / "second"))
     registry.move("champion", second, run, "it is newer")
     text = told(RUN)[1]
     assert "Not any more: it was champion of the registry registry from" in text and f"then {second} became champion" in text
@@ -165,7 +165,7 @@ def test_the_pipelines_layout_and_slices(run):
 
 def test_what_is_of_another_bundle_is_not_taken(run, workdir):
     shutil.move(RUN / "bundle", "kept")
-    version = another(workdir / "kept", RUN / "bundle")
+    version = copy_bundle(workdir / "kept", RUN / "bundle")
     shutil.rmtree(RUN / "metrics")
     text = told(RUN)[1]
     assert f"No evaluation of this bundle was found: the one in outputs/first/evaluation is of bundle {run}" in text
@@ -182,7 +182,7 @@ def test_nothing_becomes_markup(run):
         (bundle / name).write_text(source.replace('"neutral"', json.dumps(labels[1])))
     record = json.loads((RUN / "run.json").read_text())
     (RUN / "run.json").write_text(json.dumps({**record, "host": HOSTILE, "error": HOSTILE, "status": "failed"}))
-    rewrite(bundle, labels=labels)
+    refresh_info(bundle, labels=labels)
     info = layout.read_info(bundle)
     report, path = RUN / "evaluation/report.html", RUN / "evaluation/metrics.json"
     report.write_text(report.read_text().replace(run, info.bundle_id).replace("that took no part", f"&lt;b&gt; {'x' * 9}"))
@@ -242,7 +242,7 @@ def test_a_gate_report_of_another_version(run, capsys):
     ],
 )
 def test_no_such_run(run, workdir, capsys, name, said):
-    Registry("registry").register(another(RUN / "bundle", workdir / "elsewhere"))
+    Registry("registry").register(copy_bundle(RUN / "bundle", workdir / "elsewhere"))
     assert main(["report", name]) == 2 and said in capsys.readouterr().err
 
 

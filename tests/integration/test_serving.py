@@ -27,7 +27,7 @@ from sodaops.registry.registry import Registry
 from sodaops.serving.app import create_app
 from sodaops.serving.settings import ServeSettings
 from tests.conftest import REPO, configured
-from tests.serving import Server, another, replace, rewrite
+from tests.serving import Server, copy_bundle, refresh_info, swap_bundle
 
 TEXTS = ["a good day", "the worst day", "so &amp; so"]
 JSON = {"content-type": "application/json"}
@@ -103,7 +103,7 @@ def test_an_explanation_takes_pieces_out(client, trained):
 @pytest.mark.parametrize("cleaning", ["minimal", "letters"])
 @pytest.mark.parametrize("text", ["good &amp;nbsp;", "wonderful", "a " * 4000 + "b" * 10_000])
 def test_what_is_answered_is_explained_and_logged(serve, bundle, tmp_path, cleaning, text):
-    rewrite(bundle, cleaning=cleaning)
+    refresh_info(bundle, cleaning=cleaning)
     client = serve(request_log=str(tmp_path / "log"))
     asked = {"text": text}
     answer, explained = (client.post(path, json=asked).json() for path in ("/predict", "/explain"))
@@ -371,7 +371,7 @@ def test_reload_and_roll_back(serve, bundle, tmp_path):
 
     first = version()
     assert "nothing to roll back to" in detail(client.post("/admin/rollback", headers=key), 409)
-    replace(bundle, another(bundle, tmp_path / "second"))
+    swap_bundle(bundle, copy_bundle(bundle, tmp_path / "second"))
     assert version() == first
     assert client.post("/admin/reload", headers=key).json()["changed"] is True
     second = version()
@@ -388,7 +388,7 @@ def test_a_new_bundle_is_found_by_itself(bundle, tmp_path):
     app = create_app(ServeSettings(bundle=str(bundle), reload_s=0.05))
     with TestClient(app) as client:
         first = client.get("/readyz").json()["bundle_version"]
-        replace(bundle, another(bundle, tmp_path / "second"))
+        swap_bundle(bundle, copy_bundle(bundle, tmp_path / "second"))
         until = time.monotonic() + 10
         while client.get("/readyz").json()["bundle_version"] == first:
             assert time.monotonic() < until
@@ -397,7 +397,7 @@ def test_a_new_bundle_is_found_by_itself(bundle, tmp_path):
 
 def test_a_champion_takes_over_and_is_taken_back(bundle, tmp_path):
     registry = Registry(str(tmp_path / "registry"))
-    first, second = (registry.register(one) for one in (bundle, another(bundle, tmp_path / "second")))
+    first, second = (registry.register(one) for one in (bundle, copy_bundle(bundle, tmp_path / "second")))
     source = f"{registry.root}@champion"
     with pytest.raises(SystemExit), TestClient(create_app(ServeSettings(bundle=source))):
         pytest.fail("it started without a champion")
@@ -418,7 +418,7 @@ def test_a_champion_takes_over_and_is_taken_back(bundle, tmp_path):
 
 
 def test_a_bundle_that_is_being_copied_is_tried_again(bundle, tmp_path):
-    fresh = another(bundle, tmp_path / "second")
+    fresh = copy_bundle(bundle, tmp_path / "second")
     app = create_app(ServeSettings(bundle=str(bundle), reload_s=0.05))
     with TestClient(app) as client:
         first = client.get("/readyz").json()["bundle_version"]
@@ -446,7 +446,7 @@ def escaping(folder):
     (folder.parent.parent / "outside.bin").write_bytes(np.ones(2, np.float32).tobytes())
     for name in json.loads((folder / layout.INFO).read_text())["onnx"]:
         (folder / layout.ONNX[name]).write_bytes(helper.make_model(graph).SerializeToString())
-    rewrite(folder)
+    refresh_info(folder)
 
 
 def other_model(folder):
@@ -455,7 +455,7 @@ def other_model(folder):
     model.graph.node[[node.output[0] for node in model.graph.node].index("logits")].output[0] = "scores"
     for name in json.loads((folder / layout.INFO).read_text())["onnx"]:
         onnx.save(model, folder / layout.ONNX[name])
-    rewrite(folder)
+    refresh_info(folder)
 
 
 def failing(folder):
@@ -468,7 +468,7 @@ def failing(folder):
         node.input[:] = ["ids" if name == "input_ids" else name for name in node.input]
     for name in json.loads((folder / layout.INFO).read_text())["onnx"]:
         onnx.save(model, folder / layout.ONNX[name])
-    rewrite(folder)
+    refresh_info(folder)
 
 
 def edit(**changes):
@@ -510,9 +510,9 @@ BROKEN = {
     "pickle": (listed("evil.pkl"), "'evil.pkl' is no file of a bundle"),
     "weights that escape": (escaping, "ONNX Runtime refuses the model"),
     "another model": (other_model, "other inputs and outputs"),
-    "another cleaning": (lambda folder: rewrite(folder, cleaning="tweets_v2"), "does not answer"),
+    "another cleaning": (lambda folder: refresh_info(folder, cleaning="tweets_v2"), "does not answer"),
     "a graph that fails": (failing, "does not answer"),
-    "no model": (lambda folder: rewrite(folder, onnx={}), "holds no ONNX model"),
+    "no model": (lambda folder: refresh_info(folder, onnx={}), "holds no ONNX model"),
 }
 
 
@@ -521,7 +521,7 @@ def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(serve, bundle, tmp_p
     change, says = BROKEN[how]
     client = serve(admin_keys=["root"])
     first = client.get("/readyz").json()["bundle_version"]
-    broken = another(bundle, tmp_path / "deep/down/broken")
+    broken = copy_bundle(bundle, tmp_path / "deep/down/broken")
     change(broken)
     client.app.state.service.models.source = str(broken)
     assert says in detail(client.post("/admin/reload", headers={"x-api-key": "root"}), 409)
@@ -554,7 +554,7 @@ def test_whose_port_it_is(monkeypatch, variables, port):
 
 def test_arguments_are_refused():
     with pytest.raises(ConfigError, match=r"'max_queue=9': the service takes no arguments; .* variables: SODAOPS_PORT=8000"):
-        ServeSettings.of_process(["max_queue=9"])
+        ServeSettings.from_environment(["max_queue=9"])
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from sodaops.bundle import layout
 from tests.conftest import REPO, TINY
 from tests.gcs import emulated_bucket
 from tests.integration.test_gate import EASY
-from tests.serving import another
+from tests.serving import copy_bundle
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_promotion_at_gs_is_taken_back_when_it_was_not_deployed(trained, small_tweets, tmp_path):
-    first, second = trained / "run/bundle", another(trained / "run/bundle", tmp_path / "second")
+    first, second = trained / "run/bundle", copy_bundle(trained / "run/bundle", tmp_path / "second")
     versions = [layout.read_info(folder).bundle_id for folder in (first, second)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     here, release, done = tmp_path / "app", tmp_path / "release.json", tmp_path / "done.txt"

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from tests.requests import PART, write
+from tests.requests import PART_SCHEMA, write_log_part
 from tests.slow.conftest import PEAK
 from tests.watching import RECENTLY
 
@@ -28,7 +28,7 @@ def part(rows, first, n):
         "text_sha256": [hashlib.sha256(str(i).encode()).hexdigest() for i in places],
     }
     return pa.Table.from_arrays(
-        [pa.array(fresh[f.name], f.type) if f.name in fresh else table[f.name] for f in PART], schema=PART
+        [pa.array(fresh[f.name], f.type) if f.name in fresh else table[f.name] for f in PART_SCHEMA], schema=PART_SCHEMA
     )
 
 
@@ -37,7 +37,7 @@ def part(rows, first, n):
 def test_many_requests(referenced, logged_rows, tmp_path, keys):
     for n in range(N_PARTS):
         size = N_ROWS // N_PARTS
-        write(tmp_path / "log", part(logged_rows.fresh, n * size, size), f"part{n:02}")
+        write_log_part(tmp_path / "log", part(logged_rows.fresh, n * size, size), f"part{n:02}")
     command = [
         sys.executable, "-c", PEAK, "drift", str(referenced), f"drift.request_log={tmp_path / 'log'}",
         f"drift.output_dir={tmp_path / 'out'}", *keys,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from sodaops.inference.predictor import Predictor
-from tests.requests import logged, write
+from tests.requests import log_rows, write_log_part
 from tests.serving import DRIFT, Server
 from tests.watching import RECENTLY, fill, replaced
 
@@ -21,9 +21,9 @@ def watched(referenced, logged_rows, tmp_path_factory):
     """A drift service that has seen hostile texts, a bundle with a hostile id, and a part with a long name."""
     folder = tmp_path_factory.mktemp("watched")
     texts = [f"{MARKUP} {n} {'ü' * 300} {'https://example.test/' + 'a' * 200}" for n in range(60)]
-    hostile = logged(Predictor(referenced), [*texts, *[HOSTILE] * 60], RECENTLY)
+    hostile = log_rows(Predictor(referenced), [*texts, *[HOSTILE] * 60], RECENTLY)
     fill(folder / "log", hostile, logged_rows.fresh.slice(0, 60), replaced(logged_rows.others, "bundle_id", BUNDLE_ID))
-    bad = write(folder / "log", logged_rows.fresh, "x" * 200)
+    bad = write_log_part(folder / "log", logged_rows.fresh, "x" * 200)
     bad.write_bytes(b"")
     settings = {"request_log": folder / "log", "output_dir": folder / "out", "every_s": 9999}
     with Server(referenced, prefix=DRIFT, **settings) as server, server.client() as client:

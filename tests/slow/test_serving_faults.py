@@ -16,7 +16,7 @@ import pytest
 
 from sodaops.bundle import layout
 from tests.gcs import emulated
-from tests.serving import Load, Server, another, replace
+from tests.serving import Load, Server, copy_bundle, swap_bundle
 
 # The load's clients are cut off in the middle of things, and leave sockets to the collector.
 pytestmark = [
@@ -95,9 +95,9 @@ def test_reload_under_load_fails_no_request(bundle, tmp_path):
     with Server(bundle, reload_s=0.1) as server:
         load = Load(server.url)
         for n in range(4):
-            fresh = another(bundle, tmp_path / f"fresh{n}", f"number {n}")
+            fresh = copy_bundle(bundle, tmp_path / f"fresh{n}", f"number {n}")
             versions.append(layout.read_info(fresh).bundle_id)
-            replace(bundle, fresh)
+            swap_bundle(bundle, fresh)
             until = time.monotonic() + 10
             while versions[-1] not in load.versions:
                 assert time.monotonic() < until
@@ -219,7 +219,7 @@ def test_google_cloud_storage(bundle, tmp_path, bucket):
     settings = {"request_log": f"{bucket}/log", "journal_dir": tmp_path / "journal", "part_s": 0.5, "reload_s": 0.2}
     with Server(f"{bucket}/models", **settings) as server, server.client() as client:
         first = client.get("/predict", params={"text": "x"}, headers={"x-request-id": "first"}).json()["bundle_version"]
-        put(another(bundle, tmp_path / "second"))
+        put(copy_bundle(bundle, tmp_path / "second"))
         until = time.monotonic() + 30
         while client.get("/readyz").json()["bundle_version"] == first:
             assert time.monotonic() < until

@@ -21,11 +21,11 @@ from sodaops.export.drift_reference import make_reference
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.window import Window, read_window
 from tests.conftest import REPO, TWEETS
-from tests.requests import BEGUN, empty, logged, write
-from tests.serving import rewrite
+from tests.requests import START, log_rows, refused_rows, write_log_part
+from tests.serving import refresh_info
 
 SETTINGS = DriftConfig(n_permutations=1000)
-NOW = BEGUN + timedelta(days=2)
+NOW = START + timedelta(days=2)
 GERMAN = [
     f"{a} {b}"
     for a, b in itertools.product(
@@ -62,7 +62,7 @@ def bundle(trained, tweets, tmp_path_factory):
     predictor = Predictor(folder)
     cleaned = [predictor.clean(text) for text in tweets]
     reference.write(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:2000]))
-    rewrite(folder)
+    refresh_info(folder)
     return folder
 
 
@@ -79,12 +79,12 @@ def known(bundle, predictor):
 @pytest.fixture(scope="module")
 def fresh(predictor, tweets):
     """Tweets of the same source that the reference does not know, as requests."""
-    return logged(predictor, tweets[2000:4000])
+    return log_rows(predictor, tweets[2000:4000])
 
 
 @pytest.fixture(scope="module")
 def reviews(predictor):
-    return logged(predictor, pyarrow.csv.read_csv(REPO / "data/raw/amazon_reviews.csv")["text"].to_pylist()[:600])
+    return log_rows(predictor, pyarrow.csv.read_csv(REPO / "data/raw/amazon_reviews.csv")["text"].to_pylist()[:600])
 
 
 def judge(predictor, known, *tables, **settings):
@@ -173,15 +173,15 @@ def test_reviews_in_place_of_tweets_are_named(predictor, known, reviews):
 def test_what_happened_is_named(predictor, known, fresh):
     bundle_id = predictor.info.bundle_id
     mixed = fresh.slice(0, 200)
-    assert names(judge(predictor, known, logged(predictor, GERMAN))) == ["language"]
-    assert names(judge(predictor, known, logged(predictor, RUSSIAN))) == ["language"]
-    outage = judge(predictor, known, mixed, empty(100, bundle_id))
+    assert names(judge(predictor, known, log_rows(predictor, GERMAN))) == ["language"]
+    assert names(judge(predictor, known, log_rows(predictor, RUSSIAN))) == ["language"]
+    outage = judge(predictor, known, mixed, refused_rows(100, bundle_id))
     assert names(outage) == ["empty"] and outage.said == "33% of the texts are empty" and outage.n_rows == 300
-    bot = judge(predictor, known, mixed, logged(predictor, ["buy followers now"] * 100))
+    bot = judge(predictor, known, mixed, log_rows(predictor, ["buy followers now"] * 100))
     assert names(bot) == ["repeated"] and "33% of the requests: 'buy followers now'" in bot.said
-    only_a_bot = judge(predictor, known, logged(predictor, ["buy followers now"] * 200))
+    only_a_bot = judge(predictor, known, log_rows(predictor, ["buy followers now"] * 200))
     assert names(only_a_bot) == ["repeated"] and only_a_bot.n_texts == 1
-    all_alike = judge(predictor, known, empty(200, bundle_id))
+    all_alike = judge(predictor, known, refused_rows(200, bundle_id))
     assert names(all_alike) == ["empty"] and all_alike.n_texts == 0
 
 
@@ -245,20 +245,20 @@ def test_another_bundles_rows_are_judged_apart(predictor, known, fresh, reviews)
 def test_the_newest_rows_over_days_and_parts(tmp_path, fresh):
     for day in range(5):
         for part in range(3):
-            times = pa.array([BEGUN + timedelta(days=day, hours=part, seconds=i) for i in range(40)], pa.timestamp("us", "UTC"))
-            write(tmp_path, fresh.slice(40 * (3 * day + part), 40).set_column(0, "time", times), f"p{part}")
-    found = read_window(str(tmp_path), 100, now=BEGUN + timedelta(days=9)).rows
-    newest = [BEGUN + timedelta(days=4, hours=h, seconds=i) for h in range(3) for i in range(40)][-100:]
+            times = pa.array([START + timedelta(days=day, hours=part, seconds=i) for i in range(40)], pa.timestamp("us", "UTC"))
+            write_log_part(tmp_path, fresh.slice(40 * (3 * day + part), 40).set_column(0, "time", times), f"p{part}")
+    found = read_window(str(tmp_path), 100, now=START + timedelta(days=9)).rows
+    newest = [START + timedelta(days=4, hours=h, seconds=i) for h in range(3) for i in range(40)][-100:]
     assert found["time"].to_pylist() == newest
-    across = read_window(str(tmp_path), 200, now=BEGUN + timedelta(days=9)).rows
-    assert len(across) == 200 and across["time"][0].as_py() == BEGUN + timedelta(days=3, hours=1)
+    across = read_window(str(tmp_path), 200, now=START + timedelta(days=9)).rows
+    assert len(across) == 200 and across["time"][0].as_py() == START + timedelta(days=3, hours=1)
 
 
 def test_a_part_that_reaches_into_the_next_day(tmp_path, fresh):
     late = [datetime(2026, 11, 20, 23, 59, tzinfo=UTC) + timedelta(seconds=2 * i) for i in range(60)]
-    write(tmp_path, fresh.slice(0, 60).set_column(0, "time", pa.array(late, pa.timestamp("us", "UTC"))))
+    write_log_part(tmp_path, fresh.slice(0, 60).set_column(0, "time", pa.array(late, pa.timestamp("us", "UTC"))))
     early = [datetime(2026, 11, 21, 0, 0, tzinfo=UTC) + timedelta(seconds=2 * i) for i in range(30)]
-    write(tmp_path, fresh.slice(60, 30).set_column(0, "time", pa.array(early, pa.timestamp("us", "UTC"))), "b")
+    write_log_part(tmp_path, fresh.slice(60, 30).set_column(0, "time", pa.array(early, pa.timestamp("us", "UTC"))), "b")
     assert read_window(str(tmp_path), 10, now=NOW).rows["time"].to_pylist() == sorted(late + early)[-10:]
     elsewhere = read_window(str(tmp_path), 10, until="2026-11-20T19:00:30-05:00", now=NOW).rows
     until = datetime(2026, 11, 21, 0, 0, 30, tzinfo=UTC)
@@ -269,7 +269,7 @@ def test_a_part_that_reaches_into_the_next_day(tmp_path, fresh):
 
 def test_a_long_span_is_sampled(tmp_path, fresh):
     for part in range(2):
-        write(tmp_path, fresh.slice(1000 * part, 1000), f"p{part}")
+        write_log_part(tmp_path, fresh.slice(1000 * part, 1000), f"p{part}")
     window = read_window(str(tmp_path), 10, since="2026-11-20", max_rows=1000, now=NOW)
     assert len(window.rows) == 1000 and window.n_found == 2000
     n_of_first = sum(int(i[1:]) < 1000 for i in window.rows["request_id"].to_pylist())
@@ -277,15 +277,15 @@ def test_a_long_span_is_sampled(tmp_path, fresh):
 
 
 def test_a_clock_that_is_ahead(tmp_path, fresh):
-    write(tmp_path, fresh.slice(0, 100))
+    write_log_part(tmp_path, fresh.slice(0, 100))
     future = pa.array([NOW + timedelta(hours=1, seconds=i) for i in range(30)], pa.timestamp("us", "UTC"))
-    write(tmp_path, fresh.slice(100, 30).set_column(0, "time", future), "b")
+    write_log_part(tmp_path, fresh.slice(100, 30).set_column(0, "time", future), "b")
     window = read_window(str(tmp_path), 1000, now=NOW)
     assert len(window.rows) == 100 and window.ahead == 30
 
 
 def test_parts_that_cannot_be_read_are_named(tmp_path, fresh):
-    good = write(tmp_path, fresh.slice(0, 100))
+    good = write_log_part(tmp_path, fresh.slice(0, 100))
     cut = good.with_name("cut.parquet")
     cut.write_bytes(good.read_bytes()[:-20])
     foreign = good.with_name("foreign.parquet")

@@ -21,7 +21,7 @@ from sodaops.data.splits import SPLITS, text_hash
 from sodaops.errors import DataError
 from sodaops.inference.predictor import Predictor
 from tests.conftest import REPO, configured, many, table
-from tests.requests import logged, write as write_part
+from tests.requests import log_rows, write_log_part
 
 SHARES = SharesConfig().model_dump()
 LABELS = ["negative", "neutral", "positive"]
@@ -34,7 +34,7 @@ def asked(trained):
     tweets, reviews = (
         pa.csv.read_csv(REPO / f"data/raw/{name}.csv")["text"].to_pylist() for name in ("tweets", "amazon_reviews")
     )
-    return predictor, logged(predictor, [*tweets[500:900], *reviews[:300], *reviews[:50]])
+    return predictor, log_rows(predictor, [*tweets[500:900], *reviews[:300], *reviews[:50]])
 
 
 def picked(asked, store, **changes):
@@ -224,7 +224,7 @@ def test_near_texts():
 
 def test_the_verbs(trained, asked, workdir, capsys):
     _, rows = asked
-    write_part(workdir / "log", rows)
+    write_log_part(workdir / "log", rows)
     bundle, splits = trained / "run/bundle", f"evaluate.splits_dir={trained / 'splits'}"
     pick_it = [
         "annotate",

@@ -16,7 +16,7 @@ from sodaops.registry.registry import Registry, State, _unused, address_of
 from sodaops.registry.store import open_store
 from tests.conftest import REPO
 from tests.gcs import emulated_bucket
-from tests.serving import another
+from tests.serving import copy_bundle
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def root(request, tmp_path):
 @pytest.fixture
 def bundles(trained, tmp_path):
     """Three bundles."""
-    return [another(trained / "run/bundle", tmp_path / f"bundle{i}", f"{i}") for i in range(3)]
+    return [copy_bundle(trained / "run/bundle", tmp_path / f"bundle{i}", f"{i}") for i in range(3)]
 
 
 def test_register_resolve_roll_back(root, bundles):
@@ -125,7 +125,7 @@ def test_one_of_many_creates(root):
 
 def test_gc_takes_nothing_that_is_needed(root, bundles, trained, tmp_path):
     registry = Registry(root)
-    more = [another(trained / "run/bundle", tmp_path / f"more{i}", f"{10 + i}") for i in range(3)]
+    more = [copy_bundle(trained / "run/bundle", tmp_path / f"more{i}", f"{10 + i}") for i in range(3)]
     versions = [registry.register(bundle) for bundle in [*bundles, *more]]
     for before, version in zip([None, *versions], versions[:4], strict=False):
         registry.move("champion", version, before, "")

@@ -76,8 +76,8 @@ def test_a_request_is_forgotten_everywhere_and_nothing_else(tmp_path):
     closed.write_text(json.dumps(row(3, request_id="r3")) + "\n" + json.dumps(row(4, request_id="kept")) + "\n" + '{"half')
     found = forget(str(log), str(tmp_path / "journal"), ["r3"], [])
     assert sorted(found.rows.values()) == [1, 2] and found.request_ids == {"r3"}
-    assert len(found.held) == 1 and "a service has it in hand; run this again" in found.describe()
-    assert "3 rows of 1 requests deleted" in found.describe()
+    assert len(found.held) == 1 and "a service has it in hand; run this again" in found.summary()
+    assert "3 rows of 1 requests deleted" in found.summary()
     assert [json.loads(line)["request_id"] for line in closed.read_text().splitlines()] == ["kept"]
     asyncio.run(open_log.close())
     again = forget(str(log), str(tmp_path / "journal"), ["r3"], [])
@@ -99,7 +99,7 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path):
     bad = log / "date=2026-11-01/x.parquet"
     bad.write_bytes(b"PAR1")
     found = forget(str(log), None, ["r0"], [])
-    assert sum(found.rows.values()) == 2 and str(bad) in found.unread and "not readable" in found.describe()
+    assert sum(found.rows.values()) == 2 and str(bad) in found.unread and "not readable" in found.summary()
     assert pq.read_table(next(log.glob("date=2026-11-02/*.parquet")), partitioning=None).num_rows == 2
 
 
