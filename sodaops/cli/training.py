@@ -161,7 +161,7 @@ def run_evaluate(rest: list[str]) -> None:
 
 def _evaluation_of(source: str, split: str) -> str | None:
     """Where the evaluation of a bundle goes unless somebody says; None: evaluate itself knows."""
-    from sodaops.evaluation.evaluate import FOLDERS
+    from sodaops.evaluation.result import FOLDERS
     from sodaops.registry.registry import address_of
 
     if address_of(source) != source:

@@ -1,6 +1,7 @@
-"""Evaluation of a bundle on a split: metrics.json, predictions.parquet, plots and a report."""
+"""Evaluates a bundle on a split: metrics.json, predictions.parquet, plots and a report."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,24 @@ from sodaops.config.schema import Config
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError
 from sodaops.evaluation import baselines, metrics, plots, report
-from sodaops.evaluation.result import Evaluated
+from sodaops.evaluation.result import FOLDERS, METRICS, REPORT, WRITTEN, Evaluated
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 
-WRITTEN = (".gitignore", "metrics.json", "predictions.parquet", "plots", "report.html")
-FOLDERS = {"test": "evaluation", "val": "evaluation-val", "train": "evaluation-train"}
-
 
 def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
-    """Measures a bundle on ``evaluate.split`` and writes what it finds.
+    """Measures a bundle on ``evaluate.split`` and writes metrics, predictions, plots and a report.
 
-    Of the configuration only ``evaluate`` is read; labels, cleaning and limits are the bundle's, and so is the data set
-    unless ``evaluate.splits_dir`` names another.
+    Of the configuration only ``evaluate`` is read. Labels, cleaning and token limit are the bundle's, and so is the data
+    set unless ``evaluate.splits_dir`` names another.
 
     Args:
-        config: the whole tree.
-        bundle_dir: the bundle; ``evaluate.bundle`` goes before it.
+        config: the whole configuration.
+        bundle_dir: the bundle; ``evaluate.bundle`` takes precedence.
 
     Raises:
-        ConfigError: no bundle named, or splits that were made for other labels or another cleaning.
-        BundleError, DataError, StorageError: as their names say.
+        ConfigError: no bundle named, or splits with other labels or another cleaning.
+        BundleError, DataError, StorageError: the bundle or the splits cannot be read, or the output cannot be written.
     """
     settings = config.evaluate
     bundle_dir = settings.bundle or bundle_dir
@@ -46,25 +44,41 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
     manifest = read_manifest(splits_dir)
     check_splits(predictor.info, manifest, splits_dir)
     table = read_split(splits_dir, settings.split)
-    label_ids = table["label_id"].to_numpy().astype(np.int64)
-    labels = predictor.info.labels
+    label_ids, labels = table["label_id"].to_numpy().astype(np.int64), predictor.info.labels
     probs = predictor.probs_of_cleaned(table["text"].to_pylist())
     measured = metrics.measure(probs, label_ids, labels, settings.n_bootstrap, settings.n_bins)
-    measured["slices"] = _slices(table, probs, label_ids, len(labels))
-    beside = _baselines(splits_dir, table, labels) if settings.baselines else {}
-    output_dir = settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split])
-    same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
-    found = Evaluated(
-        settings.split, measured, beside, output_dir, same_data, labels,
-        metrics.confusion(label_ids, probs.argmax(1), len(labels)), metrics.curves(probs, label_ids, labels),
-        report.worst(table, probs, labels, settings.n_worst),
-    )  # fmt: skip
-    with remote.folder_to_fill(output_dir, WRITTEN, "metrics.json") as folder:
-        storage.write_json(folder / "metrics.json", {settings.split: {**measured, "baselines": beside}})
+    result = Evaluated(
+        split=settings.split,
+        metrics={**measured, "slices": _slices(table, probs, label_ids, len(labels))},
+        baselines=_baselines(splits_dir, table, labels) if settings.baselines else {},
+        output_dir=settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split]),
+        same_data=manifest["fingerprint"] == predictor.info.data["fingerprint"],
+        labels=labels,
+        confusion=metrics.confusion(label_ids, probs.argmax(1), len(labels)),
+        curves=metrics.curves(probs, label_ids, labels),
+        errors=report.worst(table, probs, labels, settings.n_worst),
+    )
+    with remote.folder_to_fill(result.output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
         pictures = plots.draw(folder / "plots", probs, table, labels, settings.n_bins)
-        (folder / "report.html").write_text(report.render(found, predictor.info, manifest, pictures), encoding="utf-8")
-    return found
+        (folder / REPORT).write_text(report.render(result, predictor.info, manifest, pictures), encoding="utf-8")
+        storage.write_json(folder / METRICS, _metrics_file(result, predictor, manifest, pictures))
+    return result
+
+
+def _metrics_file(
+    result: Evaluated, predictor: Predictor, manifest: dict[str, Any], pictures: Sequence[plots.Picture]
+) -> dict[str, Any]:
+    """The content of metrics.json: the metrics under the split's name, and what they were measured on."""
+    return {
+        "bundle_id": predictor.info.bundle_id,
+        "variant": predictor.variant,
+        "data": {"name": manifest["name"], "fingerprint": manifest["fingerprint"]},
+        "same_data": result.same_data,
+        "split": result.split,
+        result.split: {**result.metrics, "baselines": result.baselines},
+        "plots": [{"file": f"plots/{one.path.name}", "title": one.title, "caption": one.caption} for one in pictures],
+    }
 
 
 def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels: int) -> dict[str, dict[str, Any]]:

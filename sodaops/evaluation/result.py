@@ -1,4 +1,4 @@
-"""The result of an evaluation."""
+"""The result of an evaluation, and the names of the files that hold it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,22 +7,27 @@ import numpy as np
 
 from sodaops.io import remote
 
+METRICS = "metrics.json"
+REPORT = "report.html"
+WRITTEN = (".gitignore", METRICS, "predictions.parquet", "plots", REPORT)  # all that an evaluation's folder may hold
+FOLDERS = {"test": "evaluation", "val": "evaluation-val", "train": "evaluation-train"}  # split -> folder beside the bundle
+
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation found, and where it lies."""
+    """The metrics of a bundle on a split, and where the files are."""
 
     split: str
-    metrics: dict[str, Any]  # as in metrics.json, below the split's name
+    metrics: dict[str, Any]  # as in metrics.json, under the split's name
     baselines: dict[str, dict[str, float]]
-    output_dir: str  # a folder, or an address
-    same_data: bool  # whether the bundle was trained on the train split beside this one
+    output_dir: str  # a local folder or a remote address
+    same_data: bool  # whether the bundle was trained on the train split of the same data set
     labels: list[str]
     confusion: np.ndarray  # counts, int64 [n_labels, n_labels]; rows are the true labels
     curves: dict[str, dict[str, Any]]  # label -> its ROC and precision-recall curve
-    errors: list[dict[str, Any]]  # the wrong answers that it was surest of
+    errors: list[dict[str, Any]]  # the wrong answers with the highest confidence
 
     @property
     def report_path(self) -> str:
         """The HTML report."""
-        return remote.below(self.output_dir, "report.html")
+        return remote.below(self.output_dir, REPORT)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from sodaops import pages
 from sodaops.bundle import layout
@@ -23,7 +23,7 @@ from sodaops.config.schema import Config
 from sodaops.drift.check import NUMBERS
 from sodaops.drift.measure import Drift
 from sodaops.errors import BundleError, ConfigError, DataError, RegistryError, some
-from sodaops.evaluation.evaluate import FOLDERS
+from sodaops.evaluation.result import FOLDERS
 from sodaops.io import remote, runs, storage
 from sodaops.registry.card import LIMITS
 from sodaops.registry.checks import Verdict
@@ -190,10 +190,10 @@ def _evaluation(config: Config, run_dir: Path, bundle_id: str) -> Evaluation | s
 
 def _evaluated(folder: Path, which: str, pictures: list[Any], mend: str) -> Evaluation:
     path = folder / "metrics.json"
-    measured = Annotated[dict[str, _MEASURED], Field(min_length=1)]  # type: ignore[valid-type]
+    measured = Annotated[dict[str, _MEASURED], Field(min_length=1), BeforeValidator(_of_splits)]  # type: ignore[valid-type]
     if _read(path, measured, f"{mend} anew") is None:
         raise DataError(f"{path}: missing, and report.html is there; {mend} anew.")
-    split, metrics = next(iter(json.loads(path.read_text(encoding="utf-8")).items()))
+    split, metrics = next(iter(_of_splits(json.loads(path.read_text(encoding="utf-8"))).items()))
     rows = [(_BASELINES.get(name, name), values, False) for name, values in metrics["baselines"].items()]
     try:
         answers = pq.read_table(folder / "predictions.parquet", columns=["label", "predicted"]).to_pylist()
@@ -202,6 +202,11 @@ def _evaluated(folder: Path, which: str, pictures: list[Any], mend: str) -> Eval
     wrong = Counter((row["label"], row["predicted"]) for row in answers if row["label"] != row["predicted"])
     missed = [(label, other, n_rows) for (label, other), n_rows in wrong.most_common()]
     return Evaluation(split, which, metrics, [*rows, ("this model", metrics, True)] if rows else [], pictures, missed)
+
+
+def _of_splits(content: Any) -> Any:
+    """The splits of a metrics.json, without what it says of itself."""
+    return {key: value for key, value in content.items() if key in FOLDERS} if isinstance(content, dict) else content
 
 
 def _judged(path: str, version: str) -> Judged | None:

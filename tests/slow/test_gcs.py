@@ -15,7 +15,7 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.data.preprocess import preprocess
 from sodaops.drift.check import PAGE
-from sodaops.evaluation.evaluate import WRITTEN
+from sodaops.evaluation.result import WRITTEN
 from sodaops.io.storage import sha256_of
 from sodaops.training import upload as landing
 from tests.conftest import REPO, TINY, configured
