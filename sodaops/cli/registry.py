@@ -185,7 +185,7 @@ def _metrics_beside(source: str, folder: Path) -> dict[str, Any]:
             (folder.parent / runs.RECORD).write_bytes(record)
     if not (folder.parent / runs.RECORD).is_file():
         return {}
-    fields = runs.read(folder.parent).fields
+    fields = runs.read_run(folder.parent).fields
     return fields.get("metrics", {}) if fields.get("bundle_id") == read_info(folder).bundle_id else {}
 
 

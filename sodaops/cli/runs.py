@@ -18,7 +18,7 @@ def run_runs(rest: list[str]) -> None:
         folders = parser.parse_args(rest[1:]).folders
         if len(folders) < 2:
             raise ConfigError("sodaops runs compare: give at least two run folders.")
-        print(runs.compare([runs.read(folder) for folder in folders]))
+        print(runs.compare_runs([runs.read_run(folder) for folder in folders]))
         return
     parser = argparse.ArgumentParser(prog="sodaops runs", description="A table of the runs in these folders.")
     parser.add_argument("folders", nargs="*", help=f"where to look (default: {', '.join(runs.ROOTS)})")
@@ -26,11 +26,11 @@ def run_runs(rest: list[str]) -> None:
     parser.add_argument("--sort", metavar="KEY", help="--sort=-val/macro_f1 puts the largest first")
     parser.add_argument("--json", action="store_true", help="everything, for programs")
     asked = parser.parse_args(rest)
-    found = runs.select(runs.find(asked.folders), asked.where, asked.sort)
+    found = runs.filter_runs(runs.find_runs(asked.folders), asked.where, asked.sort)
     if asked.json:
         print(json.dumps([{**run.fields, "run": str(run.folder), "status": run.status} for run in found], indent=2))
     else:
-        print(runs.table(found) if found else "no runs here; `python train.py` makes one")
+        print(runs.format_runs(found) if found else "no runs here; `python train.py` makes one")
 
 
 def run_report(rest: list[str]) -> None:

@@ -21,17 +21,17 @@ def train(config: "Config") -> float | None:
     Returns:
         The monitored metric of the kept epoch on val, for sweeps; None after a run that kept nothing.
     """
-    from sodaops.io import runs
+    from sodaops.io import ranks
     from sodaops.training import launch
-    from sodaops.training.upload import brought, landing
+    from sodaops.training.upload import download_checkpoint, uploading
 
-    config = brought(config)
+    config = download_checkpoint(config)
     if not remote.is_address(config.run_dir):
         return _train(config)
     n_nodes = config.trainer["num_nodes"]
-    alone = n_nodes == 1 or runs.in_rank(os.environ)  # on this machine, or told its rank
-    sends = runs.leads(os.environ) if alone else launch.node_of(os.environ, n_nodes).rank == 0
-    with landing(config, sends) as here:
+    alone = n_nodes == 1 or ranks.is_distributed(os.environ)  # on this machine, or told its rank
+    sends = ranks.is_rank_zero(os.environ) if alone else launch.node_of(os.environ, n_nodes).rank == 0
+    with uploading(config, sends) as here:
         score = _train(here)
     if sends:
         print(f"run: {config.run_dir}")
@@ -41,20 +41,20 @@ def train(config: "Config") -> float | None:
 def _train(config: "Config") -> float | None:
     from sodaops.evaluation.evaluate import evaluate
     from sodaops.export.onnx_export import export
-    from sodaops.io import runs
+    from sodaops.io import ranks
     from sodaops.search.pruning import trial_of
     from sodaops.training import launch
-    from sodaops.training.fit import fit, with_last
+    from sodaops.training.fit import fit, resolve_last_checkpoint
     from sodaops.training.precision import with_precision
     from sodaops.training.tracking import tracked
 
-    config = with_last(config)
+    config = resolve_last_checkpoint(config)
     n_processes, n_nodes = launch.processes(config)
-    if n_processes * n_nodes > 1 and not runs.in_rank(os.environ):
+    if n_processes * n_nodes > 1 and not ranks.is_distributed(os.environ):
         return launch.launch(config, n_processes, n_nodes)
     config = with_precision(config)
     trial = trial_of(os.environ)
-    if not runs.leads(os.environ):
+    if not ranks.is_rank_zero(os.environ):
         trial, sys.stdout = None, open(os.devnull, "w")  # noqa: SIM115 - for good: the first process tells
     with tracked(config, trial.as_dict() if trial else None) as tracker:
         trained = fit(config, tracker, trial.callbacks(config.checkpoint.monitor) if trial else ())

@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sodaops.config.schema import Config
 from sodaops.config.validation import build, field_names
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some
-from sodaops.io.runs import leads
+from sodaops.io.ranks import is_rank_zero
 
 
 def conf_dir() -> Path:
@@ -96,7 +96,7 @@ def run_hydra(verb: Callable[[Config], float | None], argv: Sequence[str]) -> No
             refused.append(error)  # Hydra would print the command line before it
             return None
 
-    if not leads(os.environ):
+    if not is_rank_zero(os.environ):
         argv = [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"]  # one of several under torchrun: the first one writes
     kept, sys.argv = sys.argv, ["sodaops train", *argv]
     try:

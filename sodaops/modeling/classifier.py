@@ -29,7 +29,7 @@ class TextClassifier(L.LightningModule):
         optim: conf/optim.
         seed: of dropout.
         class_weights: float [n_labels], or None.
-        begun_with: what a run that resumes from this one's checkpoints must have too; kept in them.
+        run_signature: what a run that resumes from this one's checkpoints must have too; kept in them.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class TextClassifier(L.LightningModule):
         optim: OptimConfig,
         seed: int,
         class_weights: Tensor | None = None,
-        begun_with: dict[str, Any] | None = None,
+        run_signature: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
         self.seed = seed
-        self.begun_with = begun_with or {}
+        self.run_signature = run_signature or {}
         self.register_buffer("class_weights", class_weights, persistent=False)
         n_labels = model.head.out_features
         self.val_loss = MeanMetric(nan_strategy="disable")
@@ -109,7 +109,7 @@ class TextClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         known = self.trainer.callback_metrics.items()
-        checkpoint["begun_with"] = self.begun_with
+        checkpoint["begun_with"] = self.run_signature
         checkpoint["val_metrics"] = {name.removeprefix("val/"): float(v) for name, v in known if name.startswith("val/")}
 
     def configure_optimizers(self) -> dict[str, Any]:

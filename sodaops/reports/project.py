@@ -89,7 +89,7 @@ def find_run(config: Config, name: str) -> Path:
         version = Registry(config.registry.path).version(name)
     except RegistryError as error:
         raise ConfigError(f"{name}: no run folder, and no version or alias either ({error})") from None
-    for run in reversed(runs.find()):
+    for run in reversed(runs.find_runs()):
         with contextlib.suppress(BundleError):  # none there, or another run's damage
             if layout.read_info(run.folder / "bundle").bundle_id == version:
                 return run.folder
@@ -138,7 +138,7 @@ def write(config: Config, run_dir: Path, output: str | Path | None = None) -> Pa
 
 def _run(folder: Path) -> runs.Run | None:
     """The run's account of itself; None where there is none, as where DVC brought the bundle alone."""
-    run = runs.read(folder) if (folder / runs.RECORD).exists() else None
+    run = runs.read_run(folder) if (folder / runs.RECORD).exists() else None
     if run is not None and run.status == "damaged":
         raise DataError(f"{folder}: {run.fields['error']}. Bring a copy back, or move it away: the page then goes without it.")
     if not (folder / "bundle" / layout.INFO).is_file():

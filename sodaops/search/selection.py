@@ -105,7 +105,7 @@ def direction_of(metric: str) -> str:
 def _of_folder(source: str, metric: str) -> list[Candidate]:
     """Runs that say that they are seeds of one trial count as one candidate."""
     groups: dict[Any, list[runs.Run]] = {}
-    for run in runs.find([source]):
+    for run in runs.find_runs([source]):
         trial = run.fields.get("trial") or {}
         groups.setdefault((run.folder.parent, trial["number"]) if trial else run.folder, []).append(run)
     known = {name for of in groups.values() for run in of for name in run.metrics if name.startswith("val/")}

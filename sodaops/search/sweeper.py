@@ -25,7 +25,7 @@ from sodaops.config.schema import Config
 from sodaops.config.validation import build
 from sodaops.errors import ConfigError, PrunedError, SodaOpsError, some
 from sodaops.io import storage
-from sodaops.io.runs import RECORD, flatten, read
+from sodaops.io.runs import RECORD, flatten, read_run
 from sodaops.search import database, report, study as studies
 from sodaops.search.pruning import VARIABLE, Trial
 from sodaops.search.space import Dimension, check_keys, read_space, spelled, swept_dimension
@@ -273,7 +273,7 @@ class Sweep:
         folders = [self._folder / self._name(trial.number, seed) for seed in seeds]
         trial.set_user_attr("folders", [str(folder) for folder in folders])
         trial.set_user_attr("where", f"{socket.gethostname()}:{self._folder.resolve()}")
-        told = [read(folder).seconds for folder in folders if (folder / RECORD).is_file()]
+        told = [read_run(folder).seconds for folder in folders if (folder / RECORD).is_file()]
         trial.set_user_attr("seconds", sum(seconds or 0 for seconds in told))
         if not self._search.keep_checkpoints:
             for folder in folders:

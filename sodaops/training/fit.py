@@ -29,7 +29,7 @@ from sodaops.config.schema import Config
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import describe, ensure_splits
 from sodaops.errors import ConfigError, Terminated, TrainingError, nearest, some
-from sodaops.io import runs, storage
+from sodaops.io import ranks, storage
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
@@ -78,7 +78,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
         arguments = trainer_arguments(config.trainer)
         own = config.ckpt_path is not None and Path(config.ckpt_path).resolve() == (run_dir / LAST).resolve()
         _check_checkpoint(config.ckpt_path, None if own else arguments.get("max_epochs"))
-        quieten()
+        silence_loggers()
         profiler = arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
         L.seed_everything(config.seed, workers=True, verbose=False)
         manifest = ensure_splits(config.data, config.splits_dir)
@@ -91,13 +91,13 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
         )
         tracker.start(manifest)
         trainer = make_trainer(arguments, tracker.loggers, [*callbacks, *checkpoints], run_dir)
-        if trainer.world_size > 1 and not runs.in_rank(os.environ):
+        if trainer.world_size > 1 and not ranks.is_distributed(os.environ):
             raise ConfigError(
                 f"trainer asks for {trainer.world_size} processes; `sodaops train` and torchrun start them, fit does not."
             )
         if (note := data.note_of_steps(trainer.world_size)) is not None:
             print(note, flush=True)
-        peers.agree(_shared(config, module.begun_with))
+        peers.agree(_shared(config, module.run_signature))
     with storage.writing(run_dir):
         _run(trainer, module, data, config.ckpt_path, run_dir)
     if not trainer.is_global_zero:
@@ -116,7 +116,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     return Trained(run_dir, run_dir / "bundle", info, metrics, float(checkpoints[0].best_model_score))
 
 
-def with_last(config: Config) -> Config:
+def resolve_last_checkpoint(config: Config) -> Config:
     """``ckpt_path=last`` made the run's own last checkpoint, or null where it has none yet."""
     if config.ckpt_path != "last":
         return config
@@ -124,7 +124,7 @@ def with_last(config: Config) -> Config:
     return config.model_copy(update={"ckpt_path": str(last) if last.is_file() else None})
 
 
-def way_on(run_dir: Path) -> str:
+def resume_hint(run_dir: Path) -> str:
     """What a run that was cut off says of how to go on."""
     if not (run_dir / LAST).is_file():
         return "no epoch was finished, so nothing is kept"
@@ -145,9 +145,9 @@ def _module_and_data(
     use_cpu_dropout(model)
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
     data.setup()
-    begun_with = _begun_with(config, manifest)
-    _check_same_run(config.ckpt_path, begun_with)
-    return TextClassifier(model, config.optim, config.seed, data.class_weights(), begun_with), data
+    run_signature = _run_signature(config, manifest)
+    _check_same_run(config.ckpt_path, run_signature)
+    return TextClassifier(model, config.optim, config.seed, data.class_weights(), run_signature), data
 
 
 def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,36 +177,38 @@ def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     return dict(section)
 
 
-def _begun_with(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _run_signature(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a resumed run must have in common with the run it goes on from; else the checkpoint would mean other things."""
     optim = {f"optim.{name}": value for name, value in config.optim.model_dump().items()}
     data = {"data.labels": list(manifest["labels"]), "the data's fingerprint": manifest["fingerprint"]}
-    processes = int(os.environ["WORLD_SIZE"]) if runs.in_rank(os.environ) else 1  # their batches together are the step's
+    processes = ranks.world_size(os.environ)  # a step's batch is that of all processes together
     grads = {"trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"]}
     sharded = config.trainer["strategy"] == "fsdp"  # which numbers the optimizer's state in another way
     trainer = {"trainer.precision": config.trainer["precision"] or FULL, "trainer.strategy=fsdp": sharded}
     return {"seed": config.seed, **data, **optim, **grads, "processes": processes, **trainer}
 
 
-def _shared(config: Config, begun_with: Mapping[str, Any]) -> dict[str, Any]:
+def _shared(config: Config, run_signature: Mapping[str, Any]) -> dict[str, Any]:
     """What all processes of a training must have in common, as JSON values."""
     trainer = {f"trainer.{name}": value for name, value in config.trainer.items() if name not in _OWN_TO_A_MACHINE}
     model = {f"model.{name}": value for name, value in config.model.model_dump().items() if name not in _OWN_TO_A_MACHINE}
-    return json.loads(json.dumps({**begun_with, **trainer, **model, "a checkpoint": config.ckpt_path is not None}, default=str))
+    return json.loads(
+        json.dumps({**run_signature, **trainer, **model, "a checkpoint": config.ckpt_path is not None}, default=str)
+    )
 
 
-def _check_same_run(path: str | None, begun_with: Mapping[str, Any]) -> None:
+def _check_same_run(path: str | None, run_signature: Mapping[str, Any]) -> None:
     if path is None:
         return
     then = torch.load(path, map_location="cpu", weights_only=True).get("begun_with", {})
-    unsaid = {"trainer.precision": begun_with["trainer.precision"]}  # by older ones
+    unsaid = {"trainer.precision": run_signature["trainer.precision"]}  # by older ones
     then = {"processes": 1, "trainer.strategy=fsdp": False, **unsaid, **then}
-    faults = [f"{key}={value}, begun with {then.get(key)}" for key, value in begun_with.items() if then.get(key) != value]
+    faults = [f"{key}={value}, begun with {then.get(key)}" for key, value in run_signature.items() if then.get(key) != value]
     if faults:
         raise ConfigError(f"ckpt_path={path}: another run than this configuration's ({some(faults)}). Resume with the same.")
 
 
-def quieten() -> None:
+def silence_loggers() -> None:
     """Keeps libraries' notices about themselves off the screen; their warnings stay."""
     for name in ("lightning.pytorch", "lightning.fabric", "gcsfs"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -243,7 +245,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     if arguments.get("enable_checkpointing") is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
     if arguments["strategy"] == "fsdp":
-        n_all = int(os.environ["WORLD_SIZE"]) if runs.in_rank(os.environ) else 1
+        n_all = ranks.world_size(os.environ)
         arguments["strategy"] = ModelParallelStrategy(n_all, 1, save_distributed_checkpoint=False)
     try:
         return L.Trainer(**arguments, logger=loggers or False, callbacks=callbacks, default_root_dir=run_dir)
@@ -288,7 +290,7 @@ def _run(trainer: L.Trainer, module: TextClassifier, data: TextDataModule, ckpt_
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         # Lightning turned Ctrl-C into an exit with code 1
-        raise (Terminated if isinstance(stop, SIGTERMException) else KeyboardInterrupt)(way_on(run_dir)) from None
+        raise (Terminated if isinstance(stop, SIGTERMException) else KeyboardInterrupt)(resume_hint(run_dir)) from None
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:

@@ -26,8 +26,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from sodaops.config.schema import Config
 from sodaops.data.workers import n_cores
 from sodaops.errors import ConfigError, PrunedError, Terminated, TrainingError
-from sodaops.io import runs, storage
-from sodaops.training.fit import LAST, make_trainer, quieten, trainer_arguments, way_on
+from sodaops.io import ranks, runs, storage
+from sodaops.training.fit import LAST, make_trainer, resume_hint, silence_loggers, trainer_arguments
 from sodaops.training.peers import JOIN_S
 
 _END_S = 60  # for a process to end by itself when another one died, or to write its checkpoint
@@ -54,14 +54,14 @@ def processes(config: Config) -> tuple[int, int]:
         ConfigError: what this machine does not have, or a number that an agent did not start.
     """
     arguments = trainer_arguments(config.trainer)
-    if (arguments["devices"], arguments["num_nodes"]) == (1, 1) and not runs.in_rank(os.environ):
+    if (arguments["devices"], arguments["num_nodes"]) == (1, 1) and not ranks.is_distributed(os.environ):
         return 1, 1
-    quieten()
+    silence_loggers()
     if arguments["precision"] == "auto":  # each process finds out for itself, and they compare
         arguments["precision"] = None
     trainer = make_trainer(arguments | {"profiler": None}, [], [], Path(config.run_dir or "."))
     asked = trainer.num_devices, trainer.num_nodes
-    if runs.in_rank(os.environ):
+    if ranks.is_distributed(os.environ):
         n_local, n_all = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         if asked != (n_local, n_all // n_local):
             raise ConfigError(
@@ -140,7 +140,7 @@ def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
             config = config.model_copy(update={"ckpt_path": str(last)})
     if node is not None and node.rank:
         return None
-    return runs.read(run_dir).metrics.get(config.checkpoint.monitor)
+    return runs.read_run(run_dir).metrics.get(config.checkpoint.monitor)
 
 
 def _changed_ns(path: Path) -> int | None:
@@ -166,8 +166,8 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
             _tell(error, run_dir, n_processes * n_nodes)
         except SignalException as stop:
             if stop.sigval == signal.SIGINT:
-                raise KeyboardInterrupt(way_on(run_dir)) from None
-            raise Terminated(way_on(run_dir)) from None
+                raise KeyboardInterrupt(resume_hint(run_dir)) from None
+            raise Terminated(resume_hint(run_dir)) from None
         except (RendezvousError, DistError) as error:
             raise TrainingError(
                 f"the {n_nodes} machines did not come together at {settings.rdzv_endpoint} within {JOIN_S} s "
@@ -182,13 +182,13 @@ def _tell(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
 
     rank, failure = min(error.failures.items(), key=order)
     if (run_dir / runs.RECORD).is_file():
-        fields = runs.read(run_dir).fields
+        fields = runs.read_run(run_dir).fields
         if fields.get("status") == "pruned":
             raise PrunedError(fields["error"]) from None
     if failure.exitcode in (130, 143):
-        raise (KeyboardInterrupt if failure.exitcode == 130 else Terminated)(way_on(run_dir)) from None
+        raise (KeyboardInterrupt if failure.exitcode == 130 else Terminated)(resume_hint(run_dir)) from None
     kind = KilledError if failure.exitcode < 0 else TrainingError
-    raise kind(f"process {rank} of {n_all} ended {_how(failure)}; {way_on(run_dir)}.") from None
+    raise kind(f"process {rank} of {n_all} ended {_how(failure)}; {resume_hint(run_dir)}.") from None
 
 
 def _how(failure: ProcessFailure) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sodaops.errors import ConfigError, TrainingError, some
-from sodaops.io import runs
+from sodaops.io import ranks
 
 JOIN_S = 600  # for the other machines to come
 READY_S = 1800  # for the slowest to have made the splits; what torch gives them to form their group
@@ -37,7 +37,7 @@ class Peers:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._rank, self._n_all, self._store = 0, 1, None
-        if runs.in_rank(environment):
+        if ranks.is_distributed(environment):
             self._rank, self._n_all = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         self._ready, self._failed = ([f"{said}/{rank}" for rank in range(self._n_all)] for said in ("ready", "failed"))
         if self._n_all > 1:

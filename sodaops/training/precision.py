@@ -6,7 +6,7 @@ import pickle
 import torch
 
 from sodaops.config.schema import Config
-from sodaops.io import runs
+from sodaops.io import ranks
 
 MIXED, FULL = "bf16-mixed", "32-true"
 
@@ -28,7 +28,7 @@ def with_precision(config: Config) -> Config:
         precision = MIXED if bfloat16_on(device) else FULL
         other = FULL if precision == MIXED else MIXED
         why = f"as fits this {device.upper()}; trainer.precision={other} for the other"
-    if runs.leads(os.environ):
+    if ranks.is_rank_zero(os.environ):
         print(f"precision: {precision}, {why}", flush=True)
     return config.model_copy(update={"trainer": {**config.trainer, "precision": precision}})
 

@@ -16,7 +16,8 @@ from sodaops.bundle.save import git_commit
 from sodaops.config.schema import Config, WandbConfig
 from sodaops.errors import ConfigError, PrunedError
 from sodaops.evaluation.result import Evaluated
-from sodaops.io import remote, runs, storage
+from sodaops.io import ranks, remote, runs, storage
+from sodaops.io.run_record import RunRecord
 from sodaops.training.wandb_server import check_key, check_reachable
 
 _POINTS = 200  # of a curve
@@ -36,7 +37,7 @@ class Tracker:
         self.run_dir = Path(config.run_dir or "outputs/run")
         self.loggers: list[Logger] = []
         self._config, self._trial = config, trial
-        self._record: runs.Record | None = None
+        self._record: RunRecord | None = None
 
     def start(self, manifest: Mapping[str, Any]) -> None:
         """Opens the record and the loggers, each told the whole configuration.
@@ -48,14 +49,14 @@ class Tracker:
             ConfigError: W&B online without a key or a network.
             StorageError: the run folder cannot be written to.
         """
-        if not runs.leads(os.environ):  # of several processes that train together the first one tells
+        if not ranks.is_rank_zero(os.environ):  # of several processes that train together the first one tells
             return
         wandb_id = _id_of(self._config.ckpt_path)
         with storage.writing(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             make_loggers(self._config, self.run_dir, self.loggers, wandb_id)
         params = self._config.model_dump(mode="json", exclude={"serve", "search", "run_dir"})
-        self._record = runs.Record(
+        self._record = RunRecord(
             self.run_dir, params, data_fingerprint=manifest["fingerprint"], git_commit=git_commit(),
             trial=self._trial, wandb_id=next((logger.experiment.id for logger in self._of(WandbLogger)), None),
         )  # fmt: skip
@@ -65,14 +66,14 @@ class Tracker:
     def trained(self, info: BundleInfo, metrics: Mapping[str, float]) -> None:
         """Notes the kept epoch's metrics on val."""
         self._record.update(bundle_id=info.bundle_id)
-        self._record.measured("val", metrics)
+        self._record.add_metrics("val", metrics)
         for run in self._wandb_runs():  # the bundle's, where W&B has the last epoch's
             run.summary.update({f"val/{name}": value for name, value in metrics.items()})
 
     def evaluated(self, found: Evaluated) -> None:
         """Notes and logs an evaluation: its metrics everywhere, its pictures and worst errors where they can be shown."""
         values = {key: value for key, value in found.metrics.items() if isinstance(value, int | float)}
-        self._record.measured(found.split, values)
+        self._record.add_metrics(found.split, values)
         for logger in self.loggers:
             logger.log_metrics({f"{found.split}/{key}": float(value) for key, value in values.items()})
             logger.save()
@@ -99,7 +100,7 @@ class Tracker:
             for logger in self.loggers:
                 closing.callback(logger.finalize, "success" if well else "failed")
             if self._record is not None:
-                closing.callback(self._record.end, status, None if error is None else str(error) or type(error).__name__)
+                closing.callback(self._record.finish, status, None if error is None else str(error) or type(error).__name__)
 
     def _of(self, kind: type[Logger]) -> list[Any]:
         return [logger for logger in self.loggers if isinstance(logger, kind)]
@@ -182,7 +183,7 @@ def _id_of(ckpt_path: str | None) -> str | None:
     """The W&B run that a resumed one goes on with: its id stands in the record of the checkpoint's run."""
     if ckpt_path is None or not (Path(ckpt_path).parent.parent / runs.RECORD).is_file():
         return None
-    return runs.read(Path(ckpt_path).parent.parent).fields.get("wandb_id")
+    return runs.read_run(Path(ckpt_path).parent.parent).fields.get("wandb_id")
 
 
 def _log_files(run: Any, name: str, kind: str, path: Path, about: Mapping[str, Any]) -> None:

@@ -1,10 +1,10 @@
-"""A run that lands afar: it is filled in a folder of this machine, and what is new in it goes to its address as it comes."""
+"""Uploads a run to remote storage while it trains, and downloads the checkpoint that a run resumes from."""
 
 import contextlib
 import json
+import logging
 import shutil
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Collection, Iterator
@@ -14,61 +14,65 @@ from typing import Any, NamedTuple
 
 from sodaops.config.schema import Config
 from sodaops.errors import ConfigError, StorageError, TrainingError
-from sodaops.io import remote, runs, storage
+from sodaops.io import remote, storage
+from sodaops.io.run_record import RECORD
 
-ACCOUNT = "landed.json"  # written first, to see that one may, and last, with the hash of every file, when all are there
-_EVERY_S = 5.0
+log = logging.getLogger(__name__)
+UPLOAD_RECORD = "landed.json"  # written before the training, which checks access, and after it, with the hash of every file
+_INTERVAL_S = 5.0
 CHECKPOINTS = "checkpoints"
 LAST = f"{CHECKPOINTS}/last.ckpt"
-_ENDS = (LAST, "bundle/bundle.json", runs.RECORD)  # each says that what belongs to it is there
+_UPLOADED_LAST = (LAST, "bundle/bundle.json", RECORD)  # where one of these is, the files that it describes are too
 
 
 @contextlib.contextmanager
-def landing(config: Config, sends: bool = True) -> Iterator[Config]:
-    """The configuration of a run with a folder of this machine in place of its address: outputs/gs/BUCKET/FOLDER.
+def uploading(config: Config, is_uploader: bool = True) -> Iterator[Config]:
+    """Lets a run with a remote ``run_dir`` train in a local folder, outputs/gs/BUCKET/FOLDER, and uploads that folder.
 
-    While the block runs, checkpoints and run.json go to the address whenever they change; at its end everything does, the
-    bundle's bundle.json after its other files, and landed.json last. With ``ckpt_path=last`` the checkpoints that are there
-    come here first.
+    While the block runs, changed checkpoints and run.json are uploaded every few seconds. After the block everything else
+    is, landed.json last. With ``ckpt_path=last`` the remote checkpoints are downloaded first.
 
     Args:
-        config: with an address in ``run_dir``.
-        sends: of several processes or machines that train together, one sends.
+        config: with a remote ``run_dir``.
+        is_uploader: false in all but one of the processes or machines that train together.
+
+    Yields:
+        The configuration with the local folder as ``run_dir``.
 
     Raises:
-        ConfigError: an address without a folder.
-        StorageError: no rights, no connection or no bucket, told before the training; or not everything arrived.
+        ConfigError: the address names no folder.
+        StorageError: no rights, no connection or no bucket, raised before the training; or an upload failed.
     """
-    address, folder = config.run_dir.rstrip("/"), _folder_of("run_dir", config.run_dir)
-    ship = _Ship(folder, address)
-    if sends:
-        ship.tell(whole=False)
+    address, folder = config.run_dir.rstrip("/"), _local_folder("run_dir", config.run_dir)
+    uploader = _Uploader(folder, address)
+    if is_uploader:
+        uploader.write_record(whole=False)
     if config.ckpt_path == "last":
-        ship.note(_bring(f"{address}/{LAST}", folder))
+        uploader.mark_uploaded(_download(f"{address}/{LAST}", folder))
     config = config.model_copy(update={"run_dir": str(folder)})
-    if not sends:
+    if not is_uploader:
         yield config
         return
     try:
-        with ship.sailing():
+        with uploader.in_background():
             yield config
-    except BaseException as end:
+    except BaseException as error:
         try:
-            ship.send_all()
-        except StorageError as error:  # what ended the run is what is to be told
-            print(f"warning: {error} What there is lies in {folder}.", file=sys.stderr)
-            raise end from None
-        if isinstance(end, KeyboardInterrupt | TrainingError):  # where to go on, also for another machine
-            raise type(end)(str(end).replace(f"run_dir={folder}", f"run_dir={address}")) from None
+            uploader.upload_all()
+        except StorageError as failure:  # the error that ended the run is the one to raise
+            log.warning("%s The files are in %s.", failure, folder)
+            raise error from None
+        if isinstance(error, KeyboardInterrupt | TrainingError):  # the hint to resume holds on every machine
+            raise type(error)(str(error).replace(f"run_dir={folder}", f"run_dir={address}")) from None
         raise
     try:
-        ship.tell(whole=True, files=ship.send_all())
+        uploader.write_record(whole=True, files=uploader.upload_all())
     except StorageError as error:
-        raise StorageError(f"{error} The run is whole in {folder}; copy it from there.") from error
+        raise StorageError(f"{error} The run is complete in {folder}; copy it from there.") from error
 
 
-def brought(config: Config) -> Config:
-    """The configuration with a copy in place of a checkpoint that ``ckpt_path`` names afar; those beside it come along.
+def download_checkpoint(config: Config) -> Config:
+    """Replaces a remote ``ckpt_path`` by a local copy; the other checkpoints of that run are downloaded too.
 
     Raises:
         ConfigError: no such checkpoint.
@@ -76,13 +80,13 @@ def brought(config: Config) -> Config:
     """
     if not remote.is_address(config.ckpt_path):
         return config
-    copy = _folder_of("ckpt_path", config.ckpt_path)
-    if not _bring(config.ckpt_path, copy.parent.parent):
+    copy = _local_folder("ckpt_path", config.ckpt_path)
+    if not _download(config.ckpt_path, copy.parent.parent):
         raise ConfigError(f"ckpt_path={config.ckpt_path}: no such file; give RUN/checkpoints/last.ckpt of an earlier run.")
     return config.model_copy(update={"ckpt_path": str(copy)})
 
 
-def _folder_of(key: str, address: str) -> Path:
+def _local_folder(key: str, address: str) -> Path:
     scheme, _, rest = address.partition("://")
     names = [name for name in rest.split("/") if name]
     if len(names) < 2 or {".", ".."} & set(names):
@@ -90,117 +94,123 @@ def _folder_of(key: str, address: str) -> Path:
     return Path("outputs", scheme, *names)
 
 
-def _bring(checkpoint: str, folder: Path) -> list[str]:
-    """Copies a checkpoint, the others beside it and the run's record to a run folder; returns their names there, none where
-    it is not there."""
-    there, _, name = checkpoint.rpartition("/")
-    run = there.rpartition("/")[0]
-    with remote.afar(there, "listed") as files:
+def _download(checkpoint: str, folder: Path) -> list[str]:
+    """Downloads a checkpoint, the other checkpoints of its run and run.json into a run folder.
+
+    Returns:
+        The names of the checkpoints within the run folder; none if the checkpoint does not exist.
+    """
+    remote_folder, _, name = checkpoint.rpartition("/")
+    with remote.afar(remote_folder, "listed") as files:
         try:
-            found = {path.rpartition("/")[2] for path in files.ls(there, detail=False, refresh=True)}
+            remote_names = {path.rpartition("/")[2] for path in files.ls(remote_folder, detail=False, refresh=True)}
         except FileNotFoundError:
-            remote.need_bucket(files, there)
-            found = set()
-    if name not in found:
+            remote.need_bucket(files, remote_folder)
+            remote_names = set()
+    if name not in remote_names:
         return []
-    names = [f"{CHECKPOINTS}/{other}" for other in sorted(found) if other.endswith(".ckpt")]
-    for other in names:
-        remote.fetch_file(f"{there}/{Path(other).name}", folder / other)
-    record = remote.read_if_there(f"{run}/{runs.RECORD}")
+    checkpoints = sorted(other for other in remote_names if other.endswith(".ckpt"))
+    for other in checkpoints:
+        remote.fetch_file(f"{remote_folder}/{other}", folder / CHECKPOINTS / other)
+    record = remote.read_if_there(f"{remote_folder.rpartition('/')[0]}/{RECORD}")
     if record is not None:
-        storage.write_text(folder / runs.RECORD, record.decode())
-    return names
+        storage.write_text(folder / RECORD, record.decode())
+    return [f"{CHECKPOINTS}/{other}" for other in checkpoints]
 
 
-class _Held(NamedTuple):
-    """A file of the run folder that is to be sent."""
+class _Snapshot(NamedTuple):
+    """A file to upload."""
 
-    name: str
-    copy: Path
-    written_ns: int
+    name: str  # within the run folder
+    path: Path  # the file itself, or a copy that training does not replace
+    modified_ns: int
 
 
-class _Ship:
-    """Brings the files of a run folder to an address, each when it has changed."""
+class _Uploader:
+    """Uploads the changed files of a run folder."""
 
     def __init__(self, folder: Path, address: str) -> None:
         self._folder, self._address = folder, address
-        self._sent: dict[str, int] = {}  # name -> when what was sent had been written, in ns
-        self._begun = datetime.now(UTC).isoformat(timespec="seconds")
-        self._ends = threading.Event()
+        self._uploaded: dict[str, int] = {}  # name -> modification time of the uploaded version, ns
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._stop = threading.Event()
 
-    def note(self, names: Collection[str]) -> None:
-        """These files are at the address as they are here."""
-        self._sent |= {name: (self._folder / name).stat().st_mtime_ns for name in names}
+    def mark_uploaded(self, names: Collection[str]) -> None:
+        """Notes that the remote versions of these files equal the local ones."""
+        self._uploaded |= {name: (self._folder / name).stat().st_mtime_ns for name in names}
 
-    def tell(self, whole: bool, files: dict[str, str] | None = None) -> None:
+    def write_record(self, whole: bool, files: dict[str, str] | None = None) -> None:
         """Writes landed.json."""
-        told: dict[str, Any] = {"whole": whole, "host": socket.gethostname(), "begun": self._begun, "files": files or {}}
-        address = remote.below(self._address, ACCOUNT)
-        with remote.afar(address, "written") as there:
-            there.pipe_file(address, json.dumps(told, indent=1).encode())
+        record: dict[str, Any] = {"whole": whole, "host": socket.gethostname(), "begun": self._started, "files": files or {}}
+        address = remote.below(self._address, UPLOAD_RECORD)
+        with remote.afar(address, "written") as filesystem:
+            filesystem.pipe_file(address, json.dumps(record, indent=1).encode())
 
     @contextlib.contextmanager
-    def sailing(self) -> Iterator[None]:
-        """Sends checkpoints and the record from a thread of its own while the block runs."""
-        thread = threading.Thread(target=self._sail, name="landing", daemon=True)
+    def in_background(self) -> Iterator[None]:
+        """Uploads checkpoints and run.json from a thread while the block runs."""
+        thread = threading.Thread(target=self._upload_repeatedly, name="upload", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            self._ends.set()
+            self._stop.set()
             thread.join()
 
-    def _sail(self) -> None:
-        said = ""
-        while not self._ends.wait(_EVERY_S):
+    def _upload_repeatedly(self) -> None:
+        logged = ""
+        while not self._stop.wait(_INTERVAL_S):
             try:
-                self._send_checkpoints()
-                said = ""
-            except (StorageError, OSError) as error:  # it is tried again, and at the end everything must arrive
-                if str(error) != said:
-                    print(f"warning: {error} It is tried again.", file=sys.stderr, flush=True)
-                said = str(error)
+                self._upload_checkpoints()
+                logged = ""
+            except (StorageError, OSError) as error:  # not fatal: upload_all after the training must succeed
+                if str(error) != logged:
+                    log.warning("%s It will be tried again.", error)
+                logged = str(error)
 
-    def _send_checkpoints(self) -> None:
-        """The last one is held before the others are sent, so that none of these is older than it; afar it comes after them."""
+    def _upload_checkpoints(self) -> None:
+        """Uploads changed checkpoints, then run.json.
+
+        last.ckpt is copied first and uploaded last, so that no remote checkpoint beside it is older than it.
+        """
         if not self._folder.is_dir():  # nothing was written yet
             return
-        with tempfile.TemporaryDirectory(prefix=".landing.", dir=self._folder) as kept:
-            held = self._held(LAST, Path(kept))
-            if held is not None:
+        with tempfile.TemporaryDirectory(prefix=".landing.", dir=self._folder) as copies:
+            last = self._snapshot(LAST, Path(copies))
+            if last is not None:
                 for path in sorted((self._folder / CHECKPOINTS).glob("*.ckpt")):
-                    self._send(self._held(f"{CHECKPOINTS}/{path.name}", Path(kept)) if path.name != held.copy.name else None)
-                self._send(held)
-            self._send(self._held(runs.RECORD, Path(kept)))
+                    if path.name != last.path.name:
+                        self._upload(self._snapshot(f"{CHECKPOINTS}/{path.name}", Path(copies)))
+                self._upload(last)
+            self._upload(self._snapshot(RECORD, Path(copies)))
 
-    def _held(self, name: str, kept: Path) -> _Held | None:
-        """A copy of a file that may be replaced meanwhile; None where it has not changed since it was sent."""
-        if not self._changed(name):
+    def _snapshot(self, name: str, copies: Path) -> _Snapshot | None:
+        """A copy of a file that may be replaced meanwhile; None if the file has not changed since its upload."""
+        if not self._has_changed(name):
             return None
-        written_ns = (self._folder / name).stat().st_mtime_ns
-        return _Held(name, shutil.copyfile(self._folder / name, kept / Path(name).name), written_ns)
+        modified_ns = (self._folder / name).stat().st_mtime_ns
+        return _Snapshot(name, shutil.copyfile(self._folder / name, copies / Path(name).name), modified_ns)
 
-    def _send(self, held: _Held | None) -> None:
-        if held is not None:
-            remote.send_file(held.copy, remote.below(self._address, held.name))
-            self._sent[held.name] = held.written_ns
+    def _upload(self, snapshot: _Snapshot | None) -> None:
+        if snapshot is not None:
+            remote.send_file(snapshot.path, remote.below(self._address, snapshot.name))
+            self._uploaded[snapshot.name] = snapshot.modified_ns
 
-    def send_all(self) -> dict[str, str]:
-        """Sends what has changed since, the bundle's account of itself after the bundle.
+    def upload_all(self) -> dict[str, str]:
+        """Uploads every changed file; files that describe others come last.
 
         Returns:
-            Name -> SHA-256 of all files.
+            Name -> SHA-256 of all files, in the order of their upload.
         """
         paths = [path for path in self._folder.rglob("*") if path.is_file()]
         names = [path.relative_to(self._folder).as_posix() for path in paths]
         names = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
-        names.sort(key=lambda name: _ENDS.index(name) if name in _ENDS else -1)
+        names.sort(key=lambda name: _UPLOADED_LAST.index(name) if name in _UPLOADED_LAST else -1)
         for name in names:
-            if self._changed(name):
-                self._send(_Held(name, self._folder / name, (self._folder / name).stat().st_mtime_ns))
+            if self._has_changed(name):
+                self._upload(_Snapshot(name, self._folder / name, (self._folder / name).stat().st_mtime_ns))
         return {name: storage.sha256_of(self._folder / name) for name in names}
 
-    def _changed(self, name: str) -> bool:
+    def _has_changed(self, name: str) -> bool:
         path = self._folder / name
-        return path.is_file() and path.stat().st_mtime_ns != self._sent.get(name)
+        return path.is_file() and path.stat().st_mtime_ns != self._uploaded.get(name)

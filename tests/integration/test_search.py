@@ -39,7 +39,7 @@ def states():
 
 
 def started():
-    return {str(run.folder): run.started for run in runs.find(["multirun/s"])}
+    return {str(run.folder): run.started for run in runs.find_runs(["multirun/s"])}
 
 
 def test_a_sweep_and_how_it_goes_on(sweep, workdir, capsys):
@@ -88,12 +88,12 @@ def test_seeds_pruning_and_what_a_trial_keeps(sweep, capsys):
     good = by_lr[0.005]
     assert good.state.name == "COMPLETE" and len(good.user_attrs["scores"]) == 2
     assert good.value == pytest.approx(sum(good.user_attrs["scores"]) / 2) and good.user_attrs["spread"] > 0
-    seeds = [runs.read(folder).params["seed"] for folder in good.user_attrs["folders"]]
+    seeds = [runs.read_run(folder).params["seed"] for folder in good.user_attrs["folders"]]
     assert seeds == [42, 43] and (Path(good.user_attrs["folders"][1]) / "checkpoints/last.ckpt").is_file()
     if 0.0001 in by_lr:
         bad = by_lr[0.0001]
         assert bad.state.name == "PRUNED" and bad.last_step == 1 and len(bad.user_attrs["folders"]) == 1
-        assert runs.read(bad.user_attrs["folders"][0]).status == "pruned"
+        assert runs.read_run(bad.user_attrs["folders"][0]).status == "pruned"
 
 
 def test_a_failed_trial_is_shown_and_the_sweep_goes_on(sweep, capsys):
@@ -123,8 +123,8 @@ def test_no_logger_leaks_into_the_next_job(sweep, workdir):
     for number in range(2):
         folder = workdir / f"multirun/s/{number:04d}"
         (kept,) = folder.glob("wandb/offline-run-*")
-        ids.add(runs.read(folder).fields["wandb_id"])
-        assert runs.read(folder).fields["wandb_id"] in kept.name
+        ids.add(runs.read_run(folder).fields["wandb_id"])
+        assert runs.read_run(folder).fields["wandb_id"] in kept.name
     assert len(ids) == 2
 
 
@@ -174,7 +174,7 @@ def test_a_plain_grid_needs_no_search(sweep, workdir, small_tweets):
     data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
     grid = ["model=tiny", "trainer.max_epochs=1", "export.variants=[]", "evaluate.split=none", "optim.lr=0.001,0.002"]
     assert main(["train", "-m", *grid, *data]) == 0
-    assert sorted(run.params["optim.lr"] for run in runs.find()) == [0.001, 0.002]
+    assert sorted(run.params["optim.lr"] for run in runs.find_runs()) == [0.001, 0.002]
 
 
 def test_a_damaged_sweep_folder(workdir, capsys):

@@ -63,7 +63,7 @@ def test_a_crash_closes_the_run_as_failed(small_tweets, tmp_path):
     with pytest.raises(KeyError, match="power cut"):
         fit(configured(*overrides(tmp_path, small_tweets, *stop)))
     assert exit_code(tmp_path / "run") == 1 and wandb.run is None
-    run = runs.read(tmp_path / "run")
+    run = runs.read_run(tmp_path / "run")
     assert run.status == "failed" and "power cut" in run.fields["error"] and run.seconds > 0
 
 
@@ -101,7 +101,7 @@ def test_everything_is_logged_offline(small_tweets, tmp_path):
     assert any("stats" in record for record in found), "system metrics"
     assert exit_code(tmp_path / "run") == 0 and wandb.run is None
 
-    run = runs.read(tmp_path / "run")
+    run = runs.read_run(tmp_path / "run")
     measured = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["test"]
     assert run.status == "finished" and run.metrics["test/macro_f1"] == measured["macro_f1"]
     assert run.fields["bundle_id"] == json.loads((tmp_path / "run/bundle/bundle.json").read_text())["bundle_id"]
@@ -116,11 +116,11 @@ def test_everything_is_logged_offline(small_tweets, tmp_path):
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(small_tweets, tmp_path):
     fit(configured(*overrides(tmp_path, small_tweets, "trainer.max_epochs=1")))
-    first = runs.read(tmp_path / "run").fields["wandb_id"]
+    first = runs.read_run(tmp_path / "run").fields["wandb_id"]
     last = f"ckpt_path={tmp_path / 'run/checkpoints/last.ckpt'}"
     fit(configured(*overrides(tmp_path, small_tweets, last, f"run_dir={tmp_path / 'more'}")))
-    assert runs.read(tmp_path / "more").fields["wandb_id"] == first
+    assert runs.read_run(tmp_path / "more").fields["wandb_id"] == first
     (kept,) = (tmp_path / "more").glob("wandb/offline-run-*")
     assert kept.name.endswith(first)
     fit(configured(*overrides(tmp_path, small_tweets, f"run_dir={tmp_path / 'new'}")))
-    assert runs.read(tmp_path / "new").fields["wandb_id"] != first
+    assert runs.read_run(tmp_path / "new").fields["wandb_id"] != first

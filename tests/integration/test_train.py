@@ -233,7 +233,7 @@ def test_last_goes_on_in_the_run_folder_also_after_its_last_epoch(small_tweets, 
         ends.append(torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True))
     assert [end["epoch"] for end in ends] == [0, 1, 1] and ends[1]["global_step"] == ends[2]["global_step"]
     assert same(ends[1]["state_dict"], ends[2]["state_dict"])
-    assert runs.read(tmp_path / "run").status == "finished"
+    assert runs.read_run(tmp_path / "run").status == "finished"
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_what_an_agent_runs(workdir, small_tweets):
     told = {"WANDB_MODE": "offline", "WANDB_SWEEP_ID": "abc", "WANDB_SWEEP_PARAM_PATH": str(workdir / "wandb/config.yaml")}
     done = subprocess.run(command, cwd=workdir, env={**os.environ, **told}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    (run,) = runs.find()
+    (run,) = runs.find_runs()
     assert run.params["optim.lr"] == 0.004 and run.params["model.pooling"] == "cls" and run.fields["wandb_id"]
     assert run.params["export.variants"] == [] and run.params["evaluate.split"] == "none"
 

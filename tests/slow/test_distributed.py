@@ -114,7 +114,7 @@ def test_every_process_ends_when_one_dies(small_tweets, tmp_path, rank):
     last = err.strip().splitlines()[-1]
     assert f"process {rank} of 2 ended by SIGKILL, and the others with it; go on with run_dir=" in last, err
     assert not [pid for pid in pids.values() if psutil.pid_exists(pid)]
-    assert runs.read(tmp_path / "run").status in ("failed", "lost", "interrupted")
+    assert runs.read_run(tmp_path / "run").status in ("failed", "lost", "interrupted")
 
 
 def last_epochs(run):
@@ -135,13 +135,13 @@ def test_after_a_kill_they_start_again_from_the_last_epoch(small_tweets, tmp_pat
     assert epoch == same_epoch == 2 and all(torch.equal(whole[name], killed[name]) for name in whole)
     earlier = validations(tmp_path / "killed/run", "metrics.1")
     assert (earlier + validations(tmp_path / "killed/run"))[-3:] == validations(tmp_path / "whole/run")
-    assert runs.read(tmp_path / "killed/run").status == "finished"
+    assert runs.read_run(tmp_path / "killed/run").status == "finished"
 
 
 def stopped(process, run):
     _, err = ended(process, 143)
     assert err.strip().splitlines()[-1] == f"stopped; go on with run_dir={run} ckpt_path=last" and "Traceback" not in err
-    assert runs.read(run).status == "interrupted"
+    assert runs.read_run(run).status == "interrupted"
 
 
 def test_sigterm_to_the_agent(small_tweets, tmp_path):
@@ -158,7 +158,7 @@ def test_sigterm_to_one_of_two_keeps_the_batches_that_were_done(small_tweets, tm
     kept = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert (kept["epoch"], kept["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]) == (1, 5)
     ended(sodaops(*long(tmp_path, small_tweets, *few, "ckpt_path=last")))
-    assert last_epochs(run)[0] == 1 and runs.read(run).status == "finished"
+    assert last_epochs(run)[0] == 1 and runs.read_run(run).status == "finished"
 
 
 def test_torchruns_own_restarts_go_on_from_the_last_epoch(small_tweets, tmp_path):
@@ -199,7 +199,7 @@ def test_a_sweep_of_trainings_over_two_processes(small_tweets, tmp_path):
         text for text in run_overrides(tmp_path, small_tweets, *TWO, *BARE, "trainer.max_epochs=1") if "run_dir" not in text
     ]
     ended(sodaops("-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep", *arguments))
-    found = runs.find([tmp_path / "sweep"])
+    found = runs.find_runs([tmp_path / "sweep"])
     assert [run.status for run in found] == ["finished", "finished"] and {run.params["seed"] for run in found} == {1, 2}
 
 

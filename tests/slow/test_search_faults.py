@@ -49,8 +49,8 @@ def test_kill_9_within_a_trial_and_between_trials(start):
     wait_for(record.is_file)  # the second trial has begun to train
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
-    first = runs.read("multirun/s/0000")
-    assert first.status == "finished" and runs.read("multirun/s/0001").status == "lost"
+    first = runs.read_run("multirun/s/0000")
+    assert first.status == "finished" and runs.read_run("multirun/s/0001").status == "lost"
     assert [trial.state.name for trial in trials()] == ["COMPLETE", "RUNNING"]
 
     process = start(*more)
@@ -60,7 +60,7 @@ def test_kill_9_within_a_trial_and_between_trials(start):
     process.wait(30)
     text = finish(start(*more))
     assert "4 trials finished, 0 pruned, 0 failed" in text
-    assert runs.read("multirun/s/0000").started == first.started, "a finished trial is not repeated"
+    assert runs.read_run("multirun/s/0000").started == first.started, "a finished trial is not repeated"
     lost = [trial for trial in trials() if trial.state.name == "FAIL"]
     done = [trial.params for trial in trials() if trial.state.name == "COMPLETE"]
     assert lost and all(trial.params in done for trial in lost), "a lost trial is run again"

@@ -9,9 +9,10 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from sodaops.errors import ConfigError
-from sodaops.io import runs
+from sodaops.io import ranks
+from sodaops.io.run_record import RunRecord
 from sodaops.training import launch as launching
-from sodaops.training.fit import _begun_with, _check_same_run, make_trainer, trainer_arguments
+from sodaops.training.fit import _check_same_run, _run_signature, make_trainer, trainer_arguments
 from sodaops.training.launch import KilledError, Node, launch, node_of, processes
 from tests.conftest import configured
 
@@ -85,8 +86,10 @@ def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
 
 
 def test_the_first_process_leads():
-    assert runs.leads({}) and runs.leads({"RANK": "1"})  # a scheduler's variable alone starts no process
-    assert runs.leads({"TORCHELASTIC_RUN_ID": "x", "RANK": "0"}) and not runs.leads({"TORCHELASTIC_RUN_ID": "x", "RANK": "1"})
+    assert ranks.is_rank_zero({}) and ranks.is_rank_zero({"RANK": "1"})  # a scheduler's variable alone starts no process
+    agent = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}
+    assert ranks.is_rank_zero({**agent, "RANK": "0"}) and not ranks.is_rank_zero({**agent, "RANK": "1"})
+    assert ranks.world_size({**agent, "RANK": "1"}) == 2 and ranks.world_size({"WORLD_SIZE": "2"}) == 1
 
 
 def test_the_composed_configuration_survives_the_way_to_the_processes(tmp_path):
@@ -113,7 +116,7 @@ def killed(monkeypatch, tmp_path):
                 last.write_bytes(b"")
                 os.utime(last, ns=(0, len(told)))
             if len(told) == len(writes):
-                runs.Record(tmp_path, {}).measured("val", {"macro_f1": 0.5})
+                RunRecord(tmp_path, {}).add_metrics("val", {"macro_f1": 0.5})
                 return
             raise KilledError("process 1 of 2 ended by SIGKILL; go on")
 
@@ -140,7 +143,7 @@ def test_a_restart_takes_no_checkpoint_of_an_earlier_run(killed):
 
 def test_ddp_and_fsdp_do_not_resume_each_other(tmp_path):
     manifest = {"labels": ["a", "b"], "fingerprint": "f"}
-    begun = {name: _begun_with(configured(f"trainer={name}", CPU), manifest) for name in ("ddp", "fsdp")}
+    begun = {name: _run_signature(configured(f"trainer={name}", CPU), manifest) for name in ("ddp", "fsdp")}
     for name, of in begun.items():
         torch.save({"begun_with": of}, tmp_path / name)
         _check_same_run(str(tmp_path / name), of)

@@ -8,7 +8,7 @@ import pytest
 
 from sodaops.cli import main
 from sodaops.errors import ConfigError
-from sodaops.io import runs
+from sodaops.io.run_record import RunRecord
 from sodaops.search import selection
 from sodaops.search.selection import Candidate, choose
 
@@ -48,10 +48,10 @@ def test_never_by_test(metric, workdir):
 def run(folder, f1, number=None, seed=1, n_seeds=1, status="finished"):
     folder.mkdir(parents=True)
     trial = None if number is None else {"study": "s", "number": number, "n_seeds": n_seeds}
-    record = runs.Record(folder, {"seed": seed}, trial=trial)
-    record.measured("val", {"macro_f1": f1})
-    record.measured("test", {"macro_f1": 1 - f1})
-    record.end(status)
+    record = RunRecord(folder, {"seed": seed}, trial=trial)
+    record.add_metrics("val", {"macro_f1": f1})
+    record.add_metrics("test", {"macro_f1": 1 - f1})
+    record.finish(status)
 
 
 def test_a_sweep_of_run_folders(workdir, capsys):
