@@ -7,7 +7,7 @@ LINTS := lint-python lint-types lint-imports lint-yaml lint-workflows lint-cloud
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast test-deep coverage lint $(LINTS) hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel dist clean
+.PHONY: help install train test test-fast test-deep coverage lint $(LINTS) lint-faults hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel dist clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,7 +39,7 @@ test-deep: $(INSTALLED)  ## the long tests that `make test` leaves out
 coverage: $(INSTALLED)  ## the whole suite, and which lines it ran, in its processes too; ARGS='-m "not slow"' takes the fast tier
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
-lint: $(LINTS)  ## style, types, workflows, images, scripts, links: checked and not rewritten
+lint: $(LINTS) lint-faults  ## check style, types, imports, workflows, images, scripts and links; rewrites nothing
 
 lint-python: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -73,6 +73,10 @@ lint-shell: $(INSTALLED)
 
 lint-links: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/unit/test_links.py
+
+# Each part above is shown to report a fault, in a copy.
+lint-faults: $(INSTALLED)
+	$(BIN)/python tools/lint_faults.py
 
 hooks: $(INSTALLED)  ## the quick ones of `make lint` before each commit, types and links before each push
 	$(BIN)/pre-commit install --hook-type pre-commit --hook-type pre-push
@@ -128,8 +132,9 @@ bench-drift: $(INSTALLED)  ## false alarms and power of drift, and its time; wri
 	$(BIN)/python benchmarks/drift.py --write docs/bench_drift.md $(ARGS)
 
 .PHONY: docs picture
-docs: $(INSTALLED)  ## the site, into site/, warnings as errors
-	$(BIN)/python tools/site.py
+docs: $(INSTALLED)  ## build the site into site/, warnings as errors, and check it
+	$(BIN)/python tools/build_site.py
+	$(BIN)/python tools/check_site.py
 
 picture: $(INSTALLED)  ## draw docs/flow.svg from docs/flow.d2
 	$(BIN)/d2 docs/flow.d2 docs/flow.svg
@@ -169,12 +174,10 @@ docker-test: $(INSTALLED)  ## build the three images, run each, and look into th
 wheel: $(INSTALLED)  ## build dist/*.whl
 	$(BIN)/python -m build --wheel
 
-dist: $(INSTALLED)  ## the sources, and the wheel made from them, which is tried outside of the repository
+dist: $(INSTALLED)  ## build the sources and the wheel into dist/, and train and predict with the wheel outside the repository
 	rm -rf dist
 	$(BIN)/python -m build
-	$(BIN)/python -m pip install --quiet --no-deps --target dist/tried dist/*.whl
-	cd dist/tried && PYTHONSAFEPATH=1 PYTHONPATH=. $(CURDIR)/$(BIN)/python -m sodaops.cli --help >/dev/null
-	rm -rf dist/tried
+	$(BIN)/python tools/try_wheel.py dist/*.whl
 
 clean:  ## delete .venv, runs and derived data
 	rm -rf .venv .venv-bench outputs multirun artifacts data/processed dist

@@ -86,6 +86,8 @@ def _verb(words: list[str]) -> list[str]:
     if words[0] not in _ROOM_OF:
         return [f"sodaops {words[0]}: no such verb"]
     keys = [word for word in words[1:] if re.match(r"[+~a-z][\w./@]*=", word) and not re.search(r"[$<>]|=.*…", word)]
+    if not keys:
+        return []
     swept = {"-m", "--multirun"} & {*words}
     try:
         compose([re.sub(r"=([^,{\[]+),.*", r"=\1", key) if swept else key for key in keys])

@@ -1,47 +1,46 @@
-"""The commands of README and docs name what there is; tests/slow/test_readme.py runs those that can run here."""
+"""The commands in README and docs name what exists; tests/slow/test_readme.py runs those that can run here."""
 
 import subprocess
 
-import pytest
-
 from tests.commands import PAGES, blocks, faults
-from tests.conftest import REPO
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 BASH = [block for block in BLOCKS if block.language == "bash"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPO)))
-def test_commands_are_marked_as_such(page):
-    unmarked = [str(block) for block in blocks(page) if block.is_ours and block.language != "bash"]
-    assert not unmarked, f"{unmarked}: write ```bash, and above it <!-- not run: REASON --> where it cannot run here"
+def test_commands_stand_in_bash_blocks():
+    """A block with commands needs ```bash, and <!-- not run: REASON --> above it where it cannot run here."""
+    assert [str(block) for block in BLOCKS if block.is_ours and block.language != "bash"] == []
 
 
-@pytest.mark.parametrize("block", BASH, ids=str)
-def test_commands_are_bash(block):
-    done = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+def test_commands_are_bash():
+    faults_found = []
+    for block in BASH:
+        done = subprocess.run(["bash", "-n"], input=block.text, text=True, capture_output=True)
+        if done.returncode or done.stderr:
+            faults_found.append(f"{block}: {done.stderr}")
+    assert faults_found == []
 
 
-@pytest.mark.parametrize("block", [block for block in BASH if block.not_run], ids=str)
-def test_what_is_not_run_names_what_there_is(block):
-    assert [fault for command in block.commands for fault in faults(command)] == []
+def test_commands_that_are_not_run_name_what_exists():
+    not_run = [block for block in BASH if block.not_run]
+    assert len(BASH) > 15 and not_run
+    assert [f"{block}: {fault}" for block in not_run for command in block.commands for fault in faults(command)] == []
 
 
-def test_what_a_fault_is():
-    assert len(BASH) > 15 and any(block.not_run for block in BASH)
-    right = [
+def test_faults_are_recognised():
+    valid = [
         "make lint",
         "sodaops serve X serve.port=1",
         "python train.py -m optim.lr=1e-4,1e-3",
         "sodaops serve X serve.port=$PORT",
     ]
-    assert [faults(command) for command in right] == [[], [], [], []]
-    wrong = [
+    assert [faults(command) for command in valid] == [[], [], [], []]
+    invalid = [
         "make lintt",
         "sodaops servee X",
         "sodaops serve X serve.prot=1",
         "python trian.py",
         "sodaops drift X drift.last=a",
     ]
-    assert [len(faults(command)) for command in wrong] == [1, 1, 1, 1, 1]
+    assert [len(faults(command)) for command in invalid] == [1, 1, 1, 1, 1]

@@ -1,8 +1,7 @@
-"""Links within the repository lead somewhere: files, and headings of pages."""
+"""Links between the repository's pages lead to files and headings that exist (`make lint-links`)."""
 
+import functools
 import re
-
-import pytest
 
 from tests.commands import PAGES
 from tests.conftest import REPO
@@ -12,36 +11,41 @@ def links(text):
     """Targets of Markdown links and images outside of code, without those to other sites."""
     text = re.sub(r"^([ \t]*)(```+).*?^\1\2", "", text, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"`[^`\n]*`", "", text)
-    found = re.findall(r"\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)", text)
-    found += re.findall(r"^\[[^\]]+\]:\s+(\S+)", text, flags=re.MULTILINE)
-    found += re.findall(r"<(?:img|a)[^>]+(?:src|href)=\"([^\"]+)\"", text)
-    return [target for target in found if not re.match(r"[a-z][a-z+.-]*:", target)]
+    targets = re.findall(r"\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)", text)
+    targets += re.findall(r"^\[[^\]]+\]:\s+(\S+)", text, flags=re.MULTILINE)
+    targets += re.findall(r"<(?:img|a)[^>]+(?:src|href)=\"([^\"]+)\"", text)
+    return [target for target in targets if not re.match(r"[a-z][a-z+.-]*:", target)]
 
 
 def anchors(text):
-    """What GitHub and mkdocs call the headings: lower case, no punctuation, hyphens for spaces; -1 from the second on."""
-    found: list[str] = []
+    """The headings' anchors as GitHub and mkdocs name them: lower case, no punctuation, hyphens; repeats get -1, -2."""
+    slugs: list[str] = []
     bare = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for title in re.findall(r"^#{1,6} +(.+?) *#*$", bare, flags=re.MULTILINE):
         given = re.search(r"\{ *#([\w-]+)[^}]*\}$", title)
         plain = re.sub(r"\]\([^)]*\)|[`*\[]", "", title)
         slug = given[1] if given else re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-")
-        n_before = sum(slug == re.sub(r"[-_]\d+$", "", other) for other in found)
-        found.append(slug if not n_before else f"{slug}-{n_before}")
-    return {*found, *re.findall(r"<a +(?:id|name)=\"([^\"]+)\"", text)}
+        n_before = sum(slug == re.sub(r"[-_]\d+$", "", other) for other in slugs)
+        slugs.append(slug if not n_before else f"{slug}-{n_before}")
+    return {*slugs, *re.findall(r"<a +(?:id|name)=\"([^\"]+)\"", text)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPO)))
-def test_links_lead_somewhere(page):
+@functools.cache
+def anchors_of(page):
+    return anchors(page.read_text(encoding="utf-8"))
+
+
+def test_links_lead_somewhere():
     dead = []
-    for target in links(page.read_text(encoding="utf-8")):
-        path, _, anchor = target.partition("#")
-        there = (REPO / path.lstrip("/") if path.startswith("/") else page.parent / path).resolve() if path else page
-        if not there.exists() or not there.is_relative_to(REPO):
-            dead.append(target)
-        elif anchor and there.suffix == ".md" and anchor not in anchors(there.read_text(encoding="utf-8")):
-            dead.append(f"{target} (it has {', '.join(sorted(anchors(there.read_text(encoding='utf-8'))))})")
-    assert not dead, "\n".join(dead)
+    for page in PAGES:
+        for target in links(page.read_text(encoding="utf-8")):
+            path, _, anchor = target.partition("#")
+            file = (REPO / path.lstrip("/") if path.startswith("/") else page.parent / path).resolve() if path else page
+            if not file.exists() or not file.is_relative_to(REPO):
+                dead.append(f"{page.relative_to(REPO)}: {target}")
+            elif anchor and file.suffix == ".md" and anchor not in anchors_of(file):
+                dead.append(f"{page.relative_to(REPO)}: {target} (it has {', '.join(sorted(anchors_of(file)))})")
+    assert dead == []
 
 
 def test_what_is_a_link_and_an_anchor():

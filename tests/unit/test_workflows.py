@@ -1,18 +1,20 @@
-"""What the schemas of GitHub's files let pass: pins, rights, limits, and commands that name what there is."""
+"""What the schemas for GitHub's files cannot check: pins, rights, limits, and commands that name what exists."""
 
 import os
 import re
 import subprocess
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.commands import TARGETS, faults
+from tests.commands import TARGETS, faults as command_faults
 from tests.conftest import REPO
 
 WORKFLOWS = sorted((REPO / ".github/workflows").glob("*.yml"))
 FILES = [*WORKFLOWS, *sorted((REPO / ".github/actions").glob("*/action.yml"))]
+NAMES = {"lint", "tests", "deep", "smoke", "images", "docs", "release", "data", "champion", "drift"}
 # Beyond reading the repository's files. id-token is the workflow's own identity, for a registry or a cloud that trusts it.
 RIGHTS = {
     ("docs", "deploy"): {"pages": "write", "id-token": "write"},
@@ -32,73 +34,83 @@ def steps(tree):
     return [step for job in jobs for step in job["steps"]]
 
 
-def every(paths):
-    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(REPO / ".github")))
+def all_steps():
+    """(file, step) of every workflow and action."""
+    return [(path.relative_to(REPO).as_posix(), step) for path in FILES for step in steps(read(path))]
 
 
-def test_what_the_issue_names_is_there():
-    assert {path.stem for path in WORKFLOWS} >= {
-        "lint", "tests", "smoke", "images", "docs", "release", "data", "champion", "drift",
-    }  # fmt: skip
+def test_the_workflows_exist():
+    assert {path.stem for path in WORKFLOWS} == NAMES
 
 
-@every(FILES)
-def test_actions_are_pinned_by_hash_with_the_version_beside_it(path):
-    used = re.findall(r"^\s*(?:- )?uses:(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    theirs = [text.strip() for text in used if not text.strip().startswith("./")]
-    assert len(used) == sum("uses" in step for step in steps(read(path)))
-    for text in theirs:
-        assert re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", text), text
-    for text in {*used} - {f" {text}" for text in theirs}:
-        assert (REPO / text.strip() / "action.yml").is_file(), text
-
-
-def test_an_action_has_one_version_everywhere():
-    pins = defaultdict(set)
+def test_actions_are_pinned_by_hash_with_the_version_beside_it():
+    faults, pins = [], defaultdict(set)
     for path in FILES:
-        for name, pin in re.findall(r"uses: ([\w.-]+/[\w./-]+)@(.+)", path.read_text(encoding="utf-8")):
+        uses = re.findall(r"^\s*(?:- )?uses: *(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert len(uses) == sum("uses" in step for step in steps(read(path))), path
+        for use in uses:
+            name, _, pin = use.partition("@")
             pins[name].add(pin)
-    assert len(pins) > 5 and all(len(found) == 1 for found in pins.values()), pins
+            if use.startswith("./"):
+                valid = (REPO / use / "action.yml").is_file()
+            else:
+                valid = re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use)
+            faults += [] if valid else [f"{path}: {use}"]
+    faults += [f"{name} has several versions: {versions}" for name, versions in pins.items() if len(versions) > 1]
+    assert len(pins) > 5 and faults == []
 
 
-@every(WORKFLOWS)
-def test_rights_limits_and_triggers(path):
-    tree = read(path)
-    triggers = tree[True]  # YAML 1.1 reads `on` so
-    assert tree["permissions"] == {} and "group" in tree["concurrency"] and "cancel-in-progress" in tree["concurrency"]
-    assert not {"pull_request_target", "workflow_run"} & {*triggers}
-    for name, job in tree["jobs"].items():
-        assert 0 < job["timeout-minutes"] <= 120, name
-        assert job["permissions"] == RIGHTS.get((path.stem, name), {"contents": "read"}), name
+def test_rights_limits_and_triggers():
+    faults = []
+    for path in WORKFLOWS:
+        tree = read(path)
+        triggers = tree[True]  # YAML 1.1 reads `on` as true
+        if tree["permissions"] != {} or not {"group", "cancel-in-progress"} <= {*tree["concurrency"]}:
+            faults.append(f"{path.stem}: permissions or concurrency")
+        if {"pull_request_target", "workflow_run"} & {*triggers}:
+            faults.append(f"{path.stem}: a trigger that runs with this repository's rights")
+        for name, job in tree["jobs"].items():
+            if not 0 < job["timeout-minutes"] <= 120:
+                faults.append(f"{path.stem}.{name}: timeout-minutes")
+            if job["permissions"] != RIGHTS.get((path.stem, name), {"contents": "read"}):
+                faults.append(f"{path.stem}.{name}: {job['permissions']}")
+    assert faults == []
 
 
-@every(FILES)
-def test_no_secret_and_no_text_from_outside_in_a_script(path):
-    text = path.read_text(encoding="utf-8")
-    assert "secrets." not in text and "credentials_json" not in text and "set -x" not in text
-    for step in steps(read(path)):
+def test_no_secret_and_no_text_from_outside_in_a_script():
+    words = ("secrets.", "credentials_json", "set -x")
+    faults = [f"{path}: {word}" for path in FILES for word in words if word in path.read_text(encoding="utf-8")]
+    for name, step in all_steps():
         script = step.get("run", "")
-        assert "${{" not in script, f"{script}: give it through env"
-        assert not re.search(r"(echo|printf|print-access-token).*(TOKEN|KEY|PASSWORD)", script), script
-        if step.get("uses", "").startswith("actions/checkout@"):
-            assert step["with"]["persist-credentials"] is False
+        if "${{" in script:
+            faults.append(f"{name}: {script}: pass the value through env")
+        if re.search(r"(echo|printf|print-access-token).*(TOKEN|KEY|PASSWORD)", script):
+            faults.append(f"{name}: prints a secret: {script}")
+        if step.get("uses", "").startswith("actions/checkout@") and step["with"]["persist-credentials"] is not False:
+            faults.append(f"{name}: persist-credentials")
+    assert faults == []
 
 
-@every(FILES)
-def test_scripts_name_what_there_is(path):
-    scripts = [step["run"] for step in steps(read(path)) if "run" in step]
+def test_scripts_name_what_exists():
     pattern = r"(?:^|[\s(])((?:make|\.venv/bin/sodaops|python3? \S+\.py) [^|&;)>\n]+)"
-    commands = [found for script in scripts for found in re.findall(pattern, script.replace("\\\n", " "))]
-    assert commands or path.stem not in ("lint", "tests", "smoke", "images", "docs", "release", "data", "champion", "drift")
-    assert [fault for command in commands for fault in faults(command)] == []
+    commands = [
+        (name, command)
+        for name, step in all_steps()
+        for command in re.findall(pattern, step.get("run", "").replace("\\\n", " "))
+    ]
+    with_command = {Path(name).stem for name, _ in commands}
+    assert with_command >= NAMES
+    assert [f"{name}: {fault}" for name, command in commands for fault in command_faults(command)] == []
 
 
-def test_the_whole_matrix_is_there():
+def test_the_matrix_is_whole():
     jobs = read(REPO / ".github/workflows/tests.yml")["jobs"]
     matrix = jobs["fast"]["strategy"]["matrix"]
     assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
     assert matrix["python"] == ["3.11", "3.12", "3.13"]
     assert any(step.get("run") == "make coverage" for step in jobs["whole"]["steps"])
+    deep = read(REPO / ".github/workflows/deep.yml")
+    assert deep[True]["schedule"] and any(step.get("run") == "make test-deep" for _, step in all_steps())
 
 
 @pytest.mark.parametrize(("workflow", "job"), [("champion", "deploy"), ("drift", "look")])
@@ -119,7 +131,7 @@ def test_a_missing_variable_is_refused_before_anything_else(workflow, job):
 
 def test_hooks_are_the_same_commands():
     (local,) = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"]
-    lints = {target for target in TARGETS if target.startswith("lint-")}
+    lints = {target for target in TARGETS if target.startswith("lint-")} - {"lint-faults"}
     assert local["repo"] == "local" and len(lints) > 6
     assert {hook["entry"] for hook in local["hooks"]} == {f"make {target}" for target in lints}
     assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in local["hooks"])
