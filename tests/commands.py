@@ -77,13 +77,13 @@ def faults(command: str) -> list[str]:
 def _verb(words: list[str]) -> list[str]:
     from hydra.errors import HydraException
 
-    from sodaops.cli import _ROOM_OF
+    from sodaops.cli import MODULE_OF
     from sodaops.config.compose import compose, explain
     from sodaops.errors import SodaOpsError
 
     if not words or words[0].startswith("-"):
         return []
-    if words[0] not in _ROOM_OF:
+    if words[0] not in MODULE_OF:
         return [f"sodaops {words[0]}: no such verb"]
     keys = [word for word in words[1:] if re.match(r"[+~a-z][\w./@]*=", word) and not re.search(r"[$<>]|=.*…", word)]
     if not keys:

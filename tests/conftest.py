@@ -29,14 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """Takes back what Hydra does to the logging of its process: its handlers would write to a test's closed streams."""
-    before, level = list(logging.root.handlers), logging.root.level
+    """Undoes what a test's command and Hydra did to logging: their handlers would write to a test's closed streams."""
+    loggers = (logging.root, logging.getLogger("sodaops"))
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
     yield
-    for handler in set(logging.root.handlers) - set(before):
-        if type(handler) in (logging.StreamHandler, logging.FileHandler):
-            logging.root.removeHandler(handler)
-            handler.close()
-    logging.root.setLevel(level)
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        for handler in set(logger.handlers) - set(handlers):
+            if type(handler) in (logging.StreamHandler, logging.FileHandler) or logger is not logging.root:
+                logger.removeHandler(handler)
+                handler.close()
+        logger.setLevel(level)
 
 
 @pytest.fixture
@@ -120,11 +122,11 @@ def run_overrides(folder: Path, tweets: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any:
     """A finished run: folder ``run`` with checkpoints, bundle and evaluation; folder ``splits`` beside it."""
-    from sodaops.cli.training import train
+    from sodaops.pipeline import train
 
     folder = tmp_path_factory.mktemp("trained")
-    score = train(configured(*run_overrides(folder, small_tweets, "logger=csv")))
-    assert score is not None
+    result = train(configured(*run_overrides(folder, small_tweets, "logger=csv")))
+    assert result.score is not None
     return folder
 
 

@@ -1,7 +1,7 @@
-"""The command line: one verb a stage.
+"""The command line, with one command for each stage.
 
-A fault that a user can mend ends with exit code 2 and a message without a traceback; a model that the gate refuses, with 3;
-a rule of the alerts that fires, with 4.
+Exit codes: 2 for an error that the user can fix, with a message and no traceback; 3 if the gate refuses a model; 4 if an
+alert rule fires; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
 import importlib
@@ -9,40 +9,41 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sodaops.cli.console import configure_logging
 from sodaops.errors import ConfigError, SodaOpsError, Terminated, nearest
 
 USAGE = """\
-usage: sodaops VERB [KEY=VALUE ...]
+usage: sodaops COMMAND [KEY=VALUE ...]
 
   train        preprocess if needed, train, write the bundle, evaluate     (any Hydra flag: --cfg job, --multirun, …)
   preprocess   make the Parquet splits and their manifest
   export       add ONNX models to a bundle: sodaops export BUNDLE          (train does so by itself)
   evaluate     measure a bundle: sodaops evaluate BUNDLE evaluate.split=test
   predict      answer from a bundle: sodaops predict BUNDLE "a text"       (or --file TABLE --output TABLE)
-  serve        answer over HTTP: sodaops serve BUNDLE serve.port=8000      (SODAOPS_… variables say the same)
+  serve        answer over HTTP: sodaops serve BUNDLE serve.port=8000      (or environment variables SODAOPS_…)
 
-  drift        the request log against the bundle's reference: sodaops drift BUNDLE drift.request_log=FOLDER
+  drift        compare the request log with the reference: sodaops drift BUNDLE drift.request_log=FOLDER
   watch        the drift service: sodaops watch BUNDLE drift.request_log=FOLDER
-  alerts       the metrics against rules: sodaops alerts watch, check, test (the sinks), render (for Prometheus, Google Cloud)
+  alerts       alert rules: sodaops alerts check, render (for Prometheus, Alertmanager, Grafana, Google Cloud)
   log          delete from the request log: sodaops log forget --request-id ID, sodaops log prune --days 30
 
   annotate     people label texts: sodaops annotate serve STORE            (also status, export FILE, import FILE)
 
   runs         a table of runs: sodaops runs --sort=-val/macro_f1          (sodaops runs compare A B: two beside each other)
-  report       a run on one page for people who were not there: sodaops report RUN
+  report       one page about a run: sodaops report RUN
   sweep        a sweep's page: sodaops sweep report SWEEP                  (sodaops sweep wandb search=…: a sweep on W&B)
   select       the best run of a sweep: sodaops select SWEEP
 
   register     put a bundle into the registry: sodaops register BUNDLE
   promote      make a version champion if the gate lets it: sodaops promote VERSION
-  rollback     the champion before: sodaops rollback --reason "…"
-  resolve      where a version lies: sodaops resolve champion
+  rollback     bring the previous champion back: sodaops rollback --reason "…"
+  resolve      the address of a version: sodaops resolve champion
   registry     sodaops registry list, history or gc
 
 KEY=VALUE changes the configuration in conf/ (model=distilbert, trainer.max_epochs=3). --config-dir FOLDER adds your own
 groups. --params FILE reads a composed configuration, as DVC's stages do, in place of conf/.
 """
-_VERBS = {
+_COMMANDS = {
     "training": ("train", "preprocess", "export", "evaluate", "predict", "serve"),
     "runs": ("runs", "report", "sweep", "select"),
     "drift": ("drift", "watch", "log"),
@@ -50,8 +51,8 @@ _VERBS = {
     "annotation": ("annotate",),
     "registry": ("register", "promote", "rollback", "resolve", "registry"),
 }
-_ROOM_OF = {verb: room for room, verbs in _VERBS.items() for verb in verbs}
-# What a verb may lack, and the extra that brings it.
+MODULE_OF = {command: module for module, commands in _COMMANDS.items() for command in commands}
+# Packages that a command may lack, and the extra that installs them.
 _EXTRA_OF = dict.fromkeys(
     ("hydra", "lightning", "matplotlib", "omegaconf", "onnx", "onnxscript", "safetensors", "sklearn", "torch", "torchmetrics",
      "transformers"), "train",
@@ -59,18 +60,22 @@ _EXTRA_OF = dict.fromkeys(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code: 0, 2 for a fault that a user can mend, 3 or 4 as above, 130 after Ctrl-C,
-    143 after a SIGTERM that a training was told of."""
-    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if verb in ("-h", "--help"):
+    """Runs a command and returns its exit code."""
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
         print(USAGE, end="")
         return 0
-    if verb not in _ROOM_OF:
-        hint = nearest(verb, _ROOM_OF)
-        print(f"sodaops: {verb!r} is no verb{hint}; expected one of {', '.join(_ROOM_OF)}.\n\n{USAGE}", end="", file=sys.stderr)
+    if command not in MODULE_OF:
+        hint = nearest(command, MODULE_OF)
+        print(
+            f"sodaops: {command!r} is not a command{hint}; expected one of {', '.join(MODULE_OF)}.\n\n{USAGE}",
+            end="",
+            file=sys.stderr,
+        )
         return 2
+    configure_logging()
     try:
-        getattr(importlib.import_module(f"sodaops.cli.{_ROOM_OF[verb]}"), f"run_{verb}")(rest)
+        getattr(importlib.import_module(f"sodaops.cli.{MODULE_OF[command]}"), f"run_{command}")(rest)
     except KeyboardInterrupt as stop:
         print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130

@@ -89,36 +89,33 @@ def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "named"),
     [
-        (["optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
-        (["+optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
-        (["++optim.lrr=1"], "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr,"),
-        (["optm.lr=1"], "ConfigError: optm.lr is not a key (did you mean optim?)"),
-        (["sed=1"], "ConfigError: sed is not a key (did you mean seed?)"),
-        (["+sed=1"], "ConfigError: sed is not a key (did you mean seed?)"),
-        (["modle=tiny"], "ConfigError: modle is not a key (did you mean model?)"),
-        (["model=tinny"], "ConfigError: model=tinny: no such option (did you mean tiny?); model has: distilbert,"),
-        (["experiment=smok"], "ConfigError: experiment=smok: no such option (did you mean smoke?)"),
-        (["optim.lr=fast"], "ConfigError: optim.lr='fast': expected a valid number"),
-        (["seed=null"], "ConfigError: seed=None: expected a valid integer"),
-        (["trainer.max_epoch=1"], "ConfigError: trainer.max_epoch is not a key (did you mean max_epochs?); trainer has: "),
-        (
-            ["+trainer.max_epoch=1"],
-            "ConfigError: trainer.max_epoch is not an argument of lightning.Trainer (did you",
-        ),
-        (["trainer.max_epochs=many"], "ConfigError: trainer.max_epochs='many': expected a valid integer"),
-        (["optim.lr=[1"], "ConfigError: "),
-        (["data=csv"], "ConfigError: data.path and data.files: give one of them"),
-        (["data=csv", "data.path=no.csv"], "DataError: no.csv: no such file"),
-        (["data=csv", "data.files.train=a.csv", "data.files.val=b.csv"], "ConfigError: data.path and data.files: give one"),
-        (["--params", "no.yaml"], "ConfigError: --params no.yaml: not readable"),
+        (["optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
+        (["+optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
+        (["++optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
+        (["optm.lr=1"], "ConfigError", ["optm.lr", "did you mean optim?"]),
+        (["sed=1"], "ConfigError", ["sed", "did you mean seed?"]),
+        (["+sed=1"], "ConfigError", ["sed", "did you mean seed?"]),
+        (["modle=tiny"], "ConfigError", ["modle", "did you mean model?"]),
+        (["model=tinny"], "ConfigError", ["model=tinny", "did you mean tiny?", "distilbert"]),
+        (["experiment=smok"], "ConfigError", ["experiment=smok", "did you mean smoke?"]),
+        (["optim.lr=fast"], "ConfigError", ["optim.lr='fast'"]),
+        (["seed=null"], "ConfigError", ["seed=None"]),
+        (["trainer.max_epoch=1"], "ConfigError", ["trainer.max_epoch", "did you mean max_epochs?"]),
+        (["+trainer.max_epoch=1"], "ConfigError", ["trainer.max_epoch", "lightning.Trainer"]),
+        (["trainer.max_epochs=many"], "ConfigError", ["trainer.max_epochs='many'"]),
+        (["optim.lr=[1"], "ConfigError", []),
+        (["data=csv"], "ConfigError", ["data.path", "data.files"]),
+        (["data=csv", "data.path=no.csv"], "DataError", ["no.csv"]),
+        (["data=csv", "data.files.train=a.csv", "data.files.val=b.csv"], "ConfigError", ["data.path", "data.files"]),
+        (["--params", "no.yaml"], "ConfigError", ["--params no.yaml"]),
     ],
 )
-def test_a_users_mistake(workdir, capsys, arguments, message):
+def test_a_users_mistake(workdir, capsys, arguments, error, named):
     assert main(["train", *arguments]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(message)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"{error}: ") and all(text in message for text in named)
     assert not Path("data").exists() or not list(Path("data").rglob("*.parquet"))
 
 
@@ -126,13 +123,14 @@ def test_no_traceback_from_the_shell(tmp_path):
     for command in (["train.py", "optim.lrr=1"], ["train.py", "+optim.lrr=1", f"hydra.run.dir={tmp_path}"]):
         done = python(*command)
         assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("ConfigError: optim.lrr is not a key")
+        assert done.stderr.splitlines()[-1].startswith("ConfigError: optim.lrr")
 
 
 def test_a_sweep_into_one_folder_is_refused(tmp_path, capsys):
     sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     assert main(["train", "--multirun", "seed=0,1", "experiment=smoke", f"run_dir={tmp_path / 'one'}", sweep]) == 2
-    assert "jobs would overwrite each other; set hydra.sweep.dir" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("ConfigError: run_dir=") and "hydra.sweep.dir" in error
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -140,13 +138,13 @@ def test_a_sweep_into_one_folder_is_refused(tmp_path, capsys):
 def test_ctrl_c(small_tweets, tmp_path):
     long = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o] + ["trainer.max_epochs=1000"]
     command = [sys.executable, "train.py", *long, f"hydra.run.dir={tmp_path / 'hydra'}", "early_stopping.patience=null"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPO)
     while not running.stdout.readline().startswith("epoch 3/"):
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 130 and "Traceback" not in error
-    assert error.strip().splitlines()[-1] == f"stopped; go on with run_dir={tmp_path / 'run'} ckpt_path=last"
+    output, _ = running.communicate(timeout=300)
+    assert running.returncode == 130 and "Traceback" not in output
+    assert f"run_dir={tmp_path / 'run'} ckpt_path=last" in output.strip().splitlines()[-1]
     assert not (tmp_path / "run/bundle").exists()
 
 
@@ -159,18 +157,16 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
 def test_an_extra_that_is_not_installed():
     code = "import sys; sys.modules['hydra'] = None; from sodaops.cli import main; sys.exit(main(['preprocess']))"
     done = python("-c", code)
-    assert done.returncode == 2 and "get it with `pip install 'sodaops[train]'`" in done.stderr
+    assert done.returncode == 2 and "sodaops[train]" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_help_and_unknown_verbs(capsys):
+def test_help_and_unknown_commands(capsys):
     assert main([]) == main(["--help"]) == 0
     assert "sodaops predict BUNDLE" in capsys.readouterr().out
     assert main(["trian"]) == 2
-    assert (
-        "'trian' is no verb (did you mean train?); expected one of train, preprocess, export, evaluate, predict, serve"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "trian" in error and "did you mean train?" in error and "evaluate" in error
 
 
 @pytest.mark.slow

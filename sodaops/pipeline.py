@@ -1,0 +1,148 @@
+"""The stages wired together: preprocess, train (fit, export, evaluate) and evaluate. The command line calls these functions."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sodaops.config.schema import Config
+from sodaops.errors import ConfigError
+from sodaops.io import ranks, remote
+
+if TYPE_CHECKING:
+    from sodaops.bundle.layout import BundleInfo
+    from sodaops.evaluation.result import Evaluated
+    from sodaops.export.onnx_export import Exported
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training produced; the parts that were not asked for are None.
+
+    A process that started others to train, and each of these but the first, has nothing but ``run_dir`` and ``score``.
+    """
+
+    run_dir: str  # a folder or an address
+    score: float | None = None  # the monitored metric of the kept epoch on val
+    bundle_dir: Path | None = None
+    info: "BundleInfo | None" = None
+    exported: "Exported | None" = None
+    evaluated: "Evaluated | None" = None
+
+
+def prepare(config: Config) -> dict[str, Any]:
+    """Makes the Parquet splits of ``config.data``.
+
+    Returns:
+        The manifest of the splits.
+
+    Raises:
+        DataError: a table, column or label that cannot be used.
+    """
+    from sodaops.data.preprocess import preprocess
+
+    return preprocess(config.data, config.splits_dir)
+
+
+def train(config: Config) -> TrainResult:
+    """Preprocesses if needed, trains, writes the bundle, exports and evaluates it.
+
+    A ``run_dir`` at gs:// is filled in a local folder and uploaded while the training runs.
+
+    Raises:
+        SodaOpsError: what the user can fix.
+        KeyboardInterrupt: the user stopped it; its message says how to resume.
+    """
+    from sodaops.training import launch
+    from sodaops.training.upload import download_checkpoint, uploading
+
+    config = download_checkpoint(config)
+    if not remote.is_address(config.run_dir):
+        return _train_locally(config)
+    address, n_nodes = config.run_dir, config.trainer["num_nodes"]
+    knows_rank = n_nodes == 1 or ranks.is_distributed(os.environ)
+    uploads = ranks.is_rank_zero(os.environ) if knows_rank else launch.node_of(os.environ, n_nodes).rank == 0
+    with uploading(config, uploads) as local:
+        result = _train_locally(local)
+    if uploads:
+        log.info("run: %s", address)
+    return result
+
+
+def _train_locally(config: Config) -> TrainResult:
+    from sodaops.evaluation.evaluate import evaluate as evaluate_split
+    from sodaops.export.onnx_export import export
+    from sodaops.search.pruning import trial_of
+    from sodaops.training import launch
+    from sodaops.training.fit import fit, resolve_last_checkpoint
+    from sodaops.training.precision import with_precision
+    from sodaops.training.tracking import tracked
+
+    config = resolve_last_checkpoint(config)
+    n_processes, n_nodes = launch.processes(config)
+    if n_processes * n_nodes > 1 and not ranks.is_distributed(os.environ):
+        return TrainResult(config.run_dir, launch.launch(config, n_processes, n_nodes))
+    config = with_precision(config)
+    trial = trial_of(os.environ) if ranks.is_rank_zero(os.environ) else None
+    with tracked(config, trial.as_dict() if trial else None) as tracker:
+        trained = fit(config, tracker, trial.callbacks(config.checkpoint.monitor) if trial else ())
+        if trained.bundle_dir is None:
+            if ranks.is_rank_zero(os.environ):
+                log.warning("no bundle was written: no epoch was validated with checkpoints on")
+            return TrainResult(config.run_dir)
+        exported = evaluated = None
+        if config.export.variants:
+            exported = export(trained.bundle_dir, config.splits_dir, config.export.variants)
+        info = exported.info if exported else trained.info
+        tracker.bundled(trained.bundle_dir, info)
+        if config.evaluate.split != "none":
+            settings = config.evaluate.model_copy(update={"bundle": None})
+            evaluated = evaluate_split(config.model_copy(update={"evaluate": settings}), trained.bundle_dir)
+            tracker.evaluated(evaluated)
+    return TrainResult(config.run_dir, trained.score, trained.bundle_dir, info, exported, evaluated)
+
+
+def export_bundle(config: Config, bundle: str | Path) -> "Exported":
+    """Adds ``config.export.variants`` to a bundle in a local folder, checked on the splits that it was trained with.
+
+    Raises:
+        ConfigError: a bundle at an address, or other splits.
+        ModelError: the ONNX graph does not answer as torch does.
+    """
+    from sodaops.bundle.layout import read_info
+    from sodaops.export.onnx_export import export
+
+    if remote.is_address(str(bundle)):
+        raise ConfigError(f"sodaops export {bundle}: expected a local bundle; download it first.")
+    return export(bundle, config.splits_of(read_info(bundle).data["name"]), config.export.variants)
+
+
+def evaluate(config: Config) -> "Evaluated":
+    """Measures ``config.evaluate.bundle`` (or the run's own) on ``config.evaluate.split``, and writes the evaluation.
+
+    Raises:
+        BundleError, ConfigError, DataError, RegistryError, StorageError: what the user can fix.
+    """
+    from sodaops.evaluation.evaluate import evaluate as evaluate_split
+    from sodaops.registry.bundles import answering, bundle_at
+
+    settings = config.evaluate
+    if settings.bundle is None:
+        return evaluate_split(config)
+    output_dir = settings.output_dir or _output_dir_of(settings.bundle, settings.split)
+    settings = settings.model_copy(update={"bundle": None, "output_dir": output_dir})
+    with bundle_at(config.evaluate.bundle, answering(settings.variant)) as folder:
+        return evaluate_split(config.model_copy(update={"evaluate": settings}), folder)
+
+
+def _output_dir_of(bundle: str, split: str) -> str | None:
+    """The default folder for the evaluation of a bundle; None for a local one, for which evaluate knows it."""
+    from sodaops.evaluation.result import FOLDERS
+    from sodaops.registry.registry import address_of
+
+    if address_of(bundle) != bundle:
+        raise ConfigError(f"evaluate.output_dir is missing; {bundle} never changes, so name a folder or gs://BUCKET/FOLDER.")
+    return remote.below(bundle.rstrip("/").rpartition("/")[0], FOLDERS.get(split, "")) if remote.is_address(bundle) else None
