@@ -8,7 +8,6 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from sodaops.config.schema import DataConfig
 from sodaops.errors import SHOWN, DataError
 from sodaops.io import storage
 from sodaops.text.bulk_cleaning import clean_many
-from sodaops.text.byte_rows import flat
 
 PART_ROWS = 65_536
 PART_BYTES = 8 * 2**20  # of raw cells; a part has one row at least
@@ -112,10 +110,8 @@ def hash_many(texts: pa.StringArray) -> np.ndarray:
     Returns:
         uint64 [n, 2]; the first column are the bits by which :func:`sodaops.data.splits.assign_split` goes.
     """
-    offsets, data = flat(texts)
-    view, places = data.data, offsets.tolist()
     sha256 = hashlib.sha256
-    digests = b"".join([sha256(view[a:b]).digest() for a, b in pairwise(places)])
+    digests = b"".join([sha256(text).digest() for text in texts.cast(pa.binary()).to_pylist()])
     return np.frombuffer(digests, ">u8").reshape(-1, 4)[:, :2].astype(np.uint64)
 
 

@@ -24,12 +24,12 @@ from sodaops.data.workers import make_parts, refuse_while_starting
 from sodaops.errors import DataError, some
 from sodaops.io import storage
 from sodaops.io.remote import local_copy
-from sodaops.text import bulk_cleaning, byte_rows, cleaning
+from sodaops.text import bulk_cleaning, cleaning
 
 MANIFEST = "manifest.json"
 _RARE = 5
 FORMAT = 2  # raise when the same table would give other splits: older splits are then stale
-PART_CODE = (bulk_cleaning, byte_rows, cleaning, parts)  # what a part's content comes from
+PART_CODE = (bulk_cleaning, cleaning, parts)  # what a part's content comes from
 # Keys that do not change what the splits hold.
 _PLACE_KEYS = {"name", "path", "files", "watch", "added", "ray"}
 

@@ -1,25 +1,16 @@
-"""Cleaning of many texts at once, equal to :func:`sodaops.text.cleaning.clean` text by text.
+"""Cleaning of a column of texts with pyarrow, equal to :func:`sodaops.text.cleaning.clean` text by text."""
 
-ASCII texts are changed all together, as bytes in a row. Of the others, a pattern finds those that a policy may change, perhaps
-too many, never too few; they go through the Python function, as do ASCII texts with what is rare.
-"""
-
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sodaops.text.byte_rows import SPACE, ByteRows
 from sodaops.text.cleaning import clean
 
-# What "minimal" could change in a text that is not ASCII: spaces at the ends or doubled, character references, and characters
-# that are white space to Python (RE2's \s is ASCII alone) or are taken out; and what "social" could.
-_UNCLEAN = (
-    r"\A | \z|  |&[#0-9A-Za-z]|[\x00-\x1f\x7f-\x{a0}\x{1680}\x{2000}-\x{200b}\x{2028}\x{2029}\x{202f}\x{205f}\x{2060}"
-    r"\x{3000}\x{feff}]"
+_REFERENCES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'"}
+_MARK = "\x01"  # stands for the "&" of "&amp;" until all references are resolved: "&amp;lt;" must become "&lt;", not "<"
+# Characters that "minimal" removes, and those that are white space to Python but not to RE2, the engine behind pyarrow.
+_RARE = (
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x{a0}\x{1680}\x{2000}-\x{200b}\x{2028}\x{2029}\x{202f}\x{205f}\x{2060}\x{3000}\x{feff}]"
 )
-_CHANGED = {"minimal": _UNCLEAN, "social": _UNCLEAN + r"|://|[wW]{3}\.|@[0-9A-Za-z_]|@[^\x00-\x7f]", "letters": ""}
-_ROWS, _BYTES = 8192, 2**20  # at a time, at most: what is made of them stays in a core's cache, and small
-_LETTERS = np.array([ord(c.lower()) if (c := chr(i)).isalpha() and i < 128 else SPACE for i in range(256)], np.uint8)
 
 
 def clean_many(texts: pa.StringArray, policy: str = "minimal") -> pa.StringArray:
@@ -38,29 +29,47 @@ def clean_many(texts: pa.StringArray, policy: str = "minimal") -> pa.StringArray
     >>> clean_many(pa.array(["fine", "a  &lt; b"])).to_pylist()
     ['fine', 'a < b']
     """
-    clean("", policy)  # says what is wrong with the policy
-    step = max(1, min(_ROWS, len(texts) * _BYTES // max(1, texts.nbytes)))
-    parts = [_clean_part(texts.slice(start, step), policy) for start in range(0, len(texts), step)]
-    return pa.concat_arrays(parts) if parts else texts
-
-
-def _clean_part(texts: pa.StringArray, policy: str) -> pa.StringArray:
-    alone = ~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False)
-    alone[alone] = pc.match_substring_regex(texts.filter(pa.array(alone)), _CHANGED[policy]).to_numpy(zero_copy_only=False)
-    rows = ByteRows(texts)
-    alone |= rows.with_control() | rows.resolve_references()
-    if policy == "letters":
-        rows.blank(rows.links())
-        rows.blank(rows.tags(b"@#"))
-        rows.data = np.take(_LETTERS, rows.data)
-    rows.collapse_spaces()
-    if policy == "social":
-        alone |= rows.put(b"http", rows.links())
-        alone |= rows.put(b"@user", rows.tags(b"@"))
-    cleaned = rows.array()
-    if alone.any():
-        mask = pa.array(alone)
-        cleaned = pc.replace_with_mask(
-            cleaned, mask, pa.array([clean(text, policy) for text in texts.filter(mask).to_pylist()], pa.string())
-        )
+    clean("", policy)  # raises for an unknown policy
+    cleaned, one_by_one = _minimal(texts)
+    if policy != "minimal":
+        # \w and lower case differ between RE2 and Python outside ASCII, so such texts are cleaned one by one, except those
+        # in which "social" finds neither a link nor a handle.
+        affected = pc.invert(pc.string_is_ascii(cleaned))
+        if policy == "social":
+            affected = pc.and_(affected, pc.match_substring_regex(cleaned, r"://|[wW]{3}\.|@"))
+        one_by_one = pc.or_(one_by_one, affected)
+        cleaned = _social(cleaned) if policy == "social" else _letters(cleaned)
+    if pc.any(one_by_one).as_py():
+        by_python = [clean(text, policy) for text in texts.filter(one_by_one).to_pylist()]
+        cleaned = pc.replace_with_mask(cleaned, one_by_one, pa.array(by_python, pa.string()))
     return cleaned
+
+
+def _minimal(texts: pa.StringArray) -> tuple[pa.StringArray, pa.BooleanArray]:
+    """The texts cleaned by "minimal", and which of them need Python instead, bool [n]."""
+    one_by_one = pc.match_substring_regex(texts, _RARE)
+    # Resolve the five common character references; texts with any other one are left to html.unescape.
+    has_reference = pc.match_substring(texts, "&")
+    resolved = texts.filter(has_reference)
+    for reference, character in {**_REFERENCES, "&amp;": _MARK}.items():
+        resolved = pc.replace_substring(resolved, reference, character)
+    has_other = pc.replace_with_mask(has_reference, has_reference, pc.match_substring_regex(resolved, "&[#0-9A-Za-z]"))
+    texts = pc.replace_with_mask(texts, has_reference, pc.replace_substring(resolved, _MARK, "&"))
+    # Collapse white space. A single space is not matched: replacing it by itself would take most of the time.
+    texts = pc.replace_substring_regex(texts, r"[ \t\n\r]{2,}|[\t\n\r]", " ")
+    return pc.ascii_trim(texts, " "), pc.or_(one_by_one, has_other)
+
+
+def _social(texts: pa.StringArray) -> pa.StringArray:
+    """ "social" of ASCII texts that are cleaned by "minimal"."""
+    texts = pc.replace_substring_regex(texts, r"(?i)(?:https?://|www\.)\S+", "http")
+    # RE2 has no look-behind. The character before a handle is never part of another match, so it can be captured.
+    return pc.replace_substring_regex(texts, r"(^|\W)@\w+", r"\1@user")
+
+
+def _letters(texts: pa.StringArray) -> pa.StringArray:
+    """ "letters" of ASCII texts that are cleaned by "minimal"."""
+    texts = pc.replace_substring_regex(pc.ascii_lower(texts), r"(?:https?://|www\.)\S+", " ")
+    texts = pc.replace_substring_regex(texts, r"(^|\W)@\w+", r"\1 ")
+    # One pass for hashtags and what is no letter: the hashtag is tried first wherever a "#" stands.
+    return pc.ascii_trim(pc.replace_substring_regex(texts, r"(?:#\w+|[^a-z])+", " "), " ")
