@@ -56,12 +56,12 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
         labels=labels,
         confusion=metrics.confusion(label_ids, probs.argmax(1), len(labels)),
         curves=metrics.curves(probs, label_ids, labels),
-        errors=report.worst(table, probs, labels, settings.n_worst),
+        errors=report.worst_errors(table, probs, labels, settings.n_worst),
     )
     with remote.folder_to_fill(result.output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
-        pictures = plots.draw(folder / "plots", probs, table, labels, settings.n_bins)
-        (folder / REPORT).write_text(report.render(result, predictor.info, manifest, pictures), encoding="utf-8")
+        pictures = plots.draw_plots(folder / "plots", probs, table, labels, settings.n_bins)
+        (folder / REPORT).write_text(report.render_report(result, predictor.info, manifest, pictures), encoding="utf-8")
         storage.write_json(folder / METRICS, _metrics_file(result, predictor, manifest, pictures))
     return result
 
@@ -82,34 +82,35 @@ def _metrics_file(
 
 
 def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels: int) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    """Slice column -> value -> the metrics of its rows."""
+    slices: dict[str, dict[str, Any]] = {}
     for name in table.column_names:
-        if name.startswith("slice_"):
-            values = np.array(table[name].to_pylist())
-            for value in sorted(set(values)):
-                rows = values == value
-                matrix = metrics.confusion(label_ids[rows], probs[rows].argmax(1), n_labels)
-                measured = {key: float(v) for key, v in metrics.summary(matrix).items()}
-                entry = {"n_rows": int(rows.sum()), **measured, "confidence": float(probs[rows].max(1).mean())}
-                found.setdefault(name.removeprefix("slice_"), {})[value or "(no value)"] = entry
-    return found
+        if not name.startswith("slice_"):
+            continue
+        values = np.array(table[name].to_pylist())
+        for value in sorted(set(values)):
+            rows = values == value
+            matrix = metrics.confusion(label_ids[rows], probs[rows].argmax(1), n_labels)
+            slices.setdefault(name.removeprefix("slice_"), {})[value or "(no value)"] = {
+                "n_rows": int(rows.sum()),
+                **{key: float(number) for key, number in metrics.summary(matrix).items()},
+                "confidence": float(probs[rows].max(1).mean()),
+            }
+    return slices
 
 
 def _baselines(splits_dir: Path, table: pa.Table, labels: list[str]) -> dict[str, dict[str, float]]:
-    train, val = (read_split(splits_dir, split) for split in ("train", "val"))
-    texts_and_ids = [(part["text"].to_pylist(), part["label_id"].to_numpy().astype(np.int64)) for part in (train, val)]
+    """Baseline -> its summary metrics on the evaluated split."""
+    train, val = (
+        (split["text"].to_pylist(), split["label_id"].to_numpy().astype(np.int64))
+        for split in (read_split(splits_dir, name) for name in ("train", "val"))
+    )
     label_ids = table["label_id"].to_numpy().astype(np.int64)
-    answers = {
-        "majority": baselines.majority(texts_and_ids[0][1], len(table), len(labels)),
-    }
+    probs_of = {"majority": baselines.majority(train[1], len(table), len(labels))}
     with contextlib.suppress(ValueError):  # texts without a word, emoji alone for example, have no TF-IDF baseline
-        answers["tfidf"] = baselines.tfidf(texts_and_ids[0], texts_and_ids[1], table["text"].to_pylist(), len(labels))
-    keep = ("macro_f1", "weighted_f1", "accuracy")
-    return {
-        name: {key: float(value) for key, value in metrics.summary(matrix).items() if key in keep}
-        for name, probs in answers.items()
-        for matrix in [metrics.confusion(label_ids, probs.argmax(1), len(labels))]
-    }
+        probs_of["tfidf"] = baselines.tfidf(train, val, table["text"].to_pylist(), len(labels))
+    matrices = {name: metrics.confusion(label_ids, probs.argmax(1), len(labels)) for name, probs in probs_of.items()}
+    return {name: {key: float(value) for key, value in metrics.summary(matrix).items()} for name, matrix in matrices.items()}
 
 
 def _predictions(table: pa.Table, probs: np.ndarray, labels: list[str]) -> pa.Table:

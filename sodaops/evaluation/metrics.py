@@ -9,8 +9,8 @@ from sklearn import metrics as sk
 from sodaops.errors import DataError
 
 
-def check(probs: np.ndarray, label_ids: np.ndarray) -> None:
-    """Refuses what no metric can be computed of.
+def check_inputs(probs: np.ndarray, label_ids: np.ndarray) -> None:
+    """Refuses input that no metric is defined for.
 
     Args:
         probs: float [n_examples, n_labels].
@@ -20,36 +20,41 @@ def check(probs: np.ndarray, label_ids: np.ndarray) -> None:
         DataError: empty input, lengths that differ, ids out of range, or probabilities that are not finite.
     """
     if len(label_ids) == 0 or probs.ndim != 2 or len(probs) != len(label_ids):
-        raise DataError(f"metrics of probabilities {probs.shape} and {len(label_ids)} labels; expected as many of each.")
+        raise DataError(f"metrics: probabilities {probs.shape} and {len(label_ids)} labels; expected one row per label.")
     if not np.isfinite(probs).all():
-        raise DataError("metrics of probabilities that are not finite; the model gives no usable answers.")
+        raise DataError("metrics: probabilities that are not finite; export the bundle again, or train again.")
     if label_ids.min() < 0 or label_ids.max() >= probs.shape[1]:
-        raise DataError(f"metrics of label ids {label_ids.min()} to {label_ids.max()}; expected 0 to {probs.shape[1] - 1}.")
+        raise DataError(f"metrics: label ids {label_ids.min()} to {label_ids.max()}; expected 0 to {probs.shape[1] - 1}.")
 
 
 def confusion(label_ids: np.ndarray, predicted: np.ndarray, n_labels: int) -> np.ndarray:
-    """Counts, int64 [n_labels, n_labels]; rows are the true labels, columns the predicted.
+    """Confusion matrix: counts, int64 [n_labels, n_labels]; rows are the true labels, columns the predicted ones.
 
     >>> confusion(np.array([0, 1, 1]), np.array([0, 0, 1]), 2).tolist()
     [[1, 0], [1, 1]]
     """
+    # Number the cells row by row, and count how often each number occurs.
     return np.bincount(label_ids * n_labels + predicted, minlength=n_labels**2).reshape(n_labels, n_labels)
 
 
 def per_label_f1(matrix: np.ndarray) -> np.ndarray:
-    """F1 of each label from confusion counts [..., n_labels, n_labels]; 0 where a label neither is nor is predicted."""
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-    total = matrix.sum(-1) + matrix.sum(-2)
+    """F1 = 2 TP / (2 TP + FP + FN) of each label, from confusion matrices [..., n_labels, n_labels].
+
+    0 for a label that has neither rows nor predictions.
+    """
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1)  # TP
+    total = matrix.sum(-1) + matrix.sum(-2)  # rows of the label (TP + FN) and its predictions (TP + FP)
     return np.divide(2 * hits, total, out=np.zeros(hits.shape), where=total > 0)
 
 
 def summary(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Macro F1, weighted F1 and accuracy from confusion counts [..., n_labels, n_labels].
+    """Macro F1, weighted F1 and accuracy from confusion matrices [..., n_labels, n_labels].
 
-    Macro F1 is the mean over the labels that have rows or predictions.
+    As in scikit-learn's ``f1_score``, macro F1 is the mean over the labels that have rows or predictions, and weighted F1
+    weighs each label by its rows.
     """
     f1 = per_label_f1(matrix)
-    support = matrix.sum(-1)
+    support = matrix.sum(-1)  # rows of each label
     present = (support + matrix.sum(-2)) > 0
     n_rows = support.sum(-1)
     return {
@@ -60,27 +65,29 @@ def summary(matrix: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def bootstrap(matrix: np.ndarray, n_samples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of the summary metrics (Efron 1979).
+    """95 % bootstrap percentile intervals of the summary metrics (Efron & Tibshirani 1993, An Introduction to the Bootstrap).
 
-    Drawing rows with replacement draws the cells of the confusion matrix from a multinomial distribution, so the
-    cells are drawn, at a cost that does not grow with the rows.
+    Sampling rows with replacement gives a confusion matrix whose cells follow a multinomial distribution. The cells are
+    sampled directly, so the cost does not grow with the number of rows.
 
     Args:
         matrix: counts [n_labels, n_labels].
         n_samples: bootstrap samples.
-        seed: of the draw.
+        seed: of the random generator.
 
     Returns:
         metric -> (low, high).
     """
     n_rows = int(matrix.sum())
+    # One sample is a matrix of as many rows, with the observed cell frequencies as probabilities.
     draws = np.random.default_rng(seed).multinomial(n_rows, matrix.ravel() / n_rows, size=n_samples)
     samples = summary(draws.reshape(n_samples, *matrix.shape))
+    # The interval runs from the 2.5 % to the 97.5 % quantile of the metric over the samples.
     return {name: tuple(np.quantile(values, [0.025, 0.975]).tolist()) for name, values in samples.items()}
 
 
 def per_label(matrix: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and number of rows of each label."""
+    """Precision, recall, F1 and number of rows of each label, from a confusion matrix; 0 where one is not defined."""
     hits, support, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     f1 = per_label_f1(matrix)
     return {
@@ -95,7 +102,7 @@ def per_label(matrix: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, 
 
 
 def reliability(probs: np.ndarray, label_ids: np.ndarray, n_bins: int = 15) -> dict[str, np.ndarray]:
-    """Confidence and accuracy in equal-width bins of the top probability.
+    """Confidence and accuracy in equal-width bins of the highest probability: a reliability diagram (Guo et al. 2017).
 
     Args:
         probs: float [n_examples, n_labels], rows sum to 1.
@@ -105,21 +112,24 @@ def reliability(probs: np.ndarray, label_ids: np.ndarray, n_bins: int = 15) -> d
     Returns:
         n_rows int, confidence and accuracy float, each [n_bins]; NaN where a bin is empty.
     """
-    check(probs, label_ids)
+    check_inputs(probs, label_ids)
     confidence = probs.max(1).astype(np.float64)
-    right = probs.argmax(1) == label_ids
+    correct = probs.argmax(1) == label_ids
+    # Bins are closed on the right, so that a confidence of 1 falls into the last one.
     bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
     n_rows = np.bincount(bins, minlength=n_bins)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
         return {
             "n_rows": n_rows,
             "confidence": np.bincount(bins, confidence, n_bins) / n_rows,
-            "accuracy": np.bincount(bins, right, n_bins) / n_rows,
+            "accuracy": np.bincount(bins, correct, n_bins) / n_rows,
         }
 
 
 def expected_calibration_error(probs: np.ndarray, label_ids: np.ndarray, n_bins: int = 15) -> float:
-    """Gap between confidence and accuracy, averaged over equal-width bins (Guo et al. 2017).
+    """Expected calibration error (Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3).
+
+    The absolute gap between confidence and accuracy in each of the equal-width bins, averaged with the bins' rows as weights.
 
     Args:
         probs: float [n_examples, n_labels], rows sum to 1.
@@ -136,50 +146,55 @@ def expected_calibration_error(probs: np.ndarray, label_ids: np.ndarray, n_bins:
     0.25
     """
     bins = reliability(probs, label_ids, n_bins)
+    # Empty bins are NaN; their gap becomes 0, and so is their weight.
     gaps = np.abs(np.nan_to_num(bins["confidence"]) - np.nan_to_num(bins["accuracy"]))
     return float((bins["n_rows"] / bins["n_rows"].sum() * gaps).sum())
 
 
 def curves(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """One-vs-rest ROC and precision-recall of each label that has both kinds of rows.
+    """One-vs-rest ROC and precision-recall curves of each label that some rows have and others do not.
 
     Returns:
         label -> fpr, tpr, roc_auc, precision, recall, average_precision.
     """
-    found = {}
+    curves_of = {}
     for i, label in enumerate(labels):
         positive = label_ids == i
         if positive.all() or not positive.any():
-            continue
+            continue  # neither curve is defined
         fpr, tpr, _ = sk.roc_curve(positive, probs[:, i])
         precision, recall, _ = sk.precision_recall_curve(positive, probs[:, i])
-        found[label] = {
+        curves_of[label] = {
             "fpr": fpr, "tpr": tpr, "roc_auc": float(sk.roc_auc_score(positive, probs[:, i])),
             "precision": precision, "recall": recall,
             "average_precision": float(sk.average_precision_score(positive, probs[:, i])),
         }  # fmt: skip
-    return found
+    return curves_of
 
 
 def measure(
     probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], n_bootstrap: int = 2000, n_bins: int = 15
 ) -> dict[str, Any]:
-    """Everything that metrics.json says of a split.
+    """The metrics of a split, as in metrics.json.
 
     Args:
         probs: float [n_examples, n_labels], rows sum to 1.
         label_ids: int [n_examples].
         labels: in the order of the columns of ``probs``.
-        n_bootstrap: bootstrap samples for the intervals.
+        n_bootstrap: bootstrap samples of the intervals.
         n_bins: bins of the calibration error.
+
+    Returns:
+        Plain numbers: n_rows, macro_f1, weighted_f1, accuracy, log_loss, ece, interval_95 and labels.
 
     Raises:
         DataError: empty input, lengths that differ, or values out of range.
     """
-    check(probs, label_ids)
+    check_inputs(probs, label_ids)
     matrix = confusion(label_ids, probs.argmax(1), len(labels))
+    # Log loss is the mean of -log(probability of the true label); clipped, since log(0) is infinite.
     true_probs = np.clip(probs[np.arange(len(probs)), label_ids], 1e-12, 1)
-    found = curves(probs, label_ids, labels)
+    areas = curves(probs, label_ids, labels)
     return {
         "n_rows": len(label_ids),
         **{name: float(value) for name, value in summary(matrix).items()},
@@ -187,7 +202,7 @@ def measure(
         "ece": expected_calibration_error(probs, label_ids, n_bins),
         "interval_95": {name: {"low": low, "high": high} for name, (low, high) in bootstrap(matrix, n_bootstrap).items()},
         "labels": {
-            label: {**values, **{key: found[label][key] for key in ("roc_auc", "average_precision") if label in found}}
+            label: {**values, **{key: areas[label][key] for key in ("roc_auc", "average_precision") if label in areas}}
             for label, values in per_label(matrix, labels).items()
         },
     }

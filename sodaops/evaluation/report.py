@@ -1,4 +1,4 @@
-"""One self-contained page about an evaluation."""
+"""The HTML report of an evaluation, in one file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,11 @@ from sodaops.bundle.layout import BundleInfo
 from sodaops.evaluation.plots import Picture
 from sodaops.evaluation.result import Evaluated
 
+_BASELINES = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
 
-def render(
-    found: Evaluated,
+
+def render_report(
+    result: Evaluated,
     info: BundleInfo,
     manifest: dict[str, Any],
     pictures: Sequence[Picture],
@@ -21,22 +23,20 @@ def render(
     """The report as HTML that loads nothing from outside.
 
     Args:
-        found: the metrics and the worst errors.
+        result: the metrics and the worst errors.
         info: of the bundle that was evaluated.
         manifest: of the splits.
         pictures: to embed.
     """
-    names = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
-    rows = [(names[name], values, False) for name, values in found.baselines.items()]
+    rows = [(_BASELINES[name], values, False) for name, values in result.baselines.items()]
+    rows.append(("this model", result.metrics, True))
     return pages.render(
-        "evaluation", split=found.split, same_data=found.same_data, m=found.metrics, baselines=found.baselines, bundle=info,
-        manifest=manifest, pictures=pictures, rows=[*rows, ("this model", found.metrics, True)],
-        errors=found.errors,
-    )  # fmt: skip
+        "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows
+    )
 
 
-def worst(table: pa.Table, probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
-    """The wrong answers that the model was surest of, surest first."""
+def worst_errors(table: pa.Table, probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
+    """The wrong answers with the highest confidence, highest first; rows of equal confidence in the table's order."""
     label_ids = table["label_id"].to_numpy()
     predicted, confidence = probs.argmax(1), probs.max(1)
     wrong = np.flatnonzero(predicted != label_ids)

@@ -86,7 +86,7 @@ def test_a_run_alone(run, capsys):
     assert all(digest in text for digest in info.files.values()) and "optim.lr" in text and "trainer.max_epochs 2" in text
     assert "val/macro_f1" in text and "train/loss_step" in text and source.count("<circle") >= 6
     assert source.count("data:image/png") == len(list((RUN / "evaluation/plots").iterdir()))
-    assert "Rows are what people said, columns what the model said" in text
+    assert "Rows are the true labels" in text
     assert f"{run}" in text and "int8, serves" in text.replace("int8 , serves", "int8, serves")
     assert not [path for path in RUN.iterdir() if path.name.startswith(".")]
 
@@ -133,7 +133,7 @@ def test_what_was_decided_later(run, workdir):
     shutil.rmtree("outputs/gate")
     text = told(RUN)[1]
     assert "(no reason given): it became champion by force, against the gate: better did not hold." in text
-    assert "From the registry's history; the report in words is not in outputs/gate." in text and "better broken 0.02" in text
+    assert "From the registry's history; the report in words is not in outputs/gate." in text and "better failed 0.02" in text
 
     second = registry.register(copy_bundle(RUN / "bundle", workdir / "second"))
     registry.move("champion", second, run, "it is newer")

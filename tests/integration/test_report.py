@@ -1,16 +1,18 @@
-"""The report and the pictures, as far as a test can look."""
+"""The evaluation report and its plots."""
 
 import base64
 import html.parser
+import importlib
 import json
 import re
 
 import matplotlib.image
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from sodaops.evaluation.plots import draw
-from sodaops.evaluation.report import worst
+from sodaops.evaluation import plots
+from sodaops.evaluation.report import worst_errors
 
 
 class Page(html.parser.HTMLParser):
@@ -31,22 +33,19 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def test_it_is_one_whole_page_that_loads_nothing(trained):
-    source = (trained / "run/evaluation/report.html").read_text(encoding="utf-8")
-    page = Page(source)
-    assert page.open == [] and len(page.addresses) == 5
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    assert not re.search(r"url\(|@import|<script", source)
-    metrics = json.loads((trained / "run/evaluation/metrics.json").read_text())["test"]
-    for value in (metrics["macro_f1"], metrics["ece"], metrics["interval_95"]["accuracy"]["low"]):
+def test_the_report_is_one_page_that_loads_nothing_from_outside(trained):
+    folder = trained / "run/evaluation"
+    source, metrics = ((folder / name).read_text(encoding="utf-8") for name in ("report.html", "metrics.json"))
+    page, metrics = Page(source), json.loads(metrics)
+    assert page.open == [] and not re.search(r"url\(|@import|<script", source)
+    assert re.search("&lt;|&#39;|&amp;", source)  # the tweets among the worst errors are escaped
+    measured = metrics["test"]
+    for value in (measured["macro_f1"], measured["ece"], measured["interval_95"]["accuracy"]["low"]):
         assert f"{value:.3f}" in page.text
-    embedded = base64.b64decode(page.addresses[0].partition(",")[2])
-    assert embedded == (trained / "run/evaluation/plots/confusion.png").read_bytes()
-
-
-def test_texts_are_escaped(trained):
-    source = (trained / "run/evaluation/report.html").read_text(encoding="utf-8")
-    assert "&lt;" in source or "&#39;" in source or "&amp;" in source
+    assert metrics["bundle_id"] in page.text
+    embedded = [base64.b64decode(address.removeprefix("data:image/png;base64,")) for address in page.addresses]
+    assert embedded == [(folder / plot["file"]).read_bytes() for plot in metrics["plots"]] and len(embedded) == 5
+    assert all(plot["caption"] in page.text for plot in metrics["plots"])
 
 
 def split(n, labels):
@@ -60,20 +59,25 @@ def split(n, labels):
     )  # fmt: skip
 
 
-def test_pictures_of_many_labels_and_of_a_label_without_rows(tmp_path):
-    for n_labels in (2, 3, 40):
+def test_importing_the_plots_leaves_the_backend_alone(monkeypatch):
+    monkeypatch.setattr(matplotlib, "use", lambda *_: pytest.fail("matplotlib.use was called"))
+    importlib.reload(plots)
+
+
+def test_plots_of_many_labels_and_of_a_label_without_rows(tmp_path):
+    for n_labels in (2, 40):
         labels = [f"$^$ {i}" for i in range(n_labels)] + ["never seen"]
         rng = np.random.default_rng(0)
         probs = rng.dirichlet(np.ones(len(labels)), 120)
-        pictures = draw(tmp_path / str(n_labels), probs, split(120, labels[:-1]), labels, 15)
+        pictures = plots.draw_plots(tmp_path / str(n_labels), probs, split(120, labels[:-1]), labels, 15)
         assert len(pictures) == 6
         for picture in pictures:
             pixels = matplotlib.image.imread(picture.path)
             assert pixels.shape[0] > 500 and pixels.std() > 0.02, picture.path
 
 
-def test_worst_are_wrong_and_surest_first():
+def test_the_worst_errors_are_wrong_and_most_confident_first():
     labels = ["a", "b"]
     probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.01, 0.99], [0.6, 0.4], [0.2, 0.8]])
-    found = worst(split(6, labels), probs, labels, 3)
+    found = worst_errors(split(6, labels), probs, labels, 3)
     assert [(entry["row"], entry["label"], entry["predicted"]) for entry in found] == [(1, "b", "a"), (2, "a", "b")]
