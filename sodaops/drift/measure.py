@@ -16,7 +16,7 @@ from sodaops.drift.causes import Cause, causes_of
 from sodaops.drift.evidently_report import column_tests
 from sodaops.drift.features import TITLES, Feature
 from sodaops.drift.statistics import Embedded, embedding_test, ks_distance, total_variation
-from sodaops.request_log.window import Window, by_bundle
+from sodaops.request_log.window import Window, count_by_bundle
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ def measure(settings: DriftConfig, info: BundleInfo, reference: Reference, windo
     facts = _facts(settings, info, window, mine, answered, level)
     others = {
         bundle_id: _other(settings, reference, rows.filter(pc.equal(rows["bundle_id"], bundle_id)), level)
-        for bundle_id in by_bundle(rows)
+        for bundle_id in count_by_bundle(rows)
         if bundle_id != info.bundle_id
     }
     if len(mine) < settings.min_rows:

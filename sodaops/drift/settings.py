@@ -7,7 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from sodaops.config.alerts import AlertsConfig
 from sodaops.config.schema import DriftConfig
-from sodaops.request_log.window import time_of
+from sodaops.request_log.window import parse_time
 from sodaops.web.settings import EnvironmentSettings
 
 PREFIX = "SODAOPS_DRIFT_"
@@ -26,5 +26,5 @@ class WatchSettings(EnvironmentSettings, DriftConfig):
     @field_validator("since", "until")
     @classmethod
     def _is_a_time(cls, value: str | None) -> str | None:
-        time_of(value)
+        parse_time(value)
         return value

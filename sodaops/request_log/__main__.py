@@ -1,4 +1,4 @@
-"""``python -m sodaops.request_log JOURNAL DESTINATION [KEEP_DAYS]``: writes Parquet parts, and prints how many."""
+"""``python -m sodaops.request_log JOURNAL DESTINATION [KEEP_DAYS]``: writes Parquet parts and prints how many."""
 
 import sys
 
@@ -9,7 +9,7 @@ from sodaops.request_log.retention import prune
 if __name__ == "__main__":
     try:
         n_written = write_parts(*sys.argv[1:3])
-        print(n_written, flush=True)  # the parts are written, even if deleting old ones fails
+        print(n_written, flush=True)  # before pruning: the parts are written, even if deleting old ones fails
         if n_written and sys.argv[3:]:
             prune(sys.argv[2], int(sys.argv[3]))
     except SodaOpsError as error:

@@ -1,9 +1,8 @@
-"""The request log's near end: an append-only journal on local disk, and its segments' way into Parquet parts.
+"""First stage of the request log: an append-only journal of JSON lines on local disk.
 
-The guarantee: an answer is in the journal before it is sent, so a request that was answered survives the end of the
-process, kill -9 included; the end of the machine loses at most the last second. What the journal cannot take (a full
-disk, or its bound reached while parts cannot be written) is answered all the same, and counted in
-``sodaops_request_log_lost_total``.
+An answer is in the journal before it is sent. So every answered request survives the end of the process, kill -9 included;
+if the machine itself fails, at most the last second is lost. Rows that the journal cannot take, because the disk is full or
+``max_bytes`` is reached, are counted in ``sodaops_request_log_lost_total``; their requests are answered all the same.
 """
 
 import asyncio
@@ -20,15 +19,16 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-log = logging.getLogger("sodaops.serving")
+log = logging.getLogger(__name__)
 SEGMENT = ".jsonl"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _TICK_S = 1.0
-_MOVE_S = 300.0
+_WRITER_S = 300.0  # longest run of the process that writes parts
+_MAX_RETRY_S = 60.0
 
 
 class JournalMetrics:
-    """What the journal counts, for Prometheus."""
+    """Prometheus metrics of the journal."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.logged = Counter("sodaops_request_log_rows", "Answers written to the journal.", registry=registry)
@@ -40,19 +40,22 @@ class JournalMetrics:
 
 
 class Journal:
-    """Segments of JSON lines in a folder; the open one is locked, and a process that dies lets go of it.
+    """Writes segments, files of JSON lines, and has closed ones turned into Parquet parts.
+
+    The open segment is locked, so other processes leave it alone; the lock of a process that died is released by the
+    operating system, and the next process to run on the folder takes over its segments.
 
     Args:
-        folder: local; made if missing.
-        destination: folder or gs:// of the Parquet parts.
-        part_s: seconds after which a segment becomes a part.
-        part_bytes: or its size.
-        max_bytes: bound of all segments together.
-        metrics: told what was written, lost and moved.
-        keep_days: parts of earlier days are deleted; None: never.
+        folder: local folder of the segments; created if missing.
+        destination: folder or gs:// address of the Parquet parts.
+        part_s: age in seconds at which a segment is closed.
+        part_bytes: size at which it is closed.
+        max_bytes: limit of all segments together.
+        metrics: counts rows written and lost, and parts.
+        keep_days: days whose parts are kept; None: all.
 
     Raises:
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be created or written to.
     """
 
     def __init__(
@@ -65,12 +68,12 @@ class Journal:
         self._path: Path | None = None
         self._retry_at, self._retry_s = 0.0, _TICK_S
         folder.mkdir(parents=True, exist_ok=True)
-        self._closed_bytes = self._others()
+        self._closed_bytes = self._measure_closed()
         self._open()
         metrics.journal_bytes.set_function(lambda: self._closed_bytes + self._size)
 
     def append(self, rows: Sequence[dict[str, Any]]) -> bool:
-        """Writes rows in one call, all or none.
+        """Writes all rows in one call, or none.
 
         Returns:
             Whether they are in the journal; if not, they are counted as lost.
@@ -78,112 +81,117 @@ class Journal:
         lines = b"".join(_encode(row).encode() + b"\n" for row in rows)
         written = 0
         if self._closed_bytes + self._size + len(lines) <= self._max_bytes:
-            with contextlib.suppress(OSError):  # counted below
+            with contextlib.suppress(OSError):  # counted as lost below
                 written = os.write(self._descriptor, lines)
         if written == len(lines):
             self._size += written
             self._metrics.logged.inc(len(rows))
             return True
         if written:
-            os.ftruncate(self._descriptor, self._size)  # no half line
+            os.ftruncate(self._descriptor, self._size)  # removes the incomplete line
         self._metrics.lost.inc(len(rows))
         return False
 
     async def run(self) -> None:
-        """Syncs every second, and moves what is due into parts, until cancelled."""
-        await self._move()  # what an earlier process left
+        """Syncs to disk every second and turns closed segments into parts, until cancelled."""
+        await self._write_parts()  # segments of an earlier process
         while True:
             await asyncio.sleep(_TICK_S)
             try:
                 await self._tick()
-            except Exception as error:  # whatever it was, the next tick comes
+            except Exception as error:  # any error: the next tick tries again
                 log.error("request log: %s", error, extra={"reason": repr(error)})
 
     async def _tick(self) -> None:
         await asyncio.to_thread(self._sync, self._descriptor)
-        old = time.monotonic() - self._since >= self._part_s
-        if (self._size and old) or self._size >= self._part_bytes:
-            self._turn()
+        is_old = time.monotonic() - self._opened_at >= self._part_s
+        if (self._size and is_old) or self._size >= self._part_bytes:
+            self._rotate()
         if self._closed_bytes and time.monotonic() >= self._retry_at:
-            await self._move()
+            await self._write_parts()
 
     async def close(self) -> None:
-        """Ends the open segment and moves everything; what cannot be moved now is moved at the next start."""
-        self._turn()
-        await self._move()
+        """Closes the open segment and writes the last parts; if that fails, the next start does it."""
+        self._rotate()
+        await self._write_parts()
         os.close(self._descriptor)
         if not self._size and self._path is not None:
             self._path.unlink()
 
     def _open(self) -> None:
+        """Creates a segment. It is locked before it gets a name that other processes look for."""
         path = self._folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(6).hex()}{SEGMENT}"
-        young = path.with_suffix(".new")  # nobody looks for this name, and so nobody takes it before it is locked
-        descriptor = os.open(young, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
+        unlocked = path.with_suffix(".new")
+        descriptor = os.open(unlocked, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        young.rename(path)
+        unlocked.rename(path)
         self._path, self._descriptor = path, descriptor
-        self._size, self._since = 0, time.monotonic()
+        self._size, self._opened_at = 0, time.monotonic()
 
-    def _turn(self) -> None:
-        """Begins a new segment; an empty one goes on, and so does a full one where no file can be made."""
+    def _rotate(self) -> None:
+        """Closes the segment and opens a new one, unless it is empty or no file can be created."""
         if not self._size:
             return
-        done, size = self._descriptor, self._size
+        closed, size = self._descriptor, self._size
         try:
             self._open()
         except OSError as error:
-            log.error("request log: no new segment (%s); the old one goes on", error.strerror)
+            log.error("request log: cannot create a new segment (%s); keeping the old one", error.strerror)
             return
-        self._sync(done)
-        os.close(done)
+        self._sync(closed)
+        os.close(closed)
         self._closed_bytes += size
 
     def _sync(self, descriptor: int) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            log.error("request log: the journal could not be synced (%s)", error.strerror)
+            log.error("request log: cannot sync the journal (%s)", error.strerror)
 
-    async def _move(self) -> None:
-        """Turns closed segments into parts, in a process of its own: pyarrow and gcsfs stay out of this one."""
+    async def _write_parts(self) -> None:
+        """Turns closed segments into parts; after a failure the next try waits twice as long."""
         if not self._closed_bytes:
             return
         try:
-            n_parts, said = await self._run_parts()
-        except OSError as error:  # no process to be had
-            n_parts, said = None, str(error)
+            n_parts, reason = await self._run_writer()
+        except OSError as error:  # no process can be started
+            n_parts, reason = None, str(error)
         if n_parts is None:
             self._metrics.parts.labels("failed").inc()
             self._retry_at = time.monotonic() + self._retry_s
-            self._retry_s = min(60.0, 2 * self._retry_s)
-            log.error("request log: parts not written, tried again later", extra={"reason": said})
+            self._retry_s = min(_MAX_RETRY_S, 2 * self._retry_s)
+            log.error("request log: parts not written; will retry", extra={"reason": reason})
         else:
             self._metrics.parts.labels("written").inc(n_parts)
             self._retry_at, self._retry_s = 0.0, _TICK_S
-            if said:
-                log.error("request log: old parts not deleted, tried again with the next", extra={"reason": said})
-        self._closed_bytes = self._others()
+            if reason:
+                log.error("request log: old parts not deleted; will retry with the next part", extra={"reason": reason})
+        self._closed_bytes = self._measure_closed()
 
-    async def _run_parts(self) -> tuple[int | None, str]:
-        """How many parts were written, or None; and what the process said of what failed."""
+    async def _run_writer(self) -> tuple[int | None, str]:
+        """Runs ``python -m sodaops.request_log``, so that pyarrow and gcsfs stay out of the service's process.
+
+        Returns:
+            Number of parts written, or None if that failed; and what failed.
+        """
         days = [] if self._keep_days is None else [str(self._keep_days)]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sodaops.request_log", str(self._folder), self._destination, *days,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            output, said = await asyncio.wait_for(process.communicate(), _MOVE_S)
+            output, errors = await asyncio.wait_for(process.communicate(), _WRITER_S)
         except TimeoutError:
-            return None, f"not done within {_MOVE_S:.0f} s"
+            return None, f"not finished within {_WRITER_S:.0f} s"
         finally:
             if process.returncode is None:
                 process.kill()
         n_parts = output.strip()
-        failed = said.decode(errors="replace")[-500:].strip() if process.returncode else ""
-        return (int(n_parts) if n_parts.isdigit() else None), failed
+        reason = errors.decode(errors="replace")[-500:].strip() if process.returncode else ""
+        return (int(n_parts) if n_parts.isdigit() else None), reason
 
-    def _others(self) -> int:
-        """Bytes of the segments that no living process writes; another process may take some away meanwhile."""
+    def _measure_closed(self) -> int:
+        """Bytes of the segments that no process holds; another process may delete some meanwhile."""
         total = 0
         for path in self._folder.glob(f"*{SEGMENT}"):
             with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as segment:

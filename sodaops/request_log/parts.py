@@ -1,7 +1,6 @@
-"""The request log's far end: closed journal segments become Parquet parts, each once.
+"""Second stage of the request log: closed journal segments become Parquet parts.
 
-Run by the service as a process of its own: ``python -m sodaops.request_log JOURNAL DESTINATION [KEEP_DAYS]`` prints the
-number of parts written, and then deletes those of days before KEEP_DAYS.
+``python -m sodaops.request_log`` runs this, so that a service needs neither pyarrow nor gcsfs in its own process.
 """
 
 import contextlib
@@ -21,9 +20,9 @@ from sodaops.io import remote, storage
 
 SCHEMA = pa.schema(
     {
-        "time": pa.int64(),  # microseconds since 1970, UTC; a timestamp in the part
+        "time": pa.int64(),  # microseconds since 1970, UTC; a timestamp in a part
         "request_id": pa.string(),
-        "place": pa.int32(),  # of the text in its request, from 0
+        "place": pa.int32(),  # position of the text in its request, from 0
         "bundle_id": pa.string(),
         "variant": pa.string(),
         "label": pa.string(),
@@ -34,9 +33,9 @@ SCHEMA = pa.schema(
         "n_tokens": pa.int32(),
         "text_sha256": pa.string(),  # of the cleaned text
         "text": pa.string(),  # null unless texts are logged
-        # For drift, and null where the bundle has no reference; sodaops.bundle.reference says what they are.
+        # For drift checks; sodaops.bundle.reference describes them. The sketch is null for a bundle without a reference.
         "sketch": pa.list_(pa.float32()),
-        "n_chars": pa.int32(),  # of the cleaned text; 0 with a null label: a text refused as empty
+        "n_chars": pa.int32(),  # of the cleaned text; 0 with a null label means a text refused as empty
         "letters": pa.float32(),
         "non_ascii": pa.float32(),
         "pieces_per_word": pa.float32(),
@@ -46,69 +45,75 @@ SCHEMA = pa.schema(
 
 
 def write_parts(folder: str | Path, destination: str) -> int:
-    """Turns every segment that no living process holds into ``DESTINATION/date=YYYY-MM-DD/SEGMENT.parquet``.
+    """Turns every closed segment into ``DESTINATION/date=YYYY-MM-DD/SEGMENT.parquet``, and deletes it.
 
-    A part is named by its segment and written whole, so doing it twice leaves one part; the segment goes when the part
-    is there. A line that was cut off at the end of a segment is left out: its answer was never sent.
+    A part has its segment's name and is written whole, so writing it twice leaves one part. An incomplete last line is
+    skipped, since its answer was never sent.
 
     Args:
         folder: the journal.
-        destination: a folder, or gs://.
+        destination: folder or gs:// address.
 
     Returns:
-        Parts written.
+        Number of parts written.
 
     Raises:
-        StorageError: a part could not be written, or a segment is damaged and was put aside as SEGMENT.bad.
+        StorageError: a part could not be written, or a segment is damaged and was renamed to SEGMENT.bad.
     """
-    written, bad = 0, []
+    n_written, damaged = 0, []
     for path in sorted(Path(folder).glob("*.jsonl")):
         try:
             segment = path.open("rb")
-        except FileNotFoundError:  # another process was quicker
+        except FileNotFoundError:  # another process has turned it into a part
             continue
         with segment:
-            try:
-                fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            if not os.fstat(segment.fileno()).st_nlink:  # another process was quicker
+            if not lock_segment(segment):
                 continue
             try:
-                table = _read(segment.read())
+                table = _read_rows(segment.read())
             except pa.ArrowInvalid:
-                bad.append(path.rename(path.with_suffix(".bad")))
+                damaged.append(path.rename(path.with_suffix(".bad")))
                 continue
             if table.num_rows:
-                day = table["time"][0].as_py().date()  # of the first row: a segment may have waited for it
+                day = table["time"][0].as_py().date()  # of the first row, however long the segment has waited
                 write_part(table, f"{destination.rstrip('/')}/date={day}/{path.stem}.parquet")
-                written += 1
+                n_written += 1
             path.unlink(missing_ok=True)
-    if bad:
+    if damaged:
         raise StorageError(
-            f"{bad[0]}: not readable as JSON lines, and put aside ({len(bad)} such). Look at it, then delete it."
+            f"{damaged[0]}: not readable as JSON lines, and renamed to .bad ({len(damaged)} such files). "
+            "Look at it, then delete it."
         )
-    return written
+    return n_written
 
 
-def _read(content: bytes) -> pa.Table:
-    whole = content[: content.rfind(b"\n") + 1]
-    if not whole:
+def lock_segment(segment: BinaryIO) -> bool:
+    """Locks a journal segment; False if a process holds it, or has already turned it into a part and deleted it."""
+    try:
+        fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return os.fstat(segment.fileno()).st_nlink > 0
+
+
+def _read_rows(content: bytes) -> pa.Table:
+    complete = content[: content.rfind(b"\n") + 1]
+    if not complete:
         return SCHEMA.empty_table()
     options = pa.json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error")
-    block = pa.json.ReadOptions(block_size=max(len(whole), 1 << 20), use_threads=False)
-    table = pa.json.read_json(io.BytesIO(whole), block, options)
+    one_block = pa.json.ReadOptions(block_size=max(len(complete), 1 << 20), use_threads=False)
+    table = pa.json.read_json(io.BytesIO(complete), one_block, options)
     return table.set_column(0, "time", table["time"].cast(pa.timestamp("us", "UTC")))
 
 
 def part_addresses(log: str) -> list[str]:
-    """Addresses of all parts of a request log, sorted.
+    """Paths or addresses of all parts of a request log, sorted.
 
     Args:
-        log: folder or gs://.
+        log: folder or gs:// address.
 
     Raises:
-        StorageError: no such log.
+        StorageError: there is no such log.
     """
     missing = f"{log}: no such request log; serve with serve.request_log={log} to make one."
     if "://" not in log:
@@ -122,7 +127,7 @@ def part_addresses(log: str) -> list[str]:
 
 
 def day_of(path: str) -> date:
-    """The day in ``date=YYYY-MM-DD``, on which a part's first row was written; ``date.max`` where there is none."""
+    """The day in a part's path, ``date=YYYY-MM-DD``, which is that of its first row; ``date.max`` without one."""
     try:
         return date.fromisoformat(path.rpartition("date=")[2][:10])
     except ValueError:
@@ -130,12 +135,12 @@ def day_of(path: str) -> date:
 
 
 def open_part(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    """A part to read from, wherever it is."""
+    """Opens a local or remote part for reading."""
     return remote.open_anywhere(path, "rb") if "://" in path else open(path, "rb")
 
 
 def write_part(table: pa.Table, path: str) -> None:
-    """Writes a part, whole or not at all; one that is there is replaced.
+    """Writes a part, whole or not at all; an existing one is replaced.
 
     Raises:
         StorageError: it could not be written.
@@ -146,5 +151,5 @@ def write_part(table: pa.Table, path: str) -> None:
         return
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    with remote.open_anywhere(path, "wb") as there:
-        there.write(buffer.getvalue())
+    with remote.open_anywhere(path, "wb") as file:
+        file.write(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Reading a window of the request log: the newest rows or a span of time, part by part, in bounded memory."""
+"""Reads a window of the request log, the newest rows or a span of time, part by part in bounded memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,15 @@ from tqdm import tqdm
 from sodaops.errors import ConfigError, StorageError, some
 from sodaops.request_log.parts import SCHEMA, day_of, open_part, part_addresses
 
-_NEEDED = {"time", "request_id", "bundle_id", "label", "score", "text_sha256"}
-_COLUMNS = [name for name in SCHEMA.names if name not in ("variant", "latency_ms", "labels")]
-_BATCH = 20_000
-_SKEW = timedelta(minutes=5)  # a clock may run so far ahead
+_REQUIRED = {"time", "request_id", "bundle_id", "label", "score", "text_sha256"}
+_SCHEMA = pa.schema(
+    [
+        pa.field("time", pa.timestamp("us", "UTC")) if field.name == "time" else field
+        for field in SCHEMA if field.name not in ("variant", "latency_ms", "labels")
+    ]
+)  # fmt: skip
+_BATCH_ROWS = 20_000
+_MAX_SKEW = timedelta(minutes=5)  # by which a server's clock may be ahead
 
 
 @dataclass
@@ -25,10 +30,10 @@ class Window:
     """Rows of the request log, newest last.
 
     Attributes:
-        rows: the columns of a part that are read; those that a part lacks are null.
-        n_found: rows of the span, of which ``rows`` is a sample when they are more.
-        ahead: rows whose time lies in the future, left out.
-        skipped: parts that could not be read, and why.
+        rows: the columns that drift checks and annotation read; columns that a part lacks are null.
+        n_found: number of rows in the window; ``rows`` is a sample of them when they exceed ``max_rows``.
+        ahead: number of rows left out because their time lies in the future.
+        skipped: parts that could not be read -> why.
     """
 
     rows: pa.Table
@@ -44,85 +49,86 @@ def read_window(
     """Reads a window.
 
     Args:
-        log: folder or gs:// of the parts.
-        last: the newest rows, where neither ``since`` nor ``until`` is given.
-        since: ISO 8601, included; UTC unless it says otherwise.
-        until: not included.
-        max_rows: of a span with more rows, this many at random are kept.
-        now: the time; later rows have a clock that is ahead, and are left out.
+        log: folder or gs:// address of the parts.
+        last: number of newest rows, if neither ``since`` nor ``until`` is given.
+        since: start of the span, ISO 8601, inclusive; in UTC unless it has an offset.
+        until: end of the span, exclusive.
+        max_rows: a longer span is sampled at random down to this many rows.
+        now: the current time; later rows are left out, since their clock was wrong.
 
     Raises:
-        ConfigError: a time that cannot be read.
-        StorageError: no such log.
+        ConfigError: a time cannot be parsed, or the span is empty.
+        StorageError: there is no such log.
     """
     now = now or datetime.now(UTC)
-    first, end = _asked("since", since), _asked("until", until)
-    if first and end and first >= end:
+    start, end = _parse_option("since", since), _parse_option("until", until)
+    if start and end and start >= end:
         raise ConfigError(f"drift.since={since} is not before drift.until={until}.")
-    span = first is not None or end is not None
-    keeper: _Sample | _Newest = _Sample(max_rows) if span else _Newest(min(last, max_rows))
-    window = Window(_empty())
-    early, late = first.date() - timedelta(days=1) if first else date.min, end.date() if end else date.max
-    paths = [path for path in part_addresses(log) if early <= day_of(path) <= late]  # rows may reach into the next day
+    is_span = start is not None or end is not None
+    keeper: _Sample | _Newest = _Sample(max_rows) if is_span else _Newest(min(last, max_rows))
+    window = Window(_SCHEMA.empty_table())
+    # A part lies under the day of its first row, and its last rows may be of the next day.
+    first_day, last_day = start.date() - timedelta(days=1) if start else date.min, end.date() if end else date.max
+    paths = [path for path in part_addresses(log) if first_day <= day_of(path) <= last_day]
     with tqdm(total=len(paths), desc=f"reading {log}", unit="part", delay=2, leave=False, disable=None) as bar:
         for day in sorted({day_of(path) for path in paths}, reverse=True):
-            if isinstance(keeper, _Newest) and keeper.has_all(day):
+            if isinstance(keeper, _Newest) and keeper.is_complete(day):
                 break
             for path in (path for path in paths if day_of(path) == day):
-                for batch in _read(path, window):
-                    keeper.add(_within(batch, first, end, now + _SKEW, window))
+                for batch in _read_part(path, window):
+                    keeper.add(_select(batch, start, end, now + _MAX_SKEW, window))
                 bar.update()
     window.rows = keeper.rows().sort_by("time")
     window.n_found = keeper.n_found if isinstance(keeper, _Sample) else len(window.rows)
     return window
 
 
-def _within(batch: pa.Table, first: datetime | None, end: datetime | None, latest: datetime, window: Window) -> pa.Table:
-    """The rows of the span; those later than any clock can be are counted."""
+def _select(batch: pa.Table, start: datetime | None, end: datetime | None, latest: datetime, window: Window) -> pa.Table:
+    """The rows of the span; rows later than ``latest`` are left out and counted."""
     times = batch["time"]
     ahead = pc.greater(times, pa.scalar(latest, times.type))
     window.ahead += pc.sum(ahead).as_py() or 0
     keep = pc.invert(ahead)
-    if first:
-        keep = pc.and_(keep, pc.greater_equal(times, pa.scalar(first, times.type)))
+    if start:
+        keep = pc.and_(keep, pc.greater_equal(times, pa.scalar(start, times.type)))
     if end:
         keep = pc.and_(keep, pc.less(times, pa.scalar(end, times.type)))
     return batch.filter(keep)
 
 
 class _Newest:
-    """Keeps the newest rows of what it is given."""
+    """Keeps the newest rows."""
 
     def __init__(self, n: int) -> None:
-        self._n, self._table = n, _empty()
+        self._n, self._table = n, _SCHEMA.empty_table()
 
     def add(self, batch: pa.Table) -> None:
-        """Takes rows in."""
+        """Adds rows."""
         self._table = pa.concat_tables([self._table, batch])
         if len(self._table) > 2 * self._n:
             self._table = self.rows()
 
-    def has_all(self, day: date) -> bool:
-        """Whether no part of this day, whose rows may reach into the next, can hold a newer row."""
+    def is_complete(self, day: date) -> bool:
+        """Whether no part of ``day``, with rows of that day and the next, can hold a newer row than those kept."""
         kept = self.rows()
         return len(kept) == self._n and pc.min(kept["time"]).as_py().date() > day + timedelta(days=1)
 
     def rows(self) -> pa.Table:
-        """What is kept."""
+        """The rows kept."""
         if len(self._table) <= self._n:
             return self._table
         return self._table.take(pc.sort_indices(self._table, [("time", "descending")])[: self._n])
 
 
 class _Sample:
-    """Keeps a uniform sample of what it is given: the rows with the smallest of random keys."""
+    """Keeps a uniform sample: each row gets a random key, and those with the smallest keys are kept."""
 
     def __init__(self, n: int) -> None:
-        self._n, self._table, self._keys, self.n_found = n, _empty(), np.empty(0), 0
+        self._n, self._table, self._keys, self.n_found = n, _SCHEMA.empty_table(), np.empty(0), 0
         self._rng = np.random.default_rng(0)
 
     def add(self, batch: pa.Table) -> None:
-        """Takes rows in."""
+        """Adds rows."""
         self.n_found += len(batch)
         self._table = pa.concat_tables([self._table, batch])
         self._keys = np.concatenate([self._keys, self._rng.random(len(batch))])
@@ -130,75 +136,66 @@ class _Sample:
             self._table, self._keys = self.rows(), np.sort(self._keys)[: self._n]
 
     def rows(self) -> pa.Table:
-        """What is kept."""
+        """The rows kept."""
         if len(self._keys) <= self._n:
             return self._table
         return self._table.take(np.argsort(self._keys, kind="stable")[: self._n])
 
 
-def _empty() -> pa.Table:
-    return _schema().empty_table()
-
-
-def _schema() -> pa.Schema:
-    time = pa.field("time", pa.timestamp("us", "UTC"))
-    return pa.schema([time, *(SCHEMA.field(name) for name in _COLUMNS if name != "time")])
-
-
-def _read(path: str, window: Window) -> Iterator[pa.Table]:
-    """The rows of one part; one that cannot be read is noted, and gives none."""
+def _read_part(path: str, window: Window) -> Iterator[pa.Table]:
+    """Rows of one part in batches; a part that cannot be read is noted in ``window.skipped``."""
     try:
         with open_part(path) as file:
             part = pq.ParquetFile(file)
-            missing = _NEEDED - set(part.schema_arrow.names)
+            missing = _REQUIRED - set(part.schema_arrow.names)
             if missing:
-                window.skipped[path] = f"no part of a request log: without {some(sorted(missing))}"
+                window.skipped[path] = f"not a part of a request log: without {some(sorted(missing))}"
                 return
-            names = [name for name in _COLUMNS if name in part.schema_arrow.names]
-            for batch in part.iter_batches(_BATCH, columns=names):
+            names = [name for name in _SCHEMA.names if name in part.schema_arrow.names]
+            for batch in part.iter_batches(_BATCH_ROWS, columns=names):
                 yield _conform(pa.Table.from_batches([batch]))
     except (pa.ArrowException, OSError, StorageError) as error:
         window.skipped[path] = str(error).splitlines()[0][:200]
 
 
 def _conform(table: pa.Table) -> pa.Table:
-    """The columns of today's log; an older part lacks some."""
+    """Brings a batch to the current columns; parts of older versions lack some."""
     columns = [
-        table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
-        for column in _schema()
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in _SCHEMA
     ]
-    return pa.Table.from_arrays(columns, schema=_schema())
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)
 
 
-def _asked(key: str, text: str | None) -> datetime | None:
+def _parse_option(key: str, text: str | None) -> datetime | None:
     try:
-        return time_of(text)
+        return parse_time(text)
     except ValueError as error:
         raise ConfigError(f"drift.{key}={text!r}: {error}.") from None
 
 
-def time_of(text: str | None) -> datetime | None:
-    """A time as it is asked for.
+def parse_time(text: str | None) -> datetime | None:
+    """Parses an ISO 8601 date or time, in UTC unless it has an offset; None stays None.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a time, or is before 1970.
 
-    >>> time_of("2026-11-25T06:00").isoformat()
+    >>> parse_time("2026-11-25T06:00").isoformat()
     '2026-11-25T06:00:00+00:00'
     """
     if text is None:
         return None
     try:
-        found = datetime.fromisoformat(text)
-        found = (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+        time = datetime.fromisoformat(text)
+        time = (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        found = None
-    if found is None or found.year < 1970:
+        time = None
+    if time is None or time.year < 1970:
         raise ValueError("expected a time as 2026-11-25 or 2026-11-25T06:00+01:00")
-    return found
+    return time
 
 
-def by_bundle(rows: pa.Table) -> dict[str, int]:
-    """How many rows each bundle answered, most first."""
-    counted: Sequence[dict[str, Any]] = pc.value_counts(rows["bundle_id"]).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: -entry["counts"])}
+def count_by_bundle(rows: pa.Table) -> dict[str, int]:
+    """Number of rows by bundle id, the largest first."""
+    counts: Sequence[dict[str, Any]] = pc.value_counts(rows["bundle_id"]).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in sorted(counts, key=lambda entry: -entry["counts"])}

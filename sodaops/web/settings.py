@@ -1,4 +1,4 @@
-"""What the services can be told, by environment variables; `sodaops serve` and `watch` turn conf/ into these."""
+"""Settings of the services as environment variables; `sodaops serve` and `watch` turn conf/ into these."""
 
 import json
 import os
@@ -18,23 +18,24 @@ Keys = Annotated[list[SecretStr], NoDecode]
 
 
 class EnvironmentSettings(BaseSettings):
-    """Settings of a service; its variables are its prefix and the names of its fields.
+    """Settings of a service, read from variables named by its prefix and the names of its fields.
 
-    Keys of the API and of its administrator come from SODAOPS_API_KEYS and SODAOPS_ADMIN_KEYS alone, several apart by
-    commas. PORT, which Cloud Run and its like set, is the port unless the service's own variable gives one.
+    API keys and admin keys come only from SODAOPS_API_KEYS and SODAOPS_ADMIN_KEYS, separated by commas. PORT, which Cloud
+    Run sets, is the port unless the service's own variable gives one.
 
     Raises:
-        ConfigError: a variable that is no setting, is missing or has a value that is not allowed; all at once.
+        ConfigError: a variable is unknown, missing or not allowed; the message lists all faults.
     """
 
     prefix: ClassVar[str]
-    api_keys: Keys = Field([], description="from the environment only", repr=False)  # no message shows such a value
+    api_keys: Keys = Field([], description="from the environment only", repr=False)  # never shown in a message
     admin_keys: Keys = Field([], description="from the environment only", repr=False)
 
     def __init__(self, **values: Any) -> None:
         known = set(self.variables()) | {PREFIX + name.upper() for name in _KEYS}
-        mine = [name for name in os.environ if name.startswith(self.prefix) and name not in known]
-        unknown = [name for name in mine if self.prefix != PREFIX or not name.startswith(_READ_ELSEWHERE)]
+        other = _READ_ELSEWHERE if self.prefix == PREFIX else ()
+        unknown = [name for name in sorted(os.environ.keys() - known) if name.startswith(self.prefix)]
+        unknown = [name for name in unknown if not name.startswith(other)]
         if unknown:
             hint = nearest(unknown[0], self.variables())
             raise ConfigError(f"{unknown[0]} is no setting of the service{hint}; it has: {some(self.variables(), 40)}.")
@@ -45,7 +46,7 @@ class EnvironmentSettings(BaseSettings):
             values.setdefault("port", os.environ["PORT"])
         try:
             super().__init__(**values)
-        except SettingsError as error:  # a list that is no JSON
+        except SettingsError as error:  # a list that is not JSON
             field = next(name for name in type(self).model_fields if f'"{name}"' in str(error))
             raise ConfigError(f'{self.prefix}{field.upper()}: expected JSON, ["a", "b"] for a list.') from None
         except ValidationError as error:
@@ -53,10 +54,10 @@ class EnvironmentSettings(BaseSettings):
 
     @classmethod
     def from_environment(cls, arguments: Sequence[str]) -> Self:
-        """The settings of a process of its own, which are all in its environment.
+        """Settings of ``python -m`` a service, which takes no arguments.
 
         Raises:
-            ConfigError: as above, or arguments, which nobody would read.
+            ConfigError: as above, or there are arguments, which would be ignored.
         """
         if arguments:
             raise ConfigError(
@@ -67,40 +68,41 @@ class EnvironmentSettings(BaseSettings):
 
     @classmethod
     def variables(cls) -> list[str]:
-        """The variables that are settings of this service alone."""
+        """Names of the variables, the keys' aside."""
         return [cls.prefix + name.upper() for name in cls.model_fields if name not in _KEYS]
 
     @classmethod
     def _port(cls) -> str:
-        """The variable that gives the port."""
+        """Name of the variable that gives the port."""
         own = cls.prefix + "PORT"
         return "PORT" if "PORT" in os.environ and own not in os.environ else own
 
     @classmethod
     def _fault(cls, detail: Any) -> str:
+        """Message for one of pydantic's validation errors: variable, value, what is allowed."""
         field = str(detail["loc"][0])
         name = cls._port() if field == "port" else (PREFIX if field in _KEYS else cls.prefix) + field.upper()
-        within = ".".join(str(key) for key in detail["loc"][1:])
+        key = ".".join(str(part) for part in detail["loc"][1:])
         if detail["type"] == "missing":
-            return f"{name}: {within} is missing." if within else f"{name} is missing; give it as {name}=VALUE."
+            return f"{name}: {key} is missing." if key else f"{name} is missing; give it as {name}=VALUE."
         if detail["type"] == "model_type":
             return f"{name}: expected a JSON object."
-        given = os.environ.get(name)
-        shown = f"={given}" if given is not None and cls.model_fields[field].repr else ""
-        shown += f": {within}" if within else ""
+        value = os.environ.get(name)
+        shown = f"={value}" if value is not None and cls.model_fields[field].repr else ""
+        shown += f": {key}" if key else ""
         return f"{name}{shown}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 
 def as_environment(section: BaseModel, explicit: Collection[str], prefix: str = PREFIX) -> dict[str, str]:
-    """A section of conf/ as environment variables; one that is set already stays, unless its key was given explicitly.
+    """A section of conf/ as environment variables. Those already set are left out, unless their key was given explicitly.
 
     >>> from sodaops.config.schema import ServeConfig
     >>> as_environment(ServeConfig(max_queue=9), ["max_queue"])["SODAOPS_MAX_QUEUE"]
     '9'
     """
-    found = {}
+    variables = {}
     for key, value in section.model_dump(mode="json").items():
         name = prefix + key.upper()
         if key in explicit or name not in os.environ:
-            found[name] = value if isinstance(value, str) else json.dumps(value)
-    return found
+            variables[name] = value if isinstance(value, str) else json.dumps(value)
+    return variables

@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of requests, where OTEL_EXPORTER_OTLP_ENDPOINT names a collector; needs the extra ``otel``."""
+"""OpenTelemetry spans of requests, sent to the collector at OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra ``otel``."""
 
 import os
 from typing import Any
@@ -11,19 +11,19 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 
 def telemetry_config() -> TelemetryConfig:
-    """FastAPI's own spans, without what its other signals and the query would tell: texts.
+    """FastAPI's tracing with everything off that could hold users' texts: logs, metrics, and the query string.
 
     Raises:
-        ConfigError: an endpoint without the packages that send to it.
+        ConfigError: an endpoint is set, but the packages that send to it are not installed.
     """
-    only: TelemetryConfig = {"logs": False, "metrics": False, "operation_spans": False, "auto_configure": False}
+    base: TelemetryConfig = {"logs": False, "metrics": False, "operation_spans": False, "auto_configure": False}
     endpoint = next((name for name in _ENDPOINTS if os.environ.get(name)), None)
     if endpoint is None:
-        return {**only, "tracing": False}
+        return {**base, "tracing": False}
     try:
-        return {**only, "tracing": True, "tracer_provider": _provider()}
+        return {**base, "tracing": True, "tracer_provider": _provider()}
     except ImportError as error:
-        raise ConfigError(f"{endpoint} is set, and {error.name} is not installed; pip install 'sodaops[otel]'.") from None
+        raise ConfigError(f"{endpoint} is set, but {error.name} is not installed; run `pip install 'sodaops[otel]'`.") from None
 
 
 def _provider() -> Any:
