@@ -65,7 +65,7 @@ def logged(predictor: Predictor, texts: list[str]) -> pa.Table:
     for places, output in predictor.batches(cleaned):
         sketches = predictor.sketch(output.embeddings)
         for i, place in enumerate(places.tolist()):
-            ids, answer = predictor.encode(cleaned[place]), predictor.answer(output.probs[i])
+            ids, answer = predictor.encode(cleaned[place]), predictor.prediction(output.probs[i])
             rows[place] = prediction_fields(predictor, cleaned[place], ids, answer, sketches[i]) | {"text": cleaned[place]}
     when = datetime(2026, 11, 20, tzinfo=UTC)
     shared = {"bundle_id": predictor.info.bundle_id, "place": 0}
@@ -76,7 +76,7 @@ def logged(predictor: Predictor, texts: list[str]) -> pa.Table:
 def power(bundle: Path, tweets: pa.Table, reviews: pa.Table) -> list[str]:
     """How many of the windows are called drifted, by the share of reviews in them."""
     info = Predictor(bundle).info
-    known, settings, rng = reference.read(bundle, info), DriftConfig(), np.random.default_rng(0)
+    known, settings, rng = reference.read_reference(bundle, info), DriftConfig(), np.random.default_rng(0)
     lines = [
         "| reviews in the window | called drifted | by the embeddings | by single features | named |",
         "| --- | --- | --- | --- | --- |",

@@ -74,7 +74,7 @@ def train(config: Config) -> TrainResult:
 
 def _train_locally(config: Config) -> TrainResult:
     from sodaops.evaluation.evaluate import evaluate as evaluate_split
-    from sodaops.export.onnx_export import export
+    from sodaops.export.onnx_export import export_onnx
     from sodaops.search.pruning import trial_of
     from sodaops.training import launch
     from sodaops.training.fit import fit, resolve_last_checkpoint
@@ -95,7 +95,7 @@ def _train_locally(config: Config) -> TrainResult:
             return TrainResult(config.run_dir)
         exported = evaluated = None
         if config.export.variants:
-            exported = export(trained.bundle_dir, config.splits_dir, config.export.variants)
+            exported = export_onnx(trained.bundle_dir, config.splits_dir, config.export.variants)
         info = exported.info if exported else trained.info
         tracker.bundled(trained.bundle_dir, info)
         if config.evaluate.split != "none":
@@ -113,11 +113,11 @@ def export_bundle(config: Config, bundle: str | Path) -> "Exported":
         ModelError: the ONNX graph does not answer as torch does.
     """
     from sodaops.bundle.layout import read_info
-    from sodaops.export.onnx_export import export
+    from sodaops.export.onnx_export import export_onnx
 
     if remote.is_address(str(bundle)):
         raise ConfigError(f"sodaops export {bundle}: expected a local bundle; download it first.")
-    return export(bundle, config.splits_of(read_info(bundle).data["name"]), config.export.variants)
+    return export_onnx(bundle, config.splits_of(read_info(bundle).data["name"]), config.export.variants)
 
 
 def evaluate(config: Config) -> "Evaluated":

@@ -28,7 +28,7 @@ def log_rows(predictor: Predictor, texts: Sequence[str], start: datetime = START
             "time": start + timedelta(seconds=i), "request_id": f"r{i}", "place": 0, "bundle_id": predictor.info.bundle_id,
             "variant": predictor.variant, "labels": predictor.info.labels, "latency_ms": 1.0, "text": texts[i],
             **prediction_fields(
-                predictor, cleaned[i], predictor.encode(cleaned[i]), predictor.answer(answers[i][0]), answers[i][1]
+                predictor, cleaned[i], predictor.encode(cleaned[i]), predictor.prediction(answers[i][0]), answers[i][1]
             ),
             **changes,
         }

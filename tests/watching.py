@@ -36,7 +36,7 @@ def referenced(bundle: Path, folder: Path) -> Path:
     shutil.copytree(bundle, folder)
     predictor = Predictor(folder)
     cleaned = [predictor.clean(text) for text in tweets()[:2000]]
-    reference.write(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:]))
+    reference.write_reference(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:]))
     refresh_info(folder)
     return folder
 

@@ -59,12 +59,12 @@ class BundleInfo:
     format: int = FORMAT
 
     @property
-    def serves(self) -> str | None:
+    def default_variant(self) -> str | None:
         """The variant that answers unless another is asked for: int8 where it passed its gate; None before an export."""
         return next((variant for variant in ("int8", "float32") if variant in self.onnx), None)
 
 
-def bundle_id(files: dict[str, str], **answers: Any) -> str:
+def compute_bundle_id(files: dict[str, str], **answers: Any) -> str:
     """Twelve hexadecimal digits that change when a file or anything that shapes an answer does."""
     return storage.sha256_of_json({"files": files, **answers})[:12]
 
@@ -73,7 +73,7 @@ def write_info(folder: Path, **fields: Any) -> BundleInfo:
     """Hashes the files of a folder that is being filled, and writes its bundle.json."""
     names = [*FILES, *(ONNX[variant] for variant in fields.get("onnx", {})), *([DRIFT] if (folder / DRIFT).exists() else [])]
     files = {name: storage.sha256_of(folder / name) for name in names}
-    info = BundleInfo(files=files, bundle_id=bundle_id(files, **_answers(fields)), **fields)
+    info = BundleInfo(files=files, bundle_id=compute_bundle_id(files, **_answers(fields)), **fields)
     (folder / INFO).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return info
 
@@ -103,7 +103,7 @@ def read_info(path: str | Path) -> BundleInfo:
     faults = [f"{name!r} is no file of a bundle" for name in sorted(info.files) if name not in known]
     faults += [f"{name} is not among the files of {INFO}" for name in FILES if name not in info.files]
     faults += [f"onnx.{variant} has no file" for variant in info.onnx if ONNX.get(variant) not in info.files]
-    if bundle_id(info.files, **_answers(vars(info))) != info.bundle_id:
+    if compute_bundle_id(info.files, **_answers(vars(info))) != info.bundle_id:
         faults.insert(0, f"{INFO} has been changed")
     _refuse(path, faults)
     return info

@@ -30,7 +30,7 @@ class Descriptors(NamedTuple):
     unknown: float  # share of the word pieces that the tokenizer has no sign for
 
 
-def describe(cleaned: str, n_pieces: int, n_unknown: int, n_words: int) -> Descriptors:
+def describe_text(cleaned: str, n_pieces: int, n_unknown: int, n_words: int) -> Descriptors:
     """Describes a text.
 
     Args:
@@ -39,7 +39,7 @@ def describe(cleaned: str, n_pieces: int, n_unknown: int, n_words: int) -> Descr
         n_unknown: of those, without a sign of their own.
         n_words: that the pieces were made from.
 
-    >>> describe("so gut!", 4, 1, 2)
+    >>> describe_text("so gut!", 4, 1, 2)
     Descriptors(n_chars=7, letters=0.7143, non_ascii=0.0, pieces_per_word=2.0, unknown=0.25)
     """
     n_letters = sum(map(str.isalpha, cleaned))
@@ -73,13 +73,13 @@ class Reference:
     axes: np.ndarray
 
 
-def write(folder: Path, reference: Reference) -> None:
+def write_reference(folder: Path, reference: Reference) -> None:
     """Writes drift.npz; equal references make equal bytes."""
     arrays = {field.name: getattr(reference, field.name) for field in fields(Reference)}
     np.savez_compressed(folder / layout.DRIFT, format=np.int64(FORMAT), **arrays)
 
 
-def read(path: str | Path, info: layout.BundleInfo) -> Reference:
+def read_reference(path: str | Path, info: layout.BundleInfo) -> Reference:
     """Reads a bundle's reference, checked against its hash.
 
     Raises:

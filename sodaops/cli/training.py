@@ -40,7 +40,7 @@ def show_export(exported: "Exported") -> None:
     for variant, gate in exported.gates.items():
         passed = variant in exported.info.onnx
         print(
-            f"{variant:<8}{'written' if passed else 'NOT WRITTEN'}: {gate.describe()}",
+            f"{variant:<8}{'written' if passed else 'NOT WRITTEN'}: {gate.as_text()}",
             file=sys.stdout if passed else sys.stderr,
         )
 

@@ -89,7 +89,7 @@ def reference_of(source: str) -> tuple[layout.BundleInfo, reference.Reference]:
         info = layout.read_info(folder)
         if layout.DRIFT not in info.files:
             raise BundleError(f"{source}: holds no reference for drift; `sodaops export` adds it to a bundle.")
-        return info, reference.read(folder, info)
+        return info, reference.read_reference(folder, info)
 
 
 def _nothing(settings: DriftConfig, log: str, window: Window) -> str:

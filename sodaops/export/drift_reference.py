@@ -27,7 +27,7 @@ def make_reference(predictor: Predictor, train: Sequence[str], val: Sequence[str
     probs, embeddings = (np.concatenate(side)[order] for side in zip(*outputs, strict=True))
     axes = _fit_axes(embeddings[seen])
     return Reference(
-        descriptors=np.array([predictor.describe(text, predictor.encode(text)) for text in every], dtype=np.float32),
+        descriptors=np.array([predictor.descriptors(text, predictor.encode(text)) for text in every], dtype=np.float32),
         seen=seen,
         label_ids=probs.argmax(1).astype(np.int16),
         scores=probs.max(1),

@@ -46,7 +46,7 @@ class Gate:
     max_gap: float  # largest, on val and on texts of every length, alone and in padded batches
     n_texts: int  # rows of val
 
-    def describe(self) -> str:
+    def as_text(self) -> str:
         """In a line."""
         return (
             f"macro-F1 on val {self.macro_f1:.4f} ({self.macro_f1_change:+.4f}), {self.agreement:.1%} of labels equal, "
@@ -69,7 +69,7 @@ class _Texts:
     every_length: Rows  # one text of each length in train and val
 
 
-def export(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) -> Exported:
+def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) -> Exported:
     """Puts ONNX models into a bundle, and the reference for drift, in place of those that it has; the folder is exchanged
     whole.
 
@@ -98,7 +98,7 @@ def export(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) ->
             gate, opset = _add(variant, folder, bundle, fields, texts)
             gates[variant] = gate
             if variant == "float32" and gate.max_gap > MAX_GAP:
-                raise ModelError(f"{path}: the ONNX graph does not answer as torch does: {gate.describe()}.")
+                raise ModelError(f"{path}: the ONNX graph does not answer as torch does: {gate.as_text()}.")
             if gate.macro_f1_change < -MAX_F1_LOSS:
                 (folder / layout.ONNX[variant]).unlink()
                 del fields["onnx"][variant]
@@ -108,7 +108,7 @@ def export(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) ->
         if fields["onnx"]:
             layout.write_info(folder, **fields)
             texts_of = {split: read_split(splits_dir, split)["text"].to_pylist() for split in ("train", "val")}
-            reference.write(folder, make_reference(Predictor(folder), texts_of["train"], texts_of["val"]))
+            reference.write_reference(folder, make_reference(Predictor(folder), texts_of["train"], texts_of["val"]))
         info = layout.write_info(folder, **fields)
     return Exported(info, gates)
 

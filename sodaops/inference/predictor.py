@@ -92,13 +92,13 @@ class Predictor:
         )
         return Output(softmax(logits), embeddings)
 
-    def describe(self, cleaned: str, row: np.ndarray) -> reference.Descriptors:
+    def descriptors(self, cleaned: str, row: np.ndarray) -> reference.Descriptors:
         """What a cleaned text is like, given its token ids; of one that was cut, word pieces are counted up to the cut."""
         read = cleaned
         if len(row) >= self.info.max_tokens:
             read = cleaned[: max(end for _, end in self._tokenizer.encode(cleaned).offsets)]
         n_unknown = int((row == self._unknown_id).sum())
-        return reference.describe(cleaned, len(row) - self._n_special, n_unknown, len(read.split()))
+        return reference.describe_text(cleaned, len(row) - self._n_special, n_unknown, len(read.split()))
 
     def sketch(self, embeddings: np.ndarray) -> np.ndarray | None:
         """Sketches of embeddings, float32 [n, n_axes]; None where the bundle has no reference for drift."""
@@ -146,14 +146,14 @@ class Predictor:
         rows = np.split(tokens, offsets[1:-1])
         return [(places, [rows[i] for i in places]) for places in plan_batches(np.diff(offsets), self._budget, None)]
 
-    def answer(self, row: np.ndarray) -> Prediction:
+    def prediction(self, row: np.ndarray) -> Prediction:
         """The answer that a row of probabilities, float32 [n_labels], stands for."""
         best = int(row.argmax())
         return Prediction(self.info.labels[best], float(row[best]), dict(zip(self.info.labels, row.tolist(), strict=True)))
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The label, its score and all probabilities of each raw text."""
-        return [self.answer(row) for row in self.probs(texts)]
+        return [self.prediction(row) for row in self.probs(texts)]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ def _chosen(path: str | Path, info: layout.BundleInfo, variant: str | None) -> s
     if variant is not None and variant not in info.onnx:
         known = "" if variant in layout.ONNX else nearest(variant, info.onnx)
         raise BundleError(f"{path}: has no variant {variant}{known}; it has {', '.join(info.onnx)}.")
-    return variant or info.serves
+    return variant or info.default_variant
 
 
 def _identity(file: Path) -> tuple[int, int, int] | None:

@@ -26,7 +26,7 @@ def answering(variant: str | None) -> Needs:
     """
 
     def needs(info: layout.BundleInfo) -> Collection[str]:
-        wanted = (layout.TOKENIZER, layout.ONNX.get(variant or info.serves), layout.DRIFT)
+        wanted = (layout.TOKENIZER, layout.ONNX.get(variant or info.default_variant), layout.DRIFT)
         return [name for name in wanted if name in info.files]
 
     return needs

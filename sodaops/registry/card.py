@@ -39,7 +39,7 @@ def card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[str, Mapp
     lines += ["", "val chose the epoch, so it flatters; test, where it stands, took no part.", "", "## Answers", ""]
     lines += [f"- cleaning `{info.cleaning}`, at most {info.max_tokens} tokens, {info.pooling} pooling"]
     for variant, gate in info.onnx.items():
-        serves = ", which serves" if variant == info.serves else ""
+        serves = ", which serves" if variant == info.default_variant else ""
         lines.append(
             f"- ONNX {variant}{serves}: opset {gate['opset']}, {gate['agreement']:.1%} of labels on val as before it, "
             f"macro-F1 {gate['macro_f1_change']:+.4f}"

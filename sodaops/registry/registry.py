@@ -89,7 +89,7 @@ class Registry:
         """
         info = layout.read_info(bundle_dir)
         layout.verify(bundle_dir, info)
-        if info.serves is None:
+        if info.default_variant is None:
             raise RegistryError(f"{bundle_dir}: holds no ONNX model to serve; make one with `sodaops export {bundle_dir}`.")
         version, told = info.bundle_id, {**info.metrics, **(metrics or {})}
         about = {"when": _now(), "who": _who(), "why": why, "metrics": told, "data": info.data, "created": info.created}

@@ -111,7 +111,7 @@ class Service:
             self._note(predictor, [self._empty_row(empty.place)], request_id, began)
             raise
         answers = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
-        predictions = [predictor.answer(answer.probs) for answer in answers]
+        predictions = [predictor.prediction(answer.probs) for answer in answers]
         await self._record(predictor, texts, prepared, predictions, answers, request_id, began)
         return Result(predictions, predictor.info)
 
@@ -133,7 +133,7 @@ class Service:
         without = ["".join(words[:first] + words[end:]).strip() for first, end in itertools.pairwise(ends)]
         prepared = await self.batcher.prepare(predictor, [cleaned, *without], cleaned=True)
         answers = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
-        prediction = predictor.answer(answers[0].probs)
+        prediction = predictor.prediction(answers[0].probs)
         await self._record(predictor, [text], prepared, [prediction], answers[:1], request_id, began)
         column = np.stack([answer.probs for answer in answers])[:, predictor.info.labels.index(prediction.label)].astype(float)
         effects = (column[0] - column[1:]).tolist()
@@ -257,7 +257,7 @@ def prediction_fields(
         "n_tokens": len(row),
         "text_sha256": hashlib.sha256(cleaned.encode()).hexdigest(),
         "sketch": None if sketch is None else np.round(sketch, 3).tolist(),
-        **predictor.describe(cleaned, row)._asdict(),
+        **predictor.descriptors(cleaned, row)._asdict(),
     }
 
 

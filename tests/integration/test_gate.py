@@ -212,7 +212,7 @@ def test_what_cannot_be_judged(place, trained, small_tweets, capsys, workdir):
     shutil.rmtree(f"registry/versions/{second}")
     assert main(["promote", second, *settings]) == 2 and "no bundle.json here" in capsys.readouterr().err
     info = layout.read_info("bundle0")
-    (Path(f"registry/versions/{first}") / layout.ONNX[info.serves]).write_bytes(b"x")
+    (Path(f"registry/versions/{first}") / layout.ONNX[info.default_variant]).write_bytes(b"x")
     assert main(["promote", first, *settings]) == 2 and "has been changed" in capsys.readouterr().err
     assert len(entries()) == 2
     assert main(["promote", first, *settings, "--force", "--reason", "at night"]) == 0

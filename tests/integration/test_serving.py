@@ -118,7 +118,7 @@ def test_what_operates_it(client, trained):
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"ready": True, "bundle_version": info.bundle_id}
     card = client.get("/info").json()
-    assert card["labels"] == info.labels and card["metrics"] == info.metrics and card["variant"] == info.serves
+    assert card["labels"] == info.labels and card["metrics"] == info.metrics and card["variant"] == info.default_variant
     assert card["onnx"] == info.onnx and card["previous"] is None
     client.get("/predict", params={"text": "x"})
     assert client.get("/info").json()["recent"]["p95_ms"] > 0
@@ -129,7 +129,7 @@ def test_what_operates_it(client, trained):
         "sodaops_queue_texts 0.0",
         "sodaops_batch_texts_count",
         "sodaops_requests_in_flight 1.0",
-        f'sodaops_bundle_info{{bundle_id="{info.bundle_id}",variant="{info.serves}"}} 1.0',
+        f'sodaops_bundle_info{{bundle_id="{info.bundle_id}",variant="{info.default_variant}"}} 1.0',
         "sodaops_predictions_total{label=",
         "sodaops_confidence_bucket",
         "process_resident_memory_bytes",
@@ -484,7 +484,7 @@ def listed(name):
         (folder / "evil.pkl").write_bytes(b"\x80\x04.")
         info = json.loads((folder / layout.INFO).read_text())
         info["files"][name] = "0" * 64
-        info["bundle_id"] = layout.bundle_id(info["files"], **layout._answers(info))
+        info["bundle_id"] = layout.compute_bundle_id(info["files"], **layout._answers(info))
         (folder / layout.INFO).write_text(json.dumps(info))
 
     return change
@@ -492,7 +492,7 @@ def listed(name):
 
 def cut(name):
     def change(folder):
-        path = folder / (name or layout.ONNX[layout.read_info(folder).serves])
+        path = folder / (name or layout.ONNX[layout.read_info(folder).default_variant])
         path.write_bytes(path.read_bytes()[:-100])
 
     return change

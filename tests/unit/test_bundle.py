@@ -104,8 +104,8 @@ def test_no_bundle_and_a_broken_one(bundle, tmp_path):
 
 def test_id_changes_with_what_answers():
     files = {"a": "1"}
-    assert layout.bundle_id(files, labels=["x"]) != layout.bundle_id(files, labels=["y"])
-    assert layout.bundle_id(files, labels=["x"]) == layout.bundle_id(dict(files), labels=["x"])
+    assert layout.compute_bundle_id(files, labels=["x"]) != layout.compute_bundle_id(files, labels=["y"])
+    assert layout.compute_bundle_id(files, labels=["x"]) == layout.compute_bundle_id(dict(files), labels=["x"])
 
 
 def test_order_and_company_do_not_change_an_answer(bundle):

@@ -61,7 +61,7 @@ def bundle(trained, tweets, tmp_path_factory):
     shutil.copytree(trained / "run/bundle", folder)
     predictor = Predictor(folder)
     cleaned = [predictor.clean(text) for text in tweets]
-    reference.write(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:2000]))
+    reference.write_reference(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:2000]))
     refresh_info(folder)
     return folder
 
@@ -73,7 +73,7 @@ def predictor(bundle):
 
 @pytest.fixture(scope="module")
 def known(bundle, predictor):
-    return reference.read(bundle, predictor.info)
+    return reference.read_reference(bundle, predictor.info)
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +99,14 @@ def names(found):
 
 def test_the_reference_is_small_holds_no_text_and_is_the_same_each_time(trained, tmp_path):
     file = trained / "run/bundle" / layout.DRIFT
-    known = reference.read(trained / "run/bundle", layout.read_info(trained / "run/bundle"))
+    known = reference.read_reference(trained / "run/bundle", layout.read_info(trained / "run/bundle"))
     train, val = (pq.read_table(trained / f"splits/{split}.parquet")["text"].to_pylist() for split in ("train", "val"))
     assert file.stat().st_size < 100_000 and known.descriptors.shape == (len(train) + len(val), 5)
     assert known.seen.sum() == len(train) and known.descriptors[:, 0].tolist() == [len(text) for text in train + val]
     sketches = known.sketches[known.seen].astype(float)
     np.testing.assert_allclose(sketches.mean(axis=0), 0, atol=0.01)
     np.testing.assert_allclose(sketches.std(axis=0), 1, atol=0.01)
-    reference.write(tmp_path, known)
+    reference.write_reference(tmp_path, known)
     assert (tmp_path / layout.DRIFT).read_bytes() == file.read_bytes()
 
 
@@ -114,11 +114,11 @@ def test_a_reference_that_is_missing_or_no_reference(predictor, tmp_path):
     info = predictor.info
     fields = vars(info) | {"files": {name: digest for name, digest in info.files.items() if name != layout.DRIFT}}
     with pytest.raises(BundleError, match=r"holds no reference for drift; `sodaops export"):
-        reference.read(tmp_path, layout.BundleInfo(**fields))
+        reference.read_reference(tmp_path, layout.BundleInfo(**fields))
     np.savez(tmp_path / layout.DRIFT, format=np.array([{}], dtype=object))  # a pickle within
     digest = hashlib.sha256((tmp_path / layout.DRIFT).read_bytes()).hexdigest()
     with pytest.raises(BundleError, match="is no reference"):
-        reference.read(tmp_path, layout.BundleInfo(**(vars(info) | {"files": {layout.DRIFT: digest}})))
+        reference.read_reference(tmp_path, layout.BundleInfo(**(vars(info) | {"files": {layout.DRIFT: digest}})))
 
 
 @pytest.mark.parametrize("mix", [(0.5, 0.5), (0.5, 0.9)], ids=["same mix of labels", "another mix of labels"])

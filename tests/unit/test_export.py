@@ -19,7 +19,7 @@ from sodaops.data.preprocess import read_split
 from sodaops.data.tokens import pad
 from sodaops.errors import BundleError, ConfigError, ModelError
 from sodaops.export import onnx_export as exporting
-from sodaops.export.onnx_export import Gate, export
+from sodaops.export.onnx_export import Gate, export_onnx
 from sodaops.export.packing import pack
 from sodaops.export.quantization import quantise
 from sodaops.inference.predictor import Predictor
@@ -129,7 +129,7 @@ def test_a_bundle_that_is_exchanged_while_it_is_read(bundle, monkeypatch):
 
 def test_the_bundle_says_what_its_gates_measured(bundle):
     info = layout.read_info(bundle)
-    assert list(info.onnx) == ["float32", "int8"] and info.serves == "int8"
+    assert list(info.onnx) == ["float32", "int8"] and info.default_variant == "int8"
     assert info.onnx["float32"]["max_gap"] <= exporting.MAX_GAP and info.onnx["float32"]["opset"] == 20
     assert info.onnx["int8"]["macro_f1_change"] >= -exporting.MAX_F1_LOSS
     sizes = {variant: (bundle / name).stat().st_size for variant, name in layout.ONNX.items()}
@@ -199,7 +199,7 @@ def test_the_gate_sees_a_graph_without_its_mask(bundle, trained, monkeypatch):
     monkeypatch.setattr(exporting, "_write_float32", forgetful)
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     with pytest.raises(ModelError, match="does not answer as torch does"):
-        export(bundle, trained / "splits", ["float32"])
+        export_onnx(bundle, trained / "splits", ["float32"])
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
@@ -218,7 +218,7 @@ def test_a_variant_that_fails_its_gate_is_not_written(bundle, trained, monkeypat
     printed = capsys.readouterr()
     assert "float32 written" in printed.out and "int8    NOT WRITTEN" in printed.err
     info = layout.read_info(bundle)
-    assert list(info.onnx) == ["float32"] and not (bundle / "model.int8.onnx").exists() and info.serves == "float32"
+    assert list(info.onnx) == ["float32"] and not (bundle / "model.int8.onnx").exists() and info.default_variant == "float32"
     assert info.bundle_id != old.bundle_id and info.metrics == old.metrics and info.created == old.created
     assert Predictor(bundle).variant == "float32"
     with pytest.raises(BundleError, match="has no variant int8; it has float32"):
@@ -253,7 +253,7 @@ def test_int8_may_gain_but_not_lose(bundle, trained, monkeypatch, change, writte
         return replace(found, macro_f1_change=change) if variant == "int8" else found
 
     monkeypatch.setattr(exporting, "_measure", measured)
-    assert ("int8" in export(bundle, trained / "splits", ["float32", "int8"]).info.onnx) is written
+    assert ("int8" in export_onnx(bundle, trained / "splits", ["float32", "int8"]).info.onnx) is written
 
 
 def test_other_splits_are_refused(bundle, trained, tmp_path):
@@ -261,12 +261,12 @@ def test_other_splits_are_refused(bundle, trained, tmp_path):
     manifest = json.loads((splits / "manifest.json").read_text())
     (splits / "manifest.json").write_text(json.dumps({**manifest, "cleaning": "letters"}))
     with pytest.raises(ConfigError, match="cleaning=letters; the bundle has minimal"):
-        export(bundle, splits, ["float32"])
+        export_onnx(bundle, splits, ["float32"])
 
 
 def test_what_a_gate_says():
     gate = Gate(macro_f1=0.8, macro_f1_change=-0.001, agreement=0.99, mean_gap=0.001, max_gap=0.02, n_texts=10)
-    assert gate.describe().startswith("macro-F1 on val 0.8000 (-0.0010), 99.0% of labels equal")
+    assert gate.as_text().startswith("macro-F1 on val 0.8000 (-0.0010), 99.0% of labels equal")
 
 
 def test_texts_of_every_length_take_part(bundle, trained):

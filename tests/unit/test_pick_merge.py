@@ -39,7 +39,7 @@ def asked(trained):
 
 def picked(asked, store, **changes):
     predictor, rows = asked
-    known = reference.read(changes.pop("folder"), predictor.info)
+    known = reference.read_reference(changes.pop("folder"), predictor.info)
     given = {"known": set(), "n": 40, "shares": SHARES, **changes}
     return pick(predictor.info, known, given.pop("rows", rows), store, **given)
 
