@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow.csv
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -99,6 +101,21 @@ def many(n: int = 120, labels: Sequence[str] = ("bad", "good")) -> list[tuple[st
     return [(f"text number {i} is {labels[i % len(labels)]}", labels[i % len(labels)]) for i in range(n)]
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A copy for this worker of a folder that the first worker to need it makes."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    original, done = shared / f"shared_{name}", shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(original, ignore_errors=True)  # of a worker that failed
+            original.mkdir()
+            make(original)
+            done.touch()
+    return Path(shutil.copytree(original, tmp_path_factory.mktemp(name) / name))
+
+
 @pytest.fixture(scope="session")
 def small_tweets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first 600 tweets, as a table of their own."""
@@ -122,20 +139,25 @@ def run_overrides(folder: Path, tweets: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any:
     """A finished run: folder ``run`` with checkpoints, bundle and evaluation; folder ``splits`` beside it."""
-    from sodaops.pipeline import train
 
-    folder = tmp_path_factory.mktemp("trained")
-    result = train(configured(*run_overrides(folder, small_tweets, "logger=csv")))
-    assert result.score is not None
-    return folder
+    def make(folder: Path) -> None:
+        from sodaops.pipeline import train
+
+        assert train(configured(*run_overrides(folder, small_tweets, "logger=csv"))).score is not None
+
+    return made_once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture(scope="session")
 def referenced(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained bundle with a reference of 2,000 tweets in place of the 491 that it was made from."""
-    from tests import watching
 
-    return watching.referenced(trained / "run/bundle", tmp_path_factory.mktemp("referenced") / "bundle")
+    def make(folder: Path) -> None:
+        from tests import watching
+
+        watching.referenced(trained / "run/bundle", folder / "bundle")
+
+    return made_once(tmp_path_factory, "referenced", make) / "bundle"
 
 
 @pytest.fixture(scope="session")
