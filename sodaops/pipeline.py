@@ -75,7 +75,8 @@ def train(config: Config) -> TrainResult:
 def _train_locally(config: Config) -> TrainResult:
     from sodaops.evaluation.evaluate import evaluate as evaluate_split
     from sodaops.export.onnx_export import export_onnx
-    from sodaops.search.pruning import trial_of
+    from sodaops.search.context import trial_of
+    from sodaops.search.pruning import trial_callbacks
     from sodaops.training import launch
     from sodaops.training.fit import fit, resolve_last_checkpoint
     from sodaops.training.precision import with_precision
@@ -88,7 +89,7 @@ def _train_locally(config: Config) -> TrainResult:
     config = with_precision(config)
     trial = trial_of(os.environ) if ranks.is_rank_zero(os.environ) else None
     with tracked(config, trial.as_dict() if trial else None) as tracker:
-        trained = fit(config, tracker, trial.callbacks(config.checkpoint.monitor) if trial else ())
+        trained = fit(config, tracker, trial_callbacks(trial, config.checkpoint.monitor))
         if trained.bundle_dir is None:
             if ranks.is_rank_zero(os.environ):
                 log.warning("no bundle was written: no epoch was validated with checkpoints on")

@@ -96,7 +96,7 @@ def find_run(config: Config, name: str) -> Path:
     raise ConfigError(f"{name} is {version}, which no run in {', '.join(runs.ROOTS)} has made; give the folder of its run.")
 
 
-def write(config: Config, run_dir: Path, output: str | Path | None = None) -> Path:
+def write_project_report(config: Config, run_dir: Path, output: str | Path | None = None) -> Path:
     """Gathers what is known of a run and writes the page, which loads nothing from outside and holds no text of a user.
 
     Args:

@@ -1,6 +1,7 @@
-"""The database that studies are kept in, any of SQLAlchemy's: opened by many processes, and waited for when it goes away."""
+"""Access to the database of a study: opening it from many processes, locking it, and waiting while it is away."""
 
 import contextlib
+import logging
 import random
 import re
 import threading
@@ -19,198 +20,201 @@ from sqlalchemy.pool import NullPool
 
 from sodaops.errors import ConfigError, StorageError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
-BROKEN = (optuna.exceptions.StorageInternalError, SQLAlchemyError)  # what a database that went away raises
-_TRIES_S = (0.2, 0.5, 1.0, 2.0, 4.0)  # waits after processes met in an empty database, or a database that was busy
+DATABASE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)  # raised when the connection is lost
+_RETRY_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 4.0)  # for a busy database, or one whose tables another process is creating
 _POLL_S = 1.0
-_LOCK = 0x50DA0  # the number of our advisory lock, one in each database
-# Seconds and milliseconds after which libpq's drivers take a silent machine for gone; without them they wait for hours.
-_GONE = {
+_LOCK_ID = 0x50DA0  # of our PostgreSQL advisory lock
+# Without these options a PostgreSQL client waits for hours for a server that no longer answers.
+_TIMEOUTS = {
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,
+    "tcp_user_timeout": 60_000,  # ms
 }
-_PASSING = "starting up|shutting down|recovery|terminating|too many|connection slots"
-_FOR_GOOD = re.compile(rf"no password supplied|FATAL(?!.*({_PASSING}))")
+_TEMPORARY = "starting up|shutting down|recovery|terminating|too many|connection slots"
+_PERMANENT_ERROR = re.compile(rf"no password supplied|FATAL(?!.*({_TEMPORARY}))")
 
 
-def check_url(url: str) -> None:
-    """Refuses a database that cannot be named in a file that others read.
+def check_storage_url(url: str) -> None:
+    """Checks that a database URL can be used by several processes and written to files.
 
     Raises:
-        ConfigError: no URL, an unknown database, one in memory, or a password in it.
+        ConfigError: not a URL, an unknown or in-memory database, or a password in it.
     """
     try:
         parsed = make_url(url)
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError, ValueError, ModuleNotFoundError) as error:
-        what = str(error).partition(" from given URL string")[0]
+        reason = str(error).partition(" from given URL string")[0]
         raise ConfigError(
-            f"search.storage={masked(url)!r}: {what}; expected postgresql+psycopg://USER@HOST/DATABASE."
+            f"search.storage={mask_password(url)!r}: {reason}; expected postgresql+psycopg://USER@HOST/DATABASE."
         ) from None
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise ConfigError(f"search.storage={url}: the memory of one process; its jobs need a file, sqlite:///FILE.")
+        raise ConfigError(f"search.storage={url}: an in-memory database cannot be shared by processes; use sqlite:///FILE.")
     if parsed.password is not None or any("pass" in key.lower() for key in parsed.query):
         raise ConfigError(
-            f"search.storage={masked(url)}: a password has no place in a key; give it in PGPASSWORD or ~/.pgpass."
+            f"search.storage={mask_password(url)}: the URL must not contain a password; set PGPASSWORD or use ~/.pgpass."
         )
 
 
-def masked(url: str) -> str:
-    """A database's URL as it may be shown, with stars for what may be a secret.
+def mask_password(url: str) -> str:
+    """A database URL with its passwords replaced by ``***``, for messages.
 
-    >>> masked("postgresql://me:secret@host/db?password=secret&sslmode=require")
+    >>> mask_password("postgresql://me:secret@host/db?password=secret&sslmode=require")
     'postgresql://me:***@host/db?password=***&sslmode=require'
     """
     return re.sub(r"(?i)(pass\w*=)[^&]*", r"\1***", re.sub(r"(://[^:/@]*:).*@", r"\1***@", url))
 
 
-def said(error: BaseException) -> str:
-    """The first line of what the driver said."""
+def driver_message(error: BaseException) -> str:
+    """The first line of the database driver's own message."""
     cause = error.__cause__ or error
     return (str(getattr(cause, "orig", None) or cause) or type(cause).__name__).splitlines()[0]
 
 
 def open_storage(url: str, grace_s: int = 60, wait_s: float = 0.0) -> RDBStorage:
-    """Opens the database, and makes its tables where it has none.
+    """Opens the database, and creates Optuna's tables if it has none.
 
     Args:
-        url: SQLAlchemy's.
+        url: SQLAlchemy URL.
         grace_s: seconds without a heartbeat after which a trial counts as lost.
-        wait_s: how long a database that does not answer is waited for, beyond a few short tries.
+        wait_s: how long to keep trying after the first few attempts failed.
 
     Raises:
-        ConfigError: as :func:`check_url` says, or no driver.
-        StorageError: no connection, or no database of Optuna's.
+        ConfigError: see :func:`check_storage_url`; or the driver is not installed.
+        StorageError: no connection, or the database is not Optuna's.
     """
-    check_url(url)
-    waits_s, until_s = iter(_TRIES_S), time.monotonic() + wait_s
+    check_storage_url(url)
+    delays_s, deadline_s = iter(_RETRY_DELAYS_S), time.monotonic() + wait_s
     while True:
         try:
-            return _opened(url, grace_s)
+            return _create_storage(url, grace_s)
         except ImportError as error:
             cause = error.__cause__ or error
-            missing = f"{name} is not installed" if (name := getattr(cause, "name", None)) else str(cause).splitlines()[0]
+            reason = f"{name} is not installed" if (name := getattr(cause, "name", None)) else str(cause).splitlines()[0]
             raise ConfigError(
-                f"search.storage={masked(url)}: {missing}; get PostgreSQL's driver with `pip install 'sodaops[postgres]'`, "
-                "and write postgresql+psycopg://…."
+                f"search.storage={mask_password(url)}: {reason}; install the PostgreSQL driver with "
+                "`pip install 'sodaops[postgres]'` and use postgresql+psycopg://USER@HOST/DATABASE."
             ) from None
-        except (*BROKEN, RuntimeError) as error:
-            next_s = next(waits_s, _POLL_S if time.monotonic() < until_s else None)
-            if next_s is None or _FOR_GOOD.search(said(error)):
-                mend = "Check the address, the password (PGPASSWORD or ~/.pgpass) and that the database runs."
-                raise StorageError(f"search.storage={masked(url)}: {said(error)}. {mend}") from error
-            time.sleep(next_s * random.uniform(0.5, 1.5))  # those who met are not to meet again
+        except (*DATABASE_ERRORS, RuntimeError) as error:
+            delay_s = next(delays_s, _POLL_S if time.monotonic() < deadline_s else None)
+            if delay_s is None or _PERMANENT_ERROR.search(driver_message(error)):
+                raise StorageError(
+                    f"search.storage={mask_password(url)}: {driver_message(error)}. Check the address, the password "
+                    "(PGPASSWORD or ~/.pgpass) and that the database is running."
+                ) from error
+            time.sleep(delay_s * random.uniform(0.5, 1.5))  # random, so that processes do not collide again
 
 
-def _opened(url: str, grace_s: int) -> RDBStorage:
+def _create_storage(url: str, grace_s: int) -> RDBStorage:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         options: dict[str, Any] = {"connect_args": {"timeout": 60}}
-    else:  # trials last minutes, and hundreds of them are not to hold a connection each
-        known = _GONE if parsed.get_driver_name() in ("psycopg", "psycopg2") else {}
-        given = {key: value for key, value in known.items() if key not in parsed.query}
-        options = {"poolclass": NullPool, "connect_args": given}
-    kept = RDBStorage(url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s)
+    else:  # no pool: hundreds of long-running trials must not hold a connection each
+        defaults = _TIMEOUTS if parsed.get_driver_name() in ("psycopg", "psycopg2") else {}
+        arguments = {key: value for key, value in defaults.items() if key not in parsed.query}
+        options = {"poolclass": NullPool, "connect_args": arguments}
+    storage = RDBStorage(url, engine_kwargs=options, heartbeat_interval=max(1, grace_s // 4), grace_period=grace_s)
     if parsed.get_backend_name() == "postgresql":
-        event.listen(kept.engine, "connect", _in_utc)
-    return kept
+        event.listen(storage.engine, "connect", _use_utc)
+    return storage
 
 
-def _in_utc(connection: Any, record: Any) -> None:
-    """Optuna keeps heartbeats in the time zone of their writer's session, and compares them in that of their reader's."""
+def _use_utc(connection: Any, record: Any) -> None:
+    """Sets the session's time zone: Optuna writes heartbeats in the writer's zone and reads them in the reader's."""
     with connection.cursor() as cursor:
         cursor.execute("SET TIME ZONE 'UTC'")
     connection.commit()
 
 
 @contextlib.contextmanager
-def alone(engine: Engine) -> Iterator[None]:
-    """One process at a time, of all that use a PostgreSQL or SQLite database; of others nothing is promised.
-
-    A study is begun, and its trials are counted, by looking first and writing then.
-    """
+def database_lock(engine: Engine) -> Iterator[None]:
+    """Lets one process at a time run the block, for sequences of reads and writes. Only PostgreSQL and SQLite are locked."""
     if engine.dialect.name == "sqlite":
         path = Path(engine.url.database)
         with FileLock(path.parent / f".{path.name}.lock"):
             yield
     elif engine.dialect.name == "postgresql":
-        with engine.begin() as connection:  # the lock ends with the transaction, or with the process
+        with engine.begin() as connection:  # the lock is released with the transaction, or when the process dies
             connection.execute(text("SET LOCAL lock_timeout = '5min'"))
-            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '2min'"))  # or with a silent machine
-            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = '2min'"))  # or when its machine dies
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK_ID})
             yield
     else:
         yield
 
 
 def engine_of(study: optuna.Study) -> Engine:
-    """What a study's database is reached by."""
+    """The SQLAlchemy engine of a study's storage."""
     return study._storage._backend.engine
 
 
-class Patience:
-    """Waits for a database that is away, whenever the thread that made this needs a connection.
+class Reconnector:
+    """Makes the creating thread wait for a database that is away, whenever it opens a connection.
 
     Args:
         engine: of the database.
-        url: its own, for messages.
-        longest_s: how long it may be away for; other threads do not wait, but their time counts.
+        url: its URL, for messages.
+        max_wait_s: how long the database may be away. Other threads fail at once, but their failures start the clock.
 
     Attributes:
-        since_s: when the database was found, or found again, on the clock of ``time.monotonic``.
+        connected_since_s: when the database was first reached, or reached again (``time.monotonic``).
     """
 
-    def __init__(self, engine: Engine, url: str, longest_s: float) -> None:
-        self._name, self._longest_s, self._thread = masked(url), longest_s, threading.get_ident()
-        self._gone_at_s: float | None = None
-        self.since_s = time.monotonic()
-        if engine.dialect.name != "sqlite":  # a file is there or is not
+    def __init__(self, engine: Engine, url: str, max_wait_s: float) -> None:
+        self._name, self._max_wait_s, self._thread = mask_password(url), max_wait_s, threading.get_ident()
+        self._lost_at_s: float | None = None
+        self.connected_since_s = time.monotonic()
+        if engine.dialect.name != "sqlite":  # a local file does not come back by waiting
             event.listen(engine, "do_connect", self._connect)
 
-    def end(self) -> None:
-        """From now on nobody waits."""
-        self._longest_s = 0.0
+    def stop_waiting(self) -> None:
+        """Makes every later attempt fail at once."""
+        self._max_wait_s = 0.0
 
     def _connect(self, dialect: Any, record: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
         while True:
             try:
                 connection = dialect.connect(*arguments, **options)
             except dialect.loaded_dbapi.Error as error:
-                gone_at_s, now_s = self._gone_at_s, time.monotonic()
-                if gone_at_s is None:
-                    self._gone_at_s = gone_at_s = now_s
-                    print(f"search.storage={self._name}: {said(error)}; waiting up to {self._longest_s:.0f} s", flush=True)
-                if now_s - gone_at_s >= self._longest_s or threading.get_ident() != self._thread:
+                lost_at_s, now_s = self._lost_at_s, time.monotonic()
+                if lost_at_s is None:
+                    self._lost_at_s = lost_at_s = now_s
+                    log.warning(
+                        "search.storage=%s: %s; waiting up to %.0f s", self._name, driver_message(error), self._max_wait_s
+                    )
+                if now_s - lost_at_s >= self._max_wait_s or threading.get_ident() != self._thread:
                     raise
                 time.sleep(_POLL_S)
             else:
-                if self._gone_at_s is not None:
-                    self._gone_at_s, self.since_s = None, time.monotonic()
-                    print(f"search.storage={self._name}: it answers again", flush=True)
+                if self._lost_at_s is not None:
+                    self._lost_at_s, self.connected_since_s = None, time.monotonic()
+                    log.info("search.storage=%s: connected again", self._name)
                 return connection
 
 
-def again(action: Callable[[], T]) -> T:
-    """Does something with the database, once more where the connection broke in the middle of it."""
+def retry_once(action: Callable[[], T]) -> T:
+    """Calls ``action``, and calls it again if the connection broke meanwhile."""
     try:
         return action()
-    except BROKEN:
+    except DATABASE_ERRORS:
         return action()
 
 
 @contextlib.contextmanager
-def answering(url: str) -> Iterator[None]:
-    """Tells of a database that went away for good as of an error with a mend.
+def storage_errors(url: str) -> Iterator[None]:
+    """Turns errors of the database into a StorageError that says how to continue.
 
     Raises:
-        StorageError: it went away.
+        StorageError: the connection was lost.
     """
     try:
         yield
-    except BROKEN as error:
+    except DATABASE_ERRORS as error:
         raise StorageError(
-            f"search.storage={masked(url)}: {said(error)}. The same command goes on once the database answers."
+            f"search.storage={mask_password(url)}: {driver_message(error)}. "
+            "Run the same command again when the database is back; it resumes the study."
         ) from error

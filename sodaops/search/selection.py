@@ -1,4 +1,4 @@
-"""Which run of a sweep to keep: by a metric on validation, the cheaper of equals. A test metric is refused."""
+"""Selection of a sweep's best run: by a validation metric; of equally good runs, the one that took the least time."""
 
 import math
 import statistics
@@ -27,30 +27,30 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, from what, and what could not be."""
+    """The chosen run, and how many others there were."""
 
     metric: str
     direction: str
     best: Candidate
     n_eligible: int
-    left_out: dict[str, int]  # why -> how many
+    left_out: dict[str, int]  # reason -> number of runs
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """All fields, for JSON."""
         return asdict(self)
 
 
-def choose(candidates: Sequence[Candidate], metric: str, direction: str, tolerance: float = 0.0) -> Choice:
-    """The best finished candidate; of those within ``tolerance`` of it, the one that took the least time.
+def choose_run(candidates: Sequence[Candidate], metric: str, direction: str, tolerance: float = 0.0) -> Choice:
+    """Chooses the fastest of the finished candidates that are at most ``tolerance`` worse than the best.
 
     Args:
         candidates: of one sweep.
-        metric: their value's name.
+        metric: name of their value.
         direction: ``maximize`` or ``minimize``.
-        tolerance: how much worse than the best still counts as equal.
+        tolerance: how much worse than the best still counts as equally good.
 
     Raises:
-        ConfigError: a metric that is not of validation, or no candidate that finished with a number.
+        ConfigError: not a validation metric, or no candidate that finished with a number.
     """
     check_metric(metric)
     if not 0 <= tolerance < math.inf:
@@ -64,8 +64,8 @@ def choose(candidates: Sequence[Candidate], metric: str, direction: str, toleran
         else:
             left_out[reason] = left_out.get(reason, 0) + 1
     if not eligible:
-        why = ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "it holds none"
-        raise ConfigError(f"no run to choose: {why}. A run must have finished, and have a number for {metric}.")
+        reasons = ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "there are no runs"
+        raise ConfigError(f"no run to choose: {reasons}. A run must have finished, and have a number for {metric}.")
     sign = 1 if direction == "maximize" else -1
     top = max(sign * candidate.value for candidate in eligible)
     equals = [candidate for candidate in eligible if sign * candidate.value >= top - tolerance]
@@ -74,61 +74,61 @@ def choose(candidates: Sequence[Candidate], metric: str, direction: str, toleran
 
 
 def check_metric(metric: str) -> None:
-    """Refuses to choose by anything but validation.
+    """Checks that a metric was measured on the validation split.
 
     Raises:
-        ConfigError: test or train metrics.
+        ConfigError: it was measured on another one.
     """
     if not metric.startswith("val/"):
-        raise ConfigError(f"--metric {metric}: a model is chosen on validation; expected val/macro_f1, val/loss, ….")
+        raise ConfigError(f"--metric {metric}: a model is chosen by a validation metric; expected val/macro_f1, val/loss, ….")
 
 
-def of_sweep(source: str, metric: str) -> list[Candidate]:
-    """The candidates of a sweep.
+def read_candidates(source: str, metric: str) -> list[Candidate]:
+    """Reads the runs of a sweep.
 
     Args:
-        source: a sweep's folder or any folder with runs below it, or ``wandb:ENTITY/PROJECT/SWEEP``.
+        source: a folder with runs in it, or ``wandb:ENTITY/PROJECT/SWEEP``.
         metric: on validation.
 
     Raises:
-        ConfigError: nothing there, or a metric that no run has.
+        ConfigError: no such sweep, or a metric that no run has.
     """
     check_metric(metric)
     return _of_wandb(source.removeprefix(WANDB), metric) if source.startswith(WANDB) else _of_folder(source, metric)
 
 
 def direction_of(metric: str) -> str:
-    """``minimize`` for a loss, ``maximize`` for the rest."""
+    """``minimize`` for losses and calibration errors, ``maximize`` for other metrics."""
     return "minimize" if metric.endswith(("loss", "ece")) else "maximize"
 
 
 def _of_folder(source: str, metric: str) -> list[Candidate]:
-    """Runs that say that they are seeds of one trial count as one candidate."""
-    groups: dict[Any, list[runs.Run]] = {}
+    """Runs that are seeds of one trial become one candidate."""
+    groups: dict[Any, list[runs.Run]] = {}  # folder and number of a trial, or the folder of a single run -> its runs
     for run in runs.find_runs([source]):
         trial = run.fields.get("trial") or {}
         groups.setdefault((run.folder.parent, trial["number"]) if trial else run.folder, []).append(run)
-    known = {name for of in groups.values() for run in of for name in run.metrics if name.startswith("val/")}
+    known = {name for group in groups.values() for run in group for name in run.metrics if name.startswith("val/")}
     if groups and metric not in known:
         raise ConfigError(f"{source}: no run has {metric}{nearest(metric, known)}; they have {some(sorted(known)) or 'none'}.")
-    return [_candidate(of, metric) for of in groups.values()]
+    return [_candidate(group, metric) for group in groups.values()]
 
 
-def _candidate(of: list[runs.Run], metric: str) -> Candidate:
-    of = sorted(of, key=lambda run: run.params.get("seed") or 0)
-    values = [run.metrics.get(metric) for run in of]
-    whole = all(isinstance(value, int | float) for value in values)
-    states = {run.status for run in of}
-    wanted = max((run.fields.get("trial") or {}).get("n_seeds", 1) for run in of)
-    status = states.pop() if len(states) == 1 else "unfinished"
-    if status == "finished" and len(of) < wanted:
+def _candidate(group: list[runs.Run], metric: str) -> Candidate:
+    group = sorted(group, key=lambda run: run.params.get("seed") or 0)
+    values = [run.metrics.get(metric) for run in group]
+    measured = all(isinstance(value, int | float) for value in values)
+    statuses = {run.status for run in group}
+    n_seeds = max((run.fields.get("trial") or {}).get("n_seeds", 1) for run in group)
+    status = statuses.pop() if len(statuses) == 1 else "unfinished"
+    if status == "finished" and len(group) < n_seeds:
         status = "unfinished"
-    seconds = [run.seconds for run in of]
+    seconds = [run.seconds for run in group]
     return Candidate(
-        name=str(of[0].folder), status=status, value=statistics.fmean(values) if whole else None,
-        spread=statistics.stdev(values) if whole and len(values) > 1 else None,
+        name=str(group[0].folder), status=status, value=statistics.fmean(values) if measured else None,
+        spread=statistics.stdev(values) if measured and len(values) > 1 else None,
         seconds=sum(seconds) if all(s is not None for s in seconds) else None,
-        params=of[0].params, folders=[str(run.folder) for run in of],
+        params=group[0].params, folders=[str(run.folder) for run in group],
     )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def _of_wandb(path: str, metric: str) -> list[Candidate]:
     check_reachable()
     try:
         sweep = wandb.Api().sweep(path)
-        found = list(sweep.runs)
+        wandb_runs = list(sweep.runs)
     except (wandb.errors.CommError, wandb.errors.UsageError, ValueError) as error:
         raise ConfigError(f"{WANDB}{path}: {str(error).splitlines()[0]}. Check the name and WANDB_API_KEY.") from None
     return [
@@ -150,11 +150,12 @@ def _of_wandb(path: str, metric: str) -> list[Candidate]:
             name=run.name, status=run.state, value=run.summary.get(metric), spread=None, seconds=run.summary.get("_runtime"),
             params=dict(runs.flatten(run.config)), folders=[run.url],
         )
-        for run in found
+        for run in wandb_runs
     ]  # fmt: skip
 
 
 def _reason(candidate: Candidate) -> str | None:
+    """Why a candidate cannot be chosen; None if it can."""
     if candidate.status != "finished":
         return candidate.status
     if not isinstance(candidate.value, int | float):

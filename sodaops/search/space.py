@@ -1,4 +1,4 @@
-"""One search space, and what it is for Optuna, for W&B and on Hydra's command line."""
+"""The search space, and its forms for Optuna, for W&B and on Hydra's command line."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from sodaops.errors import ConfigError, nearest, some
 _KEYS = {"type", "low", "high", "log", "step", "values"}
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_./ -]*")
-_MEANING = {"null", "true", "false", "nan", "inf"}  # words that Hydra reads as something else than text
+_RESERVED = {"null", "true", "false", "nan", "inf"}  # Hydra does not read these words as text
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key of the tree, and the values that it may take: numbers from low to high, or a list."""
+    """One key of the configuration, and the values that it may take: numbers from low to high, or a list of choices."""
 
     key: str
     type: str  # float, int or choice
@@ -29,7 +29,7 @@ class Dimension:
     values: tuple[Any, ...] = ()
 
     def distribution(self) -> Any:
-        """Optuna's distribution. A list or mapping among the choices stands there as its JSON text."""
+        """Optuna's distribution. Choices that are lists or mappings become JSON text."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.type == "choice":
@@ -39,10 +39,10 @@ class Dimension:
         return FloatDistribution(float(self.low), float(self.high), log=self.log, step=self.step)
 
     def parameter(self) -> dict[str, Any]:
-        """W&B's parameter of a sweep. A choice is spelled as Hydra reads it, since an agent hands over Python's spelling."""
+        """W&B's sweep parameter. Choices are written in Hydra's syntax, since W&B's agents would pass on Python's."""
         if self.type == "choice":
             numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
-            return {"values": [value if numbers else spelled(value) for value in self.values]}
+            return {"values": [value if numbers else to_override(value) for value in self.values]}
         if self.type == "int" and not self.log and not self.step:
             return {"distribution": "int_uniform", "min": self.low, "max": self.high}
         kind = "log_uniform_values" if self.log else "uniform"
@@ -51,47 +51,53 @@ class Dimension:
         return {"distribution": f"q_{kind}", **bounds, "q": step} if step else {"distribution": kind, **bounds}
 
     def override(self, stored: Any) -> str:
-        """``KEY=VALUE`` of a value that Optuna gave."""
+        """``KEY=VALUE`` for a value from Optuna."""
         if self.type == "choice":
             stored = next(v for v in self.values if type(self.stored(v)) is type(stored) and self.stored(v) == stored)
-        return f"{self.key}={spelled(stored)}"
+        return f"{self.key}={to_override(stored)}"
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value of the configuration lies in this dimension."""
+        if self.type == "choice":
+            return value in self.values
+        return isinstance(value, int | float) and self.low <= value <= self.high
 
     @staticmethod
     def stored(value: Any) -> Any:
-        """A value as Optuna keeps it: a list or mapping as JSON text."""
+        """A value as Optuna stores it: a list or mapping as JSON text."""
         return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
 def read_space(space: Mapping[str, Any]) -> list[Dimension]:
-    """The dimensions of a nested space, as conf/search holds it.
+    """Reads a nested search space, as in conf/search.
 
     Raises:
-        ConfigError: entries that are no dimension, all at once.
+        ConfigError: entries that are not a dimension; all of them at once.
 
     >>> [d.key for d in read_space({"optim": {"lr": {"type": "float", "low": 1e-4, "high": 1e-3}}})]
     ['optim.lr']
     """
-    found, faults = [], []
+    dimensions, faults = [], []
     for key, entry in _leaves(space):
         fault = _fault(entry)
         if fault is None:
             kind = "choice" if "values" in entry else entry["type"]
-            given = {name: value for name, value in entry.items() if name not in ("type", "values")}
-            found.append(Dimension(key, kind, **given, values=tuple(entry.get("values", ()))))
+            bounds = {name: value for name, value in entry.items() if name not in ("type", "values")}
+            dimensions.append(Dimension(key, kind, **bounds, values=tuple(entry.get("values", ()))))
         else:
             faults.append(f"search.space.{key}: {fault}")
-    if not found and not faults:
-        faults = ["search.space is empty; give it keys, as search.space.optim.lr={type:float,low:1e-4,high:1e-3}."]
+    if not dimensions and not faults:
+        faults = ["search.space is empty; add keys, for example search.space.optim.lr={type:float,low:1e-4,high:1e-3}."]
     if faults:
         raise ConfigError("\n".join(faults))
-    return found
+    return dimensions
 
 
 def swept_dimension(override: Override) -> Dimension:
-    """What the command line sweeps: ``a,b``, ``range(1,5)``, ``interval(0,1)`` or ``tag(log,interval(1e-4,1e-2))``.
+    """Reads a sweep of the command line: ``a,b``, ``range(1,5)``, ``interval(0,1)`` or ``tag(log,interval(1e-4,1e-2))``.
 
     Raises:
-        ConfigError: a sweep that is no list of values and no interval.
+        ConfigError: neither a list of values nor an interval.
     """
     key, value = override.get_key_element(), override.value()
     if isinstance(value, IntervalSweep):
@@ -99,27 +105,29 @@ def swept_dimension(override: Override) -> Dimension:
         return Dimension(key, kind, value.start, value.end, log="log" in value.tags)
     if isinstance(value, ChoiceSweep) or override.is_range_sweep():
         return Dimension(key, "choice", values=tuple(_values(override)))
-    raise ConfigError(f"{override.input_line}: a search takes a list, range() or interval(); give it without -m search=.")
+    raise ConfigError(f"{override.input_line}: a search accepts a list, range() or interval() only.")
 
 
 def check_keys(dimensions: Iterable[Dimension], known: Sequence[str]) -> None:
-    """Refuses a space with keys that the tree does not have.
+    """Checks that all keys of a space exist in the configuration.
 
     Raises:
         ConfigError: all of them at once.
     """
     unknown = [d.key for d in dimensions if d.key not in known]
     if unknown:
-        raise ConfigError("\n".join(f"search.space.{key} is not a key of the tree{nearest(key, known)}." for key in unknown))
+        raise ConfigError(
+            "\n".join(f"search.space.{key} is not a key of the configuration{nearest(key, known)}." for key in unknown)
+        )
 
 
-def spelled(value: Any) -> str:
-    """A value as Hydra's command line reads it.
+def to_override(value: Any) -> str:
+    """Writes a value in the syntax of Hydra's command line.
 
     Raises:
-        ConfigError: a mapping with keys that it cannot read.
+        ConfigError: a mapping with keys that Hydra cannot read.
 
-    >>> [spelled(value) for value in (None, True, 1e-4, "a b", "null", [1, "x"], {"k": 2})]
+    >>> [to_override(value) for value in (None, True, 1e-4, "a b", "null", [1, "x"], {"k": 2})]
     ['null', 'true', '0.0001', "'a b'", "'null'", '[1,x]', '{k:2}']
     """
     if value is None:
@@ -129,17 +137,18 @@ def spelled(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(spelled, value))}]"
+        return f"[{','.join(map(to_override, value))}]"
     if isinstance(value, Mapping):
-        odd = [key for key in value if not _KEY.fullmatch(str(key))]
-        if odd:
-            raise ConfigError(f"{dict(value)}: Hydra reads no key {odd[0]!r} on its command line; expected letters and digits.")
-        return "{" + ",".join(f"{key}:{spelled(of)}" for key, of in value.items()) + "}"
+        unreadable = [key for key in value if not _KEY.fullmatch(str(key))]
+        if unreadable:
+            raise ConfigError(f"{dict(value)}: Hydra cannot read the key {unreadable[0]!r}; expected letters and digits.")
+        return "{" + ",".join(f"{key}:{to_override(of)}" for key, of in value.items()) + "}"
     text = str(value)
-    if _PLAIN.fullmatch(text) and text.lower() not in _MEANING:
+    if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
         return text
-    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + r"\'", text)
-    escaped = re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped)
+    # In a quoted value only backslashes in front of a quote are special. The closing quote counts too.
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
+    escaped = re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped)
     return f"'{escaped}'"
 
 
@@ -157,13 +166,13 @@ def _fault(entry: Any) -> str | None:
         return f"{entry!r}; {form}."
     unknown = sorted(entry.keys() - _KEYS)
     if unknown:
-        return f"{some(unknown)} is not part of a dimension{nearest(unknown[0], _KEYS)}; {form}."
+        return f"{some(unknown)} is not an attribute of a dimension{nearest(unknown[0], _KEYS)}; {form}."
     if "values" in entry:
         values = entry["values"]
         if set(entry) - {"values", "type"} or entry.get("type", "choice") != "choice":
-            return "values stand alone, without type, low and high."
+            return "values cannot be combined with type, low and high."
         if not isinstance(values, list) or len({json.dumps(v, sort_keys=True) for v in values}) < max(2, len(values)):
-            return f"values={values!r}; expected at least two, each once."
+            return f"values={values!r}; expected a list of at least two different values."
         return None
     if entry.get("type") not in ("float", "int"):
         return f"type={entry.get('type')!r}; {form}."

@@ -1,4 +1,4 @@
-"""The same search space as a sweep on Weights & Biases: its file, and agents that train by it."""
+"""A search as a sweep on Weights & Biases: its definition, and agents that run it."""
 
 import os
 import subprocess
@@ -16,23 +16,23 @@ from sodaops.search.space import read_space
 from sodaops.training.wandb_server import check_key, check_reachable
 
 
-def definition(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
-    """What `wandb sweep` reads.
+def sweep_definition(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
+    """The definition of a sweep, as `wandb sweep` reads it.
 
     Args:
         config: with ``search``.
-        overrides: the command line's, which every run gets too.
+        overrides: from the command line; every run gets them too.
 
     Raises:
-        ConfigError: no space, or one that does not fit.
+        ConfigError: no search space, or one that W&B cannot use.
     """
     if config.search is None:
-        raise ConfigError("a sweep needs a search space; give it as `sodaops sweep wandb search=default`.")
+        raise ConfigError("search=null: a sweep needs a search space, for example `sodaops sweep wandb search=default`.")
     if config.search.storage is not None:
-        raise ConfigError("search.storage: W&B keeps its own sweep; leave it out.")
+        raise ConfigError(f"search.storage={config.search.storage}: W&B stores the sweep itself; remove the key.")
     monitor = config.checkpoint.monitor
     logger = [] if any(text.startswith("logger=") for text in overrides) else ["logger=wandb"]
-    found = {
+    definition = {
         "name": config.search.study,
         "method": "bayes",
         "metric": {"name": monitor, "goal": "minimize" if config.checkpoint.mode == "min" else "maximize"},
@@ -42,40 +42,44 @@ def definition(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
         "program": "train.py",
     }  # fmt: skip
     if config.search.pruner != "none":
-        found["early_terminate"] = {"type": "hyperband", "min_iter": 2}
-    return found
+        definition["early_terminate"] = {"type": "hyperband", "min_iter": 2}
+    return definition
 
 
-def write(path: Path, sweep: Mapping[str, Any]) -> None:
-    """Writes the file of a sweep."""
-    storage.write_text(path, yaml.safe_dump(dict(sweep), sort_keys=False, allow_unicode=True))
+def write_sweep_file(path: Path, definition: Mapping[str, Any]) -> None:
+    """Writes a sweep's definition as YAML."""
+    storage.write_text(path, yaml.safe_dump(dict(definition), sort_keys=False, allow_unicode=True))
 
 
-def run(config: Config, path: Path, sweep: Mapping[str, Any], n_agents: int, project: str, entity: str | None) -> str:
-    """Creates the sweep on W&B and works on it until it has as many runs as asked for.
+def run_wandb_sweep(
+    config: Config, path: Path, definition: Mapping[str, Any], n_agents: int, project: str, entity: str | None
+) -> str:
+    """Creates the sweep on W&B, and runs agents until it has as many runs as asked for.
 
     Args:
-        config: the whole tree.
-        path: the file, which stays.
-        sweep: its content.
+        config: the whole configuration.
+        path: the file with the definition.
+        definition: of the sweep.
         n_agents: processes that train at the same time.
-        project: W&B's.
-        entity: W&B's; None is the key's own.
+        project: on W&B.
+        entity: on W&B; None is the default of the API key.
 
     Returns:
-        The sweep's address, for `sodaops select wandb:…`.
+        The sweep's address, for `sodaops select wandb:ADDRESS`.
 
     Raises:
-        ConfigError: no key, no network, or W&B refuses.
+        ConfigError: no API key, no network, or W&B rejects the sweep.
     """
-    check_key("sodaops sweep wandb", f"run the search without an account: python train.py -m search=…; {path} is written")
-    check_reachable(f"{path} is written; start it later with `wandb sweep {path}`")
+    check_key(
+        "sodaops sweep wandb", f"run the search without an account: python train.py -m search=NAME; {path} has been written"
+    )
+    check_reachable(f"{path} has been written; start it later with `wandb sweep {path}`")
     import wandb
 
     try:
-        sweep_id = wandb.sweep(dict(sweep), entity=entity, project=project)
+        sweep_id = wandb.sweep(dict(definition), entity=entity, project=project)
     except (wandb.errors.CommError, wandb.errors.UsageError, ValueError) as error:
-        raise ConfigError(f"W&B refuses the sweep: {str(error).splitlines()[0]}.") from None
+        raise ConfigError(f"{path}: W&B rejects the sweep: {str(error).splitlines()[0]}.") from None
     owner = entity or wandb.Api().default_entity
     address = f"{owner}/{project}/{sweep_id}"
     agents = [subprocess.Popen([sys.executable, "-m", "wandb", "agent", address], env=os.environ) for _ in range(n_agents)]
@@ -84,7 +88,7 @@ def run(config: Config, path: Path, sweep: Mapping[str, Any], n_agents: int, pro
     except KeyboardInterrupt:
         for agent in agents:
             agent.terminate()
-        raise KeyboardInterrupt(f"go on with: wandb agent {address}") from None
+        raise KeyboardInterrupt(f"resume with: wandb agent {address}") from None
     if failed:
-        raise ConfigError(f"{failed} of {n_agents} agents ended with an error; go on with `wandb agent {address}`.")
+        raise ConfigError(f"{failed} of {n_agents} agents ended with an error; resume with `wandb agent {address}`.")
     return address

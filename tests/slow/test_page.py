@@ -104,7 +104,7 @@ def drawn(trained, tmp_path_factory):
     from sodaops.search import report, study as studies
 
     folder = tmp_path_factory.mktemp("pages")
-    studies.quieten()
+    studies.silence_optuna_loggers()
     study = optuna.create_study(direction="maximize", study_name='a <b>"study"</b>')
     study.sampler = optuna.samplers.RandomSampler(seed=1)
     for n in range(8):
@@ -121,7 +121,8 @@ def drawn(trained, tmp_path_factory):
     bundle, splits = trained / "run/bundle", trained / "splits"
     judged = gate.judge("challenger", bundle, ("champion", bundle), splits, GateConfig(**{**rules, "max_latency": 9.0}))
     return {
-        "sweep": report.write(folder, study, "val/macro_f1"), "gate": Path(gate.write(str(folder / "gate"), judged, "")),
+        "sweep": report.write_sweep_page(folder, study, "val/macro_f1"),
+        "gate": Path(gate.write(str(folder / "gate"), judged, "")),
         "evaluation": trained / "run/evaluation/report.html",
     }  # fmt: skip
 

@@ -1,13 +1,12 @@
-"""The search space: what it becomes for Optuna, for W&B's agents and on Hydra's command line, and what it refuses."""
+"""The search space: its forms for Optuna, for W&B's agents and on Hydra's command line, and what it refuses."""
 
 import json
+import re
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sodaops.errors import ConfigError
-from sodaops.search.space import Dimension, check_keys, read_space, spelled
+from sodaops.search.space import Dimension, check_keys, read_space, to_override
 
 ODD = [
     None, True, False, 0, -3, 1e-7, 2.5, "plain", "with spaces", "None", "null", "true", "1e-4", "it's", 'say "so"', "a,b",
@@ -18,6 +17,8 @@ ODD = [
 
 def read_back(text):
     """What Hydra makes of KEY=VALUE."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     (override,) = OverridesParser.create().parse_overrides([text])
     return plain(override.value())
 
@@ -31,13 +32,13 @@ def plain(value):
 
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_hydra_reads_back_what_was_spelled(value):
-    found = read_back(f"key={spelled(value)}")
-    assert found == value and type(found) is type(value)
+def test_hydra_reads_back_what_was_to_override(value):
+    read = read_back(f"key={to_override(value)}")
+    assert read == value and type(read) is type(value)
 
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_a_choice_comes_through_optuna(value):
+def test_a_choice_survives_optuna(value):
     dimension = Dimension("key", "choice", values=(value, "another"))
     distribution = dimension.distribution()
     stored = distribution.to_external_repr(distribution.to_internal_repr(dimension.stored(value)))
@@ -45,7 +46,7 @@ def test_a_choice_comes_through_optuna(value):
 
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
-def test_a_choice_comes_through_a_wandb_agent(value):
+def test_a_choice_survives_a_wandb_agent(value):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
     chosen = Dimension("model.name", "choice", values=(value, "another")).parameter()["values"][0]
@@ -55,8 +56,8 @@ def test_a_choice_comes_through_a_wandb_agent(value):
 
 
 def test_a_mapping_with_keys_that_hydra_cannot_read():
-    with pytest.raises(ConfigError, match="Hydra reads no key 'a:b'"):
-        spelled({"a:b": 1})
+    with pytest.raises(ConfigError, match="'a:b'"):
+        to_override({"a:b": 1})
 
 
 def test_true_and_one_are_two_choices():
@@ -65,6 +66,8 @@ def test_true_and_one_are_two_choices():
 
 
 def test_numbers():
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
     space = {
         "optim": {
             "lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
@@ -85,33 +88,32 @@ def test_numbers():
 
 
 @pytest.mark.parametrize(
-    ("entry", "says"),
+    ("entry", "names"),
     [
-        (3, "3; expected {type"),
+        (3, "3"),
         ({"type": "flaot", "low": 0, "high": 1}, "type='flaot'"),
-        ({"type": "float", "low": 0, "hihg": 1}, "hihg is not part of a dimension (did you mean high?)"),
-        ({"type": "float", "low": 0}, "high=None; expected a number of type float"),
-        ({"type": "int", "low": 0.5, "high": 2}, "low=0.5; expected a number of type int"),
-        ({"type": "float", "low": True, "high": 2.0}, "low=True; expected a number"),
-        ({"type": "float", "low": 2, "high": 1}, "expected low < high"),
-        ({"type": "float", "low": 0, "high": 1, "log": True}, "with log: low > 0"),
-        ({"type": "float", "low": 1, "high": 2, "log": "yes"}, "log='yes'; expected true or false"),
-        ({"values": [1]}, "at least two, each once"),
-        ({"values": [1, 2, 1]}, "at least two, each once"),
-        ({"values": "abc"}, "at least two, each once"),
-        ({"values": [1, 2], "low": 0}, "values stand alone"),
+        ({"type": "float", "low": 0, "hihg": 1}, "did you mean high?"),
+        ({"type": "float", "low": 0}, "high=None"),
+        ({"type": "int", "low": 0.5, "high": 2}, "low=0.5"),
+        ({"type": "float", "low": True, "high": 2.0}, "low=True"),
+        ({"type": "float", "low": 2, "high": 1}, "low < high"),
+        ({"type": "float", "low": 0, "high": 1, "log": True}, "low > 0"),
+        ({"type": "float", "low": 1, "high": 2, "log": "yes"}, "log='yes'"),
+        ({"values": [1]}, "values=[1]"),
+        ({"values": [1, 2, 1]}, "values=[1, 2, 1]"),
+        ({"values": "abc"}, "values='abc'"),
+        ({"values": [1, 2], "low": 0}, "values"),
     ],
 )
-def test_a_faulty_dimension_says_what_is_wrong(entry, says):
-    with pytest.raises(ConfigError) as caught:
+def test_a_faulty_dimension(entry, names):
+    with pytest.raises(ConfigError, match=rf"^search\.space\.optim\.lr: .*{re.escape(names)}"):
         read_space({"optim": {"lr": entry}})
-    assert str(caught.value).startswith("search.space.optim.lr: ") and says in str(caught.value)
 
 
-def test_every_fault_at_once():
-    with pytest.raises(ConfigError, match=r"(?s)space.a: .*space.b: "):
+def test_all_faults_at_once():
+    with pytest.raises(ConfigError, match=r"(?s)search\.space\.a: .*search\.space\.b: "):
         read_space({"a": 1, "b": {"values": []}})
-    with pytest.raises(ConfigError, match=r"search.space is empty"):
+    with pytest.raises(ConfigError, match=r"search\.space"):
         read_space({})
-    with pytest.raises(ConfigError, match=r"optim.lrr is not a key of the tree \(did you mean optim.lr\?\)"):
+    with pytest.raises(ConfigError, match=r"search\.space\.optim\.lrr .*did you mean optim\.lr\?"):
         check_keys([Dimension("optim.lrr", "float", 0, 1)], ["optim.lr", "seed"])
