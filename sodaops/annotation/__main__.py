@@ -1,4 +1,4 @@
-"""``python -m sodaops.annotation``: the page for annotators as the environment says."""
+"""``python -m sodaops.annotation``: the annotation service, configured by environment variables."""
 
 import sys
 
@@ -11,7 +11,7 @@ from sodaops.web.log import configure_json_logging
 
 
 def main() -> int:
-    """Serves until SIGTERM or Ctrl-C."""
+    """Runs the service until SIGTERM or Ctrl-C."""
     configure_json_logging()
     try:
         settings = AnnotateSettings.from_environment(sys.argv[1:])

@@ -1,6 +1,5 @@
-"""The page on which people label texts, and its three calls: ``sodaops annotate serve STORE``."""
+"""The annotation service: the page on which people label texts, and its three routes."""
 
-import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from starlette.exceptions import HTTPException
 
-from sodaops.annotation.store import Session, Store
-from sodaops.annotation.tasks import Task, check_annotator
-from sodaops.errors import DataError, SodaOpsError, StorageError, some
+from sodaops.annotation.store import Store
+from sodaops.annotation.tasks import check_annotator
+from sodaops.errors import DataError, SodaOpsError, StorageError
 from sodaops.web.guard import Guard, problem_response
 from sodaops.web.metrics import HttpMetrics
 from sodaops.web.traces import telemetry_config
@@ -25,33 +24,33 @@ log = logging.getLogger("sodaops.annotation")
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-class _Body(BaseModel):
+class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     annotator: Name
-    session: Name = Field(description="hexadecimal digits that the page drew when it was loaded")
+    session: Name = Field(description="random hexadecimal digits; the page draws new ones when it is loaded")
 
 
-class Answer(_Body):
+class AnswerRequest(_Request):
     """A label, or with null a skip."""
 
     task: Name
     label: str | None
 
 
-class Undo(_Body):
-    """The last answer of the session, or nothing if it is not that to ``task``."""
+class UndoRequest(_Request):
+    """Takes the last answer of the session back, if it was to ``task``."""
 
     task: Name | None = None
 
 
 class OpenTask(BaseModel):
-    """A text to label. What the model said of it is kept from the annotator."""
+    """A text to label. The model's prediction is not sent, so that it does not influence the annotator."""
 
     task: str
     text: str
 
 
-class With(BaseModel):
+class PairAgreement(BaseModel):
     """How far two annotators agree on the tasks that both labelled."""
 
     annotator: str
@@ -60,16 +59,16 @@ class With(BaseModel):
     kappa: float | None = Field(description="Cohen's; null where it is not defined")
 
 
-class Turn(BaseModel):
-    """What the page shows."""
+class PageState(BaseModel):
+    """The next task of an annotator, their progress and their agreement with others."""
 
-    task: OpenTask | None = Field(description="null: this annotator has answered all")
+    task: OpenTask | None = Field(description="null: this annotator has answered all tasks")
     labels: list[str]
     n_tasks: int
-    n_answered: int = Field(description="tasks that have a label by anybody")
+    n_answered: int = Field(description="tasks with a label by anybody")
     n_labelled: int = Field(description="by this annotator")
     n_skipped: int
-    agreements: list[With] = Field(description="with each other annotator, where there are shared tasks")
+    agreements: list[PairAgreement] = Field(description="with each annotator who labelled some of the same tasks")
 
 
 def create_annotation_app(
@@ -79,26 +78,24 @@ def create_annotation_app(
     max_body_bytes: int = 65_536,
     body_s: float = 10.0,
 ) -> FastAPI:
-    """The application over a store that is there.
+    """Creates the application for a store that exists.
 
     Args:
         store_folder: with store.json.
-        api_keys: any of them opens the calls; none: they are open. The page itself is always open.
-        admin_keys: the same.
-        max_body_bytes: of a request.
-        body_s: time for it to arrive.
+        api_keys: requests need one of them; without keys, all are allowed. The page itself is always open.
+        admin_keys: as api_keys.
+        max_body_bytes: limit on the body of a request.
+        body_s: seconds in which it must arrive.
 
     Raises:
         DataError: no store.
+        StorageError: the store could not be read.
     """
     store = Store(store_folder)
-    state = store.state()
-    if state.damaged:
-        log.warning("damaged lines are left out", extra={"n": len(state.damaged), "places": some(state.damaged)})
-    log.info("ready", extra={"store": str(store_folder), "n_tasks": len(state.tasks)})
+    log.info("ready", extra={"store": str(store_folder), "n_tasks": len(store.state().tasks)})
     app = FastAPI(title="SoDaOps annotation", docs_url=None, redoc_url=None, openapi_url=None, telemetry=telemetry_config())
-    _routes(app, store)
-    _refusals(app)
+    _add_routes(app, store)
+    _add_error_handlers(app)
     paths = {route.path for route in app.routes if hasattr(route, "path")}
     app.add_middleware(
         Guard, metrics=HttpMetrics(), paths=paths, api_keys=api_keys, admin_keys=admin_keys, max_body_bytes=max_body_bytes,
@@ -107,15 +104,8 @@ def create_annotation_app(
     return app
 
 
-def _routes(app: FastAPI, store: Store) -> None:
+def _add_routes(app: FastAPI, store: Store) -> None:
     page = _PAGE.read_text(encoding="utf-8")
-
-    @functools.lru_cache(maxsize=1000)  # one that comes back after that goes on in a new file, under its old code
-    def session(annotator: str, code: str) -> Session:
-        return store.session(annotator, code)
-
-    def session_of(body: _Body) -> Session:
-        return session(check_annotator(body.annotator), body.session)
 
     @app.get("/")
     async def index() -> HTMLResponse:
@@ -125,52 +115,52 @@ def _routes(app: FastAPI, store: Store) -> None:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    # Plain functions: they wait for the disk, so they run in threads.
+    # These wait for the disk: FastAPI runs plain functions in threads.
     @app.get("/api/next")
-    def next_task(annotator: Annotated[str, Query()]) -> Turn:
-        return _turn(store, annotator)
+    def next_task(annotator: Annotated[str, Query()]) -> PageState:
+        return _page_state(store, annotator)
 
     @app.post("/api/answer")
-    def answer(body: Answer) -> Turn:
-        session_of(body).answer(body.task, body.label)
-        return _turn(store, body.annotator)
+    def answer(body: AnswerRequest) -> PageState:
+        store.session(body.annotator, body.session).answer(body.task, body.label)
+        return _page_state(store, body.annotator)
 
     @app.post("/api/undo")
-    def undo(body: Undo) -> Turn:
-        return _turn(store, body.annotator, session_of(body).undo(body.task))
+    def undo(body: UndoRequest) -> PageState:
+        task = store.session(body.annotator, body.session).undo(body.task)
+        return _page_state(store, body.annotator, task)
 
 
-def _turn(store: Store, annotator: str, again: str | None = None) -> Turn:
-    """What an annotator is to see: the task named, or the next one."""
+def _page_state(store: Store, annotator: str, task: str | None = None) -> PageState:
+    """What the page of an annotator shows: the given task, or else the next one."""
     annotator, state = check_annotator(annotator), store.state()
-    named = next((task for task in state.tasks if task.task == again), None)
-    found: Task | None = named or state.next_for(annotator)
+    shown = next((each for each in state.tasks if each.task == task), None) or state.next_for(annotator)
     progress = state.progress()
-    return Turn(
-        task=OpenTask(task=found.task, text=found.text) if found else None,
+    return PageState(
+        task=OpenTask(task=shown.task, text=shown.text) if shown else None,
         labels=list(state.labels),
         n_tasks=progress.tasks,
         n_answered=progress.answered,
         n_labelled=progress.labelled.get(annotator, 0),
         n_skipped=progress.skipped.get(annotator, 0),
-        agreements=[With(annotator=a.other, **a._asdict()) for a in state.agreements_of(annotator)],
+        agreements=[PairAgreement(annotator=a.other, **a._asdict()) for a in state.agreements_of(annotator)],
     )
 
 
-def _refusals(app: FastAPI) -> None:
-    """Every refusal is a problem with a detail that a person can act on."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answers every error with a problem document (RFC 9457)."""
 
-    async def by_status(request: Request, error: Any) -> Response:
+    async def http_error(request: Request, error: Any) -> Response:
         return problem_response(request.scope, error.status_code, str(error.detail), error.headers)
 
-    async def by_kind(request: Request, error: Any) -> Response:
+    async def sodaops_error(request: Request, error: Any) -> Response:
         status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
         return problem_response(request.scope, status, str(error))
 
-    async def by_place(request: Request, error: Any) -> Response:
+    async def validation_error(request: Request, error: Any) -> Response:
         faults = [f"{'.'.join(str(part)[:40] for part in d['loc'])}: {d['msg']}" for d in error.errors()[:5]]
         return problem_response(request.scope, 422, "; ".join(faults))
 
-    app.add_exception_handler(HTTPException, by_status)
-    app.add_exception_handler(SodaOpsError, by_kind)
-    app.add_exception_handler(RequestValidationError, by_place)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(SodaOpsError, sodaops_error)
+    app.add_exception_handler(RequestValidationError, validation_error)

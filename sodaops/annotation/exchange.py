@@ -4,13 +4,13 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
-from sodaops.annotation.journal import safe
-from sodaops.annotation.state import State
+from sodaops.annotation.state import AnnotationState
 from sodaops.annotation.store import Store
 from sodaops.annotation.tasks import Task, check_annotator, check_label, check_text
 from sodaops.config.schema import table_format
@@ -99,7 +99,7 @@ def labeling_config(labels: Sequence[str]) -> str:
     return "\n".join([*head, *choices, "  </Choices>", "</View>", ""])
 
 
-def _studio_task(state: State, task: Task) -> dict[str, Any]:
+def _studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
     predictions, annotations = [], []
     if task.label is not None:
         score = {} if task.score is None else {"score": task.score}
@@ -241,10 +241,19 @@ def _take(store: Store, path: str | Path, rows: Iterable[_Row], faults: list[str
             answers.append((name, task, row.label))
     if faults:
         raise _refusal(path, faults)
-    n_tasks = store.add_tasks(f"import-{safe(Path(path).name)}", fresh.values()) if fresh else 0
+    n_tasks = store.add_tasks(_batch_of(path), fresh.values()) if fresh else 0
     if answers:
         store.session(_NOBODY, source=f"import:{Path(path).name}").answer_all(answers)
     return Imported(n_tasks, len(answers))
+
+
+def _batch_of(path: str | Path) -> str:
+    """The name of the batch for a file's new tasks.
+
+    >>> _batch_of("more/Zoë's texts.csv")
+    'import-Zo_s_texts.csv'
+    """
+    return "import-" + re.sub(r"[^A-Za-z0-9.]+", "_", Path(path).name)[:40]
 
 
 def _check(row: _Row, tasks: dict[str, Task], labels: Sequence[str]) -> str | None:

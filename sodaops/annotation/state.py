@@ -1,4 +1,4 @@
-"""Where the annotation stands: tasks, answers, progress, agreement."""
+"""A snapshot of a store: tasks, answers, progress, agreement."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ SKIP = None  # in place of a label
 
 
 class Progress(NamedTuple):
-    """How many tasks there are, have a label by somebody, and were labelled and skipped by each annotator."""
+    """Numbers of tasks, of tasks with a label by anybody, and of labelled and skipped tasks by annotator."""
 
     tasks: int
     answered: int
@@ -31,21 +31,19 @@ class Agreement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class State:
+class AnnotationState:
     """What a store holds at one moment.
 
     Attributes:
         labels: in the store's order.
-        tasks: in order.
-        answers: task -> annotator -> label, or :data:`SKIP`; tasks that nobody answered are not in it.
-        damaged: places of lines that could not be used.
-        n_strays: answers to tasks that are not here; feedback whose request was not picked is none.
+        tasks: in the order in which they are shown.
+        answers: task -> annotator -> label, or :data:`SKIP`; tasks without an answer are left out.
+        n_strays: answers to tasks that were deleted; feedback on a request that is no task does not count.
     """
 
     labels: Sequence[str]
     tasks: Sequence[Task]
     answers: Mapping[str, Mapping[str, str | None]]
-    damaged: Sequence[str]
     n_strays: int
 
     def labels_of(self, task: str) -> dict[str, str]:
@@ -57,7 +55,7 @@ class State:
         return next((task for task in self.tasks if annotator not in self.answers.get(task.task, {})), None)
 
     def progress(self) -> Progress:
-        """Counts; a task that was only skipped is not answered."""
+        """Counts tasks; one that was only skipped is not answered."""
         labelled: Counter[str] = Counter()
         skipped: Counter[str] = Counter()
         for answers in self.answers.values():
@@ -67,7 +65,7 @@ class State:
         return Progress(len(self.tasks), n_answered, dict(labelled), dict(skipped))
 
     def annotators(self) -> list[str]:
-        """Who answered or skipped anything, in alphabetical order."""
+        """Everyone who answered or skipped a task, in alphabetical order."""
         return sorted({name for answers in self.answers.values() for name in answers})
 
     def conflicts(self) -> list[Task]:
@@ -76,13 +74,11 @@ class State:
 
     def agreement(self, one: str, other: str) -> Agreement:
         """How far two annotators agree."""
-        found = [self.answers[task.task] for task in self.tasks if task.task in self.answers]
-        pairs: list[Pair] = [
-            (a[one], a[other]) for a in found if a.get(one, SKIP) is not SKIP and a.get(other, SKIP) is not SKIP
-        ]
+        labels = [self.labels_of(task) for task in self.answers]
+        pairs: list[Pair] = [(by[one], by[other]) for by in labels if one in by and other in by]
         return Agreement(one, other, len(pairs), raw_agreement(pairs), cohen_kappa(pairs))
 
     def agreements_of(self, annotator: str) -> list[Agreement]:
-        """With each other annotator that labelled some of the same tasks, most shared tasks first."""
-        found = [self.agreement(annotator, other) for other in self.annotators() if other != annotator]
-        return sorted((a for a in found if a.n_shared), key=lambda a: (-a.n_shared, a.other))
+        """Agreement with each annotator who labelled some of the same tasks, most shared tasks first."""
+        agreements = [self.agreement(annotator, other) for other in self.annotators() if other != annotator]
+        return sorted((a for a in agreements if a.n_shared), key=lambda a: (-a.n_shared, a.other))

@@ -1,345 +1,314 @@
-"""A folder with texts to annotate and what people said of them; several processes may use it at once.
+"""A folder with texts to annotate and the answers to them; several processes of one machine may use it at once."""
 
-store.json names the labels. tasks/NAME.jsonl is written whole. answers/SESSION.jsonl is append-only: each process has files
-of its own there, and reads those of the others.
-"""
-
+import contextlib
 import json
 import re
 import secrets
+import shutil
+import sqlite3
 import threading
+import weakref
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
-from sodaops.annotation.info import FORMAT, INFO, read_labels
-from sodaops.annotation.journal import Appender, Clock, Line, Reader
-from sodaops.annotation.state import State
-from sodaops.annotation.tasks import Task, check_annotator, check_label, forget_tasks, task_of
+from sodaops.annotation.convert import CONVERTED, convert_files
+from sodaops.annotation.database import (
+    connect,
+    create_database,
+    database_errors,
+    insert_answers,
+    insert_tasks,
+    select_tasks,
+)  # fmt: skip
+from sodaops.annotation.state import AnnotationState
+from sodaops.annotation.tasks import Task, check_annotator, check_label, task_of
 from sodaops.errors import DataError, StorageError, some
 from sodaops.io import storage
 
-LOCK = ".lock"
+FORMAT = 2
+INFO, DATABASE, LOCK = "store.json", "annotations.sqlite", ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_CODE = re.compile("[0-9a-f]{8,32}")
-Key = str | tuple[str, int]  # a task, or the request and the place that feedback speaks of
-
-
-class _Event(NamedTuple):
-    """An answer, a skip or an undo. Events sort by time, and those of one time by file and line."""
-
-    time: str
-    file: str
-    line: int
-    annotator: str
-    label: str | None
-    undo: bool
+_SESSION = re.compile("[0-9a-f]{8,32}")
+_FIX = "`sodaops annotate pick` or `sodaops annotate import FILE` makes one, or name another with annotate.store"
 
 
 class Store:
-    """An annotation store that is there; :meth:`create` makes one.
+    """An annotation store that exists; :meth:`create` makes one. A store of format 1 is converted when it is opened.
 
     Args:
         folder: with store.json.
-        labels: what it is expected to hold; None: whatever it holds.
+        labels: the labels that it must have; None: any.
 
     Raises:
-        DataError: no store, a damaged one, or one with other labels.
+        DataError: no store, a damaged store.json, or a store with other labels.
+        StorageError: the database could not be opened.
     """
 
     def __init__(self, folder: str | Path, labels: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
-        self.labels = read_labels(self.folder)
+        self._path = self.folder / DATABASE
+        version, self.labels = _read_info(self.folder)
         if labels is not None and list(labels) != self.labels:
             raise DataError(
-                f"{self.folder}: has the labels {some(self.labels, 20)}; asked for were {some(labels, 20)}. "
-                "Name another folder with annotate.store, or the store's labels in its order."
+                f"{self.folder}: has the labels {some(self.labels, 20)}; expected {some(labels, 20)}. "
+                "Name another folder with annotate.store, or give the store's labels in its order."
             )
-        self._lock, self._clock = threading.RLock(), Clock()
-        self._reader = Reader(self.folder / "answers")
-        self._events: dict[Key, list[_Event]] = defaultdict(list)
-        self._of_session: dict[tuple[str, str], list[tuple[_Event, Key]]] = defaultdict(list)
-        self._tasks: dict[str, Task] = {}
-        self._task_files: object = None
-        self._task_damage: list[str] = []
-        self._by_request: dict[Key, str] = {}
-        self._answers: dict[str, dict[str, str | None]] = {}
-        self._feedback: Appender | None = None
+        if version < FORMAT:
+            self._convert()
+        # One connection for all threads of the process: a transaction takes the lock.
+        self._lock, self._database = threading.RLock(), connect(self._path)
+        weakref.finalize(self, self._database.close)
+        self._tasks: list[Task] = []
+        self._tasks_version: tuple[int, int | None] = (0, None)
 
     @classmethod
     def create(cls, folder: str | Path, labels: Sequence[str]) -> "Store":
-        """Makes a store, or opens the one that is there.
+        """Makes a store, or opens the one that exists.
 
         Raises:
-            DataError: fewer than two labels, or one twice; a store with other labels; a folder with other things.
+            DataError: fewer than two labels, or one twice; a store with other labels; a folder with other files.
             StorageError: it could not be written.
         """
         folder, labels = Path(folder), list(labels)
         if len(set(labels)) < max(2, len(labels)) or not all(isinstance(label, str) and label.strip() for label in labels):
-            raise DataError(f"labels={labels}; expected at least two, each once and none empty.")
+            raise DataError(f"labels={labels}; expected at least two different ones, none of them empty.")
         with storage.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with storage.writing(folder), FileLock(folder / LOCK):
             if not (folder / INFO).exists():
                 foreign = sorted(file.name for file in folder.iterdir() if file.name != LOCK)
                 if foreign:
-                    raise DataError(f"{folder}: holds other things ({some(foreign)}); name a new folder.")
-                storage.write_json(folder / INFO, {"format": FORMAT, "labels": labels})
+                    raise DataError(f"{folder}: holds other files ({some(foreign)}); name a new folder.")
+                with storage.atomic_path(folder / DATABASE, 0o600) as temporary, database_errors(folder / DATABASE):
+                    create_database(temporary)
+                _write_info(folder, labels)
         return cls(folder, labels)
 
-    def add_tasks(self, name: str, tasks: Iterable[Mapping[str, Any]]) -> int:
-        """Adds texts to annotate to tasks/NAME.jsonl, those that are not tasks already.
+    def _convert(self) -> None:
+        with storage.writing(self.folder), FileLock(self.folder / LOCK):
+            if _read_info(self.folder)[0] < FORMAT:  # another process may have converted it
+                with database_errors(self._path):
+                    convert_files(self.folder, self._path, self.labels)
+                _write_info(self.folder, self.labels)
+
+    def add_tasks(self, batch: str, tasks: Iterable[Mapping[str, Any]]) -> int:
+        """Adds texts to annotate, except those that are tasks already.
 
         Args:
-            name: of the file; tasks come in the order of the files' names. A file that is there grows.
+            batch: tasks are shown batch by batch, in the order of the batches' names. A batch may grow.
             tasks: the fields of :class:`~sodaops.annotation.tasks.Task`.
 
         Returns:
-            How many were new.
+            The number of new tasks.
 
         Raises:
-            DataError: a name that is none, or a task that cannot be one; then nothing is added.
-            StorageError: the file could not be written.
+            DataError: the name of the batch or a task is not valid; then nothing is added.
+            StorageError: the database could not be written.
         """
-        if not _NAME.fullmatch(name):
-            raise DataError(f"{name!r}: no name for a file of tasks; expected letters, digits, '.', '_' and '-', at most 100.")
-        given = [self._checked(f"task {number} of {name}", entry) for number, entry in enumerate(tasks, 1)]
-        with self._lock, storage.writing(self.folder), FileLock(self.folder / LOCK):
-            self._refresh()
-            present = {task.text_sha256 for task in self._tasks.values()}
-            new = {task.text_sha256: task for task in given if task.text_sha256 not in present}
-            path = self.folder / "tasks" / f"{name}.jsonl"
-            if new:
-                lines = [json.dumps(asdict(task), ensure_ascii=False) for task in new.values()]
-                before = path.read_text(encoding="utf-8") if path.exists() else ""
-                storage.write_text(path, before + "".join(line + "\n" for line in lines), 0o600)
-            return len(new)
+        if not _NAME.fullmatch(batch):
+            raise DataError(f"batch={batch!r}; expected letters, digits, '.', '_' and '-', at most 100.")
+        checked = [self._check_task(f"task {number} of {batch}", entry) for number, entry in enumerate(tasks, 1)]
+        with self._transaction() as database:
+            return insert_tasks(database, batch, checked)
 
-    def forget(self, request_ids: Collection[str], text_hashes: Collection[str]) -> dict[str, int]:
-        """Deletes the texts of these requests, and those with these SHA-256; each file is written anew, whole.
-
-        Answers hold no text, and stay: they are answers to texts that are not here.
-
-        Returns:
-            File -> texts deleted.
-
-        Raises:
-            StorageError: a file could not be read or written.
-        """
-        with self._lock, storage.writing(self.folder), FileLock(self.folder / LOCK):
-            return forget_tasks(self.folder / "tasks", request_ids, text_hashes)
-
-    def _checked(self, place: str, entry: Mapping[str, Any]) -> Task:
+    def _check_task(self, position: str, entry: Mapping[str, Any]) -> Task:
         try:
             return task_of(entry, self.labels)
         except DataError as error:
-            raise DataError(f"{place}: {error}") from None
+            raise DataError(f"{position}: {error}") from None
+
+    def forget(self, request_ids: Collection[str], text_hashes: Collection[str]) -> int:
+        """Deletes the texts of these requests, and those with these SHA-256, so that no file holds them any more.
+
+        Answers hold no text, and stay. The files that a conversion kept hold texts, and are deleted altogether.
+
+        Returns:
+            The number of deleted texts.
+
+        Raises:
+            StorageError: the database could not be written, or another process was reading it all the time.
+        """
+        with storage.writing(self.folder):
+            shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
+        with self._lock:
+            with self._transaction() as database:
+                n_before = database.total_changes
+                database.executemany("DELETE FROM tasks WHERE request_id = ?", [(name,) for name in request_ids])
+                database.executemany("DELETE FROM tasks WHERE text_sha256 = ?", [(digest,) for digest in text_hashes])
+                n_deleted = database.total_changes - n_before
+            with database_errors(self._path):
+                self._database.execute("VACUUM")  # a deleted row's bytes stay in the file until then
+                busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # and in the -wal file
+        if busy:
+            raise StorageError(f"{self._path}-wal: may still hold deleted texts, since another process reads; run it again.")
+        return n_deleted
 
     def session(self, annotator: str, code: str | None = None, source: str = "page") -> "Session":
-        """Where an annotator's answers of one sitting go.
+        """The answers of an annotator in one sitting.
 
         Args:
             annotator: a name.
-            code: hexadecimal digits that tell the sitting from others; None draws some.
-            source: how the answers came.
+            code: 8 to 32 hexadecimal digits that identify the sitting; None: random ones.
+            source: where the answers come from.
 
         Raises:
-            DataError: a name that is none.
+            DataError: a name or a code that is not valid.
         """
         return Session(self, check_annotator(annotator), code, source)
 
     def append_feedback(self, request_id: str, place: int, label: str, annotator: str = "feedback") -> None:
-        """Writes what somebody said of an answer of the service; when this returns, it is on the disk.
+        """Writes what an answer of the service should have been; it is on the disk when this returns.
 
         Raises:
-            DataError: a label that the store does not have, or a name that is none.
-            StorageError: it could not be written.
+            DataError: a label that the store does not have, or a name that is not valid.
+            StorageError: the database could not be written.
         """
         check_label(label, self.labels)
-        entry = {"request_id": request_id, "place": place, "label": label, "annotator": check_annotator(annotator)}
-        with self._lock:
-            self._feedback = self._feedback or Appender(self.folder / "answers", "feedback")
-            self._feedback.append([{"time": self._clock.now(), **entry, "source": "feedback"}])
+        key = {"request_id": request_id, "place": place, "annotator": check_annotator(annotator)}
+        with self._transaction() as database:
+            insert_answers(database, [{**key, "time": _now(), "label": label, "source": "feedback"}])
 
     def feedback_without_task(self) -> set[tuple[str, int]]:
-        """Request ids and places that feedback was given on, and that no task stands for."""
-        with self._lock:
-            self._refresh()
-            return {key for key in self._events if not isinstance(key, str) and key not in self._by_request}
+        """Request ids and places with feedback that are no task."""
+        with self._transaction("DEFERRED") as database:
+            keys = "SELECT request_id, place FROM {} WHERE request_id IS NOT NULL"
+            return set(database.execute(f"{keys.format('answers')} EXCEPT {keys.format('tasks')}"))
 
-    def state(self) -> State:
-        """What the store holds now, with what other processes wrote meanwhile.
+    def state(self) -> AnnotationState:
+        """What the store holds now, including what other processes wrote.
 
         Raises:
-            StorageError: a file that cannot be read.
+            StorageError: the database could not be read.
         """
-        with self._lock:
-            self._refresh()
-            answers = {task: dict(found) for task in self._tasks if (found := self._answers.get(task))}
-            strays = [key for key in self._events if isinstance(key, str) and key not in self._tasks]
-            n_strays = sum(len(self._events[key]) for key in strays)
-            damaged = [*self._task_damage, *self._reader.damaged]
-            return State(self.labels, list(self._tasks.values()), answers, damaged, n_strays)
+        with self._transaction("DEFERRED") as database:
+            answers: dict[str, dict[str, str | None]] = defaultdict(dict)
+            for task, annotator, label in database.execute(
+                "SELECT task, annotator, label FROM current_answers ORDER BY number"  # an annotator's last one counts
+            ):
+                answers[task][annotator] = label
+            ((n_strays,),) = database.execute(
+                "SELECT count(*) FROM answers WHERE NOT undone AND task NOTNULL AND task NOT IN (SELECT task FROM tasks)"
+            )
+            # Tasks never change, and no number is given twice: with the same count and last number they are the same.
+            version = database.execute("SELECT count(*), max(number) FROM tasks").fetchone()
+            if version != self._tasks_version:
+                self._tasks, self._tasks_version = select_tasks(database), version
+            return AnnotationState(self.labels, self._tasks, dict(answers), n_strays)
 
-    def _refresh(self) -> None:
-        try:
-            changed = self._read_tasks()
-            for line in self._reader.new():
-                key = self._take(line)
-                if key is None:
-                    self._reader.note(line.file, line.number)
-                else:
-                    changed.add(key if isinstance(key, str) else self._by_request.get(key, ""))
-        except OSError as error:
-            raise StorageError(f"{self.folder}: could not be read ({error}); check the folder and its access.") from error
-        for task in changed & self._tasks.keys():
-            self._answers[task] = self._replayed(self._tasks[task])
-
-    def _read_tasks(self) -> set[str]:
-        """Reads the tasks again if any file changed, and returns the tasks whose answers must be looked at then."""
-        folder = self.folder / "tasks"
-        files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
-        stats = [(file.name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)]
-        if stats == self._task_files:
-            return set()
-        reader, tasks, known = Reader(folder), {}, set()
-        for line in reader.new():
-            try:
-                task = task_of(line.entry, self.labels)
-            except DataError:
-                reader.note(line.file, line.number)
-                continue
-            if task.text_sha256 not in known:
-                known.add(task.text_sha256)
-                tasks[task.task] = task
-        self._tasks, self._task_files, self._task_damage = tasks, stats, reader.damaged
-        asked = [task for task in tasks.values() if task.request_id is not None and task.place is not None]
-        self._by_request = {(task.request_id, task.place): task.task for task in asked}
-        return set(tasks)
-
-    def _take(self, line: Line) -> Key | None:
-        """Keeps what a line of answers says; None if it says nothing that can be used."""
-        entry = line.entry
-        label, undo = entry.get("label"), entry.get("undo") is True
-        feedback = entry.get("source") == "feedback"
-        key = (entry.get("request_id"), entry.get("place")) if feedback else entry.get("task")
-        kinds = (str, int) if feedback else (str,)
-        if not all(isinstance(part, kind) for part, kind in zip(key if feedback else (key,), kinds, strict=True)):
-            return None
-        if not undo and label not in self.labels and not (label is None and entry.get("skip") is True):
-            return None
-        try:
-            annotator = check_annotator(entry.get("annotator"))
-            self._clock.see(entry.get("time", ""))
-        except (DataError, ValueError, TypeError):
-            return None
-        event = _Event(entry["time"], line.file, line.number, annotator, label, undo)
-        self._events[key].append(event)
-        self._of_session[annotator, _code(line.file)].append((event, key))
-        return key
-
-    def _replayed(self, task: Task) -> dict[str, str | None]:
-        """Each annotator's answer that stands: the last, less what was taken back."""
-        keys: list[Any] = [task.task, (task.request_id, task.place)]
-        events = sorted(event for key in keys for event in self._events.get(key, ()))
-        stacks: dict[str, list[str | None]] = defaultdict(list)
-        for event in events:
-            stack = stacks[event.annotator]
-            if not event.undo:
-                stack.append(event.label)
-            elif stack:
-                stack.pop()
-        return {name: stack[-1] for name, stack in stacks.items() if stack}
-
-    def _standing(self, annotator: str, code: str) -> list[str]:
-        """The tasks that a session answered and did not take back, in the order of the answers."""
-        tasks: list[str] = []
-        for event, key in sorted(self._of_session.get((annotator, code), ())):
-            if not event.undo:
-                tasks.append(key)  # type: ignore[arg-type]  # feedback has no session
-            elif key in tasks:
-                del tasks[len(tasks) - 1 - tasks[::-1].index(key)]
-        return tasks
+    @contextlib.contextmanager
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """One transaction; IMMEDIATE waits for other writers, and DEFERRED reads one snapshot."""
+        with self._lock, database_errors(self._path), self._database:
+            self._database.execute(f"BEGIN {kind}")
+            yield self._database
 
 
 class Session:
     """The answers of one annotator in one sitting, or of one import; :meth:`Store.session` makes it.
 
     Raises:
-        DataError: a code that is none.
+        DataError: a code that is not valid.
     """
 
     def __init__(self, store: Store, annotator: str, code: str | None, source: str) -> None:
-        if code is not None and not _CODE.fullmatch(code):
+        if code is not None and not _SESSION.fullmatch(code):
             raise DataError(f"session={code!r}; expected 8 to 32 hexadecimal digits in lower case.")
         self._store, self._annotator, self._source = store, annotator, source
         self._code = code or secrets.token_hex(8)
-        self._appender = Appender(store.folder / "answers", annotator, self._code)
 
     def answer(self, task: str, label: str | None) -> None:
-        """Writes a label, or with None a skip; when this returns, it is on the disk. Said twice, it is written once.
+        """Writes a label, or a skip with None; it is on the disk when this returns. A repeated call changes nothing.
 
         Raises:
             DataError: a label or a task that the store does not have.
-            StorageError: it could not be written.
+            StorageError: the database could not be written.
         """
-        store = self._store
-        with store._lock:
-            store._refresh()
-            if task not in store._tasks:
-                raise DataError(f"task={task!r}: {store.folder} has no such task; take one that it gives.")
-            if label is not None:
-                check_label(label, store.labels)
-            standing = store._standing(self._annotator, self._code)
-            if task not in standing or store._answers[task].get(self._annotator, "") != label:
-                self.answer_all([(self._annotator, task, label)])
+        if label is not None:
+            check_label(label, self._store.labels)
+        with self._store._transaction() as database:
+            self._check_task(database, task)
+            current = "SELECT label FROM current_answers WHERE task = ? AND annotator = ? ORDER BY number DESC LIMIT 1"
+            unchanged = database.execute(current, (task, self._annotator)).fetchone() == (label,)
+            if not unchanged or task not in self._answered(database):
+                self._insert(database, [(self._annotator, task, label)])
 
     def answer_all(self, answers: Iterable[tuple[str, str, str | None]]) -> None:
-        """Writes annotators' labels of tasks, which the caller has checked; when this returns, they are on the disk.
+        """Writes annotators' labels of tasks, which the caller has checked: all of them or none.
 
         Raises:
-            StorageError: they could not be written; some may have been.
+            StorageError: the database could not be written.
         """
-        entries = [
-            {"annotator": name, "task": task, "label": label, **({"skip": True} if label is None else {})}
-            for name, task, label in answers
-        ]
-        self._write(entries)
+        with self._store._transaction() as database:
+            self._insert(database, answers)
 
     def undo(self, task: str | None = None) -> str:
         """Takes the last answer of this session back, and returns its task.
 
         Args:
-            task: the one that is expected; taken back already, it is returned all the same.
+            task: the expected one. If its answer was taken back already, nothing changes.
 
         Raises:
-            DataError: there is nothing to take back, or the last answer was to another task.
-            StorageError: it could not be written.
+            DataError: this session has no answer, or its last one was to another task.
+            StorageError: the database could not be written.
         """
-        store = self._store
-        with store._lock:
-            store._refresh()
-            standing = store._standing(self._annotator, self._code)
-            if task is not None and task in store._tasks and task not in standing:
+        with self._store._transaction() as database:
+            answered = self._answered(database)
+            if task is not None and task not in answered:
+                self._check_task(database, task)
                 return task
-            if not standing:
+            if not answered:
                 raise DataError("there is no answer in this session to take back.")
-            if task not in (None, standing[-1]):
-                raise DataError(f"task={task!r}: not the last answer of this session, which was to {standing[-1]}.")
-            self._write([{"annotator": self._annotator, "task": standing[-1], "label": None, "undo": True}])
-            return standing[-1]
+            last = next(reversed(answered))
+            if task not in (None, last):
+                raise DataError(f"task={task!r}: not the last answer of this session, which was to {last}.")
+            database.execute("UPDATE answers SET undone = 1 WHERE number = ?", (answered[last],))
+            return last
 
-    def _write(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        store = self._store
-        with store._lock:
-            time = store._clock.now()
-            self._appender.append([{"time": time, **entry, "source": self._source} for entry in entries])
+    def _check_task(self, database: sqlite3.Connection, task: str) -> None:
+        if database.execute("SELECT 1 FROM tasks WHERE task = ?", (task,)).fetchone() is None:
+            raise DataError(f"task={task!r}: {self._store.folder} has no such task.")
+
+    def _answered(self, database: sqlite3.Connection) -> dict[str, int]:
+        """Tasks that this session answered and did not take back -> number of the last answer, in that order."""
+        rows = database.execute(
+            "SELECT task, max(number) AS last FROM answers WHERE session = ? AND annotator = ? AND NOT undone GROUP BY task "
+            "ORDER BY last", (self._code, self._annotator),
+        )  # fmt: skip
+        return dict(rows.fetchall())
+
+    def _insert(self, database: sqlite3.Connection, answers: Iterable[tuple[str, str, str | None]]) -> None:
+        common = {"time": _now(), "session": self._code, "source": self._source}
+        insert_answers(database, ({**common, "annotator": a, "task": task, "label": label} for a, task, label in answers))
 
 
-def _code(file: str) -> str:
-    """The code of the session that a file of answers belongs to."""
-    return file.removesuffix(".jsonl").rpartition("-")[2]
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _write_info(folder: Path, labels: Sequence[str]) -> None:
+    storage.write_json(folder / INFO, {"format": FORMAT, "labels": labels})
+
+
+def _read_info(folder: Path) -> tuple[int, list[str]]:
+    """The format of the store in a folder, and its labels in order.
+
+    Raises:
+        DataError: no store, or a damaged store.json.
+    """
+    path = folder / INFO
+    if not path.is_file():
+        reason = f"there is no {INFO}" if folder.is_dir() else "no such folder"
+        raise DataError(f"{folder}: no annotation store, {reason}; {_FIX}.")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        version, labels = info["format"], info["labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not readable ({error!r}); restore it from a backup, or {_FIX}.") from None
+    if version not in range(1, FORMAT + 1) or not isinstance(labels, list) or not all(isinstance(a, str) for a in labels):
+        raise DataError(f"{path}: format={version!r}, labels={labels!r}; expected format 1 to {FORMAT}, and strings.")
+    return version, labels

@@ -1,14 +1,11 @@
 """What is to be annotated: a text, and what a model said of it."""
 
-import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from sodaops.errors import DataError, nearest, some
-from sodaops.io import storage
 
 WHYS = ("uncertain", "drifted", "diverse", "random", "feedback", "import")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -43,7 +40,7 @@ class Task:
     bundle_id: str | None = None
 
 
-_FIELDS = [field.name for field in fields(Task)]
+TASK_FIELDS = [field.name for field in fields(Task)]
 
 
 def task_of(entry: Mapping[str, Any], labels: Sequence[str]) -> Task:
@@ -53,8 +50,8 @@ def task_of(entry: Mapping[str, Any], labels: Sequence[str]) -> Task:
         DataError: a field that is missing, unknown, or holds what it cannot.
     """
     for name in entry:
-        if name not in _FIELDS:
-            raise DataError(f"{name!r} is no field of a task{nearest(name, _FIELDS)}; it has {', '.join(_FIELDS)}.")
+        if name not in TASK_FIELDS:
+            raise DataError(f"{name!r} is no field of a task{nearest(name, TASK_FIELDS)}; it has {', '.join(TASK_FIELDS)}.")
     text, sha256, why = entry.get("text"), entry.get("text_sha256"), entry.get("why")
     check_text(text)
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
@@ -102,30 +99,3 @@ def check_annotator(name: object) -> str:
     if not cleaned or len(cleaned) > 60 or not cleaned.isprintable():
         raise DataError(f"annotator={name!r}; expected a name of 1 to 60 characters that can be printed.")
     return cleaned
-
-
-def forget_tasks(folder: Path, request_ids: Collection[str], text_hashes: Collection[str]) -> dict[str, int]:
-    """Deletes lines from files of tasks, each written anew, whole; the store's lock is held by the caller.
-
-    Returns:
-        File -> texts deleted.
-
-    Raises:
-        StorageError: a file could not be written.
-    """
-    gone: dict[str, int] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold other separators
-        kept = [line for line in lines if not _is_of(line, request_ids, text_hashes)]
-        if len(kept) < len(lines):
-            storage.write_text(path, "\n".join(kept), 0o600)
-            gone[str(path)] = len(lines) - len(kept)
-    return gone
-
-
-def _is_of(line: str, request_ids: Collection[str], text_hashes: Collection[str]) -> bool:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(entry, dict) and (entry.get("request_id") in request_ids or entry.get("text_sha256") in text_hashes)

@@ -17,7 +17,7 @@ from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, nearest, some
 
 if TYPE_CHECKING:
-    from sodaops.annotation.state import State
+    from sodaops.annotation.state import AnnotationState
     from sodaops.annotation.store import Store
 
 
@@ -58,7 +58,7 @@ def status(rest: list[str]) -> None:
     print(describe(store, store.state()))
 
 
-def describe(store: "Store", state: "State") -> str:
+def describe(store: "Store", state: "AnnotationState") -> str:
     """A few lines for a person."""
     progress, conflicts = state.progress(), state.conflicts()
     lines = [f"{store.folder}: {progress.tasks:,} texts, {progress.answered:,} with a label ({some(state.labels, 20)})"]
@@ -74,8 +74,6 @@ def describe(store: "Store", state: "State") -> str:
         lines.append(f"conflict: {task.task}: {said}")
     if len(conflicts) > 5:
         lines.append(f"conflict: {len(conflicts) - 5:,} more")
-    if state.damaged:
-        lines.append(f"warning: {len(state.damaged):,} damaged lines are left out: {some(state.damaged)}")
     if state.n_strays:
         lines.append(f"warning: {state.n_strays:,} answers to texts that are not here are left out")
     return "\n".join(lines)
@@ -96,8 +94,7 @@ def export(rest: list[str]) -> None:
 def import_(rest: list[str]) -> None:
     """Reads texts and answers of other tools; a store that is not there is made with data.labels."""
     from sodaops.annotation.exchange import import_file
-    from sodaops.annotation.info import INFO
-    from sodaops.annotation.store import Store
+    from sodaops.annotation.store import INFO, Store
 
     parser = argparse.ArgumentParser(prog="sodaops annotate import", description="Texts and answers of other tools.")
     parser.add_argument("file", help="Label Studio's JSON, or a table with text and, if there are, task, label, annotator")

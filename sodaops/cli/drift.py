@@ -89,12 +89,11 @@ def run_log(rest: list[str]) -> None:
 
 def _forget_annotations(config: Config, request_ids: list[str], text_hashes: list[str]) -> None:
     """Takes the texts out of the annotation store as well, where there is one."""
-    from sodaops.annotation.info import INFO
-    from sodaops.annotation.store import Store
+    from sodaops.annotation.store import INFO, Store
 
-    if (Path(config.annotate.store) / INFO).exists():
-        for path, n_texts in Store(config.annotate.store).forget(request_ids, text_hashes).items():
-            print(f"{path}: {n_texts:,} texts to annotate deleted")
+    store = Path(config.annotate.store)
+    if (store / INFO).exists() and (n_texts := Store(store).forget(request_ids, text_hashes)):
+        print(f"{store}: {n_texts:,} texts to annotate deleted")
 
 
 def log_of(config: Config) -> str:

@@ -172,12 +172,11 @@ def test_a_key_is_asked_for(browser, tmp_path):
         ann.close()
 
 
-def test_a_task_that_is_gone_is_said_and_passed_over(browser, tmp_path):
-    store_of(tmp_path / "store", 2)
-    file = tmp_path / "store/tasks/some.jsonl"
+def test_a_deleted_task_is_reported_and_passed_over(browser, tmp_path):
+    store = store_of(tmp_path / "store", 2)
     with Server(tmp_path / "store") as server:
         ann = Annotator(browser, server.url, "ann")
-        file.write_text(file.read_text().splitlines(keepends=True)[1])
+        store.forget([], [store.state().tasks[0].text_sha256])
         ann.page.keyboard.press("3")
         expect(ann.page.locator("#what")).to_have_text(re.compile("has no such task"))
         ann.page.click("#again")

@@ -1,0 +1,94 @@
+"""The SQLite database of an annotation store: its tables, and how it is opened."""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple
+from pathlib import Path
+
+from sodaops.annotation.tasks import TASK_FIELDS, Task
+from sodaops.errors import StorageError
+
+# A later row of a table has a larger number. `batch` is the NAME of `add_tasks`. The label of a skipped task is NULL.
+# Feedback names a request and a place in it, and belongs to the task that was picked from there, if there is one.
+_SCHEMA = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE tasks (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, batch TEXT NOT NULL, task TEXT NOT NULL UNIQUE, text TEXT NOT NULL,
+    text_sha256 TEXT NOT NULL UNIQUE, why TEXT NOT NULL, label TEXT, score REAL, probs TEXT, request_id TEXT, place INTEGER,
+    bundle_id TEXT
+);
+CREATE INDEX task_of_request ON tasks (request_id, place);
+CREATE TABLE answers (
+    number INTEGER PRIMARY KEY, time TEXT NOT NULL, annotator TEXT NOT NULL, session TEXT, task TEXT, request_id TEXT,
+    place INTEGER, label TEXT, source TEXT NOT NULL, undone INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX answers_of_session ON answers (session, annotator);
+CREATE VIEW current_answers AS
+    SELECT answers.number, tasks.task, answers.annotator, answers.label FROM answers JOIN tasks
+    ON tasks.task = answers.task OR (tasks.request_id = answers.request_id AND tasks.place = answers.place)
+    WHERE NOT answers.undone;
+"""
+_BUSY_TIMEOUT_S = 10.0  # another process writes for some milliseconds; after this the page shows an error and tries again
+
+
+def create_database(path: Path) -> None:
+    """Creates the tables in an empty file. The mode WAL is kept in the file."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(_SCHEMA)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Opens a database that exists, for all threads of the process; transactions are begun explicitly.
+
+    Raises:
+        StorageError: no such file, or no database.
+    """
+    with database_errors(path):
+        database = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None,
+            check_same_thread=False,
+        )  # fmt: skip
+        # NORMAL would survive kill -9 as well. FULL syncs at each commit, so that a power cut loses no acknowledged answer.
+        database.execute("PRAGMA synchronous = FULL")
+        return database
+
+
+@contextlib.contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Turns an error of SQLite into one that names the file and what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        full = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+        fix = "make room there" if full else "check that it exists, is whole and may be written to, or restore it from a backup"
+        raise StorageError(f"{path}: could not be used ({error}); {fix}.") from error
+
+
+def insert_tasks(database: sqlite3.Connection, batch: str, tasks: Iterable[Task]) -> int:
+    """Adds the tasks whose text is not a task already, and returns how many these are."""
+    columns = ("batch", *TASK_FIELDS)
+    rows = [(batch, *astuple(task)) for task in tasks]
+    probs = columns.index("probs")
+    rows = [(*row[:probs], row[probs] and json.dumps(row[probs]), *row[probs + 1 :]) for row in rows]
+    n_before = database.total_changes
+    database.executemany(f"INSERT OR IGNORE INTO tasks ({', '.join(columns)}) VALUES ({_marks(columns)})", rows)
+    return database.total_changes - n_before
+
+
+def select_tasks(database: sqlite3.Connection) -> list[Task]:
+    """All tasks, batch by batch in the order of the batches' names."""
+    rows = database.execute(f"SELECT {', '.join(TASK_FIELDS)} FROM tasks ORDER BY batch, number")
+    tasks = [dict(zip(TASK_FIELDS, row, strict=True)) for row in rows]
+    return [Task(**{**task, "probs": task["probs"] and json.loads(task["probs"])}) for task in tasks]
+
+
+def insert_answers(database: sqlite3.Connection, answers: Iterable[dict[str, object]]) -> None:
+    """Adds answers, given by the columns that they have."""
+    for answer in answers:
+        database.execute(f"INSERT INTO answers ({', '.join(answer)}) VALUES ({_marks(answer)})", tuple(answer.values()))
+
+
+def _marks(columns: Iterable[str]) -> str:
+    return ", ".join("?" for _ in columns)
