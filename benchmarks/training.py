@@ -427,9 +427,9 @@ def main() -> None:
         return
     from sodaops.config.compose import compose
     from sodaops.data.preprocess import ensure_splits
-    from sodaops.training.precision import bfloat16_on
+    from sodaops.training.precision import has_bfloat16
 
-    precisions = list(PRECISIONS)[: 1 + bfloat16_on("cpu")]
+    precisions = list(PRECISIONS)[: 1 + has_bfloat16("cpu")]
     with tempfile.TemporaryDirectory() as folder:
         for name, rows in (("few", asked.rows), ("all", 10**6)):
             ensure_splits(compose([f"data.max_rows={rows}"]).data, Path(folder) / name)

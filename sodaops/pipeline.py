@@ -1,4 +1,4 @@
-"""The stages wired together: preprocess, train (fit, export, evaluate) and evaluate. The command line calls these functions."""
+"""The stages wired together: preprocess, train (fit, evaluate), export and evaluate. The command line calls these functions."""
 
 import logging
 import os
@@ -74,12 +74,12 @@ def train(config: Config) -> TrainResult:
 
 def _train_locally(config: Config) -> TrainResult:
     from sodaops.evaluation.evaluate import evaluate as evaluate_split
-    from sodaops.export.onnx_export import export_onnx
     from sodaops.search.context import trial_of
     from sodaops.search.pruning import trial_callbacks
     from sodaops.training import launch
-    from sodaops.training.fit import fit, resolve_last_checkpoint
+    from sodaops.training.fit import fit
     from sodaops.training.precision import with_precision
+    from sodaops.training.resume import resolve_last_checkpoint
     from sodaops.training.tracking import tracked
 
     config = resolve_last_checkpoint(config)
@@ -94,16 +94,12 @@ def _train_locally(config: Config) -> TrainResult:
             if ranks.is_rank_zero(os.environ):
                 log.warning("no bundle was written: no epoch was validated with checkpoints on")
             return TrainResult(config.run_dir)
-        exported = evaluated = None
-        if config.export.variants:
-            exported = export_onnx(trained.bundle_dir, config.splits_dir, config.export.variants)
-        info = exported.info if exported else trained.info
-        tracker.bundled(trained.bundle_dir, info)
+        evaluated = None
         if config.evaluate.split != "none":
             settings = config.evaluate.model_copy(update={"bundle": None})
             evaluated = evaluate_split(config.model_copy(update={"evaluate": settings}), trained.bundle_dir)
             tracker.evaluated(evaluated)
-    return TrainResult(config.run_dir, trained.score, trained.bundle_dir, info, exported, evaluated)
+    return TrainResult(config.run_dir, trained.score, trained.bundle_dir, trained.info, trained.exported, evaluated)
 
 
 def export_bundle(config: Config, bundle: str | Path) -> "Exported":

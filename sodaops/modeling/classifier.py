@@ -16,6 +16,8 @@ from sodaops.errors import ConfigError, ModelError
 from sodaops.modeling.encoder import TextEncoder
 from sodaops.modeling.optim import layers_of, lr_factor, make_optimizer
 
+SIGNATURE_KEY = "begun_with"  # in checkpoints; older ones have it too
+
 
 class TextClassifier(L.LightningModule):
     """Trains a :class:`TextEncoder` on batches of ``input_ids, attention_mask, label_ids, targets, share``, as
@@ -29,7 +31,7 @@ class TextClassifier(L.LightningModule):
         optim: conf/optim.
         seed: of dropout.
         class_weights: float [n_labels], or None.
-        run_signature: what a run that resumes from this one's checkpoints must have too; kept in them.
+        run_signature: settings that a resumed run must share, saved in every checkpoint.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class TextClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         known = self.trainer.callback_metrics.items()
-        checkpoint["begun_with"] = self.run_signature
+        checkpoint[SIGNATURE_KEY] = self.run_signature
         checkpoint["val_metrics"] = {name.removeprefix("val/"): float(v) for name, v in known if name.startswith("val/")}
 
     def configure_optimizers(self) -> dict[str, Any]:

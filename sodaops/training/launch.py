@@ -1,7 +1,6 @@
-"""Training over several processes: torch's elastic agent starts one a device, and ends all when one dies.
+"""Starts a training of several processes: torch's elastic agent starts one for each device, and ends all when one dies.
 
-Each process runs ``sodaops train`` on the composed configuration, whether this module, ``torchrun`` or Vertex AI's replicas
-started it. The first one (rank 0) alone writes.
+Each process runs ``sodaops train`` on the composed configuration. Only the first one (rank 0) writes files.
 """
 
 import contextlib
@@ -27,60 +26,61 @@ from sodaops.config.schema import Config
 from sodaops.data.workers import n_cores
 from sodaops.errors import ConfigError, PrunedError, Terminated, TrainingError
 from sodaops.io import ranks, runs, storage
-from sodaops.training.fit import LAST, make_trainer, resume_hint, silence_loggers, trainer_arguments
 from sodaops.training.peers import JOIN_S
+from sodaops.training.resume import LAST, resume_hint
+from sodaops.training.trainer import make_trainer, silence_loggers, trainer_arguments
 
-_END_S = 60  # for a process to end by itself when another one died, or to write its checkpoint
+log = logging.getLogger(__name__)
+_END_S = 60  # for a process to write its checkpoint and end, before it is killed
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 CONFIG = "ranks.yaml"
 
 
 class KilledError(TrainingError):
-    """A process of a training that something outside of it ended."""
+    """A signal killed a process of the training."""
 
 
 class Node(NamedTuple):
-    """This machine among those that train together, and where the first one listens."""
+    """A machine's rank among those that train together."""
 
     rank: int
-    address: str
+    address: str  # of the first machine
     port: int
 
 
 def processes(config: Config) -> tuple[int, int]:
-    """Processes on this machine, and machines, that ``conf/trainer`` asks for.
+    """The number of processes on this machine, and of machines, in conf/trainer.
 
     Raises:
-        ConfigError: what this machine does not have, or a number that an agent did not start.
+        ConfigError: this machine lacks the devices, or torchrun started another number of processes.
     """
     arguments = trainer_arguments(config.trainer)
     if (arguments["devices"], arguments["num_nodes"]) == (1, 1) and not ranks.is_distributed(os.environ):
         return 1, 1
     silence_loggers()
-    if arguments["precision"] == "auto":  # each process finds out for itself, and they compare
+    if arguments["precision"] == "auto":  # each process chooses by itself, and Peers compares the choices
         arguments["precision"] = None
     trainer = make_trainer(arguments | {"profiler": None}, [], [], Path(config.run_dir or "."))
-    asked = trainer.num_devices, trainer.num_nodes
+    n_devices, n_nodes = trainer.num_devices, trainer.num_nodes
     if ranks.is_distributed(os.environ):
         n_local, n_all = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-        if asked != (n_local, n_all // n_local):
+        if (n_devices, n_nodes) != (n_local, n_all // n_local):
             raise ConfigError(
-                f"torchrun started {n_all} processes, {n_local} on this machine; trainer.devices={asked[0]} and "
-                f"trainer.num_nodes={asked[1]} ask for others. Set trainer=ddp trainer.devices={n_local} "
-                f"trainer.num_nodes={n_all // n_local}."
+                f"trainer.devices={n_devices} and trainer.num_nodes={n_nodes}, but torchrun started {n_all} processes, "
+                f"{n_local} on this machine. Set trainer=ddp trainer.devices={n_local} trainer.num_nodes={n_all // n_local}."
             )
-    return asked
+    return n_devices, n_nodes
 
 
 def node_of(environment: Mapping[str, str], n_nodes: int) -> Node:
-    """This machine's place among several, from what Vertex AI (``CLUSTER_SPEC``) or another scheduler says.
+    """This machine's rank among several, from the environment variables of Vertex AI or another scheduler.
 
     Args:
-        environment: ``CLUSTER_SPEC``; or MASTER_ADDR, MASTER_PORT and NODE_RANK (or RANK).
-        n_nodes: machines that the configuration asks for.
+        environment: with CLUSTER_SPEC (Vertex AI); or with MASTER_ADDR, MASTER_PORT and NODE_RANK (or RANK).
+        n_nodes: the number of machines in the configuration.
 
     Raises:
-        ConfigError: nothing of that, or another number of machines.
+        ConfigError: the variables are missing or invalid, or are for another number of machines.
 
     >>> node_of({"MASTER_ADDR": "a", "MASTER_PORT": "2222", "RANK": "1"}, 2)
     Node(rank=1, address='a', port=2222)
@@ -91,59 +91,58 @@ def node_of(environment: Mapping[str, str], n_nodes: int) -> Node:
             pools = [spec["cluster"][name] for name in ("workerpool0", "workerpool1") if name in spec["cluster"]]
             address, _, port = pools[0][0].rpartition(":")
             rank = int(spec["task"]["index"]) + (len(pools[0]) if spec["task"]["type"] == "workerpool1" else 0)
-            found, n_found = Node(rank, address, int(environment.get("MASTER_PORT", port))), sum(map(len, pools))
+            node, n_given = Node(rank, address, int(environment.get("MASTER_PORT", port))), sum(map(len, pools))
         else:
             rank = int(environment.get("NODE_RANK") or environment["RANK"])
-            found, n_found = Node(rank, environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), n_nodes
+            node, n_given = Node(rank, environment["MASTER_ADDR"], int(environment["MASTER_PORT"])), n_nodes
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ConfigError(
-            f"trainer.num_nodes={n_nodes}: this machine must be told its place ({type(error).__name__}: {error}). Set "
-            "MASTER_ADDR, MASTER_PORT and NODE_RANK, start it by torchrun, or as Vertex AI's replicas (CLUSTER_SPEC)."
+            f"trainer.num_nodes={n_nodes}: the rank of this machine is unknown ({type(error).__name__}: {error}). Set "
+            "MASTER_ADDR, MASTER_PORT and NODE_RANK, use torchrun, or start it as replicas of Vertex AI (CLUSTER_SPEC)."
         ) from None
-    if n_found != n_nodes or not 0 <= found.rank < n_nodes:
-        raise ConfigError(f"trainer.num_nodes={n_nodes}, but this is machine {found.rank} of {n_found}; set it to {n_found}.")
-    return found
+    if n_given != n_nodes or not 0 <= node.rank < n_nodes:
+        raise ConfigError(f"trainer.num_nodes={n_nodes}, but this is machine {node.rank} of {n_given}; set it to {n_given}.")
+    return node
 
 
 def launch(config: Config, n_processes: int, n_nodes: int) -> float | None:
-    """Trains over several processes, and returns when all have ended.
+    """Trains in several processes, and returns when all have ended.
 
-    Where one of them was killed, all processes of a single machine start again from the last checkpoint, at most
-    ``checkpoint.restarts`` times.
+    On a single machine, if a process is killed, all start again from the last checkpoint, at most ``checkpoint.restarts``
+    times.
 
     Args:
-        config: with a run_dir, which all machines should see.
+        config: with a ``run_dir`` that all machines see.
         n_processes: on this machine.
         n_nodes: machines.
 
     Returns:
-        The monitored metric of the kept epoch on val; None after a run that kept nothing, and on all machines but the first.
+        The monitored metric of the best epoch on val; None if no epoch was kept, and on all machines but the first.
 
     Raises:
-        PrunedError: a sweep stopped it.
-        TrainingError: a process ended early; what it said stands above.
-        KeyboardInterrupt: so did the user; Terminated: SIGTERM did.
+        PrunedError: a sweep stopped the trial.
+        TrainingError: a process failed; its own output has the details.
+        KeyboardInterrupt: Ctrl-C; Terminated: SIGTERM.
     """
     node = node_of(os.environ, n_nodes) if n_nodes > 1 else None
     run_dir, n_restarts = Path(config.run_dir), config.checkpoint.restarts if node is None else 0
     last = run_dir / LAST
-    before = _changed_ns(last)  # of an earlier run in this folder, perhaps
+    modified_ns = _modified_ns(last)  # an earlier run may have left a checkpoint in this folder
     for restart in range(1, n_restarts + 2):
         try:
             _run(config, n_processes, n_nodes, node)
             break
         except KilledError as error:
-            if restart > n_restarts or _changed_ns(last) == before:
+            if restart > n_restarts or _modified_ns(last) == modified_ns:
                 raise
-            said = str(error).partition(";")[0]
-            print(f"{said}; starting again from {last}, {restart} of at most {n_restarts} times", file=sys.stderr, flush=True)
+            log.warning("%s; starting again from %s, restart %d of %d", str(error).partition(";")[0], last, restart, n_restarts)
             config = config.model_copy(update={"ckpt_path": str(last)})
     if node is not None and node.rank:
         return None
     return runs.read_run(run_dir).metrics.get(config.checkpoint.monitor)
 
 
-def _changed_ns(path: Path) -> int | None:
+def _modified_ns(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
@@ -163,20 +162,22 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
         try:
             elastic_launch(settings, sys.executable)(*command)
         except ChildFailedError as error:
-            _tell(error, run_dir, n_processes * n_nodes)
+            _raise_first_failure(error, run_dir, n_processes * n_nodes)
         except SignalException as stop:
             if stop.sigval == signal.SIGINT:
                 raise KeyboardInterrupt(resume_hint(run_dir)) from None
             raise Terminated(resume_hint(run_dir)) from None
         except (RendezvousError, DistError) as error:
             raise TrainingError(
-                f"the {n_nodes} machines did not come together at {settings.rdzv_endpoint} within {JOIN_S} s "
+                f"not all {n_nodes} machines reached {settings.rdzv_endpoint} within {JOIN_S} s "
                 f"({str(error).splitlines()[0][:200]}). Check that all run, and that the port is open between them."
             ) from error
 
 
-def _tell(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
-    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, float]:  # those that the agent ended come last
+def _raise_first_failure(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
+    """Raises the error of the process that ended first by itself, not because another one had ended."""
+
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, float]:  # those that the agent terminated come last
         code = item[1].exitcode
         return code == -signal.SIGTERM, code > 0, item[1].timestamp
 
@@ -185,38 +186,37 @@ def _tell(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
         fields = runs.read_run(run_dir).fields
         if fields.get("status") == "pruned":
             raise PrunedError(fields["error"]) from None
+    hint, process = resume_hint(run_dir), f"process {rank} of {n_all}"
     if failure.exitcode in (130, 143):
-        raise (KeyboardInterrupt if failure.exitcode == 130 else Terminated)(resume_hint(run_dir)) from None
-    kind = KilledError if failure.exitcode < 0 else TrainingError
-    raise kind(f"process {rank} of {n_all} ended {_how(failure)}; {resume_hint(run_dir)}.") from None
-
-
-def _how(failure: ProcessFailure) -> str:
+        raise (KeyboardInterrupt if failure.exitcode == 130 else Terminated)(hint) from None
     if failure.exitcode < 0:
-        return f"by {signal.Signals(-failure.exitcode).name}, and the others with it"
-    return f"with exit code {failure.exitcode}, and the others with it; what it said stands above"
+        name = signal.Signals(-failure.exitcode).name
+        raise KilledError(f"{process} was killed by {name}, and the others were ended; {hint}.") from None
+    raise TrainingError(
+        f"{process} ended with exit code {failure.exitcode}, and the others were ended; its error is above; {hint}."
+    ) from None
 
 
 @contextlib.contextmanager
 def _own_threads(n_processes: int) -> Iterator[None]:
-    """Shares the cores among the processes; the agent would give each of them one."""
+    """Divides the cores among the processes; the agent would give each process one thread."""
     cores = max(1, n_cores() // n_processes)
-    given = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = given or str(cores)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed is said once, in launch
+    previous = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = previous or str(cores)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # launch raises what failed
     try:
         yield
     finally:
-        if given is None:
+        if previous is None:
             del os.environ["OMP_NUM_THREADS"]
 
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Gives the handlers back that the agent takes."""
-    kept = {number: signal.getsignal(number) for number in _SIGNALS}
+    """Restores the signal handlers that the agent replaces."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in kept.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

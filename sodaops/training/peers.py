@@ -1,7 +1,7 @@
-"""What the processes of one training tell each other before they begin: that each is ready, and for the same training.
+"""Lets the processes of one training agree, before they start, that all are ready and train the same thing.
 
-Without it, one that failed before they joined would leave the others waiting for it, and machines whose tables differ would
-train one model on both.
+Without this, the others would wait for a process that failed while preparing, and machines with different tables would train
+one model on both.
 """
 
 import contextlib
@@ -17,92 +17,100 @@ import torch.distributed as dist
 from sodaops.errors import ConfigError, TrainingError, some
 from sodaops.io import ranks
 
-JOIN_S = 600  # for the other machines to come
-READY_S = 1800  # for the slowest to have made the splits; what torch gives them to form their group
+JOIN_S = 600  # for all machines to reach the store
+READY_S = 1800  # for the slowest process to prepare its splits; torch allows as long for joining the process group
 _POLL_S = 0.1
 
 
 class Peers:
-    """The other processes of this training, by way of the store through which torch brings them together.
+    """The other processes of this training, reached through torch's key-value store.
 
-    Keep it until the training ends: where the agent has no store, the first process keeps it here.
+    Keep the object until the training ends: the first process may host the store.
 
     Args:
-        environment: what the agent that started this process sets, RANK and WORLD_SIZE for example; in a training of one
-            process nothing.
+        environment: RANK, WORLD_SIZE and so on, as the elastic agent sets them; nothing of that with one process.
+        store: the store to use; None: the one that torch's rendezvous finds.
 
     Raises:
         TrainingError: the first process cannot be reached.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._rank, self._n_all, self._store = 0, 1, None
-        if ranks.is_distributed(environment):
-            self._rank, self._n_all = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        self._ready, self._failed = ([f"{said}/{rank}" for rank in range(self._n_all)] for said in ("ready", "failed"))
-        if self._n_all > 1:
-            with _first_there():
-                store, *_ = next(dist.rendezvous("env://", self._rank, self._n_all, timeout=timedelta(seconds=JOIN_S)))
-                self._store = dist.PrefixStore("sodaops", store)
-                for said in (self._ready, self._failed):  # torchrun may keep the store over a restart
-                    self._store.delete_key(said[self._rank])
+    def __init__(self, environment: Mapping[str, str], store: dist.Store | None = None) -> None:
+        self._rank, self._world_size = 0, ranks.world_size(environment)
+        self._store: dist.Store | None = None
+        self._ready_keys = [f"ready/{rank}" for rank in range(self._world_size)]
+        self._failed_keys = [f"failed/{rank}" for rank in range(self._world_size)]
+        if self._world_size == 1:
+            return
+        self._rank = int(environment["RANK"])
+        with _store_errors():
+            if store is None:
+                timeout = timedelta(seconds=JOIN_S)
+                store, *_ = next(dist.rendezvous("env://", self._rank, self._world_size, timeout=timeout))
+            self._store = dist.PrefixStore("sodaops", store)
+            for keys in (self._ready_keys, self._failed_keys):  # torchrun may keep the store over a restart
+                self._store.delete_key(keys[self._rank])
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
-        """Tells the others when the block fails, so that they end too."""
-        ready = False
+        """Reports an error within the block to the other processes, which then end too."""
         try:
             yield
-            ready = True
-        finally:
-            if self._store is not None and not ready:
-                error = sys.exception()
-                why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-                with contextlib.suppress(dist.DistError):
-                    if not self._store.check([self._ready[self._rank]]):  # else it fails with another
-                        self._store.set(
-                            self._failed[self._rank], f"process {self._rank} of {self._n_all} could not begin ({why})"
-                        )
+        except BaseException:
+            if self._store is not None:
+                self._report_failure()
+            raise
 
-    def agree(self, facts: Mapping[str, Any]) -> None:
-        """Waits until all processes are ready, and compares what they train.
+    def _report_failure(self) -> None:
+        error = sys.exception()
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        with contextlib.suppress(dist.DistError):
+            # A process that was ready ends because of another one's failure, which is reported already.
+            if not self._store.check([self._ready_keys[self._rank]]):
+                message = f"process {self._rank} of {self._world_size} could not start ({reason})"
+                self._store.set(self._failed_keys[self._rank], message)
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """Waits until all processes are ready, and compares their settings.
 
         Args:
-            facts: what must be the same in all; JSON values.
+            settings: what must be equal in all processes; JSON values.
 
         Raises:
-            TrainingError: one of them failed, or did not come.
-            ConfigError: one of them trains something else.
+            TrainingError: a process failed, or was not ready in time.
+            ConfigError: a process has other settings.
         """
         if self._store is None:
             return
-        until = time.monotonic() + READY_S
-        with _first_there():
-            self._store.set(self._ready[self._rank], json.dumps(facts))
-            while missing := [key for key in self._ready if not self._store.check([key])]:
-                for key in self._failed:
-                    if self._store.check([key]):
-                        raise TrainingError(f"{self._store.get(key).decode()}; what it said stands there.")
-                if time.monotonic() > until:
-                    raise TrainingError(f"no word from process {missing[0].partition('/')[2]} within {READY_S} s.")
-                time.sleep(_POLL_S)
-            first, *others = (json.loads(self._store.get(key)) for key in self._ready)
+        with _store_errors():
+            self._store.set(self._ready_keys[self._rank], json.dumps(settings))
+            self._wait_until_ready()
+            first, *others = (json.loads(self._store.get(key)) for key in self._ready_keys)
         for rank, other in enumerate(others, 1):
-            unlike = [
-                f"{key}={other.get(key)}, and process 0 with {first[key]}" for key in first if other.get(key) != first[key]
-            ]
+            unlike = [f"{key}={other.get(key)}, process 0 with {first[key]}" for key in first if other.get(key) != first[key]]
             if unlike:
                 raise ConfigError(
-                    f"process {rank} of {self._n_all} would train with {some(unlike)}. Give all machines the same tables, "
+                    f"process {rank} of {self._world_size} would train with {some(unlike)}. Give all machines the same tables, "
                     "configuration and run_dir."
                 )
 
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_S
+        while missing := [key for key in self._ready_keys if not self._store.check([key])]:
+            for key in self._failed_keys:
+                if self._store.check([key]):
+                    raise TrainingError(f"{self._store.get(key).decode()}; its own output has the details.")
+            if time.monotonic() > deadline:
+                raise TrainingError(f"process {missing[0].partition('/')[2]} was not ready within {READY_S} s.")
+            time.sleep(_POLL_S)
+
 
 @contextlib.contextmanager
-def _first_there() -> Iterator[None]:
+def _store_errors() -> Iterator[None]:
     try:
         yield
     except dist.DistError as error:
         raise TrainingError(
-            f"the first process of this training is not there ({str(error).splitlines()[0][:200]}); what it said stands there."
+            f"the first process of this training cannot be reached ({str(error).splitlines()[0][:200]}); its own output has "
+            "the details."
         ) from error

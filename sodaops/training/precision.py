@@ -1,51 +1,41 @@
-"""Which precision ``trainer.precision=auto`` means on this machine."""
+"""Chooses the precision that ``trainer.precision=auto`` stands for on this machine."""
 
-import os
-import pickle
+import logging
 
 import torch
 
 from sodaops.config.schema import Config
-from sodaops.io import ranks
+from sodaops.training.resume import FULL_PRECISION, checkpoint_precision
 
-MIXED, FULL = "bf16-mixed", "32-true"
+log = logging.getLogger(__name__)
+MIXED_PRECISION = "bf16-mixed"
 
 
 def with_precision(config: Config) -> Config:
-    """``trainer.precision=auto`` made what it means here, and told: that of the checkpoint that the run goes on from; else
-    bf16-mixed where the device multiplies bfloat16 itself, and 32-true elsewhere and with fsdp.
+    """Replaces ``trainer.precision=auto``, and logs the choice and its reason.
 
-    In bf16-mixed the matrix products alone are in bfloat16; parameters, their updates, norms and the loss stay in float32.
+    A resumed run takes the precision of its checkpoint. Otherwise: 32-true with fsdp and on devices without bfloat16
+    instructions, bf16-mixed elsewhere. In bf16-mixed only matrix products are in bfloat16; parameters, optimizer state,
+    normalization and loss stay in float32.
     """
     if config.trainer.get("precision") != "auto":
         return config
-    begun, device = _begun_in(config.ckpt_path), device_of(str(config.trainer.get("accelerator")))
-    if begun is not None:
-        precision, why = begun, f"as {config.ckpt_path} was begun"
+    saved, device = checkpoint_precision(config.ckpt_path), device_of(str(config.trainer.get("accelerator")))
+    if saved is not None:
+        precision, reason = saved, f"as in {config.ckpt_path}"
     elif config.trainer.get("strategy") == "fsdp":
-        precision, why = FULL, "as trainer=fsdp takes it unless told otherwise"
+        precision, reason = FULL_PRECISION, "the default of trainer=fsdp"
     else:
-        precision = MIXED if bfloat16_on(device) else FULL
-        other = FULL if precision == MIXED else MIXED
-        why = f"as fits this {device.upper()}; trainer.precision={other} for the other"
-    if ranks.is_rank_zero(os.environ):
-        print(f"precision: {precision}, {why}", flush=True)
+        precision, other = MIXED_PRECISION, FULL_PRECISION
+        if not has_bfloat16(device):
+            precision, other = other, precision
+        reason = f"the faster one on this {device.upper()}; trainer.precision={other} for the other"
+    log.info("precision: %s, %s", precision, reason)
     return config.model_copy(update={"trainer": {**config.trainer, "precision": precision}})
 
 
-def _begun_in(path: str | None) -> str | int | None:
-    """A checkpoint's precision; None without one, and where it cannot be read, which ``fit`` tells of."""
-    if path is None or not os.path.isfile(path):
-        return None
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
-        return None
-    return found.get("begun_with", {}).get("trainer.precision", FULL) if isinstance(found, dict) else None
-
-
 def device_of(accelerator: str) -> str:
-    """What an accelerator's name stands for here: cuda, cpu, or the name of another.
+    """The device type that an accelerator's name stands for on this machine: cuda, cpu, mps, or another name.
 
     >>> device_of("cpu"), device_of("gpu") == device_of("cuda")
     ('cpu', True)
@@ -55,9 +45,9 @@ def device_of(accelerator: str) -> str:
     return "cuda" if accelerator in ("auto", "gpu", "cuda") else accelerator
 
 
-def bfloat16_on(device: str) -> bool:
-    """Whether a device has instructions for matrix products in bfloat16; elsewhere they are slower than in float32."""
+def has_bfloat16(device: str) -> bool:
+    """Whether a device has instructions for matrix products in bfloat16; without them they are slower than in float32."""
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    has = torch.cpu.get_capabilities()
-    return device == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return device == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,10 +1,10 @@
-"""Where a run is told: run.json in its folder, and a CSV file, TensorBoard, Weights & Biases, several or none."""
+"""Tracks a run in run.json and in the loggers of conf/logger: CSV, TensorBoard, Weights & Biases."""
 
 import contextlib
 import importlib.util
 import itertools
+import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,40 +18,42 @@ from sodaops.errors import ConfigError, PrunedError
 from sodaops.evaluation.result import Evaluated
 from sodaops.io import ranks, remote, runs, storage
 from sodaops.io.run_record import RunRecord
+from sodaops.training.resume import run_dir_of
 from sodaops.training.wandb_server import check_key, check_reachable
 
-_POINTS = 200  # of a curve
+log = logging.getLogger(__name__)
+_MAX_POINTS = 200  # of a curve in W&B
 
 
 class Tracker:
-    """One run's record and loggers, from before the first epoch to after the evaluation.
+    """The run.json and the loggers of a run, from its start to the end of its evaluation.
 
     Args:
-        config: the run's.
-        trial: the sweep and trial that it belongs to: study, number, n_seeds.
+        config: of the run.
+        trial: of a sweep: study, number, n_seeds.
     """
 
     def __init__(self, config: Config, trial: Mapping[str, Any] | None = None) -> None:
         if remote.is_address(config.run_dir):
-            raise ConfigError(f"run_dir={config.run_dir}: `sodaops train` brings a run there; from Python give a folder.")
-        self.run_dir = Path(config.run_dir or "outputs/run")
+            raise ConfigError(f"run_dir={config.run_dir}: only `sodaops train` uploads a run; from Python give a local folder.")
+        self.run_dir = run_dir_of(config)
         self.loggers: list[Logger] = []
         self._config, self._trial = config, trial
         self._record: RunRecord | None = None
 
     def start(self, manifest: Mapping[str, Any]) -> None:
-        """Opens the record and the loggers, each told the whole configuration.
+        """Creates run.json and the loggers, and logs the configuration to each.
 
         Args:
-            manifest: of the splits that it trains on.
+            manifest: of the splits.
 
         Raises:
             ConfigError: W&B online without a key or a network.
             StorageError: the run folder cannot be written to.
         """
-        if not ranks.is_rank_zero(os.environ):  # of several processes that train together the first one tells
+        if not ranks.is_rank_zero(os.environ):
             return
-        wandb_id = _id_of(self._config.ckpt_path)
+        wandb_id = _wandb_id_of(self._config.ckpt_path)
         with storage.writing(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             make_loggers(self._config, self.run_dir, self.loggers, wandb_id)
@@ -64,41 +66,45 @@ class Tracker:
             _log_files(run, f"splits-{self._config.data.name}", "dataset", self._splits() / "manifest.json", manifest)
 
     def trained(self, info: BundleInfo, metrics: Mapping[str, float]) -> None:
-        """Notes the kept epoch's metrics on val."""
+        """Records the metrics of the best epoch on val."""
         self._record.update(bundle_id=info.bundle_id)
         self._record.add_metrics("val", metrics)
-        for run in self._wandb_runs():  # the bundle's, where W&B has the last epoch's
+        for run in self._wandb_runs():  # W&B's summary has those of the last epoch
             run.summary.update({f"val/{name}": value for name, value in metrics.items()})
 
-    def evaluated(self, found: Evaluated) -> None:
-        """Notes and logs an evaluation: its metrics everywhere, its pictures and worst errors where they can be shown."""
-        values = {key: value for key, value in found.metrics.items() if isinstance(value, int | float)}
-        self._record.add_metrics(found.split, values)
+    def evaluated(self, evaluation: Evaluated) -> None:
+        """Records the metrics of an evaluation in run.json and all loggers, and its charts and worst errors in W&B."""
+        values = {key: value for key, value in evaluation.metrics.items() if isinstance(value, int | float)}
+        self._record.add_metrics(evaluation.split, values)
         for logger in self.loggers:
-            logger.log_metrics({f"{found.split}/{key}": float(value) for key, value in values.items()})
+            logger.log_metrics({f"{evaluation.split}/{key}": float(value) for key, value in values.items()})
             logger.save()
         for run in self._wandb_runs():
-            run.log(_charts(found))
+            run.log(_charts(evaluation))
 
     def bundled(self, bundle_dir: Path, info: BundleInfo) -> None:
-        """Notes the finished bundle, and logs it as an artifact."""
+        """Records the id of the finished bundle, and logs it to W&B as an artifact if ``logger.wandb.bundle`` is set."""
         self._record.update(bundle_id=info.bundle_id)
         if self._config.logger.wandb is not None and self._config.logger.wandb.bundle:
-            about = {"bundle_id": info.bundle_id, "data": info.data, "labels": info.labels, "metrics": info.metrics}
+            metadata = {"bundle_id": info.bundle_id, "data": info.data, "labels": info.labels, "metrics": info.metrics}
             for run in self._wandb_runs():
-                _log_files(run, f"bundle-{info.data['name']}", "model", bundle_dir, about)
+                _log_files(run, f"bundle-{info.data['name']}", "model", bundle_dir, metadata)
 
     def end(self, error: BaseException | None) -> None:
-        """Closes everything, as failed where it did; nothing leaks into the next run of this process."""
+        """Closes run.json and all loggers.
+
+        Args:
+            error: that ended the run; None: it finished.
+        """
         kinds = {type(None): "finished", PrunedError: "pruned", KeyboardInterrupt: "interrupted"}
         status = next((status for kind, status in kinds.items() if isinstance(error, kind)), "failed")
-        well = status in ("finished", "pruned")
-        with contextlib.ExitStack() as closing:  # each of them, whatever another one raises
+        succeeded = status in ("finished", "pruned")
+        with contextlib.ExitStack() as closing:  # closes each of them, even if another one raises
             for run in self._wandb_runs():
-                closing.callback(run.finish, exit_code=0 if well else 1)
+                closing.callback(run.finish, exit_code=0 if succeeded else 1)
                 closing.callback(run.summary.update, {"status": status})
             for logger in self.loggers:
-                closing.callback(logger.finalize, "success" if well else "failed")
+                closing.callback(logger.finalize, "success" if succeeded else "failed")
             if self._record is not None:
                 closing.callback(self._record.finish, status, None if error is None else str(error) or type(error).__name__)
 
@@ -114,46 +120,46 @@ class Tracker:
 
 @contextlib.contextmanager
 def tracked(config: Config, trial: Mapping[str, Any] | None = None) -> Iterator[Tracker]:
-    """A tracker that is closed whatever happens, and told how it ended."""
+    """A tracker that is closed at the end of the block, also after an error."""
     tracker = Tracker(config, trial)
     try:
         yield tracker
     except BaseException as error:
         try:
             tracker.end(error)
-        except Exception as closing:  # what ended the run is what is to be told
-            print(f"warning: while closing the run: {closing}", file=sys.stderr)
+        except Exception as failure:  # the error that ended the run is the one to raise
+            log.warning("while closing the run: %s", failure)
         raise
     tracker.end(None)
 
 
 def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id: str | None) -> None:
-    """Adds the loggers that conf/logger asks for, one by one, so that those made before a failure can be closed.
+    """Adds the loggers of conf/logger to ``loggers``, one by one, so that those made before a failure can be closed.
 
     Raises:
-        ConfigError: a package that is missing, or W&B online without a key or a network.
+        ConfigError: a package is missing, or W&B is online without a key or a network.
     """
     if config.logger.csv is not None:
-        _keep_earlier(run_dir / "metrics")
+        _rename_earlier(run_dir / "metrics")
         loggers.append(CSVLogger(run_dir, name="", version="metrics"))
     if config.logger.tensorboard is not None:
-        _need("tensorboard")
+        _require("tensorboard")
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     if config.logger.wandb is not None:
-        _need("wandb")
+        _require("wandb")
         loggers.append(_wandb(config.logger.wandb, run_dir, wandb_id))
     for logger in loggers:
         logger.log_hyperparams(config.model_dump(mode="json"))
 
 
-def _keep_earlier(folder: Path) -> None:
-    """Moves aside what an earlier run in this folder has logged; Lightning would delete it."""
+def _rename_earlier(folder: Path) -> None:
+    """Renames the metrics of an earlier run in this folder to metrics.1, metrics.2, …; Lightning would delete them."""
     if folder.is_dir():
         names = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
         folder.rename(next(name for name in names if not name.exists()))
 
 
-def _need(package: str) -> None:
+def _require(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
             f"logger: {package} is not installed; get it with `pip install 'sodaops[{package}]'`, or set logger=csv."
@@ -163,9 +169,9 @@ def _need(package: str) -> None:
 def _wandb(config: WandbConfig, run_dir: Path, wandb_id: str | None) -> WandbLogger:
     mode = config.mode or os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
     if mode == "online":
-        later = "set logger.wandb.mode=offline and send the run later with `wandb sync`"
-        check_key("logger.wandb.mode=online", later)
-        check_reachable(later)
+        offline = "set logger.wandb.mode=offline and upload the run later with `wandb sync`"
+        check_key("logger.wandb.mode=online", offline)
+        check_reachable(offline)
     import wandb
 
     logger = WandbLogger(
@@ -173,23 +179,23 @@ def _wandb(config: WandbConfig, run_dir: Path, wandb_id: str | None) -> WandbLog
         entity=config.entity, mode=mode, id=wandb_id, resume="allow" if wandb_id and mode == "online" else None,
     )  # fmt: skip
     try:
-        logger.experiment.id  # noqa: B018, it is made on first use
+        logger.experiment.id  # noqa: B018 - the run is created on first access
     except wandb.Error as error:
-        raise ConfigError(f"logger.wandb: {str(error).splitlines()[0]}. Mend that, or set logger=csv.") from error
+        raise ConfigError(f"logger.wandb: {str(error).splitlines()[0]}. Fix that, or set logger=csv.") from error
     return logger
 
 
-def _id_of(ckpt_path: str | None) -> str | None:
-    """The W&B run that a resumed one goes on with: its id stands in the record of the checkpoint's run."""
+def _wandb_id_of(ckpt_path: str | None) -> str | None:
+    """The id of the W&B run that a resumed run continues, from the run.json of the checkpoint's run."""
     if ckpt_path is None or not (Path(ckpt_path).parent.parent / runs.RECORD).is_file():
         return None
     return runs.read_run(Path(ckpt_path).parent.parent).fields.get("wandb_id")
 
 
-def _log_files(run: Any, name: str, kind: str, path: Path, about: Mapping[str, Any]) -> None:
+def _log_files(run: Any, name: str, kind: str, path: Path, metadata: Mapping[str, Any]) -> None:
     import wandb
 
-    artifact = wandb.Artifact(name, type=kind, metadata={"about": dict(about)})
+    artifact = wandb.Artifact(name, type=kind, metadata={"about": dict(metadata)})
     artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))
     if kind == "dataset" and not run.offline:
         run.use_artifact(artifact)  # makes it the run's input; W&B refuses that offline
@@ -197,10 +203,11 @@ def _log_files(run: Any, name: str, kind: str, path: Path, about: Mapping[str, A
         run.log_artifact(artifact)
 
 
-def _charts(found: Evaluated) -> dict[str, Any]:
+def _charts(evaluation: Evaluated) -> dict[str, Any]:
+    """Confusion matrix, curves and worst errors as W&B charts and tables."""
     import wandb
 
-    matrix, labels = found.confusion.tolist(), found.labels
+    matrix, labels = evaluation.confusion.tolist(), evaluation.labels
     counts = wandb.Table(
         columns=["label", "predicted", "rows"],
         data=[[labels[i], labels[j], n] for i, row in enumerate(matrix) for j, n in enumerate(row)],
@@ -210,11 +217,12 @@ def _charts(found: Evaluated) -> dict[str, Any]:
         "confusion_matrix": wandb.plot_table("wandb/confusion_matrix/v1", counts, fields, {"title": "Confusion matrix"})
     }
     for name, x, y in (("roc", "fpr", "tpr"), ("precision_recall", "recall", "precision")):
-        thinned = {label: slice(None, None, -(-len(of[x]) // _POINTS)) for label, of in found.curves.items()}
-        xs = [of[x][thinned[label]].tolist() for label, of in found.curves.items()]
-        ys = [of[y][thinned[label]].tolist() for label, of in found.curves.items()]
+        # Every k-th point of each label's curve, so that at most _MAX_POINTS remain.
+        steps = {label: -(-len(curve[x]) // _MAX_POINTS) for label, curve in evaluation.curves.items()}
+        xs = [curve[x][:: steps[label]].tolist() for label, curve in evaluation.curves.items()]
+        ys = [curve[y][:: steps[label]].tolist() for label, curve in evaluation.curves.items()]
         if xs:
-            charts[name] = wandb.plot.line_series(xs, ys, keys=list(found.curves), title=name.replace("_", " "), xname=x)
+            charts[name] = wandb.plot.line_series(xs, ys, keys=list(evaluation.curves), title=name.replace("_", " "), xname=x)
     columns = ["text", "label", "predicted", "confidence", "row"]
-    charts["errors"] = wandb.Table(columns=columns, data=[[error[key] for key in columns] for error in found.errors])
-    return {f"{found.split}/{name}": chart for name, chart in charts.items()}
+    charts["errors"] = wandb.Table(columns=columns, data=[[error[key] for key in columns] for error in evaluation.errors])
+    return {f"{evaluation.split}/{name}": chart for name, chart in charts.items()}

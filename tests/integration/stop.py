@@ -1,4 +1,4 @@
-"""Callbacks for the tests: one ends a training like a power cut, one notes what it sees."""
+"""Callbacks for the tests: they end a training in different ways, or note what they see."""
 
 import os
 import signal
@@ -8,30 +8,30 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 
-class Stop(Callback):
-    """Raises after ten batches of epoch 1."""
+class Crash(Callback):
+    """Raises an error after ten batches of epoch 1."""
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.current_epoch == 1 and batch_idx == 10:
-            raise KeyError("power cut")
+            raise KeyError("crash")
 
 
-class Told(Callback):
-    """Sends SIGTERM to itself in an epoch: after a batch, or in the validation; where ``rank`` is given, there alone."""
+class SendSigterm(Callback):
+    """Sends SIGTERM to its own process in an epoch: after a batch or in the validation; with ``rank``, only there."""
 
     def __init__(self, where, epoch=1, rank=None, batch=10):
         self.where, self.epoch, self.rank, self.batch = where, epoch, rank, batch
 
-    def tell(self, trainer, where):
+    def send(self, trainer, where):
         if (trainer.current_epoch, where) == (self.epoch, self.where) and self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if batch_idx == self.batch:
-            self.tell(trainer, "batch")
+            self.send(trainer, "batch")
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        self.tell(trainer, "validation")
+        self.send(trainer, "validation")
 
 
 class Seen(Callback):
@@ -52,10 +52,10 @@ class Seen(Callback):
 
 
 class Sharded(Callback):
-    """Each of two processes holds about half of the parameters."""
+    """Checks that each of two processes holds about half of the parameters."""
 
     def on_train_start(self, trainer, module):
-        whole = sum(parameter.numel() for parameter in module.parameters())
-        mine = sum(parameter.to_local().numel() for parameter in module.parameters())
-        if not 0.45 < mine / whole < 0.55:
-            raise RuntimeError(f"{mine} of {whole} parameters are here")
+        n_all = sum(parameter.numel() for parameter in module.parameters())
+        n_local = sum(parameter.to_local().numel() for parameter in module.parameters())
+        if not 0.45 < n_local / n_all < 0.55:
+            raise RuntimeError(f"this process holds {n_local} of {n_all} parameters")

@@ -152,7 +152,7 @@ def test_sigterm_to_the_agent(small_tweets, tmp_path):
 
 
 def test_sigterm_to_one_of_two_keeps_the_batches_that_were_done(small_tweets, tmp_path):
-    stop = "+callbacks.stop={_target_: tests.integration.stop.Told, where: batch, batch: 4, rank: 1}"
+    stop = "+callbacks.stop={_target_: tests.integration.stop.SendSigterm, where: batch, batch: 4, rank: 1}"
     run, few = tmp_path / "run", ("trainer.max_epochs=2", "trainer=fsdp")
     stopped(sodaops(*long(tmp_path, small_tweets, *few, stop)), run)
     kept = torch.load(run / "checkpoints/last.ckpt", weights_only=True)

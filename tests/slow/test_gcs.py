@@ -188,7 +188,7 @@ def test_a_run_that_was_killed_goes_on_elsewhere_and_lands_whole(run, bucket, cl
 
     code, out, err = run("train", *OVERRIDES, *asked)
     assert code == 0 and f"run: {bucket}/runs/one" in out, err
-    assert "epoch 8/8" in out and "epoch 1/8" not in out, "it went on"
+    assert "epoch 8/8" in err and "epoch 1/8" not in err, "it went on"
     account = json.loads(cloud.cat(f"bucket/runs/one/{upload.UPLOAD_RECORD}"))
     here = Path("outputs/gs/bucket/runs/one")
     there = {path.removeprefix("bucket/runs/one/") for path in cloud.find("bucket/runs/one")}
@@ -200,7 +200,7 @@ def test_a_run_that_was_killed_goes_on_elsewhere_and_lands_whole(run, bucket, cl
 
 
 def test_a_run_that_is_told_to_end_says_where_to_go_on(run, bucket, cloud, small_tweets):
-    stop = "+callbacks.stop={_target_: tests.integration.stop.Told, where: batch, epoch: 0, batch: 2}"
+    stop = "+callbacks.stop={_target_: tests.integration.stop.SendSigterm, where: batch, epoch: 0, batch: 2}"
     code, _, err = run("train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/told", stop)
     assert code == 143 and f"stopped; go on with run_dir={bucket}/runs/told ckpt_path=last" in err
     assert json.loads(cloud.cat("bucket/runs/told/run.json"))["status"] == "interrupted"

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from sodaops.config.compose import conf_dir, from_params
 from sodaops.config.validation import build
 from sodaops.errors import ConfigError
-from sodaops.training.fit import _OURS, trainer_arguments
+from sodaops.training.trainer import _NOT_CONFIGURABLE, trainer_arguments
 from tests.conftest import REPO, configured
 
 
@@ -50,7 +50,7 @@ def test_conf_trainer_holds_lightnings_own_arguments_and_defaults():
         "enable_model_summary",
     }  # fmt: skip
     signature = inspect.signature(L.Trainer.__init__).parameters
-    theirs = {name: value.default for name, value in signature.items() if name not in _OURS}
+    theirs = {name: value.default for name, value in signature.items() if name not in _NOT_CONFIGURABLE}
     written = OmegaConf.to_container(OmegaConf.load(conf_dir() / "trainer/default.yaml"))
     assert set(written) == set(theirs)
     assert {k: v for k, v in written.items() if k not in ours} == {k: v for k, v in theirs.items() if k not in ours}
@@ -121,7 +121,7 @@ def test_trainer_takes_lightnings_types():
 
 def test_an_epoch_cannot_be_chosen_without_val():
     for nothing in (0, 0.0):
-        with pytest.raises(ConfigError, match="trainer.limit_val_batches=0: the epoch to keep is chosen on val"):
+        with pytest.raises(ConfigError, match=r"trainer\.limit_val_batches=0"):
             trainer_arguments({"limit_val_batches": nothing})
     assert trainer_arguments({"limit_val_batches": None}) == {"limit_val_batches": None}
 

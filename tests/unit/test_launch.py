@@ -1,4 +1,4 @@
-"""Where a process stands among those that train together."""
+"""Starting several processes: ranks, machines, restarts, and which process's error is raised."""
 
 import json
 import os
@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from sodaops.errors import ConfigError
+from sodaops.errors import ConfigError, PrunedError, Terminated, TrainingError
 from sodaops.io import ranks
 from sodaops.io.run_record import RunRecord
-from sodaops.training import launch as launching
-from sodaops.training.fit import _check_same_run, _run_signature, make_trainer, trainer_arguments
-from sodaops.training.launch import KilledError, Node, launch, node_of, processes
+from sodaops.training.launch import KilledError, Node, _raise_first_failure, launch, node_of, processes
+from sodaops.training.resume import LAST, check_signature, run_signature
+from sodaops.training.trainer import make_trainer, trainer_arguments
 from tests.conftest import configured
 
 CPU = "trainer.accelerator=cpu"
@@ -21,38 +22,38 @@ CPU = "trainer.accelerator=cpu"
 
 def spec(kind, index, n_workers=3):
     workers = [f"worker-{i}:2222" for i in range(n_workers)]
-    about = {"cluster": {"workerpool0": ["primary:2222"], "workerpool1": workers}, "task": {"type": kind, "index": index}}
-    return {"CLUSTER_SPEC": json.dumps(about)}
+    cluster = {"cluster": {"workerpool0": ["primary:2222"], "workerpool1": workers}, "task": {"type": kind, "index": index}}
+    return {"CLUSTER_SPEC": json.dumps(cluster)}
 
 
-def test_replicas_of_vertex_ai_know_their_place():
+def test_ranks_of_vertex_ais_replicas():
     assert node_of(spec("workerpool0", 0), 4) == Node(0, "primary", 2222)
     assert node_of(spec("workerpool1", 2), 4) == Node(3, "primary", 2222)
     assert node_of({**spec("workerpool1", 0), "MASTER_PORT": "3333"}, 4) == Node(1, "primary", 3333)
 
 
-def test_other_schedulers_say_it_in_variables():
+def test_other_schedulers_set_variables():
     given = {"MASTER_ADDR": "first", "MASTER_PORT": "29500", "NODE_RANK": "1", "RANK": "9"}
     assert node_of(given, 2) == Node(1, "first", 29500)
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "cause"),
     [
-        ({}, "this machine must be told its place .*MASTER_ADDR, MASTER_PORT and NODE_RANK"),
-        ({"MASTER_ADDR": "a", "MASTER_PORT": "x", "RANK": "0"}, "invalid literal"),
-        ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "RANK": "2"}, "machine 2 of 2"),
-        ({"CLUSTER_SPEC": "{"}, "must be told its place"),
-        ({"CLUSTER_SPEC": "[]"}, "must be told its place"),
-        (spec("workerpool1", 0, 5), "num_nodes=2, but this is machine 1 of 6; set it to 6"),
+        ({}, "MASTER_ADDR.*MASTER_PORT.*NODE_RANK"),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "x", "RANK": "0"}, "ValueError.*'x'"),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "RANK": "2"}, "2 of 2"),
+        ({"CLUSTER_SPEC": "{"}, "JSONDecodeError.*CLUSTER_SPEC"),
+        ({"CLUSTER_SPEC": "[]"}, "TypeError.*CLUSTER_SPEC"),
+        (spec("workerpool1", 0, 5), "1 of 6"),
     ],
 )
-def test_a_place_that_is_none(environment, said):
-    with pytest.raises(ConfigError, match=said):
+def test_an_unknown_rank_of_the_machine(environment, cause):
+    with pytest.raises(ConfigError, match=rf"trainer\.num_nodes=2.*{cause}"):
         node_of(environment, 2)
 
 
-def test_what_the_configuration_asks_for():
+def test_processes_and_machines_of_the_configuration():
     assert processes(configured()) == (1, 1)
     assert processes(configured("trainer=ddp", CPU, "trainer.devices=2", "trainer.num_nodes=3")) == (2, 3)
     assert processes(configured("trainer=ddp", CPU)) == (1, 1)
@@ -60,39 +61,30 @@ def test_what_the_configuration_asks_for():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("preset", ["gpu1", "gpu8", "gpu2x8"])
-def test_presets_are_refused_where_there_is_no_such_machine(preset, tmp_path):
+def test_presets_are_refused_on_a_machine_without_their_devices(preset, tmp_path):
     arguments = trainer_arguments(configured(f"experiment={preset}").trainer)
-    with pytest.raises(ConfigError, match="accelerator=gpu.*Ask for what this machine has"):
+    with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu"):
         make_trainer(arguments, [], [], tmp_path)
 
 
-def test_what_torchrun_started_must_be_what_is_asked_for(monkeypatch):
-    started = {
-        "TORCHELASTIC_RUN_ID": "x",
-        "RANK": "1",
-        "LOCAL_RANK": "1",
-        "GROUP_RANK": "0",
-        "LOCAL_WORLD_SIZE": "2",
-        "WORLD_SIZE": "2",
-    }
-    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning keeps it for the whole process; it is put back afterwards
-    for name, value in started.items():
-        monkeypatch.setenv(name, value)
+def test_torchrun_must_start_the_configured_number_of_processes(monkeypatch):
+    numbers = {"RANK": 1, "LOCAL_RANK": 1, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": 7}
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning changes it for the whole process; restored afterwards
+    for name, value in numbers.items():
+        monkeypatch.setenv(name, str(value))
     assert processes(configured("trainer=ddp", CPU, "trainer.devices=2")) == (2, 1)
-    with pytest.raises(
-        ConfigError, match="torchrun started 2 processes, 2 on this machine; trainer.devices=1.*trainer.devices=2"
-    ):
+    with pytest.raises(ConfigError, match=r"trainer\.devices=1.*trainer\.devices=2"):
         processes(configured(CPU))
 
 
-def test_the_first_process_leads():
+def test_rank_zero_and_world_size():
     assert ranks.is_rank_zero({}) and ranks.is_rank_zero({"RANK": "1"})  # a scheduler's variable alone starts no process
     agent = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}
     assert ranks.is_rank_zero({**agent, "RANK": "0"}) and not ranks.is_rank_zero({**agent, "RANK": "1"})
     assert ranks.world_size({**agent, "RANK": "1"}) == 2 and ranks.world_size({"WORLD_SIZE": "2"}) == 1
 
 
-def test_the_composed_configuration_survives_the_way_to_the_processes(tmp_path):
+def test_the_processes_get_the_composed_configuration(tmp_path):
     import yaml
 
     from sodaops.config.compose import from_params
@@ -105,55 +97,76 @@ def test_the_composed_configuration_survives_the_way_to_the_processes(tmp_path):
 
 @pytest.fixture
 def killed(monkeypatch, tmp_path):
-    """Trainings over processes of which all are killed but the last, and what each was told; ``writes`` keep a checkpoint."""
-    told, last = [], tmp_path / launching.LAST
+    """Makes trainings of which every attempt but the last is killed; ``writes``: whether each attempt writes a checkpoint.
+
+    Also gives the ``ckpt_path`` of each attempt, and the checkpoint.
+    """
+    resumed_from, last = [], tmp_path / LAST
 
     def make(*writes):
         def run(config, *_):
-            told.append(config.ckpt_path)
-            if writes[len(told) - 1]:
+            resumed_from.append(config.ckpt_path)
+            if writes[len(resumed_from) - 1]:
                 last.parent.mkdir(exist_ok=True)
                 last.write_bytes(b"")
-                os.utime(last, ns=(0, len(told)))
-            if len(told) == len(writes):
+                os.utime(last, ns=(0, len(resumed_from)))
+            if len(resumed_from) == len(writes):
                 RunRecord(tmp_path, {}).add_metrics("val", {"macro_f1": 0.5})
                 return
-            raise KilledError("process 1 of 2 ended by SIGKILL; go on")
+            raise KilledError("process 1 of 2 was killed by SIGKILL; resume")
 
-        monkeypatch.setattr(launching, "_run", run)
+        monkeypatch.setattr("sodaops.training.launch._run", run)
         return configured(f"run_dir={tmp_path}", "checkpoint.restarts=2")
 
-    return make, told, last
+    return make, resumed_from, last
 
 
-def test_a_restart_goes_on_from_its_own_checkpoint(killed, capsys):
-    make, told, last = killed
+def test_a_restart_resumes_from_the_checkpoint_of_this_run(killed):
+    make, resumed_from, last = killed
     assert launch(make(True, True, False), 2, 1) == 0.5
-    assert told == [None, str(last), str(last)] and "starting again from" in capsys.readouterr().err
+    assert resumed_from == [None, str(last), str(last)]
 
 
-def test_a_restart_takes_no_checkpoint_of_an_earlier_run(killed):
-    make, told, last = killed
+def test_a_restart_ignores_the_checkpoint_of_an_earlier_run(killed):
+    make, resumed_from, last = killed
     last.parent.mkdir()
     last.write_bytes(b"of another run")
     with pytest.raises(KilledError):
         launch(make(False, True), 2, 1)
-    assert told == [None]
+    assert resumed_from == [None]
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "error", "rank"),
+    [
+        ({0: -15, 1: -9}, KilledError, 1),  # the agent terminated rank 0 after rank 1 was killed
+        ({0: 2, 1: -15}, TrainingError, 0),
+        ({0: 1, 1: -9}, KilledError, 1),  # rank 0 failed since its peer was killed
+        ({0: -15, 1: 130}, KeyboardInterrupt, None),
+        ({0: 143, 1: 143}, Terminated, None),
+    ],
+)
+def test_the_error_of_the_process_that_ended_first(tmp_path, exit_codes, error, rank):
+    failures = {k: ProcessFailure(k, k + 1, code, str(tmp_path / "none")) for k, code in exit_codes.items()}
+    with pytest.raises(error, match=f"process {rank} of 2" if rank is not None else "no epoch") as raised:
+        _raise_first_failure(ChildFailedError("train", failures), tmp_path, 2)
+    assert type(raised.value) is error
+
+
+def test_a_pruned_trial_ends_as_one(tmp_path):
+    RunRecord(tmp_path, {}).finish("pruned", "worse than others")
+    with pytest.raises(PrunedError, match="worse than others"):
+        _raise_first_failure(ChildFailedError("train", {0: ProcessFailure(0, 1, 2, str(tmp_path / "none"))}), tmp_path, 1)
 
 
 def test_ddp_and_fsdp_do_not_resume_each_other(tmp_path):
     manifest = {"labels": ["a", "b"], "fingerprint": "f"}
-    begun = {name: _run_signature(configured(f"trainer={name}", CPU), manifest) for name in ("ddp", "fsdp")}
-    for name, of in begun.items():
-        torch.save({"begun_with": of}, tmp_path / name)
-        _check_same_run(str(tmp_path / name), of)
-    older = {key: value for key, value in begun["ddp"].items() if key != "trainer.strategy=fsdp"}
-    torch.save({"begun_with": older}, tmp_path / "older")
-    _check_same_run(str(tmp_path / "older"), begun["ddp"])
-    for path, of, said in (
-        ("fsdp", "ddp", "False, begun with True"),
-        ("ddp", "fsdp", "True, begun with False"),
-        ("older", "fsdp", "True"),
-    ):
-        with pytest.raises(ConfigError, match=f"{path}: another run than this .*trainer.strategy=fsdp={said}"):
-            _check_same_run(str(tmp_path / path), begun[of])
+    signatures = {name: run_signature(configured(f"trainer={name}", CPU), manifest) for name in ("ddp", "fsdp")}
+    older = {key: value for key, value in signatures["ddp"].items() if key != "trainer.strategy=fsdp"}
+    for name, saved in {**signatures, "older": older}.items():
+        torch.save({"begun_with": saved}, tmp_path / name)
+    for name, resumed in (("ddp", "ddp"), ("fsdp", "fsdp"), ("older", "ddp")):
+        check_signature(str(tmp_path / name), signatures[resumed])
+    for name, resumed in (("fsdp", "ddp"), ("ddp", "fsdp"), ("older", "fsdp")):
+        with pytest.raises(ConfigError, match=rf"ckpt_path=.*{name}.*trainer\.strategy=fsdp={resumed == 'fsdp'}"):
+            check_signature(str(tmp_path / name), signatures[resumed])
