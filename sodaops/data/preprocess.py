@@ -20,7 +20,7 @@ from sodaops.data.sources import read_batches
 from sodaops.data.split_files import write_splits
 from sodaops.data.splits import SPLITS
 from sodaops.data.work_folder import work_folder
-from sodaops.data.workers import make_parts, refuse_while_starting
+from sodaops.data.workers import make_parts
 from sodaops.errors import DataError, some
 from sodaops.io import storage
 from sodaops.io.remote import local_copy
@@ -47,7 +47,6 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
         DataError: a table that cannot be read, or rows that cannot be used.
         StorageError: the splits could not be written.
     """
-    refuse_while_starting()
     sources = _sources(config)
     digests = _digests(sources)
     wanted = _fingerprint(config, sources, digests)
@@ -102,7 +101,6 @@ def ensure_splits(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
 
     Processes that come at the same time wait for the first.
     """
-    refuse_while_starting()
     splits_dir = Path(splits_dir)
     wanted = fingerprint(config)
     manifest = _manifest_or_none(splits_dir)

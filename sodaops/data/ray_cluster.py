@@ -47,7 +47,7 @@ class RayPool(Executor):
                 f"data.ray={address}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one with `ray start "
                 "--head`, set its HOST:PORT, or set data.ray=local."
             ) from error
-        self.lost: tuple[type[Exception], ...] = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+        self.worker_died: tuple[type[Exception], ...] = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
         self.n_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._ray = ray
 

@@ -1,112 +1,92 @@
-"""Making parts: those of a small table in this process, those of a large one on all cores, or all on a Ray cluster."""
+"""Makes parts: those of a small table in this process, those of a large one in several processes or on a Ray cluster."""
 
-import contextlib
-import multiprocessing
 import os
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.process import BaseProcess
 
 import pyarrow as pa
 
 from sodaops.config.schema import DataConfig
 from sodaops.data.parts import Part, PartsKeptError, prepared, write_part
-from sodaops.errors import ConfigError, SodaOpsError, StorageError
+from sodaops.errors import SodaOpsError, StorageError
 
-ROWS_HERE = 200_000  # rows that this process does itself: about what it does while others start
-_MAX_WORKERS = 4  # more of them than the reader can feed; each takes about 150 MB
-_AHEAD = 2  # parts in flight for each of them
+LOCAL_ROWS = 200_000  # rows that this process cleans before it starts others, which takes about as long
+_MAX_WORKERS = 4  # the reader cannot supply more, and each takes about 150 MB
+_PENDING_PER_WORKER = 2
+_PARENT_CHECK_S = 1.0
 
 
 def make_parts(rows: Iterable[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
-    """Makes those parts that are not there yet.
+    """Makes the parts that do not exist yet.
 
     Args:
         rows: each part with its raw rows.
         config: conf/data.
 
     Yields:
-        The parts in order, each when it is written.
+        The parts in order, each after it is written.
 
     Raises:
-        ConfigError: ``data.ray`` is no cluster that can be reached.
-        PartsKeptError: a process was killed, or the system had no memory for it.
+        ConfigError: no cluster answers at ``data.ray``.
+        PartsKeptError: a process was killed, or ran out of memory.
         StorageError: a part could not be written.
     """
     rows, n_rows = iter(rows), 0
     if config.ray is not None:
-        yield from _elsewhere(rows, config)
+        yield from _in_pool(rows, config)
     for part, raw in rows:
         if not part.path.exists():
             _make(part, raw, config)
             n_rows += part.n_rows
         yield part
-        if n_rows >= ROWS_HERE and _n_workers() > 1:
-            yield from _elsewhere(rows, config)
+        if n_rows >= LOCAL_ROWS and _n_workers() > 1:
+            yield from _in_pool(rows, config)
 
 
-def refuse_while_starting() -> None:
-    """Refuses to work in a process of a pool that still imports the script which started it, and would start it all again.
-
-    Raises:
-        ConfigError: so it is; here it would wait for its parent, which waits for it.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise ConfigError(
-            'a script runs again in each process that it starts; put its calls below `if __name__ == "__main__":`.'
-        )
-
-
-def _elsewhere(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
-    waiting: deque[tuple[Part, Future[SodaOpsError | None] | None]] = deque()
-    pool, n_workers, lost = _pool(config)
+def _in_pool(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
+    pending: deque[tuple[Part, Future[SodaOpsError | None] | None]] = deque()
+    pool, n_workers, worker_died = _pool(config)
     try:
-        with pool, _all_end(pool, lost):
+        with pool:
             for part, raw in rows:
-                there = part.path.exists()
-                waiting.append((part, None if there else pool.submit(_make_packed, part, raw.schema, _packed(raw), config)))
-                if len(waiting) > n_workers * _AHEAD:
-                    yield _finished(waiting)
-            while waiting:
-                yield _finished(waiting)
-    except lost as error:
+                exists = part.path.exists()
+                pending.append(
+                    (part, None if exists else pool.submit(_make_serialized, part, raw.schema, _serialize(raw), config))
+                )
+                if len(pending) > n_workers * _PENDING_PER_WORKER:
+                    yield _wait(pending)
+            while pending:
+                yield _wait(pending)
+    except worker_died as error:
         raise PartsKeptError(
-            f"{part.table}: a process that cleaned its rows ended early, at or before row {part.first + part.n_rows - 1:,}; it "
-            "was killed, or there was no memory left for it. Run it again: it goes on from the parts that are finished."
+            f"{part.table}: a worker process died at or before row {part.first + part.n_rows - 1:,}; it was killed or ran out "
+            "of memory. Run the command again: it continues from the finished parts."
         ) from error
 
 
-@contextlib.contextmanager
-def _all_end(pool: Executor, lost: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Kills the other processes of a pool that lost one: Python forgets one that was just being started, and then waits for it
-    without end."""
-    try:
-        yield
-    except lost:
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
-            process.kill()
-        raise
-
-
 def _pool(config: DataConfig) -> tuple[Executor, int, tuple[type[Exception], ...]]:
-    """Processes here or on a Ray cluster, how many there are, and what they raise when one is lost."""
+    """A pool of local processes or of a Ray cluster, its size, and the exceptions that it raises when a worker died."""
     if config.ray is not None:
         from sodaops.data.ray_cluster import RayPool
 
         ray = RayPool(config.ray)
-        return ray, ray.n_workers, ray.lost
+        return ray, ray.n_workers, ray.worker_died
+    # Unlike the standard library's pool, this one never hangs when a worker is killed while it starts, and it does not run the
+    # user's script again in each worker.
+    from joblib.externals.loky import ProcessPoolExecutor
+
     n_workers = _n_workers()
-    pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("spawn"), initializer=_begin)
-    return pool, n_workers, (BrokenProcessPool,)
+    return ProcessPoolExecutor(n_workers, initializer=_init_worker, initargs=(os.getpid(),)), n_workers, (BrokenProcessPool,)
 
 
-def _finished(waiting: deque[tuple[Part, Future[SodaOpsError | None] | None]]) -> Part:
-    part, future = waiting.popleft()
+def _wait(pending: deque[tuple[Part, Future[SodaOpsError | None] | None]]) -> Part:
+    part, future = pending.popleft()
     if future is not None and (error := future.result()) is not None:
         raise error
     return part
@@ -116,22 +96,22 @@ def _make(part: Part, raw: pa.RecordBatch, config: DataConfig) -> None:
     write_part(part.path, prepared(raw, part.first, config))
 
 
-def _make_packed(part: Part, schema: pa.Schema, packed: bytes, config: DataConfig) -> SodaOpsError | None:
-    """Returns what went wrong: pools wrap what is raised, each in its way."""
+def _make_serialized(part: Part, schema: pa.Schema, raw: bytes, config: DataConfig) -> SodaOpsError | None:
+    """Makes a part; returns an error instead of raising it, since each pool wraps exceptions in its own way."""
     try:
         if not part.path.parent.is_dir():
             raise StorageError(
-                f"{part.path.parent}: {socket.gethostname()} does not see this folder; all machines of the cluster must share "
-                "the one that evaluate.splits_dir is in."
+                f"{part.path.parent}: not visible from {socket.gethostname()}; all machines of the cluster must share the "
+                "folder that holds evaluate.splits_dir."
             )
-        _make(part, pa.ipc.read_record_batch(packed, schema), config)
+        _make(part, pa.ipc.read_record_batch(raw, schema), config)
     except SodaOpsError as error:
         return error
     return None
 
 
-def _packed(raw: pa.RecordBatch) -> bytes:
-    return raw.serialize().to_pybytes()  # pickled, a slice would take the whole batch with it
+def _serialize(raw: pa.RecordBatch) -> bytes:
+    return raw.serialize().to_pybytes()  # pickle would send the whole batch with a slice of it
 
 
 def n_cores() -> int:
@@ -143,14 +123,13 @@ def _n_workers() -> int:
     return min(n_cores(), _MAX_WORKERS)
 
 
-def _begin() -> None:
-    """In a new process: Ctrl-C is for its parent to act on, and when that is killed, nobody else would end it."""
+def _init_worker(parent: int) -> None:
+    """In a new worker: leaves Ctrl-C to the parent process, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
     os._exit(1)

@@ -28,7 +28,7 @@ def config(write, monkeypatch):
 def ray_workers():
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
-        if (process.info["cmdline"] or [""])[0].startswith("ray::_make_packed"):
+        if (process.info["cmdline"] or [""])[0].startswith("ray::_make_serialized"):
             found.append(process)
     return found
 
@@ -64,5 +64,5 @@ def test_no_cluster_there(config):
 
 def test_a_worker_that_does_not_see_the_folder(config, tmp_path):
     part = parts.Part(tmp_path / "elsewhere/0.arrow", "t.csv", 0, 1, 1)
-    error = workers._make_packed(part, None, b"", config())
+    error = workers._make_serialized(part, None, b"", config())
     assert isinstance(error, StorageError) and "does not see this folder" in str(error)
