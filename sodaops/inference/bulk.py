@@ -1,4 +1,4 @@
-"""Answers rows by the ten thousand, on all cores: while one chunk is computed, the next is cleaned and tokenised."""
+"""Predictions for the chunks of a table, on all cores: while one chunk is computed, the next is cleaned and tokenised."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,58 +15,58 @@ from sodaops.errors import BundleError
 from sodaops.inference.predictor import Output, Predictor
 from sodaops.io import storage
 
-_SLICE_ROWS = 1024  # a chunk ends at one of these
-_AHEAD = 1  # chunks that the cores have to do while the one before is written and the next is prepared
+_SLICE_ROWS = 1024  # chunks end at a multiple of this within a batch
+_AHEAD = 1  # chunks that wait in the pool while the one before them is written and the next one is prepared
 
 
-class Answered(NamedTuple):
-    """Rows and what the bundle says of them."""
+class ChunkPredictions(NamedTuple):
+    """The rows of a chunk and their predictions."""
 
     rows: pa.Table
-    probs: np.ndarray  # float32 [n_rows, n_labels]; a row whose text is empty is not-a-number
+    probs: np.ndarray  # float32 [n_rows, n_labels]; NaN in rows whose text is empty
 
 
-class _Waiting(NamedTuple):
-    """A chunk whose batches the pool has."""
+class _Submitted(NamedTuple):
+    """A chunk whose batches are in the pool."""
 
     first: int
     rows: pa.Table
-    places: np.ndarray  # int64 [n_rows]: the place of the row's text among the distinct ones, -1 where it is empty
-    batches: list[tuple[np.ndarray, Future[Output]]]
+    text_ids: np.ndarray  # int64 [n_rows]: index of the row's text among the distinct ones, -1 if it is empty
+    batches: list[tuple[np.ndarray, Future[Output]]]  # indices of distinct texts, and their predictions
 
 
-class Parts:
-    """Probabilities of chunks, a Parquet file each: what a run that is stopped leaves to the next one.
+class PredictionParts:
+    """The probabilities of finished chunks, one Parquet file each, from which a stopped run resumes.
 
     Args:
-        folder: where they lie.
-        n_labels: columns of each.
+        folder: where the files are.
+        n_labels: columns of each file.
     """
 
     def __init__(self, folder: Path, n_labels: int) -> None:
         self.folder = folder
-        self.n_taken = 0  # rows that were read
+        self.n_resumed = 0  # rows that were read
         self._names = [str(i) for i in range(n_labels)]
 
     @property
     def n_rows(self) -> int:
-        """How many rows are answered."""
+        """How many rows are finished."""
         return sum(int(file.stem.partition("-")[2]) for file in self.folder.glob("*.parquet"))
 
     def read(self, first: int, n_rows: int) -> np.ndarray | None:
-        """The part of rows ``first`` (from 0) and after, float32 [n_rows, n_labels]; None where it is not there whole."""
+        """The part that starts at row ``first`` (from 0), float32 [n_rows, n_labels]; None if it is missing or damaged."""
         path = self._path(first, n_rows)
         if not path.exists():
             return None
         try:
             with pa.OSFile(str(path)) as file:
-                found = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-        except (pa.ArrowException, OSError):  # damaged: it is made anew, as one that is not there
+                part = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+        except (pa.ArrowException, OSError):  # damaged: it is computed again
             return None
-        if found.column_names != self._names or found.num_rows != n_rows:
+        if part.column_names != self._names or part.num_rows != n_rows:
             return None
-        self.n_taken += n_rows
-        return np.column_stack([column.to_numpy() for column in found.columns])
+        self.n_resumed += n_rows
+        return np.column_stack([column.to_numpy() for column in part.columns])
 
     def write(self, first: int, probs: np.ndarray) -> None:
         """Writes a part, whole or not at all.
@@ -82,91 +82,101 @@ class Parts:
         return self.folder / f"{first:012}-{n_rows}.parquet"
 
 
-def cut(batches: Iterable[pa.RecordBatch], n_rows: int, n_bytes: int) -> Iterator[pa.Table]:
-    """Puts batches together to chunks, and cuts large ones; the same batches give the same chunks.
+def rechunk(batches: Iterable[pa.RecordBatch], n_rows: int, n_bytes: int) -> Iterator[pa.Table]:
+    """Joins small batches and cuts large ones; the same batches always give the same chunks.
 
     Args:
         batches: of one schema.
-        n_rows: a chunk ends when it has as many rows,
-        n_bytes: or as many bytes.
+        n_rows: a chunk ends when it has this many rows,
+        n_bytes: or at least this many bytes.
 
     Yields:
-        Tables with one row at least.
+        Tables of at least one row.
     """
-    held: list[pa.RecordBatch] = []
+    pieces: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
         start = 0
         while start < batch.num_rows:
             piece = batch.slice(start, min(_SLICE_ROWS, n_rows - rows))
-            held.append(piece)
+            pieces.append(piece)
             start, rows, size = start + piece.num_rows, rows + piece.num_rows, size + piece.nbytes
             if rows >= n_rows or size >= n_bytes:
-                yield pa.Table.from_batches(held)
-                held, rows, size = [], 0, 0
-    if held:
-        yield pa.Table.from_batches(held)
+                yield pa.Table.from_batches(pieces)
+                pieces, rows, size = [], 0, 0
+    if pieces:
+        yield pa.Table.from_batches(pieces)
 
 
-def answer(
-    predictor: Predictor, chunks: Iterable[pa.Table], text_column: str, parts: Parts, tell: Callable[[int], object]
-) -> Generator[Answered, None, None]:
-    """Answers chunks of a table, each from its part where there is one; what is computed becomes a part.
+def predict_chunks(
+    predictor: Predictor,
+    chunks: Iterable[pa.Table],
+    text_column: str,
+    parts: PredictionParts,
+    progress: Callable[[int], object],
+) -> Generator[ChunkPredictions, None, None]:
+    """Predicts the chunks of a table; a chunk with a finished part is read from it, others are written as parts.
+
+    ONNX Runtime releases the GIL, so threads use all cores, and an error in one of them is raised here.
 
     Args:
-        predictor: one whose batches take one thread each; a batch a core is computed at once.
+        predictor: with one thread per batch; as many batches as there are cores are computed at once.
         chunks: in the table's order.
         text_column: the column with the raw texts.
-        parts: what was answered before.
-        tell: is told how many rows were answered by the model since it was called last.
+        parts: of an earlier run.
+        progress: called with the number of rows that were computed since the last call.
 
     Yields:
-        The chunks in order with their answers.
+        The chunks in order, with their predictions.
 
     Raises:
-        BundleError: the model gives something other than probabilities.
+        BundleError: the model's output is not finite.
         StorageError: a part could not be written.
     """
-    waiting: deque[_Waiting | Answered] = deque()
+    waiting: deque[_Submitted | ChunkPredictions] = deque()
     pool = ThreadPoolExecutor(n_cores(), "model")
     try:
         first = 0
         for rows in chunks:
-            known = parts.read(first, rows.num_rows)
-            texts = rows[text_column]
-            waiting.append(Answered(rows, known) if known is not None else _begin(predictor, pool, first, rows, texts))
+            probs = parts.read(first, rows.num_rows)
+            known = None if probs is None else ChunkPredictions(rows, probs)
+            waiting.append(known or _submit(predictor, pool, first, rows, text_column))
             first += rows.num_rows
             if len(waiting) > _AHEAD:
-                yield _finished(predictor, waiting.popleft(), parts, tell)
+                yield _finish(predictor, waiting.popleft(), parts, progress)
         while waiting:
-            yield _finished(predictor, waiting.popleft(), parts, tell)
+            yield _finish(predictor, waiting.popleft(), parts, progress)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(predictor: Predictor, pool: ThreadPoolExecutor, first: int, rows: pa.Table, texts: pa.ChunkedArray) -> _Waiting:
-    cleaned = [predictor.clean(text) for text in texts.to_pylist()]
-    place_of = {text: place for place, text in enumerate(dict.fromkeys(filter(None, cleaned)))}
-    places = np.array([place_of.get(text, -1) for text in cleaned], dtype=np.int64)
-    batches = predictor.plan(list(place_of)) if place_of else []
-    # The longest first: at the end of the last chunk no core computes a long batch while the others have none.
-    return _Waiting(first, rows, places, [(mine, pool.submit(predictor.run, ids)) for mine, ids in reversed(batches)])
+def _submit(predictor: Predictor, pool: ThreadPoolExecutor, first: int, rows: pa.Table, text_column: str) -> _Submitted:
+    """Cleans and tokenises a chunk, and gives the batches of its distinct texts to the pool."""
+    cleaned = [predictor.clean(text) for text in rows[text_column].to_pylist()]
+    id_of = {text: i for i, text in enumerate(dict.fromkeys(filter(None, cleaned)))}
+    text_ids = np.array([id_of.get(text, -1) for text in cleaned], dtype=np.int64)
+    batches = predictor.plan(list(id_of)) if id_of else []
+    # Longest first, so that at the end of the last chunk no core computes a long batch while the others are idle.
+    return _Submitted(first, rows, text_ids, [(ids, pool.submit(predictor.run, tokens)) for ids, tokens in reversed(batches)])
 
 
-def _finished(predictor: Predictor, chunk: _Waiting | Answered, parts: Parts, tell: Callable[[int], object]) -> Answered:
-    if isinstance(chunk, Answered):
+def _finish(
+    predictor: Predictor, chunk: _Submitted | ChunkPredictions, parts: PredictionParts, progress: Callable[[int], object]
+) -> ChunkPredictions:
+    """Waits for a chunk's batches, and writes its part."""
+    if isinstance(chunk, ChunkPredictions):
         return chunk
-    distinct = np.empty((int(chunk.places.max(initial=-1)) + 1, len(predictor.info.labels)), dtype=np.float32)
-    n_told = 0
-    for mine, future in chunk.batches:
-        distinct[mine] = future.result().probs
-        n_told += len(mine)
-        tell(len(mine))
+    # The probabilities of each distinct text, in the order of their ids.
+    distinct = np.empty((int(chunk.text_ids.max(initial=-1)) + 1, len(predictor.info.labels)), dtype=np.float32)
+    for ids, future in chunk.batches:
+        distinct[ids] = future.result().probs
+        progress(len(ids))
     if not np.isfinite(distinct).all():
-        raise BundleError(f"{predictor.info.bundle_id}: answers something other than probabilities; export the bundle anew.")
-    probs = np.full((len(chunk.places), distinct.shape[1]), np.nan, dtype=np.float32)
-    full = chunk.places >= 0
-    probs[full] = distinct[chunk.places[full]]
+        raise BundleError(f"{predictor.info.bundle_id}: the model's output is not finite; export the bundle again.")
+    # Every row gets those of its text; rows with an empty text stay NaN.
+    probs = np.full((len(chunk.text_ids), distinct.shape[1]), np.nan, dtype=np.float32)
+    not_empty = chunk.text_ids >= 0
+    probs[not_empty] = distinct[chunk.text_ids[not_empty]]
     parts.write(chunk.first, probs)
-    tell(len(probs) - n_told)
-    return Answered(chunk.rows, probs)
+    progress(len(probs) - len(distinct))  # repeated and empty texts
+    return ChunkPredictions(chunk.rows, probs)
