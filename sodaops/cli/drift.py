@@ -37,21 +37,9 @@ def run_watch(rest: list[str]) -> None:
 
     section = config.drift.model_copy(update={"request_log": log_of(config)})
     explicit = {text.partition("=")[0].removeprefix("drift.") for text in rest} | {"request_log"}
-    told = {f"{PREFIX}BUNDLE": asked.bundle, **_alerts(config, rest, f"{PREFIX}ALERTS")}
+    variables = {**os.environ, **as_environment(section, explicit, PREFIX), f"{PREFIX}BUNDLE": asked.bundle}
     sys.stdout.flush()
-    command = [sys.executable, "-m", "sodaops.drift"]
-    os.execve(sys.executable, command, {**os.environ, **as_environment(section, explicit, PREFIX), **told})
-
-
-def _alerts(config: Config, rest: list[str], name: str) -> dict[str, str]:
-    """conf/alerts as variables; its secret goes where the environment's own would be."""
-    from sodaops.alerting.sinks import WEBHOOK
-
-    secret = config.alerts.webhook_url
-    found = {} if secret is None or os.environ.get(WEBHOOK) else {WEBHOOK: secret.get_secret_value()}
-    if name not in os.environ or any(text.startswith("alerts.") for text in rest):
-        found[name] = config.alerts.model_copy(update={"webhook_url": None}).model_dump_json()
-    return found
+    os.execve(sys.executable, [sys.executable, "-m", "sodaops.drift"], variables)
 
 
 def run_log(rest: list[str]) -> None:

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +13,6 @@ from fastapi.responses import RedirectResponse
 from prometheus_client import Counter, Gauge
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from sodaops.alerting.alerts import Alerts
 from sodaops.drift.check import EVIDENTLY, NUMBERS, PAGE, check
 from sodaops.drift.measure import Drift
 from sodaops.drift.settings import WatchSettings
@@ -136,18 +133,13 @@ def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
     settings = settings or WatchSettings()
     metrics = DriftMetrics()
     watcher = Watcher(settings, metrics)
-    alerts = Alerts(settings.alerts, os.environ, metrics.registry) if settings.alerts else None
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(watcher.run())]
-        if alerts:
-            tasks.append(asyncio.create_task(alerts.watch()))
-            tasks[-1].add_done_callback(_ended)
+        task = asyncio.create_task(watcher.run())
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     app = FastAPI(title="SoDaOps drift", lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=_NO_TELEMETRY)
     app.state.watcher = watcher
@@ -161,13 +153,6 @@ def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
 
 
 _NO_TELEMETRY: Any = {"logs": False, "metrics": False, "operation_spans": False, "auto_configure": False, "tracing": False}
-
-
-def _ended(task: "asyncio.Task[None]") -> None:
-    """Alerts that cannot go on are a fault of the whole process: somebody relies on them."""
-    if not task.cancelled() and task.exception() is not None:
-        print(f"{type(task.exception()).__name__}: {task.exception()}", file=sys.stderr)
-        os._exit(2)
 
 
 def _routes(app: FastAPI, watcher: Watcher, metrics: DriftMetrics) -> None:

@@ -5,7 +5,6 @@ from typing import ClassVar
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from sodaops.config.alerts import AlertsConfig
 from sodaops.config.schema import DriftConfig
 from sodaops.request_log.window import parse_time
 from sodaops.web.settings import EnvironmentSettings
@@ -21,7 +20,6 @@ class WatchSettings(EnvironmentSettings, DriftConfig):
 
     bundle: str = Field(description="whose reference: a folder, gs://BUCKET/FOLDER, or REGISTRY@ALIAS")
     request_log: str = Field(description="folder or gs:// of the request log's parts")
-    alerts: AlertsConfig | None = Field(None, description="as JSON: conf/alerts; null: no alerts from this process", repr=False)
 
     @field_validator("since", "until")
     @classmethod

@@ -13,7 +13,7 @@ from sodaops.errors import ConfigError, nearest, some
 
 PREFIX = "SODAOPS_"
 _KEYS = ("api_keys", "admin_keys")  # of every service, under PREFIX
-_READ_ELSEWHERE = ("SODAOPS_TRACEBACK", "SODAOPS_DRIFT_", "SODAOPS_ANNOTATE_", "SODAOPS_ALERT", "SODAOPS_SMTP_")
+_READ_ELSEWHERE = ("SODAOPS_TRACEBACK", "SODAOPS_DRIFT_", "SODAOPS_ANNOTATE_", "SODAOPS_ALERT_")
 Keys = Annotated[list[SecretStr], NoDecode]
 
 

@@ -1,7 +1,7 @@
-"""The rules as Prometheus and Google Cloud have them, and that both mean what the watch computes."""
+"""The files that `sodaops alerts render` writes, and that Prometheus computes what the rules say."""
 
 import json
-import math
+import re
 import shutil
 import subprocess
 
@@ -9,98 +9,69 @@ import promql_parser
 import pytest
 import yaml
 
-from sodaops.alerting import render as rules_as
-from sodaops.alerting.signals import Target, Windows, parse, quantile, signals
-from tests.unit.test_alerts import RULES, built
+from sodaops.alerting.alertmanager import alertmanager_config
+from sodaops.alerting.dashboard import grafana_dashboard
+from sodaops.alerting.render import google_policies, prometheus_rules, promql
+from sodaops.drift.app import DriftMetrics
+from sodaops.serving.metrics import Metrics
+from tests.alerting import EMAIL, RULE, RULES, alerts_config
 
-# Two predictors, looked at every 30 s, and what each of their counters grows by between two looks: before, and in the last
+# Two predictors, scraped every 30 s, and what each of their counters grows by between two scrapes: earlier, and in the last
 # ten minutes. One of them is restarted in the middle of the last window.
-BEFORE, NOW = "before", "now"
+EARLIER, LATELY = "earlier", "lately"
 GROWTH = {
-    'sodaops_requests_total{method="POST",path="/predict",status="200"}': {BEFORE: 20, NOW: 8},
-    'sodaops_requests_total{method="POST",path="/predict/batch",status="500"}': {BEFORE: 0, NOW: 2},
-    'sodaops_requests_total{method="POST",path="/explain",status="500"}': {BEFORE: 5, NOW: 5},
-    'sodaops_request_seconds_bucket{path="/predict",le="0.1"}': {BEFORE: 20, NOW: 9},
-    'sodaops_request_seconds_bucket{path="/predict",le="0.5"}': {BEFORE: 20, NOW: 9},
-    'sodaops_request_seconds_bucket{path="/predict",le="1.0"}': {BEFORE: 20, NOW: 10},
-    'sodaops_request_seconds_bucket{path="/predict",le="+Inf"}': {BEFORE: 20, NOW: 10},
-    'sodaops_request_seconds_bucket{path="/explain",le="+Inf"}': {BEFORE: 9, NOW: 9},
-    "sodaops_confidence_sum": {BEFORE: 18, NOW: 4},
-    "sodaops_confidence_count": {BEFORE: 20, NOW: 8},
-    "sodaops_request_log_lost_total": {BEFORE: 0, NOW: 1},
+    'sodaops_requests_total{method="POST",path="/predict",status="200"}': {EARLIER: 20, LATELY: 8},
+    'sodaops_requests_total{method="POST",path="/predict/batch",status="500"}': {EARLIER: 0, LATELY: 2},
+    'sodaops_requests_total{method="POST",path="/explain",status="500"}': {EARLIER: 5, LATELY: 5},
+    'sodaops_request_seconds_bucket{path="/predict",le="0.1"}': {EARLIER: 20, LATELY: 9},
+    'sodaops_request_seconds_bucket{path="/predict",le="0.5"}': {EARLIER: 20, LATELY: 9},
+    'sodaops_request_seconds_bucket{path="/predict",le="1.0"}': {EARLIER: 20, LATELY: 10},
+    'sodaops_request_seconds_bucket{path="/predict",le="+Inf"}': {EARLIER: 20, LATELY: 10},
+    'sodaops_request_seconds_bucket{path="/explain",le="+Inf"}': {EARLIER: 9, LATELY: 9},
+    "sodaops_confidence_sum": {EARLIER: 18, LATELY: 4},
+    "sodaops_confidence_count": {EARLIER: 20, LATELY: 8},
+    "sodaops_request_log_lost_total": {EARLIER: 0, LATELY: 1},
 }
-EVERY_S, N_LOOKS, N_NOW = 30, 130, 20
-RESTART = N_LOOKS - 5
+EVERY_S, N_SCRAPES, N_LATELY = 30, 130, 20
+RESTART = N_SCRAPES - 5
 EXPECTED = {
     "drift": 1.0,
     "error_rate": 2 / 10,
     "latency_p99_s": 0.5 + 0.5 * (9.9 - 9) / (10 - 9),
     "mean_confidence": 0.5,
     "traffic": 10 / 20,
-    "log_lost": 2 * 9.0,  # ten looks in the window, so nine steps of two predictors
+    "log_lost": 2 * 9.0,  # ten scrapes in the window, so nine steps of two predictors
     "up": 1.0,
 }
-WINDOWS = Windows(300.0, 3000.0, 50)
 
 
 def counters(restarted):
-    """Series -> its value at each look."""
-    found = {}
+    """Series -> its value at each scrape."""
+    series_values = {}
     for series, growth in GROWTH.items():
         values, total = [], 100.0
-        for look in range(N_LOOKS):
-            step = growth[NOW if look >= N_LOOKS - N_NOW else BEFORE]
-            total = step if restarted and look == RESTART else total + step
+        for scrape in range(N_SCRAPES):
+            step = growth[LATELY if scrape >= N_SCRAPES - N_LATELY else EARLIER]
+            total = step if restarted and scrape == RESTART else total + step
             values.append(total)
-        found[series] = values
-    return found
-
-
-def exposition(series, look):
-    return "\n".join(f"{name} {values[look]:g}" for name, values in series.items()) + "\nsodaops_drift_detected 1\n"
-
-
-def test_the_numbers_are_those_of_the_definition():
-    processes, targets = [counters(False), counters(True)], [Target(), Target()]
-    for look in range(N_LOOKS):
-        scrapes = [parse(exposition(series, look)) for series in processes]
-        for target, scrape in zip(targets, scrapes, strict=True):
-            target.add(scrape, EVERY_S * look, WINDOWS.window_s)
-    assert signals(targets, scrapes, EVERY_S * look, WINDOWS) == pytest.approx(EXPECTED, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("q", "buckets", "expected"),
-    [
-        (0.5, {1.0: 10, 2.0: 20, math.inf: 20}, 1.0),
-        (0.75, {1.0: 10, 2.0: 20, math.inf: 20}, 1.5),
-        (0.99, {1.0: 10, 2.0: 10, math.inf: 100}, 2.0),  # past the last finite bound: that bound
-        (0.25, {4.0: 10, math.inf: 10}, 1.0),  # the first bucket begins at 0
-        (0.9, {1.0: 5, 2.0: 5, 4.0: 10, math.inf: 10}, 3.6),  # an empty bucket in between
-        (0.5, {1.0: 0, math.inf: 0}, None),
-        (0.5, {math.inf: 3}, None),
-        (0.5, {1.0: 3, 2.0: 3}, None),
-        (0.5, {}, None),
-    ],
-)
-def test_quantile(q, buckets, expected):
-    assert quantile(q, buckets) == (pytest.approx(expected) if expected is not None else None)
+        series_values[series] = values
+    return series_values
 
 
 def rendered(**changes):
-    return yaml.safe_load(rules_as.prometheus(built(**changes)))["groups"][0]
+    (group,) = yaml.safe_load(prometheus_rules(alerts_config(**changes)))["groups"]
+    return group
 
 
-def test_every_expression_parses_and_every_rule_is_there():
-    config = built()
-    found = rendered()
-    assert {rule["alert"] for rule in found["rules"]} == {f"sodaops_{name}" for name in RULES}
-    for rule in found["rules"]:
+def test_every_rule_is_rendered_and_every_expression_parses():
+    config = alerts_config()
+    rules = {rule["alert"].removeprefix("sodaops_"): rule for rule in rendered()["rules"]}
+    assert set(rules) == RULES
+    for rule in rules.values():
         assert isinstance(promql_parser.parse(rule["expr"]), promql_parser.BinaryExpr)
-    for name in ("errors", "down"):
-        (rule,) = (rule for rule in found["rules"] if rule["alert"] == f"sodaops_{name}")
-        parsed = promql_parser.parse(rule["expr"])
-        assert str(parsed.op) == ("<" if name == "down" else ">") and parsed.rhs.val == config.rules[name].threshold
+    parsed = promql_parser.parse(rules["down"]["expr"])
+    assert str(parsed.op) == "<" and parsed.rhs.val == config.rules["down"].threshold
+    assert str(promql_parser.parse(rules["errors"]["expr"]).op) == "or"
     with pytest.raises(ValueError):
         promql_parser.parse("rate(sodaops_requests_total)")
 
@@ -111,28 +82,21 @@ def test_windows_thresholds_and_names_come_from_the_configuration():
     (found,) = group["rules"]
     assert group["interval"] == "30s"
     assert (found["alert"], found["for"], found["labels"]) == ("sodaops_mine", "1500ms", {"severity": "page"})
-    assert "keep_firing_for" not in found  # no hysteresis to stand for
     assert found["expr"].count("[90s] offset 7200s") == 2 and found["expr"].endswith(">= 7)) < 0.25")
     assert found["annotations"]["summary"] == '{{"{{"}} 100 % }}'
-    (kept,) = rendered(rules={"mine": {**rule, "clear": 0.5}}, window_s=90.0)["rules"]
-    assert kept["keep_firing_for"] == "90s"
 
 
-def test_every_message_links_to_what_to_do_once_that_is_published():
-    config = built(runbook_url="https://example.org/incidents/")
-    (errors,) = (
-        rule for rule in yaml.safe_load(rules_as.prometheus(config))["groups"][0]["rules"] if "errors" in rule["alert"]
-    )
-    assert errors["annotations"]["runbook_url"] == "https://example.org/incidents/#errors"
-    policies = {policy["displayName"]: policy["documentation"]["content"] for policy in json.loads(rules_as.google(config))}
+def test_alerts_link_to_the_runbook():
+    config = alerts_config(runbook_url="https://example.org/incidents/")
+    assert "runbook_url: https://example.org/incidents/#errors" in prometheus_rules(config)
+    policies = {policy["displayName"]: policy["documentation"]["content"] for policy in json.loads(google_policies(config))}
     assert "(https://example.org/incidents/#log_lost)" in policies["sodaops log_lost"]
-    assert "runbook" not in rules_as.prometheus(built())
+    assert "runbook" not in prometheus_rules(alerts_config()) + google_policies(alerts_config())
 
 
-def test_google_clouds_policies():
-    rule = {"signal": "error_rate", "above": 0.25, "clear": 0.25, "for_s": 120.0, "severity": "page", "summary": "Bad."}
-    (found,) = json.loads(rules_as.google(built(rules={"mine": rule, "other": None}, every_s=40.0)))
-    query = found["conditions"][0].pop("conditionPrometheusQueryLanguage")
+def test_google_cloud_policies():
+    (policy,) = json.loads(google_policies(alerts_config(rules={"mine": RULE, "other": None}, every_s=40.0)))
+    query = policy["conditions"][0].pop("conditionPrometheusQueryLanguage")
     assert promql_parser.parse(query.pop("query"))
     assert query == {
         "duration": "120s",
@@ -142,7 +106,7 @@ def test_google_clouds_policies():
         "alertRule": "sodaops_mine",
         "disableMetricValidation": True,
     }
-    assert found == {
+    assert policy == {
         "displayName": "sodaops mine",
         "documentation": {"content": "Bad.\n\nerror_rate was above 0.25 for 120 s.", "mimeType": "text/markdown"},
         "conditions": [{"displayName": "error_rate above 0.25"}],
@@ -153,24 +117,95 @@ def test_google_clouds_policies():
     }
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
-def test_prometheus_itself_takes_the_rules_and_computes_the_same(tmp_path):
-    config = built(traffic_offset_s=3000.0)
-    (tmp_path / "rules.yaml").write_text(rules_as.prometheus(config))
-    subprocess.run(["promtool", "check", "rules", "rules.yaml"], cwd=tmp_path, check=True)
-    inputs = [{"series": 'up{job="sodaops-predictor"}', "values": f"1x{N_LOOKS}"}]
+def test_alertmanager_receivers_name_the_files_of_secrets():
+    email = {**EMAIL, "username": "me", "password_file": "/run/password"}
+    config = yaml.safe_load(alertmanager_config(alerts_config(webhook_url_file="/run/url", email=email, cooldown_s=60.0)))
+    (receiver,) = config["receivers"]
+    (slack,), (mail,) = receiver["slack_configs"], receiver["email_configs"]
+    assert slack["api_url_file"] == "/run/url" and slack["send_resolved"]
+    assert mail == {
+        "to": "c@d, e@f", "from": "a@b", "smarthost": "h:25", "require_tls": True, "send_resolved": True,
+        "auth_username": "me", "auth_password_file": "/run/password",
+    }  # fmt: skip
+    assert config["route"]["receiver"] == receiver["name"] and config["route"]["repeat_interval"] == "60s"
+    without_login = yaml.safe_load(alertmanager_config(alerts_config(email=EMAIL)))["receivers"][0]["email_configs"][0]
+    assert not any(key.startswith("auth") for key in without_login)
+    assert yaml.safe_load(alertmanager_config(alerts_config()))["receivers"] == [{"name": "sodaops"}]
+
+
+def test_the_dashboard_and_the_rules_use_metrics_that_the_services_have():
+    registries = Metrics().registry, DriftMetrics().registry
+    families = [family for registry in registries for family in registry.collect()]
+    exposed = {name for registry in registries for name in registry._names_to_collectors}
+    exposed |= {sample.name for family in families for sample in family.samples}  # those of the process
+    panels = json.loads(grafana_dashboard(alerts_config()))["panels"]
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    used = set()
+    for expression in expressions + [promql(rule.signal, alerts_config()) for rule in alerts_config().rules.values()]:
+        assert promql_parser.parse(expression.replace("$__rate_interval", "5m"))
+        used |= set(re.findall(r"\b(?:sodaops|process)_\w+", expression))
+    assert used - exposed == set()
+    names = {family.name for family in families if family.name.startswith("sodaops_")}
+    unused = {name for name in names if not any(expression.startswith(name) for expression in used)}
+    assert unused == set(), "metrics without a panel"
+    assert len({panel["id"] for panel in panels}) == len({str(panel["gridPos"]) for panel in panels}) == len(panels)
+
+
+def test_render_writes_four_files(run, tmp_path):
+    code, out, _ = run("alerts", "render", "--output=rules", "alerts.rules.down=null", "alerts.webhook_url_file=/run/url")
+    names = {"prometheus-rules.yaml", "alertmanager.yaml", "grafana-dashboard.json", "gcp-alert-policies.json"}
+    assert code == 0 and {path.name for path in (tmp_path / "rules").iterdir()} == names
+    assert set(out.split()) == {f"rules/{name}" for name in names}
+    assert "sodaops_down" not in (tmp_path / "rules/prometheus-rules.yaml").read_text()
+
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+
+
+def promtool(folder, config, case):
+    """Runs a unit test of the rendered rules."""
+    (folder / "rules.yaml").write_text(prometheus_rules(config))
+    (folder / "test.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "30s", "tests": [case]})
+    )
+    for command in (["check", "rules", "rules.yaml"], ["test", "rules", "test.yaml"]):
+        done = subprocess.run(["promtool", *command], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_prometheus_computes_the_signals(tmp_path):
+    config = alerts_config(traffic_offset_s=3000.0)
+    inputs = [{"series": 'up{job="sodaops-predictor"}', "values": f"1x{N_SCRAPES}"}]
     for n, series in enumerate([counters(False), counters(True)]):
-        for name, values in {**series, "sodaops_drift_detected": [1.0] * N_LOOKS}.items():
+        for name, values in {**series, "sodaops_drift_detected": [1.0] * N_SCRAPES}.items():
             bare, _, labels = name.rstrip("}").partition("{")
             label = f'{labels},instance="{n}"'.lstrip(",")
             inputs.append({"series": f"{bare}{{{label}}}", "values": " ".join(f"{value:g}" for value in values)})
     checks = []
     for signal, expected in EXPECTED.items():
-        # increase() is drawn out to the window's borders: of ten points, nine steps of 30 s, it makes 300 s.
+        # increase() extrapolates to the borders of the window: from nine steps of 30 s to 300 s.
         expected = expected * 300 / 270 if signal == "log_lost" else expected
-        same = f"abs(({rules_as.promql(signal, config)}) - {expected}) < bool 0.000001"
-        checks.append({"expr": same, "eval_time": f"{EVERY_S * (N_LOOKS - 1)}s", "exp_samples": [{"labels": "{}", "value": 1}]})
+        same = f"abs(({promql(signal, config)}) - {expected}) < bool 0.000001"
+        checks.append(
+            {"expr": same, "eval_time": f"{EVERY_S * (N_SCRAPES - 1)}s", "exp_samples": [{"labels": "{}", "value": 1}]}
+        )
     case = {"interval": f"{EVERY_S}s", "input_series": inputs, "promql_expr_test": checks}
-    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [case]}))
-    done = subprocess.run(["promtool", "test", "rules", "test.yaml"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool(tmp_path, config, case)
+
+
+@needs_promtool
+def test_a_firing_alert_recovers_at_clear(tmp_path):
+    rule = {"signal": "drift", "above": 0.5, "clear": 0.2, "for_s": 30.0, "severity": "page", "summary": "s"}
+    values = [0.6, 0.3, 0.6, 0.6, 0.3, 0.2, 0.3, 0.6, 0.6]  # the first 0.6 does not last for for_s
+    firing = [False, False, False, True, True, False, False, False, True]
+    alert = {"exp_labels": {"severity": "page"}}
+    checks = [
+        {"eval_time": f"{30 * n}s", "alertname": "sodaops_mine", "exp_alerts": [{
+            **alert, "exp_annotations": {"summary": "s", "description": f"drift is {value} (above 0.5)"},
+        }] if fires else []}
+        for n, (value, fires) in enumerate(zip(values, firing, strict=True))
+    ]  # fmt: skip
+    inputs = [{"series": "sodaops_drift_detected", "values": " ".join(map(str, values))}]
+    config = alerts_config(rules={**dict.fromkeys(RULES), "mine": rule})
+    promtool(tmp_path, config, {"interval": "30s", "input_series": inputs, "alert_rule_test": checks})
