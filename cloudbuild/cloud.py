@@ -1,7 +1,6 @@
-"""How the steps and gcp.py call gcloud: what fails is told with the command, the reason, and the role that mends it.
+"""Calls gcloud for the build steps and gcp.py; an error names the command, the reason and the missing role.
 
-Python's standard library alone, since that is what the images of Cloud Build have: gcloud's own brings no more. It is one
-language for all steps; bash has neither JSON nor a time limit on HTTP.
+All steps use only Python's standard library, because gcloud's image has nothing else.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-# What a missing permission begins with, and the least role that has it.
+# Prefix of a permission -> the smallest role that has it.
 ROLES = {
     "iam.serviceAccounts.actAs": "roles/iam.serviceAccountUser",
     "iam.serviceAccounts.getOpenIdToken": "roles/iam.serviceAccountOpenIdTokenCreator",
@@ -36,7 +35,7 @@ ROLES = {
     "storage.buckets.": "roles/storage.admin",
     "storage.": "roles/storage.objectUser",
 }
-# Where the answer names no permission, the command tells which it must have been.
+# Prefix of the permissions that a gcloud command needs, for errors that name none.
 COMMANDS = {
     "ai": "aiplatform.", "artifacts": "artifactregistry.", "auth": "iam.serviceAccounts.getOpenIdToken", "beta": "monitoring.",
     "billing": "billing.", "builds": "cloudbuild.", "iam": "iam.", "monitoring": "monitoring.", "projects": "resourcemanager.",
@@ -49,48 +48,48 @@ _DISABLED = re.compile(r"SERVICE_DISABLED|has not been used in project|API \[?[a
 _NOT_FOUND = re.compile(r"NOT_FOUND|\b404\b|[Cc]annot find|[Nn]ot found|does not exist")
 
 
-TIMED_OUT = 124  # as timeout(1) has it
+TIMED_OUT = 124  # as in timeout(1)
 
 
 class StepError(Exception):
-    """What stops a build or a deployment; the message says what to do."""
+    """A build or deployment cannot continue; the message says what to do."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What gcloud said: exit code, standard output, standard error."""
+class GcloudResult:
+    """Exit code and output of a gcloud command."""
 
     code: int
-    out: str
-    said: str
+    stdout: str
+    stderr: str
 
     @property
     def denied(self) -> bool:
-        """A right is missing."""
-        return bool(self.code and _DENIED.search(self.said)) and not self.disabled
+        """A permission is missing."""
+        return bool(self.code and _DENIED.search(self.stderr)) and not self.disabled
 
     @property
     def disabled(self) -> bool:
-        """The API was never enabled in this project, so nothing of its kind is there."""
-        return bool(self.code and _DISABLED.search(self.said))
+        """The API is not enabled in this project, so nothing of its kind exists."""
+        return bool(self.code and _DISABLED.search(self.stderr))
 
     @property
     def missing(self) -> bool:
-        """There is no such thing."""
-        return bool(self.code and _NOT_FOUND.search(self.said)) and not self.denied
+        """The resource does not exist."""
+        return bool(self.code and _NOT_FOUND.search(self.stderr)) and not self.denied
 
 
-def shown(command: Sequence[str]) -> str:
-    """A gcloud command as one would type it.
+def as_shell(command: Sequence[str]) -> str:
+    """A gcloud command as typed in a shell.
 
-    >>> shown(["run", "deploy", "--set-env-vars=A=b c"])
+    >>> as_shell(["run", "deploy", "--set-env-vars=A=b c"])
     "gcloud run deploy '--set-env-vars=A=b c'"
     """
     return shlex.join(["gcloud", *command])
 
 
-def ask(command: Sequence[str], stdin: str | None = None, timeout_s: float = 600) -> Answer:
-    """Runs gcloud without prompts, and takes what it says; the code is TIMED_OUT where it took too long.
+def ask(command: Sequence[str], stdin: str | None = None, timeout_s: float = 600) -> GcloudResult:
+    """Runs gcloud without prompts; after ``timeout_s`` the exit code is TIMED_OUT.
 
     Raises:
         StepError: gcloud is not installed.
@@ -101,57 +100,57 @@ def ask(command: Sequence[str], stdin: str | None = None, timeout_s: float = 600
             env={**os.environ, "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}, timeout=timeout_s,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return Answer(TIMED_OUT, "", f"no answer within {timeout_s:g} s; it may have been done all the same")
+        return GcloudResult(TIMED_OUT, "", f"no answer within {timeout_s:g} s; it may have taken effect")
     except FileNotFoundError:
         raise StepError("gcloud is not installed; see https://cloud.google.com/sdk/docs/install.") from None
-    return Answer(done.returncode, done.stdout.strip(), done.stderr.strip())
+    return GcloudResult(done.returncode, done.stdout.strip(), done.stderr.strip())
 
 
 def gcloud(command: Sequence[str], stdin: str | None = None) -> str:
     """Runs gcloud, and returns its standard output.
 
     Raises:
-        StepError: it failed; the message has the command, the reason, and the role where a right is missing.
+        StepError: it failed.
     """
-    answer = ask(command, stdin)
-    if answer.code:
-        raise StepError(reason(command, answer))
-    return answer.out
+    result = ask(command, stdin)
+    if result.code:
+        raise StepError(explain_failure(command, result))
+    return result.stdout
 
 
-def reason(command: Sequence[str], answer: Answer) -> str:
-    """What failed, why, and what to do about it."""
-    told = f"{shown(command)}\nfailed ({answer.code}): {answer.said[-2000:] or 'it said nothing'}"
-    if not answer.denied:
-        return told
-    permission = next(filter(known, _PERMISSION.findall(answer.said)), COMMANDS.get(command[0], ""))
-    role = known(permission) or "roles/viewer"
-    return f"{told}\nThe account that ran it needs {role}. `make gcp-apply` grants what builds need (cloudbuild/resources.py)."
+def explain_failure(command: Sequence[str], result: GcloudResult) -> str:
+    """The command that failed, why, and the role to grant where a permission is missing."""
+    message = f"{as_shell(command)}\nfailed ({result.code}): {result.stderr[-2000:] or 'no output'}"
+    if not result.denied:
+        return message
+    permission = next(filter(role_for, _PERMISSION.findall(result.stderr)), COMMANDS.get(command[0], ""))
+    role = role_for(permission) or "roles/viewer"
+    return f"{message}\nThe account that ran it needs {role}. `make gcp-apply` grants the roles in cloudbuild/resources.py."
 
 
-def known(permission: str) -> str | None:
-    """The least role that has a permission, as far as ROLES knows it.
+def role_for(permission: str) -> str | None:
+    """The smallest role in ROLES that has a permission.
 
-    >>> known("run.services.get"), known("run.routes.invoke"), known("www.googleapis.com")
+    >>> role_for("run.services.get"), role_for("run.routes.invoke"), role_for("www.googleapis.com")
     ('roles/run.developer', 'roles/run.invoker', None)
     """
     return next((role for begin, role in ROLES.items() if permission.startswith(begin)), None) if permission else None
 
 
-def tell(text: str) -> None:
-    """A line of progress, at once: a build's log is read while it grows."""
+def log(text: str) -> None:
+    """Prints a line at once, since a build's log is read while it grows."""
     print(text, flush=True)
 
 
 def warn(text: str) -> None:
-    """The same on standard error."""
+    """Prints a line to standard error at once."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run_step(main: Callable[[Sequence[str]], int]) -> None:
-    """Runs a step as a program: what it cannot go on from goes to standard error, and the exit code is 1.
+    """Runs a step as a program: a StepError is printed and the exit code is 1.
 
-    A build that is cancelled ends it as Ctrl-C does, so that it can take back what it began.
+    Cancelling the build sends SIGTERM, which is handled like Ctrl-C, so that the step can undo what it began.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -160,13 +159,13 @@ def run_step(main: Callable[[Sequence[str]], int]) -> None:
         warn(f"error: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
-        warn("error: stopped from outside")
+        warn("error: interrupted")
         sys.exit(1)
 
 
 @contextlib.contextmanager
-def undone_by(undo: Callable[[], None]) -> Iterator[None]:
-    """Whatever ends the block but its own end: ``undo`` is run, which nothing from outside stops, and the error goes on."""
+def undo_on_failure(undo: Callable[[], None]) -> Iterator[None]:
+    """Runs ``undo`` if the block fails or is interrupted, ignoring further signals; the error is raised again."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""Composes the configuration that a build's arguments ask for, so that a misspelt key is told before hours of training.
+"""Composes the configuration that a build's arguments ask for, so that a misspelt key is reported before the training.
 
 It runs in the train image: python cloudbuild/compose.py TRAIN_ARGS [GATE_ARGS]
 """
@@ -8,5 +8,5 @@ import shlex
 import sys
 
 if __name__ == "__main__":
-    # This verb checks the whole configuration, values too (`train --cfg job` does not), and reads nothing but an empty folder.
+    # This command validates the whole configuration (`train --cfg job` does not) and reads only an empty folder.
     os.execvp("sodaops", ["sodaops", "registry", "list", *(part for text in sys.argv[1:] for part in shlex.split(text))])

@@ -1,4 +1,4 @@
-"""What a Google Cloud project needs for all of this: shown, made, and a deployment taken back.
+"""Plans and creates the resources of a Google Cloud project, and rolls a deployment back.
 
 python3 cloudbuild/gcp.py plan|apply --project=… --region=… --bucket=… --email=… [--github=OWNER/NAME] [--budget=50]
 python3 cloudbuild/gcp.py rollback --project=… --region=… [--keys-secret=…]
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from check import FORMS
-from cloud import Answer, StepError, ask, gcloud, reason, run_step, shown, tell
-from deploy import PREVIOUS, Service, key_of, shift
+from cloud import GcloudResult, StepError, as_shell, ask, explain_failure, gcloud, log, run_step
+from deploy import PREVIOUS, Service, key_of, move_traffic
 from resources import Step, Values, steps
-from smoke import Smoke, predictor_answers
+from smoke import Smoke, check_predictor
 
-_LATE = re.compile(r"\$\{([A-Z_]+)\}")
-# Make variables that each verb needs, with what they look like.
+_PLACEHOLDER = re.compile(r"\$\{([A-Z_]+)\}")
+# Required make variables of each command, and the patterns of all.
 NEEDS = {"plan": ("project", "region", "bucket", "email"), "rollback": ("project", "region")}
 NEEDS["apply"] = NEEDS["plan"]
 SHAPES = {
@@ -29,172 +29,175 @@ SHAPES = {
     "email": (r"[^@\s,]+@[^@\s,]+\.[^@\s,]+", "the address that alerts go to"),
     "budget": (r"[1-9]\d{0,6}", "a whole number, in the billing account's currency, a month"),
     "github": (r"([\w.-]+/[\w.-]+)?", "OWNER/NAME"),
-    "keys_secret": (r"[\w-]+", "the name of the secret with the service's own keys, where it has any"),
+    "keys_secret": (r"[\w-]+", "the name of the secret with the service's own API keys, if it has any"),
 }
 
 
 @dataclass
 class Project:
-    """What is known of the project: values that steps found, and answers that were given before."""
+    """What is known about the project: values for placeholders, and earlier results of gcloud."""
 
-    found: dict[str, str] = field(default_factory=dict)
-    answers: dict[tuple[str, ...], Answer] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    results: dict[tuple[str, ...], GcloudResult] = field(default_factory=dict)
 
-    def filled(self, step: Step) -> Step:
-        """A step with the values that are known by now; others stay ``${NAME}``."""
+    def fill(self, step: Step) -> Step:
+        """A step with the values known so far; other placeholders stay ``${NAME}``."""
 
-        def fill(text: str) -> str:
-            return _LATE.sub(lambda name: self.found.get(name[1], name[0]), text)
+        def replaced(text: str) -> str:
+            return _PLACEHOLDER.sub(lambda name: self.values.get(name[1], name[0]), text)
 
-        look, make, wants = ([fill(text) for text in texts] for texts in (step.look, step.make, step.wants))
-        return replace(step, look=look, make=make, wants=tuple(wants), stdin=step.stdin and fill(step.stdin))
+        look, make, wants = ([replaced(text) for text in texts] for texts in (step.look, step.make, step.wants))
+        return replace(step, look=look, make=make, wants=tuple(wants), stdin=step.stdin and replaced(step.stdin))
 
-    def there(self, step: Step, anew: bool = False) -> tuple[bool, Answer]:
-        """Whether a thing is there; what it gives is kept.
+    def exists(self, step: Step, refresh: bool = False) -> tuple[bool, GcloudResult]:
+        """Whether a resource exists; keeps the value that the step gives.
 
         Args:
-            step: filled.
-            anew: ask again, also if that was asked before.
+            step: with its placeholders filled.
+            refresh: run the command again even if its result is known.
         """
-        asked = tuple(step.look)
-        if anew or asked not in self.answers:
-            self.answers[asked] = ask(step.look)
-        answer = self.answers[asked]
-        there = not answer.code and bool(answer.out) and set(step.wants) <= set(answer.out.splitlines())
-        if there and step.gives:
-            self.found[step.gives] = answer.out.splitlines()[0].removeprefix("billingAccounts/")
-        return there, answer
+        command = tuple(step.look)
+        if refresh or command not in self.results:
+            self.results[command] = ask(step.look)
+        result = self.results[command]
+        exists = not result.code and bool(result.stdout) and set(step.wants) <= set(result.stdout.splitlines())
+        if exists and step.gives:
+            self.values[step.gives] = result.stdout.splitlines()[0].removeprefix("billingAccounts/")
+        return exists, result
 
 
 def plan(todo: Sequence[Step]) -> None:
-    """Shows every command, and which of them are needed; changes nothing."""
-    project, blind, n_missing = Project(), "", 0
+    """Prints every command and which of them are needed; changes nothing."""
+    project, readable, n_missing = Project(), True, 0
     for number, step in enumerate(todo, 1):
-        step = project.filled(step)
-        if blind or _LATE.search(" ".join(step.look)):
-            state = "not looked at"
+        step = project.fill(step)
+        if not readable or _PLACEHOLDER.search(" ".join(step.look)):
+            state = "not checked"
         else:
-            there, said = _seen(project, step)
-            state = "unknown" if said else "is there" if there else "missing"
-            if said:
-                tell(f"# {said}".replace("\n", "\n# "))
-            if number == 1 and not there:
-                blind = "the project cannot be looked at, so this shows what an empty one needs"
-                tell(f"# {blind}\n")
-        n_missing += state != "is there"
-        tell(f"# {number}. {step.what}: {state}")
+            exists, error = _check(project, step)
+            state = "unknown" if error else "exists" if exists else "missing"
+            if error:
+                log(f"# {error}".replace("\n", "\n# "))
+            if number == 1 and not exists:
+                readable = False
+                log("# the project cannot be read, so this shows what an empty one needs\n")
+        n_missing += state != "exists"
+        log(f"# {number}. {step.what}: {state}")
         if step.make:
-            tell(_typed(step) if state != "is there" else f"#    {shown(step.make)}")
-        elif state != "is there":
-            tell(f"# to do by hand: {step.todo}")
-    tell(f"\n# {n_missing} of {len(todo)} to make; `make gcp-apply` with the same values does it. Nothing was changed.")
+            log(_typed(step) if state != "exists" else f"#    {as_shell(step.make)}")
+        elif state != "exists":
+            log(f"# do this by hand: {step.todo}")
+    log(f"\n# {n_missing} of {len(todo)} to create: `make gcp-apply` with the same values. Nothing was changed.")
 
 
-def _seen(project: Project, step: Step) -> tuple[bool, str]:
-    """Whether a thing is there, and what stands in the way of knowing it."""
+def _check(project: Project, step: Step) -> tuple[bool, str]:
+    """Whether a resource exists, and the error if that cannot be determined."""
     try:
-        there, answer = project.there(step)
+        exists, result = project.exists(step)
     except StepError as error:
         return False, str(error)
-    return there, reason(step.look, answer) if answer.code and not (answer.missing or answer.disabled) else ""
+    return exists, explain_failure(step.look, result) if result.code and not (result.missing or result.disabled) else ""
 
 
 def _typed(step: Step) -> str:
-    return shown(step.make) + (f" <<'END'\n{step.stdin.rstrip()}\nEND" if step.stdin is not None else "")
+    return as_shell(step.make) + (f" <<'END'\n{step.stdin.rstrip()}\nEND" if step.stdin is not None else "")
 
 
 def apply(todo: Sequence[Step]) -> None:
-    """Makes what is missing, one thing after another.
+    """Creates what is missing, in order.
 
     Raises:
-        StepError: one could not be made, or must be made by hand; the message says which are left.
+        StepError: a resource could not be created, or must be created by hand; the message lists the remaining ones.
     """
-    project, n_made = Project(), 0
+    project, n_created = Project(), 0
     for number, step in enumerate(todo, 1):
         try:
-            n_made += _made(project, project.filled(step), f"{number}/{len(todo)} {step.what}")
+            n_created += _create(project, project.fill(step), f"{number}/{len(todo)} {step.what}")
         except StepError as error:
             left = [f"  {later.what}" for later in todo[number - 1 :]]
-            told = [str(error), f"Not done ({len(left)} of {len(todo)}):", *left, "Run it again when that is mended."]
-            raise StepError("\n".join(told)) from None
-    tell(f"done: {n_made} made, {len(todo) - n_made} were there")
+            lines = [str(error), f"Not done ({len(left)} of {len(todo)}):", *left, "Fix this, then run it again."]
+            raise StepError("\n".join(lines)) from None
+    log(f"done: {n_created} created, {len(todo) - n_created} existed")
 
 
-def _made(project: Project, step: Step, title: str) -> bool:
-    there, said = _seen(project, step)
-    if said:
-        raise StepError(f"{step.what}: could not be looked at\n{said}")
-    if there:
-        tell(f"{title}: is there")
+def _create(project: Project, step: Step, title: str) -> bool:
+    """Creates a resource unless it exists; returns whether it was created."""
+    exists, error = _check(project, step)
+    if error:
+        raise StepError(f"{step.what}: could not be checked\n{error}")
+    if exists:
+        log(f"{title}: exists")
         return False
     if not step.make:
         raise StepError(f"{step.what}: missing; {step.todo}.")
-    tell(f"{title}: {shown(step.make)}")
+    log(f"{title}: {as_shell(step.make)}")
     gcloud(step.make, step.stdin)
-    if step.gives and not project.there(step, anew=True)[0]:
-        raise StepError(f"{step.what}: was made, and is not to be seen yet; run it again in a minute.")
+    if step.gives and not project.exists(step, refresh=True)[0]:
+        raise StepError(f"{step.what}: was created but is not visible yet; run it again in a minute.")
     return True
 
 
 def rollback(project: str, region: str, keys_secret: str, smoke_s: float, name: str = "sodaops") -> None:
-    """Gives the traffic to the revision that had it before the one that has it now, if it answers still.
+    """Moves the traffic to the previous revision, if that still answers.
 
     Raises:
-        StepError: there is none, it does not answer, or traffic is split.
+        StepError: there is none, it does not answer, or the traffic is split.
     """
     service = Service(name, region, project)
     traffic = service.traffic()
     if len(traffic) > 1:
-        raise StepError(f"{name}: traffic is split ({traffic}); give it to one with `gcloud run services update-traffic`.")
-    now = next(iter(traffic))
-    before = service.label(now, PREVIOUS)
-    if not before or not service.label(before, PREVIOUS):  # what `gcp-apply` put there as a placeholder has no such label
-        raise StepError(f"{name}: {now} is the first that was deployed here; there is none before it.")
-    target, url = service.tagged(revision=before), service.status()["url"]
+        raise StepError(
+            f"{name}: the traffic is split ({traffic}); move it to one revision with `gcloud run services update-traffic`."
+        )
+    current = next(iter(traffic))
+    previous = service.label(current, PREVIOUS)
+    if not previous or not service.label(previous, PREVIOUS):  # the placeholder of `gcp-apply` has no such label
+        raise StepError(f"{name}: {current} is the first revision that was deployed; there is no previous one.")
+    target, url = service.tagged(revision=previous), service.status()["url"]
     if not target:
         raise StepError(
-            f"{name}: {before} has lost its tag, as all but the last two do, so it cannot be tried before it has traffic. "
+            f"{name}: {previous} has no tag any more (only the last two keep theirs), so it cannot be tested without traffic. "
             "Deploy its commit again."
         )
     key = key_of(keys_secret, project)
     smoke = Smoke(target["url"], url, smoke_s, key)
     version = str(smoke.fields("/info").get("bundle_version"))
-    predictor_answers(smoke, version)
-    shift(service, traffic, before, lambda: predictor_answers(Smoke(url, url, smoke_s, key), version))
-    tell(f"{name}: {before} has the traffic again; {now} had it")
-    tell("The registry's champion has not moved; this moves it: sodaops rollback --reason=… registry.path=gs://BUCKET/registry")
+    check_predictor(smoke, version)
+    move_traffic(service, traffic, previous, lambda: check_predictor(Smoke(url, url, smoke_s, key), version))
+    log(f"{name}: {previous} has the traffic again, instead of {current}")
+    log("The registry's champion is unchanged; roll it back: sodaops rollback --reason=… registry.path=gs://BUCKET/registry")
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
-    """The program's options; the process ends with code 2 and all that is missing or wrong."""
+    """The program's options; exits with code 2 and all faults if some are missing or wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("verb", choices=sorted(NEEDS))
+    parser.add_argument("command", choices=sorted(NEEDS))
     for name in SHAPES:
         parser.add_argument(f"--{name.replace('_', '-')}", default="50" if name == "budget" else "")
-    parser.add_argument("--smoke-s", type=float, default=120, help="for a revision to answer")
-    parser.add_argument("--policies", type=Path, help="gcp-alert-policies.json of `sodaops alerts render`")
-    asked = parser.parse_args(given)
-    faults = [f"{name.upper()} is missing: {SHAPES[name][1]}" for name in NEEDS[asked.verb] if not getattr(asked, name)]
+    parser.add_argument("--smoke-s", type=float, default=120, help="seconds for a revision to answer")
+    parser.add_argument("--policies", type=Path, help="gcp-alert-policies.json from `sodaops alerts render`")
+    options = parser.parse_args(given)
+    faults = [f"{name.upper()} is missing: {SHAPES[name][1]}" for name in NEEDS[options.command] if not getattr(options, name)]
     for name, (form, meaning) in SHAPES.items():
-        value = getattr(asked, name)
+        value = getattr(options, name)
         if value and not re.fullmatch(form, value):
             faults.append(f"{name.upper()}={value}: expected {meaning}")
     if faults:
-        needed = " ".join(f"{name.upper()}=…" for name in NEEDS[asked.verb])
-        print("\n".join(faults), f"Give them: make gcp-{asked.verb} {needed}", sep="\n", file=sys.stderr)
+        needed = " ".join(f"{name.upper()}=…" for name in NEEDS[options.command])
+        print("\n".join(faults), f"Usage: make gcp-{options.command} {needed}", sep="\n", file=sys.stderr)
         sys.exit(2)
-    return asked
+    return options
 
 
 def main(given: Sequence[str]) -> int:
-    """Plans, applies, or rolls back."""
-    asked = arguments(given)
-    if asked.verb == "rollback":
-        rollback(asked.project, asked.region, asked.keys_secret, asked.smoke_s)
+    """Plans, creates, or rolls back."""
+    options = arguments(given)
+    if options.command == "rollback":
+        rollback(options.project, options.region, options.keys_secret, options.smoke_s)
         return 0
-    values = Values(asked.project, asked.region, asked.bucket, asked.email, asked.budget, asked.github)
-    policies = json.loads(asked.policies.read_text(encoding="utf-8")) if asked.policies else []
-    (plan if asked.verb == "plan" else apply)(list(steps(values, policies)))
+    values = Values(options.project, options.region, options.bucket, options.email, options.budget, options.github)
+    policies = json.loads(options.policies.read_text(encoding="utf-8")) if options.policies else []
+    (plan if options.command == "plan" else apply)(list(steps(values, policies)))
     return 0
 
 

@@ -1,6 +1,6 @@
-"""What the published schema of Cloud Build's files lets pass: names that do not exist, and values that belong to one account.
+"""Checks Cloud Build files for what the published schema misses: unknown names, and values of one account.
 
-python cloudbuild/lint.py [FILE …]; it needs PyYAML, and so runs with the project and not in a build.
+python cloudbuild/lint.py [FILE …]; it needs PyYAML, so it runs in the project's environment and not in a build.
 """
 
 import re
@@ -33,44 +33,44 @@ LITERALS = {
 
 
 def faults(text: str) -> list[str]:
-    """What is wrong with a build's configuration.
+    """Faults of a build's configuration.
 
     >>> faults("steps: [{name: a, id: x, waitFor: [y], arg: []}]")
-    ["step x: no field 'arg'", 'step x: waits for y, which is no step before it']
+    ["step x: unknown field 'arg'", 'step x: waits for y, which is no earlier step']
     """
     build = yaml.safe_load(text)
-    found = [f"no field {name!r} at the top" for name in build if name not in TOP]
-    return [*found, *_steps(build.get("steps") or []), *_substitutions(build), *_literals(build)]
+    problems = [f"unknown field {name!r} at the top level" for name in build if name not in TOP]
+    return [*problems, *_steps(build.get("steps") or []), *_substitutions(build), *_literals(build)]
 
 
 def _steps(steps: list[dict[str, Any]]) -> Iterator[str]:
-    before = {"-"}
+    earlier = {"-"}
     for number, step in enumerate(steps, 1):
         name = f"step {step.get('id', number)}"
-        yield from (f"{name}: no field {key!r}" for key in step if key not in STEP)
+        yield from (f"{name}: unknown field {key!r}" for key in step if key not in STEP)
         if not step.get("name"):
-            yield f"{name}: has no name, the image that it runs in"
-        lost = [other for other in step.get("waitFor", []) if other not in before]
-        yield from (f"{name}: waits for {other}, which is no step before it" for other in lost)
-        if step.get("id") in before:
-            yield f"{name}: a second step of this id"
-        before.add(step.get("id", ""))
+            yield f"{name}: has no name (its image)"
+        missing = [other for other in step.get("waitFor", []) if other not in earlier]
+        yield from (f"{name}: waits for {other}, which is no earlier step" for other in missing)
+        if step.get("id") in earlier:
+            yield f"{name}: its id is used twice"
+        earlier.add(step.get("id", ""))
 
 
 def _substitutions(build: dict[str, Any]) -> Iterator[str]:
-    given = build.get("substitutions") or {}
+    defaults = build.get("substitutions") or {}
     used = {name for text in _texts(build) for name in re.findall(r"(?<!\$)\$\{?([A-Z_][A-Z0-9_]*)\}?", text)}
-    yield from (f"{name} is used and has no default" for name in sorted(used - set(given) - BUILT_IN))
-    yield from (f"{name} is never used" for name in sorted(set(given) - used))
-    yield from (f"{name}: {value!r} is no text" for name, value in given.items() if not isinstance(value, str))
-    refers = any("$" in str(value) for value in given.values())
+    yield from (f"{name} is used and has no default" for name in sorted(used - set(defaults) - BUILT_IN))
+    yield from (f"{name} is never used" for name in sorted(set(defaults) - used))
+    yield from (f"{name}: {value!r} is not a string" for name, value in defaults.items() if not isinstance(value, str))
+    refers = any("$" in str(value) for value in defaults.values())
     if refers and not (build.get("options") or {}).get("dynamicSubstitutions"):
-        yield "substitutions refer to others, so options.dynamicSubstitutions must be true"
+        yield "substitutions use others, so options.dynamicSubstitutions must be true"
 
 
 def _literals(build: dict[str, Any]) -> Iterator[str]:
     for text in _texts(build):
-        yield from (f"{text!r}: has {what} in it" for what, form in LITERALS.items() if re.search(form, text))
+        yield from (f"{text!r}: contains {kind}" for kind, pattern in LITERALS.items() if re.search(pattern, text))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -80,12 +80,12 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(part)
 
 
-def main(given: Sequence[str]) -> int:
-    """Prints what is wrong with each file; exit code 1 then."""
-    paths = [Path(name) for name in given] or sorted(Path(__file__).parent.glob("*.yaml"))
-    found = [f"{path}: {fault}" for path in paths for fault in faults(path.read_text(encoding="utf-8"))]
-    print("\n".join(found) or f"{len(paths)} files: nothing to say")
-    return 1 if found else 0
+def main(names: Sequence[str]) -> int:
+    """Prints the faults of each file; returns 1 if there are any."""
+    paths = [Path(name) for name in names] or sorted(Path(__file__).parent.glob("*.yaml"))
+    problems = [f"{path}: {fault}" for path in paths for fault in faults(path.read_text(encoding="utf-8"))]
+    print("\n".join(problems) or f"{len(paths)} files: no faults")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

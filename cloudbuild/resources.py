@@ -1,6 +1,6 @@
-"""What must be in a Google Cloud project, in order, as data: how to see that a thing is there, and how to make it.
+"""The resources of a Google Cloud project as a list of steps: how to see that each exists, and how to create it.
 
-``${NAME}`` in a command is a value that an earlier step found or made.
+``${NAME}`` in a command is a value from an earlier step.
 """
 
 import json
@@ -14,11 +14,11 @@ APIS = (
     "compute", "iam", "iamcredentials", "logging", "monitoring", "run", "secretmanager", "storage",
 )  # fmt: skip
 ACCOUNTS = {
-    "ci": "tests pull requests, and may write its log",
+    "ci": "tests pull requests",
     "build": "builds, starts trainings, deploys",
     "train": "trains on Vertex AI",
-    "serve": "answers on Cloud Run",
-    "drift": "looks for drift on Cloud Run",
+    "serve": "serves on Cloud Run",
+    "drift": "checks for drift on Cloud Run",
 }
 PROJECT_ROLES = {
     "ci": ["logging.logWriter"],
@@ -44,7 +44,7 @@ PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/hello"
 
 @dataclass(frozen=True)
 class Values:
-    """What a user gives."""
+    """The user's values."""
 
     project: str
     region: str
@@ -54,22 +54,22 @@ class Values:
     github: str = ""  # OWNER/NAME; empty: no triggers
 
     def account(self, name: str) -> str:
-        """An account's address."""
+        """A service account's address."""
         return f"sodaops-{name}@{self.project}.iam.gserviceaccount.com"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing.
+    """One resource.
 
     Args:
-        what: in words.
-        look: a gcloud command that shows it.
-        make: the one that makes it; empty: it cannot be made here.
-        wants: lines that the answer to look must have; none: any answer will do.
-        stdin: what make reads.
-        gives: the name of a value that the answer to look is.
-        todo: what to do where it cannot be made here.
+        what: its description.
+        look: gcloud command that shows it.
+        make: gcloud command that creates it; empty if only the user can.
+        wants: lines that the output of ``look`` must have; empty: any output.
+        stdin: input of ``make``.
+        gives: name of the placeholder that the output of ``look`` fills.
+        todo: what the user has to do if ``make`` is empty.
     """
 
     what: str
@@ -82,11 +82,11 @@ class Step:
 
 
 def steps(values: Values, policies: list[dict]) -> Iterator[Step]:
-    """Everything, in the order in which it can be made.
+    """All resources in the order of their creation.
 
     Args:
-        values: what the user gave.
-        policies: what `sodaops alerts render` wrote for Google Cloud.
+        values: the user's values.
+        policies: alert policies from `sodaops alerts render`.
     """
     yield from _project(values)
     yield from _storage(values)
@@ -101,7 +101,7 @@ def steps(values: Values, policies: list[dict]) -> Iterator[Step]:
 def _project(v: Values) -> Iterator[Step]:
     yield Step(
         "the project", ["projects", "describe", v.project, "--format=value(projectNumber)"], gives="PROJECT_NUMBER",
-        todo="make it, or log in: gcloud auth login",
+        todo="create it, or log in: gcloud auth login",
     )  # fmt: skip
     apis = tuple(f"{api}.googleapis.com" for api in APIS)
     look = ["services", "list", "--enabled", f"--project={v.project}", "--format=value(config.name)"]
@@ -141,7 +141,7 @@ def _accounts(v: Values) -> Iterator[Step]:
     repository = ["sodaops", f"--location={v.region}", f"--project={v.project}"]
     yield _binding(v, ["artifacts", "repositories"], repository, "artifactregistry.writer", v.account("build"))
     yield _binding(v, ["artifacts", "repositories"], repository, "artifactregistry.reader", v.account("train"))
-    everything, plain = [f"gs://{v.bucket}"], ["--condition=None"]  # must be said where another right has a condition
+    everything, plain = [f"gs://{v.bucket}"], ["--condition=None"]  # required once another binding has a condition
     for name, role in (
         ("build", "objectUser"),
         ("train", "objectViewer"),
@@ -149,7 +149,7 @@ def _accounts(v: Values) -> Iterator[Step]:
         ("drift", "objectViewer"),
     ):
         yield _binding(v, ["storage", "buckets"], everything, f"storage.{role}", v.account(name), plain)
-    # Training is the code of whoever changes it: it reads the bucket, and lists it, but the registry is not its to write.
+    # Trainings run the code of any branch: they may read the bucket but write only below runs/, not the registry.
     runs = f'expression=resource.name.startsWith("projects/_/buckets/{v.bucket}/objects/runs/"),title=runs'
     flags = [f"--condition={runs}"]
     yield _binding(v, ["storage", "buckets"], everything, "storage.objectUser", v.account("train"), flags, "runs")
@@ -169,15 +169,15 @@ def _secrets(v: Values) -> Iterator[Step]:
         yield Step(f"secret {name}", ["secrets", "describe", name, where, "--format=value(name)"], make)
         for reader in readers:
             yield _binding(v, ["secrets"], [name, where], "secretmanager.secretAccessor", v.account(reader))
-    yield Step(  # no secret, but Cloud Run gives containers files in no other way
-        "what the collector of metrics reads",
+    yield Step(  # not secret, but Cloud Run mounts files only from secrets
+        "the metrics collector's configuration",
         ["secrets", "versions", "list", "sodaops-metrics", where, "--filter=state=ENABLED", "--format=value(name)"],
         ["secrets", "versions", "add", "sodaops-metrics", where, "--data-file=-"], stdin=COLLECTED,
     )  # fmt: skip
 
 
 def _services(v: Values) -> Iterator[Step]:
-    """Services with a placeholder, so that rights can be given and the first release has something to fall back to."""
+    """Services with a placeholder image, so that rights can be granted and the first release has a fallback."""
     where = [f"--region={v.region}", f"--project={v.project}"]
     for name, callers in (("serve", ["build"]), ("drift", ["build", "drift"])):
         service = "sodaops" if name == "serve" else f"sodaops-{name}"
@@ -190,7 +190,7 @@ def _services(v: Values) -> Iterator[Step]:
         for caller in callers:
             yield _binding(v, ["run", "services"], [service, *where], "run.invoker", v.account(caller))
     look = ["run", "services", "describe", "sodaops", *where, "--format=value(status.url.basename())"]
-    yield Step("the service's host", look, gives="HOST", todo="see what `gcloud run services describe sodaops` says")
+    yield Step("the service's host", look, gives="HOST", todo="look at `gcloud run services describe sodaops`")
 
 
 def _watch(v: Values, policies: list[dict]) -> Iterator[Step]:
@@ -226,7 +226,7 @@ def _watch(v: Values, policies: list[dict]) -> Iterator[Step]:
 
 
 def _policies() -> Iterator[dict]:
-    """Alerts on what no metric of ours tells: the service does not answer, the drift service found drift, or was not heard."""
+    """Alerts without a metric of ours: the service does not answer, drift was found, or the drift check failed."""
     passed = 'metric.type="monitoring.googleapis.com/uptime_check/check_passed" AND metric.labels.check_id="${CHECK}"'
     failing = {
         "filter": f'resource.type="uptime_url" AND {passed}', "comparison": "COMPARISON_GT", "thresholdValue": 1,
@@ -234,12 +234,12 @@ def _policies() -> Iterator[dict]:
         "aggregations": [{"alignmentPeriod": "1200s", "perSeriesAligner": "ALIGN_NEXT_OLDER",
                           "crossSeriesReducer": "REDUCE_COUNT_FALSE", "groupByFields": ["resource.label.*"]}],
     }  # fmt: skip
-    yield _policy("uptime", "CRITICAL", "The service does not answer, seen from outside.", {"conditionThreshold": failing})
+    yield _policy("uptime", "CRITICAL", "The service does not answer from outside.", {"conditionThreshold": failing})
     ours = 'resource.type="cloud_run_revision" AND resource.labels.service_name="sodaops-drift"'
     logged = {
-        "drift": ("The texts have drifted from those of training.", f'{ours} AND jsonPayload.outcome="drift"'),
+        "drift": ("The texts have drifted from the reference.", f'{ours} AND jsonPayload.outcome="drift"'),
         "drift unseen": (
-            "The scheduler's call to look for drift failed; with no requests to look at, it does too.",
+            "The scheduled drift check failed, or there were no requests to check.",
             'resource.type="cloud_scheduler_job" AND resource.labels.job_id="sodaops-drift" AND severity>=ERROR',
         ),
     }
@@ -261,7 +261,7 @@ def _triggers(v: Values) -> Iterator[Step]:
     agent = "service-${PROJECT_NUMBER}@gcp-sa-cloudbuild.iam.gserviceaccount.com"
     connection = ["builds", "connections", "describe", "sodaops", *where]
     look, make = [*connection, "--format=value(name)"], ["builds", "connections", "create", "github", "sodaops", *where]
-    # Cloud Build keeps the connection's token as a secret; docs/google_cloud.md takes this right away when that is there.
+    # Cloud Build stores the connection's token as a secret; docs/google_cloud.md shows how to remove this role afterwards.
     right = _binding(v, ["projects"], [v.project], "secretmanager.admin", agent, ["--condition=None"])
     yield replace(right, what=f"{right.what}, for the connection to GitHub", look=look, wants=())
     yield Step("the connection to GitHub", look, make)
@@ -277,12 +277,12 @@ def _triggers(v: Values) -> Iterator[Step]:
     given = f"--substitutions=_REGION={v.region},_BUCKET={v.bucket}"
     pull = ["--pull-request-pattern=^main$", "--comment-control=COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY"]
     push, code = ["--branch-pattern=^main$", given], "constraints.txt,sodaops/**"
-    asked = {
+    triggers = {
         "ci": ("ci", pull),
         "ci_cd": ("build", [*push, f"--included-files=conf/**,data/**,docker/serve.Dockerfile,docker/train.Dockerfile,{code}"]),
         "drift": ("build", [*push, f"--included-files=docker/drift.Dockerfile,{code}"]),
     }
-    for file, (account, flags) in asked.items():
+    for file, (account, flags) in triggers.items():
         name = f"sodaops-{file.replace('_', '-')}"
         yield Step(
             f"trigger {name}", ["builds", "triggers", "describe", name, *where, "--format=value(name)"],
@@ -295,7 +295,7 @@ def _triggers(v: Values) -> Iterator[Step]:
 def _binding(
     v: Values, kind: list[str], on: list[str], role: str, account: str, flags: Sequence[str] = (), title: str = ""
 ) -> Step:
-    """A role of an account on one thing; ``title`` is that of the condition in ``flags``, if there is one."""
+    """A role of an account on one resource; ``title`` is the title of the condition in ``flags``, if any."""
     columns = "bindings.role,bindings.members,bindings.condition.title"
     flatten = ["--flatten=bindings[].members", f"--format=csv[no-heading]({columns})"]
     member = f"serviceAccount:{account}"

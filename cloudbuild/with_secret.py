@@ -1,7 +1,7 @@
-"""Runs a command with secrets from Secret Manager in its environment: fetched now, by the account that this machine runs as.
+"""Runs a command with secrets from Secret Manager in its environment, read with the machine's service account.
 
-A Vertex AI job has no field for secrets, and what stands in its ``env`` is shown to all who may read the job. So the job
-gets this text (`python -c`), which has the secret's name alone.
+A Vertex AI job has no field for secrets, and its ``env`` is visible to everyone who can read the job. So the job runs this
+file's text (`python -c`) with the secret's name.
 
 python with_secret.py WANDB_API_KEY=projects/P/secrets/S/versions/latest sodaops train
 """
@@ -24,7 +24,7 @@ def read(url: str, headers: dict[str, str]) -> dict:
 
 
 def main(rest: list[str]) -> None:
-    """Becomes the command, with its variables."""
+    """Replaces this process with the command, its environment extended."""
     wanted = []
     while rest and "=projects/" in rest[0]:
         wanted.append(rest.pop(0).split("=", 1))
@@ -35,13 +35,13 @@ def main(rest: list[str]) -> None:
             secret = read(f"{SECRETS}/v1/{version}:access", {"Authorization": f"Bearer {token}"})
             os.environ[name] = base64.b64decode(secret["payload"]["data"]).decode().strip()
     except urllib.error.HTTPError as error:
-        mend = {
+        fix = {
             403: "the job's account needs roles/secretmanager.secretAccessor on it",
             404: "add a version: gcloud secrets versions add NAME --data-file=-",
         }
-        sys.exit(f"error: {wanted}: HTTP {error.code}; {mend.get(error.code, 'try again')}.")
+        sys.exit(f"error: {wanted}: HTTP {error.code}; {fix.get(error.code, 'try again')}.")
     except OSError as error:
-        sys.exit(f"error: {wanted}: could not be read ({error}); this runs on Google Cloud alone.")
+        sys.exit(f"error: {wanted}: could not be read ({error}); this works only on Google Cloud.")
     os.execvp(rest[0], rest)
 
 

@@ -1,4 +1,4 @@
-# The drift service: looks at the request log again and again (docs/docker.md).
+# The drift service: checks the request log on a schedule (docs/docker.md).
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS packages

@@ -1,6 +1,6 @@
-"""Exits 0 if this container's service answers: healthcheck.py PATH VARIABLE, the setting that goes before PORT.
+"""Exits with 0 if this container's service answers: healthcheck.py PATH VARIABLE, whose port has precedence over PORT.
 
-urllib would ask a proxy that the environment names, hence http.client.
+It uses http.client because urllib would use a proxy from the environment.
 """
 
 import http.client

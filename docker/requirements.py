@@ -1,4 +1,4 @@
-"""Prints what some extras of the project need, a line each, so that an image holds it in a layer without the code.
+"""Prints the requirements of some extras, one per line, so that an image installs them in a layer without the code.
 
 python docker/requirements.py serve gs > requirements.txt
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def requirements(extras: list[str], pyproject: str) -> list[str]:
-    """The project's dependencies and those of extras, an extra within an extra included.
+    """The project's dependencies and those of extras, including extras within extras.
 
     Args:
         extras: names in ``[project.optional-dependencies]``.
@@ -20,15 +20,15 @@ def requirements(extras: list[str], pyproject: str) -> list[str]:
         KeyError: no such extra.
     """
     project = tomllib.loads(pyproject)["project"]
-    found, asked = list(project["dependencies"]), list(extras)
-    for extra in asked:  # which grows
+    needed, pending = list(project["dependencies"]), list(extras)
+    for extra in pending:  # grows while it is read
         for requirement in project["optional-dependencies"][extra]:
             own = re.fullmatch(rf"{project['name']}\[(.+)\]", requirement)
             if own:
-                asked += own[1].split(",")
+                pending += own[1].split(",")
             else:
-                found.append(requirement)
-    return sorted(set(found))
+                needed.append(requirement)
+    return sorted(set(needed))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-# The service: answers over HTTP from a bundle, without torch (docs/docker.md).
+# The service: serves a bundle over HTTP, without torch (docs/docker.md).
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
 
-# What it needs, as constraints.txt pins it. A change of the code does not come here.
+# The packages, pinned by constraints.txt. This stage does not depend on the code.
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
 COPY pyproject.toml constraints.txt docker/requirements.py ./
 RUN python requirements.py serve otel gs > requirements.txt \
     && pip --python /opt/venv/bin/python install --no-cache-dir --no-compile -c constraints.txt -r requirements.txt
-# Out goes what no part of the service loads: tests, headers and sources, Arrow's Flight and S3 and second copies of its
-# libraries, ONNX Runtime's C library (the Python module has its own) and its tools, the hub's client, and symbols that
-# only a debugger reads (numpy's come stripped).
+# Delete what the service does not load: tests, headers and sources, Arrow's Flight and S3 and second copies of its
+# libraries, ONNX Runtime's C library (the Python module has its own) and tools, the hub's client, and debug symbols
+# (numpy comes stripped).
 # hadolint ignore=DL3003,DL3008
 RUN apt-get update -q && apt-get install -y -q --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* \
     && cd /opt/venv/lib/python3*/site-packages \

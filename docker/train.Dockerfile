@@ -1,11 +1,11 @@
-# Training and the verbs around it, with data/raw and the default model's weights (docs/docker.md).
+# Training and all other commands, with data/raw and the default model's weights (docs/docker.md).
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS packages
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
 COPY constraints.txt ./
-# torch alone from its index, so that nothing else can come from there; what it needs comes with the rest.
+# Only torch comes from its own index; its dependencies are installed with the rest.
 ARG TORCH_INDEX=
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps -c constraints.txt \
     ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
@@ -29,12 +29,12 @@ COPY sodaops sodaops
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation . \
     && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-compile --target /opt/sodaops ./*.whl \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/sodaops
-# Made here, since a RUN in the last stage would keep the places of what was mounted into the build.
+# Created here, since a RUN in the last stage would keep the paths of what was mounted into the build.
 WORKDIR /opt/app
 RUN mkdir -p outputs multirun registry data/processed && chmod 1777 outputs multirun registry data/processed
 
 FROM ${PYTHON_IMAGE}
-# The last three let the driver of a machine with GPUs in; without one they say nothing.
+# The last three variables give access to a GPU driver; without GPUs they have no effect.
 ENV PATH=/opt/sodaops/bin:/opt/venv/bin:$PATH PYTHONPATH=/opt/sodaops PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp USER=sodaops \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility LD_LIBRARY_PATH=/usr/local/nvidia/lib64
@@ -45,7 +45,7 @@ COPY data/behaviour data/behaviour
 COPY data/raw data/raw
 COPY --from=code /opt/sodaops /opt/sodaops
 USER 10001:10001
-# A job, which ends by itself: nobody asks whether it is ready.
+# A job that ends by itself needs no health check.
 HEALTHCHECK NONE
 ENTRYPOINT ["sodaops"]
 CMD ["train"]

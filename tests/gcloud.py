@@ -1,4 +1,4 @@
-"""A `gcloud` for tests: it writes down how it was called, and answers as it was told."""
+"""A `gcloud` for tests: it records its calls and gives the configured answers."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ import pytest
 
 from tests.conftest import REPO
 
-# In bash, which starts in a tenth of Python's time: setting a project up asks it a hundred times.
+# In bash, which starts ten times as fast as Python: setting up a project calls it a hundred times.
 _HEAD = """\
 #!/usr/bin/env bash
 cd {folder} || exit 99
@@ -38,11 +38,11 @@ answer() {{
 
 
 class FakeGcloud:
-    """A folder with a program `gcloud` in it, to be put before PATH.
+    """A folder with a program `gcloud`, to put first on PATH.
 
     Args:
-        folder: an empty one.
-        name: of the program.
+        folder: an empty folder.
+        name: the program's name.
     """
 
     def __init__(self, folder: Path, name: str = "gcloud") -> None:
@@ -58,11 +58,11 @@ class FakeGcloud:
         self._program.write_text(head + "".join(reversed(self._rules)))
 
     def answer(self, form: str, *answers: Any) -> None:
-        """What it answers to commands that a pattern is found in: these in turn, then the last for ever.
+        """Configures the answers to commands that match a pattern: in turn, the last one repeated.
 
         Args:
-            form: an extended regular expression; what is told later goes first.
-            answers: text for standard output; a pair of exit code and text for standard error; or what is written as JSON.
+            form: an extended regular expression; later ones have precedence.
+            answers: text for standard output; a pair of exit code and text for standard error; or a value written as JSON.
         """
         number = len(self._rules)
         for turn, answer in enumerate(answers):
@@ -74,38 +74,43 @@ class FakeGcloud:
         self._write()
 
     def forget(self) -> None:
-        """Begins anew with the calls and with the turns of the answers."""
+        """Forgets the calls and starts the answers from their first."""
         for path in [path for kind in ("call", "stdin", "config", "told") for path in self.folder.glob(f"{kind}.*")]:
             path.unlink()
         (self.folder / "count").write_text("0")
 
     @property
     def calls(self) -> list[dict[str, Any]]:
-        """How it was called, in order: command, stdin, and the file that --config= named."""
-        found = []
+        """The calls in order: command, stdin, and the contents of the file of --config=."""
+        calls = []
         for n in range(int((self.folder / "count").read_text())):
             config = self.folder / f"config.{n}"
             command = (self.folder / f"call.{n}").read_text().split("\0")[:-1]
             stdin = (self.folder / f"stdin.{n}").read_text()
-            found.append({"command": command, "stdin": stdin, "config": config.read_text() if config.exists() else ""})
-        return found
+            calls.append({"command": command, "stdin": stdin, "config": config.read_text() if config.exists() else ""})
+        return calls
 
     @property
     def commands(self) -> list[str]:
-        """The same as lines."""
+        """The commands as lines."""
         return [" ".join(call["command"]) for call in self.calls]
 
+    @property
+    def moves(self) -> list[str]:
+        """The traffic that each `update-traffic --to-revisions` asked for."""
+        return [command.partition("--to-revisions=")[2] for command in self.commands if "--to-revisions=" in command]
+
     def start(self, script: str, *arguments: str) -> subprocess.Popen[str]:
-        """Starts a program of cloudbuild/ where this is the gcloud."""
+        """Starts a program of cloudbuild/ with this gcloud on PATH."""
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
         command = [sys.executable, str(REPO / "cloudbuild" / script), *arguments]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env={**os.environ, "PATH": path}, text=True, **pipes)
 
     def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs one to its end."""
+        """Runs a program of cloudbuild/ to its end."""
         with self.start(script, *arguments) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -123,7 +128,7 @@ def _known() -> dict[str, Any]:
 
 
 def unknown(command: Sequence[str]) -> list[str]:
-    """What of a command the installed gcloud does not complete; what it has as alpha alone is looked up there."""
+    """The command or flags that the installed gcloud does not know, in its stable or alpha track; skips without a gcloud."""
     for track in ([], ["alpha"]):
         node, words = _known(), ["gcloud"]
         for word in [*track, *command]:
@@ -143,7 +148,7 @@ OLD, VERSION = "sodaops-00001-old", "aaaabbbbcccc"
 
 
 class Predictor(BaseHTTPRequestHandler):
-    """A `sodaops serve` on Cloud Run: /tag of a new revision, and /all of the service, which may still be the old one's."""
+    """A `sodaops serve` on Cloud Run: /tag is a new revision, /all the service, where n_old requests go to the old one."""
 
     version, private, key, broken, n_old = VERSION, False, "", "nowhere", 0
     seen: list[tuple[str, int]]
@@ -176,12 +181,12 @@ class Predictor(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @contextlib.contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Answers on loopback; gives the URL."""
+    """Serves on loopback; yields the URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()

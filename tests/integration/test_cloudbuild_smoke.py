@@ -23,6 +23,6 @@ def test_the_predictor_passes_with_its_own_version_alone(smoke, trained):
     bundle = trained / "run/bundle"
     with Server(bundle, environ={"SODAOPS_API_KEYS": "k-1,k-2"}) as server, server.client() as client:
         url = str(client.base_url)
-        smoke.predictor_answers(smoke.Smoke(url, url, 5, "k-1"), read_info(bundle).bundle_id)
-        with pytest.raises(smoke.StepError, match="was to be deployed"):
-            smoke.predictor_answers(smoke.Smoke(url, url, 0.2, "k-1"), "another")
+        smoke.check_predictor(smoke.Smoke(url, url, 5, "k-1"), read_info(bundle).bundle_id)
+        with pytest.raises(smoke.StepError, match="another"):
+            smoke.check_predictor(smoke.Smoke(url, url, 0.2, "k-1"), "another")

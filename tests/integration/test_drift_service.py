@@ -323,9 +323,9 @@ def test_the_command_becomes_the_service(referenced, logged_rows, tmp_path, monk
             assert line, "".join(lines)
             lines.append(line)
         url = line.split("running on ")[1].split()[0]
-        smoke.drift_answers(smoke.Smoke(url, url, 60))
+        smoke.check_drift(smoke.Smoke(url, url, 60))
         with pytest.raises(smoke.StepError, match="404"):
-            smoke.predictor_answers(smoke.Smoke(url, url, 0.2), "a version")
+            smoke.check_predictor(smoke.Smoke(url, url, 0.2), "a version")
         process.send_signal(signal.SIGTERM)
         lines += process.communicate(timeout=120)[0].splitlines()
     finally:
