@@ -52,7 +52,7 @@ def test_a_bar_on_a_terminal(small_tweets, tmp_path):
         while part := os.read(ours, 65536):
             shown += part
     os.close(ours)
-    assert running.wait(60) == 0
+    assert running.wait(300) == 0
     text = shown.decode()
     assert re.search(r"epoch 2: 100%\|█+\| \d+/\d+ .*loss=", text) and "epoch 2/2  train loss" in text
 
@@ -67,8 +67,7 @@ def test_cfg_job_prints_the_tree(capsys):
 def test_multirun_leaves_a_folder_a_job(small_tweets, tmp_path):
     shared = [o for o in run_overrides(tmp_path, small_tweets) if not o.startswith("run_dir=")]
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=1", *UNMEASURED]
-    done = python("train.py", *sweep, *[o for o in shared if "max_epochs" not in o])
-    assert done.returncode == 0, done.stderr
+    assert main(["train", *sweep, *[o for o in shared if "max_epochs" not in o]]) == 0
     seeds = [yaml.safe_load((tmp_path / f"sweep/{k}/bundle/config.yaml").read_text())["seed"] for k in (0, 1)]
     assert seeds == [0, 1]
     assert (tmp_path / "sweep/0/checkpoints/best.ckpt").exists() and (tmp_path / "sweep/1/.hydra").exists()
@@ -120,17 +119,16 @@ def test_a_users_mistake(workdir, capsys, arguments, error, named):
 
 
 def test_no_traceback_from_the_shell(tmp_path):
-    for command in (["train.py", "optim.lrr=1"], ["train.py", "+optim.lrr=1", f"hydra.run.dir={tmp_path}"]):
-        done = python(*command)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("ConfigError: optim.lrr")
+    done = python("train.py", "+optim.lrr=1", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("ConfigError: optim.lrr")
 
 
 def test_a_sweep_into_one_folder_is_refused(tmp_path, capsys):
     sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     assert main(["train", "--multirun", "seed=0,1", "experiment=smoke", f"run_dir={tmp_path / 'one'}", sweep]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ConfigError: run_dir=") and "hydra.sweep.dir" in error
+    assert error.splitlines()[-1].startswith("ConfigError: run_dir=") and "hydra.sweep.dir" in error
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
