@@ -1,4 +1,4 @@
-"""ONNX models for a bundle, each written only after it was held against what it replaces, on real texts."""
+"""ONNX models for a bundle, each compared with the model that it replaces on real texts before it is kept."""
 
 import contextlib
 import io
@@ -21,45 +21,45 @@ from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.data.tokens import pad, plan_batches, tokenise
 from sodaops.errors import ModelError
 from sodaops.export.drift_reference import make_reference
-from sodaops.export.packing import pack as without_padding
+from sodaops.export.packing import pack
 from sodaops.export.quantization import quantise
 from sodaops.inference.predictor import Predictor
 from sodaops.io import storage
 
-MAX_GAP = 1e-4  # of a probability, float32 against torch
-MAX_F1_LOSS = 0.005  # of macro-F1 on val, int8 against float32
-_BUDGET = 2048  # tokens of a batch
+MAX_GAP = 1e-4  # largest difference of a probability, float32 against torch
+MAX_F1_LOSS = 0.005  # largest loss of macro-F1 on val, int8 against float32
+_BATCH_TOKENS = 2048
 _NAMES = ("input_ids", "attention_mask"), ("logits", "embeddings")
 
 Rows = list[np.ndarray]  # token ids of each text
-Answers = Callable[[Rows], np.ndarray]  # one padded batch -> probabilities, float32 [n_texts, n_labels]
+Predict = Callable[[Rows], np.ndarray]  # one padded batch -> probabilities, float32 [n_texts, n_labels]
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a variant was measured at, against what it replaces: float32 against torch, int8 against float32."""
+    """What a variant was measured at, against the model that it replaces: float32 against torch, int8 against float32."""
 
     macro_f1: float  # on val
     macro_f1_change: float
-    agreement: float  # share of equal labels on val
+    agreement: float  # share of val with equal labels
     mean_gap: float  # mean difference of a probability on val
-    max_gap: float  # largest, on val and on texts of every length, alone and in padded batches
+    max_gap: float  # largest difference, on val and on texts of every length, alone and in padded batches
     n_texts: int  # rows of val
 
     def as_text(self) -> str:
-        """In a line."""
+        """The numbers in one line."""
         return (
             f"macro-F1 on val {self.macro_f1:.4f} ({self.macro_f1_change:+.4f}), {self.agreement:.1%} of labels equal, "
-            f"probabilities apart by {self.mean_gap:.1e}, at most {self.max_gap:.1e}"
+            f"probabilities differ by {self.mean_gap:.1e} on average, by at most {self.max_gap:.1e}"
         )
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export did."""
+    """The exported bundle, and what its variants were measured at."""
 
     info: layout.BundleInfo
-    gates: dict[str, Gate]  # variant -> measured; one that is not in info.onnx failed
+    gates: dict[str, Gate]  # of every variant; one that is not in info.onnx failed
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,10 @@ class _Texts:
 
 
 def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) -> Exported:
-    """Puts ONNX models into a bundle, and the reference for drift, in place of those that it has; the folder is exchanged
-    whole.
+    """Replaces the ONNX models and the drift reference of a bundle; the folder is replaced as a whole.
 
-    float32 must answer as torch does within 1e-4 of every probability: on val, and on real texts of every length in
-    train and val, alone and in padded batches. int8 may lose at most 0.005 of float32's macro-F1 on val; where it
-    loses more, it is not written.
+    float32 must give torch's probabilities within 1e-4: on val, and on texts of every length in train and val, alone and
+    in padded batches. int8 may lose at most 0.005 of float32's macro-F1 on val; if it loses more, it is not written.
 
     Args:
         path: the bundle.
@@ -85,7 +83,7 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
     Raises:
         BundleError: missing or damaged.
         ConfigError: splits with other labels or another cleaning.
-        ModelError: the encoder cannot be exported, or its float32 graph does not answer as torch does.
+        ModelError: the encoder cannot be exported, or its float32 graph does not give torch's probabilities.
     """
     path, bundle = Path(path), load_bundle(path)
     texts = _read_texts(bundle, Path(splits_dir))
@@ -94,11 +92,14 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
     with storage.atomic_folder(path, layout.NAMES) as folder:
         for name in layout.FILES:
             shutil.copyfile(path / name, folder / name)
-        for variant in variants:
+        for variant in [variant for variant in layout.ONNX if variant in variants]:  # int8 is made from float32
             gate, opset = _add(variant, folder, bundle, fields, texts)
             gates[variant] = gate
             if variant == "float32" and gate.max_gap > MAX_GAP:
-                raise ModelError(f"{path}: the ONNX graph does not answer as torch does: {gate.as_text()}.")
+                raise ModelError(
+                    f"{path}: the float32 ONNX graph does not give torch's probabilities: {gate.as_text()}; expected at most "
+                    f"{MAX_GAP:g}. Train with another model, or report this encoder."
+                )
             if gate.macro_f1_change < -MAX_F1_LOSS:
                 (folder / layout.ONNX[variant]).unlink()
                 del fields["onnx"][variant]
@@ -107,25 +108,25 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
                 fields["onnx"][variant] = {"opset": opset, **measured}
         if fields["onnx"]:
             layout.write_info(folder, **fields)
-            texts_of = {split: read_split(splits_dir, split)["text"].to_pylist() for split in ("train", "val")}
-            reference.write_reference(folder, make_reference(Predictor(folder), texts_of["train"], texts_of["val"]))
+            train, val = (read_split(splits_dir, split)["text"].to_pylist() for split in ("train", "val"))
+            reference.write_reference(folder, make_reference(Predictor(folder), train, val))
         info = layout.write_info(folder, **fields)
     return Exported(info, gates)
 
 
 def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts) -> tuple[Gate, int]:
-    """Writes a variant's file, and measures it as it will be read."""
+    """Writes the file of a variant, and measures it as it will be read; returns its ONNX opset too."""
     file = folder / layout.ONNX[variant]
     if variant == "float32":
         _write_float32(bundle, file)
-        reference = _torch(bundle)
+        expected = _predict_with_torch(bundle)
     else:
         onnx.save(quantise(onnx.load(folder / layout.ONNX["float32"])), file)
-        reference = _answers(folder, "float32")
+        expected = _predict_with_onnx(folder, "float32")
     opset = next(o.version for o in onnx.load(file).opset_import if o.domain == "")
     fields["onnx"] = {**fields["onnx"], variant: {"opset": opset}}
     layout.write_info(folder, **fields)
-    return _measure(variant, reference, _answers(folder, variant), texts), opset
+    return _measure(variant, expected, _predict_with_onnx(folder, variant), texts), opset
 
 
 def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
@@ -141,8 +142,8 @@ def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
 
 def _write_float32(bundle: Loaded, file: Path) -> None:
     model = bundle.model
-    model.transformer.set_attn_implementation("eager")  # a smaller graph than the fused attention's, and a faster one
-    # The example is padded: from a mask of ones alone, an exporter may conclude that there is no padding ever.
+    model.transformer.set_attn_implementation("eager")  # gives a smaller and faster graph than fused attention
+    # The example is padded: from a mask of ones, an exporter may conclude that there is never any padding.
     example = pad([np.full(n, bundle.info.pad_token_id + 1) for n in (9, 5, 3)], bundle.info.pad_token_id)
     ids, mask = map(torch.from_numpy, example)
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=bundle.info.max_tokens)
@@ -158,12 +159,12 @@ def _write_float32(bundle: Loaded, file: Path) -> None:
             f"{type(model.transformer).__name__} cannot be exported to ONNX ({first}); choose another model, or keep this one "
             "out of service with export.variants=[] evaluate.split=none."
         ) from error
-    onnx.save(without_padding(program.model_proto), file)
+    onnx.save(pack(program.model_proto), file)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes about itself."""
+    """Silences the exporter's messages about itself."""
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in ("torch.onnx", "onnx_ir", "onnxscript")}
     for logger in levels:
         logger.setLevel(logging.ERROR)
@@ -176,47 +177,50 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _torch(bundle: Loaded) -> Answers:
-    def answers(rows: Rows) -> np.ndarray:
+def _predict_with_torch(bundle: Loaded) -> Predict:
+    def predict(rows: Rows) -> np.ndarray:
         ids, mask = pad(rows, bundle.info.pad_token_id)
         with torch.inference_mode():
             return torch.softmax(bundle.model(torch.from_numpy(ids), torch.from_numpy(mask)).logits, dim=-1).numpy()
 
-    return answers
+    return predict
 
 
-def _answers(folder: Path, variant: str) -> Answers:
+def _predict_with_onnx(folder: Path, variant: str) -> Predict:
     predictor = Predictor(folder, variant)
     return lambda rows: predictor.run(rows).probs
 
 
-def _measure(variant: str, reference: Answers, candidate: Answers, texts: _Texts) -> Gate:
-    expected, found = (_in_batches(f"measuring {variant}", answers, texts.val) for answers in (reference, candidate))
-    alone = np.concatenate([reference([row]) for row in texts.every_length])
-    mixed = np.random.default_rng(0).permutation(len(texts.every_length))
+def _measure(variant: str, expected: Predict, candidate: Predict, texts: _Texts) -> Gate:
+    # On val, in batches of similar length: the labels and the mean difference.
+    before, after = (_in_batches(f"measuring {variant}", predict, texts.val) for predict in (expected, candidate))
+    # On one text of every length: each alone, and in batches of 8 random lengths, which are mostly padding.
+    lengths = texts.every_length
+    alone = np.concatenate([expected([row]) for row in lengths])
     padded = np.empty_like(alone)
-    for places in np.array_split(mixed, -(-len(mixed) // 8)):
-        padded[places] = candidate([texts.every_length[i] for i in places])
+    for places in np.array_split(np.random.default_rng(0).permutation(len(lengths)), -(-len(lengths) // 8)):
+        padded[places] = candidate([lengths[i] for i in places])
     gaps = [
-        np.abs(found - expected),
+        np.abs(after - before),
         np.abs(padded - alone),
-        np.abs(np.concatenate([candidate([row]) for row in texts.every_length]) - alone),
+        np.abs(np.concatenate([candidate([row]) for row in lengths]) - alone),
     ]
-    before, after = (f1_score(texts.label_ids, probs.argmax(1), average="macro") for probs in (expected, found))
+    f1_before, f1_after = (f1_score(texts.label_ids, probs.argmax(1), average="macro") for probs in (before, after))
     return Gate(
-        macro_f1=float(after),
-        macro_f1_change=float(after - before),
-        agreement=float((found.argmax(1) == expected.argmax(1)).mean()),
+        macro_f1=float(f1_after),
+        macro_f1_change=float(f1_after - f1_before),
+        agreement=float((after.argmax(1) == before.argmax(1)).mean()),
         mean_gap=float(gaps[0].mean()),
         max_gap=float(max(gap.max() for gap in gaps)),
         n_texts=len(texts.val),
     )
 
 
-def _in_batches(what: str, answers: Answers, rows: Rows) -> np.ndarray:
-    found: dict[int, np.ndarray] = {}
-    with tqdm(total=len(rows), desc=what, unit="text", delay=2, leave=False, disable=None) as bar:
-        for places in plan_batches(np.array([len(row) for row in rows]), _BUDGET, None):
-            found |= zip(places.tolist(), answers([rows[i] for i in places]), strict=True)
+def _in_batches(title: str, predict: Predict, rows: Rows) -> np.ndarray:
+    """Probabilities of all rows, float32 [n_texts, n_labels], computed in batches of similar length."""
+    probs_of: dict[int, np.ndarray] = {}
+    with tqdm(total=len(rows), desc=title, unit="text", delay=2, leave=False, disable=None) as bar:
+        for places in plan_batches(np.array([len(row) for row in rows]), _BATCH_TOKENS, None):
+            probs_of |= zip(places.tolist(), predict([rows[i] for i in places]), strict=True)
             bar.update(len(places))
-    return np.stack([found[i] for i in range(len(rows))])
+    return np.stack([probs_of[i] for i in range(len(rows))])
