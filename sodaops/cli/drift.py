@@ -22,7 +22,7 @@ def run_drift(rest: list[str]) -> None:
 
     found = check(config.drift, asked.bundle, log_of(config))
     print(describe(found))
-    print(f"report: {shown_path(remote.below(config.drift.output_dir, PAGE))}")
+    print(f"report: {shown_path(remote.join(config.drift.output_dir, PAGE))}")
     if found.drifted and asked.fail_on_drift:
         raise AlarmError(f"{found.bundle_id}: drift ({', '.join(cause.name for cause in found.causes)}).")
 

@@ -75,7 +75,7 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
             registry.move(CHAMPION, version, champion, reason, forced=True, gate={"passed": False, "error": str(error)})
             print(f"{version}: {CHAMPION} of {registry.root}, by force and not judged: {error}")
             return version
-    folder = remote.below(config.registry.report_dir, version)
+    folder = remote.join(config.registry.report_dir, version)
     page = gate.write(folder, judged, _said(registry, judged.test["sha256"], reason))
     for verdict in judged.verdicts:
         print(f"{'holds' if verdict.passed else 'BROKEN':<8}{verdict.rule:<22}{verdict.limit:<10}{verdict.said}")
@@ -180,7 +180,7 @@ def _metrics_beside(source: str, folder: Path) -> dict[str, Any]:
     from sodaops.io import runs
 
     if remote.is_address(source):
-        record = remote.read_if_there(remote.below(source.rstrip("/").rpartition("/")[0], runs.RECORD))
+        record = remote.read_if_exists(remote.join(source.rstrip("/").rpartition("/")[0], runs.RECORD))
         if record is not None:
             (folder.parent / runs.RECORD).write_bytes(record)
     if not (folder.parent / runs.RECORD).is_file():

@@ -64,8 +64,8 @@ def run_sweep(rest: list[str]) -> None:
         page = report.write_sweep_page(args.folder, study, info["metric"])
         print(f"report: {page}")
         if args.copy_to:
-            copy = remote.below(args.copy_to, page.name)
-            remote.send_file(page, copy)
+            copy = remote.join(args.copy_to, page.name)
+            remote.upload(page, copy)
             print(f"report: {copy}")
         return
     if kind != "wandb":

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sodaops.config.alerts import AlertsConfig
-from sodaops.config.sections import Count, Fraction, Here, Positive, Section
+from sodaops.config.sections import Count, Fraction, LocalPath, Positive, Section
 from sodaops.text.cleaning import POLICIES
 from sodaops.text.redaction import KINDS
 
@@ -36,7 +36,9 @@ class DataConfig(Section):
     path: str | None = Field(None, description="one table, here or at gs://: .csv, .tsv, .jsonl or .parquet")
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
     watch: str | None = Field(description="file or folder that DVC watches for changes")
-    added: Here | None = Field(None, description="folder with more tables, whose rows never go to test; it need not be there")
+    added: LocalPath | None = Field(
+        None, description="folder with more tables, whose rows never go to test; it need not be there"
+    )
     text_column: str = Field(description="column with the texts")
     label_column: str = Field(description="column with the labels")
     labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
@@ -145,7 +147,7 @@ class EvaluateConfig(Section):
     bundle: str | None = Field(description="folder, gs:// or REGISTRY@ALIAS; null: the one just trained")
     variant: Literal["float32", "int8"]
     split: Literal["train", "val", "test", "none"]
-    splits_dir: Here | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
+    splits_dir: LocalPath | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
     output_dir: str | None = Field(description="folder or gs://; null: evaluation/ beside the bundle")
     n_bootstrap: Annotated[int, Field(ge=100)] = Field(description="draws behind the intervals")
     n_bins: Annotated[int, Field(ge=2)] = Field(description="of the reliability diagram and the calibration error")
@@ -168,11 +170,15 @@ class ServeConfig(Section):
     deadline_s: Positive = Field(10.0, description="past it the answer is 504")
     reload_s: Positive | None = Field(10.0, description="how often to look for a new bundle; null: only when told to")
     request_log: str | None = Field(None, description="folder or gs:// for the Parquet parts of the request log; null: none")
-    journal_dir: Here | None = Field(None, description="local folder for what is not in a part yet; null: request_log/journal")
+    journal_dir: LocalPath | None = Field(
+        None, description="local folder for what is not in a part yet; null: request_log/journal"
+    )
     log_texts: bool = Field(False, description="true: the texts in the request log; false: their SHA-256")
     redact: list[Kind] = Field(["email", "phone"], description="taken out of texts before they are logged")
     keep_days: Days | None = Field(None, description="parts of the request log older than this are deleted; null: never")
-    feedback_store: Here | None = Field(None, description="annotation store that POST /feedback writes to; null: no feedback")
+    feedback_store: LocalPath | None = Field(
+        None, description="annotation store that POST /feedback writes to; null: no feedback"
+    )
     part_s: Annotated[float, Field(gt=0, le=86_400)] = Field(300.0, description="a part is written this often")
     part_bytes: Count = Field(16_777_216, description="or when its journal has grown to this")
     max_journal_bytes: Count = Field(1_073_741_824, description="bound of the journal while parts cannot be written")
@@ -191,7 +197,7 @@ class SharesConfig(Section):
 class AnnotateConfig(Section):
     """Texts to annotate, and the page on which people label them (conf/annotate)."""
 
-    store: Here = Field("data/annotation", description="folder with the tasks and the answers")
+    store: LocalPath = Field("data/annotation", description="folder with the tasks and the answers")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8001
     n: Count = Field(100, description="texts that one pick adds")

@@ -116,7 +116,7 @@ class Watcher:
 
 def _checked(settings: WatchSettings) -> tuple[Drift, dict[str, bytes]]:
     found = check(settings, settings.bundle, settings.request_log)
-    pages = {name: remote.read_if_there(remote.below(settings.output_dir, name)) for name in (PAGE, EVIDENTLY, NUMBERS)}
+    pages = {name: remote.read_if_exists(remote.join(settings.output_dir, name)) for name in (PAGE, EVIDENTLY, NUMBERS)}
     return found, {name: content for name, content in pages.items() if content is not None}
 
 

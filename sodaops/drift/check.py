@@ -107,7 +107,7 @@ def _write(settings: DriftConfig, found: Drift, snapshot: Any) -> None:
     verdict = f"Drift: {causes}" if found.drifted else "No drift" if found.judged else "No verdict"
     page = pages.render("drift", d=found, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect)
     names = [PAGE, EVIDENTLY, NUMBERS]
-    with _alone(settings.output_dir), remote.folder_to_fill(settings.output_dir, names, NUMBERS, private=True) as folder:
+    with _alone(settings.output_dir), remote.output_folder(settings.output_dir, names, NUMBERS, private=True) as folder:
         storage.write_json(folder / NUMBERS, as_dict(found))
         storage.write_text(folder / PAGE, page)
         if snapshot is not None:

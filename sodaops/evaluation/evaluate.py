@@ -58,7 +58,7 @@ def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
         curves=metrics.curves(probs, label_ids, labels),
         errors=report.worst_errors(table, probs, labels, settings.n_worst),
     )
-    with remote.folder_to_fill(result.output_dir, WRITTEN, METRICS) as folder:
+    with remote.output_folder(result.output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
         pictures = plots.draw_plots(folder / "plots", probs, table, labels, settings.n_bins)
         (folder / REPORT).write_text(report.render_report(result, predictor.info, manifest, pictures), encoding="utf-8")

@@ -30,4 +30,4 @@ class Evaluated:
     @property
     def report_path(self) -> str:
         """The HTML report."""
-        return remote.below(self.output_dir, REPORT)
+        return remote.join(self.output_dir, REPORT)

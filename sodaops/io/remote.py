@@ -1,5 +1,8 @@
-"""Files and folders afar: ``gs://BUCKET/NAME``, or another address that fsspec knows. What goes or comes is held against its
-hash, and a folder is whole when the one file is there that is written last."""
+"""Files and folders in remote storage: ``gs://BUCKET/NAME``, or another address that fsspec knows.
+
+Every file is checked against its hash after a transfer. One file of a folder is written last, and tells that the folder is
+complete. fsspec is imported for addresses only, so that a service with local paths does not load it.
+"""
 
 import base64
 import contextlib
@@ -14,12 +17,12 @@ from typing import Any, BinaryIO, Literal, TypeGuard
 from sodaops.errors import StorageError
 from sodaops.io import storage
 
-_CONNECT_S, _READ_S = 10, 30  # gcsfs asks six times in all, some 31 s of waiting between them
+_CONNECT_S, _READ_S = 10, 30  # gcsfs tries six times in all, with some 31 s of waiting in between
 _READER, _WRITER = "roles/storage.objectViewer", "roles/storage.objectUser"
 
 
 def is_address(path: str | Path | None) -> TypeGuard[str]:
-    """Whether this names something afar.
+    """Whether a path is an address in remote storage.
 
     >>> is_address("gs://bucket/a.csv"), is_address("data/a.csv"), is_address(None)
     (True, False, False)
@@ -27,125 +30,124 @@ def is_address(path: str | Path | None) -> TypeGuard[str]:
     return isinstance(path, str) and "://" in path
 
 
-def below(place: str, name: str) -> str:
-    """What is called ``name`` in a folder here or afar.
+def join(folder: str, name: str) -> str:
+    """The path of ``name`` in a local or remote folder.
 
-    >>> below("gs://bucket/run/", "run.json")
+    >>> join("gs://bucket/run/", "run.json")
     'gs://bucket/run/run.json'
     """
-    return f"{place.rstrip('/')}/{name}"
+    return f"{folder.rstrip('/')}/{name}"
 
 
 @contextlib.contextmanager
-def open_anywhere(path: str, mode: Literal["rb", "wb"]) -> Iterator[BinaryIO]:
-    """Opens an address; what is written appears whole, on closing.
+def open_remote(path: str, mode: Literal["rb", "wb"]) -> Iterator[BinaryIO]:
+    """Opens an address; a written file appears as a whole when it is closed.
 
     Raises:
-        StorageError: no package for the address, no such file, no rights, no connection.
+        StorageError: as :func:`filesystem`.
     """
-    verb = "read" if mode == "rb" else "written"
-    with afar(path, verb) as files, files.open(path, mode) as file:
+    with filesystem(path, "read" if mode == "rb" else "written") as files, files.open(path, mode) as file:
         yield file
 
 
-def read_if_there(path: str) -> bytes | None:
-    """The content of a file here or afar; None where there is none.
+def read_if_exists(path: str) -> bytes | None:
+    """The content of a local or remote file, or None where there is none.
 
     Raises:
-        StorageError: no rights, no connection, no bucket.
+        StorageError: no access, no connection, no bucket.
     """
     if not is_address(path):
         try:
             return Path(path).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
-    with afar(path, "read") as files:
+    with filesystem(path, "read") as files:
         try:
             return files.cat_file(path)
         except FileNotFoundError:
-            need_bucket(files, path)
+            check_bucket(files, path)
             return None
 
 
 def local_copy(path: str | Path) -> Path:
-    """A file to read: ``path`` itself, or this machine's copy of one afar, which is loaded once for each of its states.
+    """A local file to read: ``path`` itself, or a copy of a remote file, which is downloaded once for each of its versions.
 
-    Copies lie in ~/.cache/sodaops, or below XDG_CACHE_HOME, for their owner alone.
+    Copies lie in ~/.cache/sodaops, or in XDG_CACHE_HOME, readable by their owner only.
 
     Raises:
-        StorageError: as :func:`fetch_file`.
+        StorageError: as :func:`download`.
     """
     if not is_address(path):
         return Path(path)
-    with afar(path, "read") as files:
-        about = _about(files, path)
-    state = [path, *(str(about.get(key)) for key in ("size", "generation", "md5Hash", "etag", "mtime"))]
+    with filesystem(path, "read") as files:
+        info = _file_info(files, path)
+    version = [path, *(str(info.get(key)) for key in ("size", "generation", "md5Hash", "etag", "mtime"))]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sodaops"
-    copy = cache / storage.sha256_of_json(state)[:32] / path.rstrip("/").rpartition("/")[2]
+    copy = cache / storage.sha256_of_json(version)[:32] / path.rstrip("/").rpartition("/")[2]
     if not copy.is_file():
         with storage.writing(cache):
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fetch_file(path, copy)
+        download(path, copy)
     return copy
 
 
-def fetch_file(path: str, to: Path) -> None:
-    """Copies a file from afar, whole or not at all.
+def download(path: str, to: Path) -> None:
+    """Downloads a file, whole or not at all.
 
     Raises:
-        StorageError: no such file, no rights, no connection; what came is not what is stored there; the disk is full.
+        StorageError: no such file, no access, no connection; the copy differs from the original; the disk is full.
     """
-    with storage.atomic_path(to, 0o600) as temporary, afar(path, "read") as files:
-        about = _about(files, path)
+    with storage.atomic_path(to, 0o600) as temporary, filesystem(path, "read") as files:
+        info = _file_info(files, path)
         files.get_file(path, str(temporary), callback=_progress(path))
-        if not _is_copy(temporary, about):
-            raise StorageError(f"{path}: what came is not what is stored there; it may have changed meanwhile. Run it again.")
+        if not _is_copy(temporary, info):
+            raise StorageError(f"{path}: the download differs from the stored file, which may have changed; run it again.")
 
 
-def publish(folder: Path, address: str, last: str, stale: Collection[str] = ()) -> None:
-    """Copies all files of a folder, and those of its folders, to an address.
+def upload(path: Path, address: str) -> None:
+    """Uploads a file.
+
+    Raises:
+        StorageError: no access, no connection, no bucket; the stored file differs from the original.
+    """
+    with filesystem(address, "written") as files:
+        _put(files, path, address)
+
+
+def upload_folder(folder: Path, address: str, last: str, stale: Collection[str] = ()) -> None:
+    """Uploads all files of a local folder, subfolders included.
 
     Args:
-        folder: on this machine.
-        address: where to.
-        last: the file that says that all are there. An earlier one is deleted first, and it is written when the rest is there.
-        stale: names that are deleted there where the folder has none.
+        folder: the local folder.
+        address: the remote one.
+        last: the file that tells that the folder is complete. An earlier one is deleted first; the new one is written last.
+        stale: names that are deleted in the remote folder where the local one has none.
 
     Raises:
-        StorageError: no rights, no connection, no bucket, or something else arrived than was sent.
+        StorageError: as :func:`upload`.
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names.sort(key=lambda name: name == last)
-    with afar(address, "written") as files:
+    with filesystem(address, "written") as files:
         for name in {last, *(name for name in stale if not (folder / name).exists())}:
-            if files.exists(below(address, name)):
-                files.rm(below(address, name), recursive=True)
+            if files.exists(join(address, name)):
+                files.rm(join(address, name), recursive=True)
         for name in names:
-            _send(files, folder / name, below(address, name))
-
-
-def send_file(path: Path, address: str) -> None:
-    """Copies a file to an address.
-
-    Raises:
-        StorageError: as :func:`publish`.
-    """
-    with afar(address, "written") as files:
-        _send(files, path, address)
+            _put(files, folder / name, join(address, name))
 
 
 @contextlib.contextmanager
-def folder_to_fill(path: str, names: Collection[str], last: str, private: bool = False) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the place of ``path``, here or afar, when the block ends well.
+def output_folder(path: str, names: Collection[str], last: str, private: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill; it replaces ``path``, local or remote, when the block ends without an error.
 
     Args:
         path: a folder, or an address.
-        names: what it may hold, as in :func:`~sodaops.io.storage.atomic_folder`.
-        last: of these, the file that says afar that all are there.
-        private: for its owner alone, since it holds users' texts; afar the bucket's rights decide.
+        names: the files that ``path`` may hold, as in :func:`~sodaops.io.storage.atomic_folder`.
+        last: the file of these that tells that a remote folder is complete.
+        private: readable by its owner only, since it holds users' texts; in remote storage the bucket's access rules apply.
 
     Raises:
-        StorageError: as :func:`~sodaops.io.storage.atomic_folder` or :func:`publish`.
+        StorageError: as :func:`~sodaops.io.storage.atomic_folder` or :func:`upload_folder`.
     """
     if not is_address(path):
         with storage.atomic_folder(path, names, private) as folder:
@@ -153,40 +155,40 @@ def folder_to_fill(path: str, names: Collection[str], last: str, private: bool =
         return
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
-        publish(Path(name), path, last, names)
+        upload_folder(Path(name), path, last, names)
 
 
 @contextlib.contextmanager
-def afar(path: str, verb: str) -> Iterator[Any]:
-    """The file system of an address, as fsspec has it; what goes wrong with it is told as ours.
+def filesystem(path: str, action: str) -> Iterator[Any]:
+    """The fsspec file system of an address; every error within the block becomes a StorageError.
 
     Args:
         path: the address.
-        verb: what is being done to it, in the past tense: read, listed, written, deleted.
+        action: what is done with it, for messages: read, listed, written or deleted.
 
     Raises:
-        StorageError: no package for the address, no such file, no rights, no connection.
+        StorageError: no package for the address, no such file, no access, no connection.
     """
     files = None
     try:
         files = _file_system(path)
         yield files
     except ImportError as error:
-        raise StorageError(
-            f"{path}: {error.name or error} is not installed; get it with `pip install 'sodaops[gs]'`."
-        ) from error
+        raise StorageError(f"{path}: {error.name or error} is not installed; run `pip install 'sodaops[gs]'`.") from error
     except StorageError:
         raise
     except FileNotFoundError as error:
-        need_bucket(files, path)
-        raise StorageError(f"{path}: could not be {verb}; there is no such object. Check the name.") from error
-    except Exception as error:  # every kind of storage has errors of its own
-        said = "no answer in time" if isinstance(error, TimeoutError) else " ".join(str(error).split()) or type(error).__name__
-        raise StorageError(f"{path}: could not be {verb} ({said}); {_mend(path, verb, error)}") from error
+        check_bucket(files, path)
+        raise StorageError(f"{path}: could not be {action}; there is no such object. Check the name.") from error
+    except Exception as error:  # each kind of storage has exceptions of its own
+        reason = (
+            "no answer in time" if isinstance(error, TimeoutError) else " ".join(str(error).split()) or type(error).__name__
+        )
+        raise StorageError(f"{path}: could not be {action} ({reason}); {_how_to_fix(path, action, error)}") from error
 
 
-def need_bucket(files: Any, path: str) -> None:
-    """Tells a bucket that is missing from an object that is.
+def check_bucket(files: Any, path: str) -> None:
+    """Distinguishes a missing bucket from a missing object.
 
     Raises:
         StorageError: no such bucket.
@@ -198,9 +200,9 @@ def need_bucket(files: Any, path: str) -> None:
         files.call("GET", "b/{}/o", bucket, maxResults=1)
     except FileNotFoundError:
         raise StorageError(
-            f"{path}: there is no bucket {bucket}. Check the name, or make it: `gcloud storage buckets create gs://{bucket}`."
+            f"{path}: there is no bucket {bucket}. Check the name, or create it: `gcloud storage buckets create gs://{bucket}`."
         ) from None
-    except Exception:  # who may not list it cannot know, and what went wrong is told anyway
+    except Exception:  # without the right to list it nothing can be told, and the caller reports the first error
         return
 
 
@@ -210,65 +212,64 @@ def _bucket(path: str) -> str | None:
 
 
 def _file_system(path: str) -> Any:
-    import fsspec  # afar only
+    import fsspec
 
     options: dict[str, Any] = {"use_listings_cache": False}
     if _bucket(path) is not None:
-        # gcsfs's interface for zonal buckets needs gRPC and more rights; in front of an emulator it would wait a minute.
+        # gcsfs's interface for zonal buckets needs gRPC and more rights; with an emulator it would wait for a minute.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         import aiohttp
 
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what is told here
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that are raised here as well
         options["requests_timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S)
         options["session_kwargs"] = {"trust_env": True}
-        if os.environ.get("STORAGE_EMULATOR_HOST"):  # which has no accounts
+        if os.environ.get("STORAGE_EMULATOR_HOST"):  # an emulator has no accounts
             options["token"] = "anon"
     return fsspec.core.url_to_fs(path, **options)[0]
 
 
-def _mend(path: str, verb: str, error: Exception) -> str:
-    said, code = str(error), getattr(error, "code", None)
-    bucket = _bucket(path)
-    if bucket is None or not (code in (401, 403) or said.startswith("Forbidden")):
+def _how_to_fix(path: str, action: str, error: Exception) -> str:
+    code, bucket = getattr(error, "code", None), _bucket(path)
+    if bucket is None or not (code in (401, 403) or str(error).startswith("Forbidden")):
         return "check the address, the access and the connection."
-    role = _READER if verb in ("read", "listed") else _WRITER
+    role = _READER if action in ("read", "listed") else _WRITER
     if code == 401:
         return (
-            f"no account is signed in that may do so. Sign in with `gcloud auth application-default login`, or name a key in "
-            f"GOOGLE_APPLICATION_CREDENTIALS; the account needs {role} on gs://{bucket}."
+            "sign in with `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file; the "
+            f"account needs {role} on gs://{bucket}."
         )
     return (
-        f"the account that is signed in lacks {role} there. Is it the right account? If so: `gcloud storage buckets "
-        f"add-iam-policy-binding gs://{bucket} --member=serviceAccount:NAME --role={role}`."
+        f"the account lacks {role}. Use another account, or run `gcloud storage buckets add-iam-policy-binding gs://{bucket} "
+        f"--member=serviceAccount:NAME --role={role}`."
     )
 
 
-def _about(files: Any, path: str) -> dict[str, Any]:
-    about = files.info(path)
-    if about["type"] != "file":
-        raise StorageError(f"{path}: is a folder there; expected the address of a file.")
-    return about
+def _file_info(files: Any, path: str) -> dict[str, Any]:
+    info = files.info(path)
+    if info["type"] != "file":
+        raise StorageError(f"{path}: is a folder; expected the address of a file.")
+    return info
 
 
-def _is_copy(file: Path, about: dict[str, Any]) -> bool:
-    """Whether a file has the size and, where that is known, the MD5 of an object."""
-    if file.stat().st_size != about["size"]:
+def _is_copy(file: Path, info: dict[str, Any]) -> bool:
+    """Whether a file has the size and, if it is known, the MD5 of a remote object."""
+    if file.stat().st_size != info["size"]:
         return False
-    if not about.get("md5Hash"):
+    if not info.get("md5Hash"):
         return True
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).digest()
-    return base64.b64encode(digest).decode() == about["md5Hash"]
+    return base64.b64encode(digest).decode() == info["md5Hash"]
 
 
-def _send(files: Any, path: Path, address: str) -> None:
+def _put(files: Any, path: Path, address: str) -> None:
     files.put_file(str(path), address, callback=_progress(address))
     if not _is_copy(path, files.info(address)):
-        raise StorageError(f"{address}: something else arrived than was sent; run it again.")
+        raise StorageError(f"{address}: the stored file differs from the uploaded one; run it again.")
 
 
 def _progress(path: str) -> Any:
     from fsspec.callbacks import TqdmCallback
 
-    shown = {"desc": path, "unit": "B", "unit_scale": True, "delay": 2, "leave": False, "disable": None}
-    return TqdmCallback(tqdm_kwargs=shown)
+    bar = {"desc": path, "unit": "B", "unit_scale": True, "delay": 2, "leave": False, "disable": None}
+    return TqdmCallback(tqdm_kwargs=bar)

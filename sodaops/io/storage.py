@@ -18,22 +18,22 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextlib.contextmanager
 def writing(target: str | Path) -> Iterator[None]:
-    """Turns what the operating system says of a write into an error that a user can act on."""
+    """Turns an error of the operating system while ``target`` is written into a StorageError."""
     try:
         yield
     except (ConnectionError, TimeoutError):
         raise
     except OSError as error:
-        mend = "make room there" if error.errno in _FULL else "check that the folder exists and may be written to"
-        raise StorageError(f"{target}: could not be written ({error.strerror or error}); {mend}, then run it again.") from error
+        fix = "free some space" if error.errno in _FULL else "check that the folder exists and is writable"
+        raise StorageError(f"{target}: could not be written ({error.strerror or error}); {fix}, then run it again.") from error
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
-    """A temporary name to write to; it becomes ``path`` when the block ends well, and vanishes when it does not.
+    """A temporary file to write to; it becomes ``path`` when the block ends without an error, and is deleted otherwise.
 
     Raises:
-        StorageError: the disk is full, or the folder cannot be written to.
+        StorageError: the disk is full, or the folder is not writable.
     """
     path = Path(path)
     with writing(path):
@@ -47,7 +47,7 @@ def atomic_path(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """A new file beside ``path``, readable by all unless ``mode`` says otherwise, that is gone when the block ends."""
+    """A new file beside ``path``, which is deleted when the block ends."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
@@ -59,23 +59,22 @@ def temporary(path: Path, mode: int = 0o644) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path, names: Collection[str], private: bool = False) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the place of ``path`` when the block ends well.
+    """A temporary folder to fill; it replaces ``path`` when the block ends without an error.
 
     Args:
         path: the folder to make or replace.
-        names: what may stand in a folder that is replaced; anything else there is somebody's, and is not deleted.
-        private: for its owner alone, since it holds users' texts.
+        names: the files that a replaced folder may hold; a folder with other files is refused, so that none is lost.
+        private: readable by its owner only, since it holds users' texts.
 
-    What stood at ``path`` stays whole until then. Two renames make the exchange; a crash between them leaves the
-    old folder beside the new one under a hidden name.
+    Two renames exchange the folders; a crash between them leaves the old folder beside the new one, with a hidden name.
 
     Raises:
-        StorageError: the disk is full, the folder cannot be written to, or holds other things.
+        StorageError: the disk is full, the folder is not writable, or holds other files.
     """
     path = Path(path).resolve()
     foreign = sorted({file.name for file in path.iterdir()} - set(names)) if path.is_dir() else []
     if foreign:
-        raise StorageError(f"{path}: holds other things ({some(foreign)}), which would be lost; name a new folder.")
+        raise StorageError(f"{path}: holds other files ({some(foreign)}), which would be lost; choose a new folder.")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -83,7 +82,7 @@ def atomic_folder(path: str | Path, names: Collection[str], private: bool = Fals
             os.chmod(temporary, 0o700 if private else 0o755)
             yield temporary
             for file in temporary.rglob("*"):
-                file.chmod(0o755 if file.is_dir() else 0o644)  # some writers make files for their owner alone
+                file.chmod(0o755 if file.is_dir() else 0o644)  # some writers make files that only their owner can read
                 sync(file)
             _exchange(temporary, path)
         finally:
@@ -96,7 +95,7 @@ def _exchange(new: Path, path: Path) -> None:
         sync(path.parent)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.rename(path, old / path.name)  # into the folder, not onto it: that Windows refuses
+    os.rename(path, old / path.name)  # into the folder; onto it, Windows would refuse
     try:
         os.rename(new, path)
     except OSError:
@@ -107,10 +106,10 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's names, are on the disk."""
+    """Waits until a file, or the list of a folder's files, is on the disk."""
     if path.is_dir() and os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what may be written alone
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes writable files only
     try:
         os.fsync(descriptor)
     finally:

@@ -59,7 +59,7 @@ def bundle_at(source: str | Path, needs: Needs = everything) -> Iterator[Path]:
             info = layout.read_info(folder)
             names = needs(info)
             for name in names:
-                _fetch(remote.below(address, name), folder / name)
+                _fetch(remote.join(address, name), folder / name)
             if names:
                 layout.verify(folder, info, names)
             yield folder
@@ -68,7 +68,7 @@ def bundle_at(source: str | Path, needs: Needs = everything) -> Iterator[Path]:
 
 
 def _account(address: str) -> bytes:
-    content = remote.read_if_there(remote.below(address, layout.INFO))
+    content = remote.read_if_exists(remote.join(address, layout.INFO))
     if content is None:
         raise BundleError(
             f"{address}: no {layout.INFO} there, which comes last; expected the address of a bundle whose upload has ended."
@@ -78,7 +78,7 @@ def _account(address: str) -> bytes:
 
 def _fetch(address: str, to: Path) -> None:
     try:
-        remote.fetch_file(address, to)
+        remote.download(address, to)
     except StorageError as error:
         if not isinstance(error.__cause__, FileNotFoundError):  # else it is told as a fault of the bundle
             raise

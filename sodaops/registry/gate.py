@@ -108,7 +108,7 @@ def write(folder: str, judged: Judged, why: str) -> str:
         judged: what was found.
         why: what was asked for, in a sentence.
     """
-    with remote.folder_to_fill(folder, WRITTEN, "gate.json") as there:
+    with remote.output_folder(folder, WRITTEN, "gate.json") as there:
         storage.write_json(there / "gate.json", judged.as_dict())
         (there / "gate.html").write_text(pages.render("gate", j=judged, why=why), encoding="utf-8")
     return f"{folder}/gate.html"

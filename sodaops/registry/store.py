@@ -91,7 +91,7 @@ class RemoteStore:
             try:
                 found = files.ls(self._path(folder), detail=False, refresh=True)
             except FileNotFoundError:
-                remote.need_bucket(files, self.root)
+                remote.check_bucket(files, self.root)
                 return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
@@ -109,7 +109,7 @@ class RemoteStore:
 
     def put(self, folder: Path, name: str, last: str) -> None:
         """Copies a folder of files here; it is whole when its file ``last`` is there."""
-        remote.publish(folder, self._path(name), last)
+        remote.upload_folder(folder, self._path(name), last)
 
     def delete(self, name: str) -> None:
         """Deletes a folder."""
@@ -121,7 +121,7 @@ class RemoteStore:
         """A copy of a folder of this store, for as long as the block runs."""
         with tempfile.TemporaryDirectory() as folder:
             for file in self.names(name):
-                remote.fetch_file(self._path(f"{name}/{file}"), Path(folder) / file)
+                remote.download(self._path(f"{name}/{file}"), Path(folder) / file)
             yield Path(folder)
 
     def _path(self, name: str) -> str:
@@ -129,7 +129,7 @@ class RemoteStore:
 
     @contextlib.contextmanager
     def _asking(self, name: str, verb: str) -> Iterator[Any]:
-        with remote.afar(self._path(name), verb) as files:
+        with remote.filesystem(self._path(name), verb) as files:
             yield files
 
 

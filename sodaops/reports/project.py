@@ -114,7 +114,7 @@ def write_project_report(config: Config, run_dir: Path, output: str | Path | Non
     layout.verify(bundle, info)
     manifest = json.loads(layout.read_file(bundle, info, layout.DATA))
     evaluation = _evaluation(config, run_dir, info.bundle_id)
-    judged = _judged(remote.below(config.registry.report_dir, f"{info.bundle_id}/{WRITTEN[1]}"), info.bundle_id)
+    judged = _judged(remote.join(config.registry.report_dir, f"{info.bundle_id}/{WRITTEN[1]}"), info.bundle_id)
     registry = Registry(config.registry.path)
     state, history = registry.state(), registry.history()
     events = _events(info.bundle_id, history)
@@ -129,7 +129,7 @@ def write_project_report(config: Config, run_dir: Path, output: str | Path | Non
         root=registry.root, registered=info.bundle_id in state.versions, champion=state.aliases.get(CHAMPION),
         aliases=[alias for alias, version in state.aliases.items() if version == info.bundle_id], events=events,
         gate=judged, verdicts=_verdicts(info.bundle_id, judged, history), slice_rows=config.registry.gate.slice_rows,
-        drift=_drift(remote.below(config.drift.output_dir, NUMBERS)), drift_dir=config.drift.output_dir,
+        drift=_drift(remote.join(config.drift.output_dir, NUMBERS)), drift_dir=config.drift.output_dir,
         report_dir=config.registry.report_dir, created=datetime.now(UTC).isoformat(timespec="minutes"),
     )  # fmt: skip
     storage.write_text(path, page)
@@ -155,7 +155,7 @@ def _read(path: str | Path, kind: Any, mend: str) -> Any:
         StorageError: an address that cannot be read.
     """
     try:
-        content = remote.read_if_there(str(path))
+        content = remote.read_if_exists(str(path))
         return None if content is None else TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]

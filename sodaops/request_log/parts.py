@@ -120,7 +120,7 @@ def part_addresses(log: str) -> list[str]:
         if not Path(log).is_dir():
             raise StorageError(missing)
         return sorted(str(path) for path in Path(log).glob("date=*/*.parquet"))
-    with remote.afar(log, "read") as files:
+    with remote.filesystem(log, "read") as files:
         if not files.exists(log):
             raise StorageError(missing)
         return sorted(files.unstrip_protocol(path) for path in files.find(log) if path.endswith(".parquet"))
@@ -136,7 +136,7 @@ def day_of(path: str) -> date:
 
 def open_part(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
     """Opens a local or remote part for reading."""
-    return remote.open_anywhere(path, "rb") if "://" in path else open(path, "rb")
+    return remote.open_remote(path, "rb") if "://" in path else open(path, "rb")
 
 
 def write_part(table: pa.Table, path: str) -> None:
@@ -151,5 +151,5 @@ def write_part(table: pa.Table, path: str) -> None:
         return
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    with remote.open_anywhere(path, "wb") as file:
+    with remote.open_remote(path, "wb") as file:
         file.write(buffer.getvalue())

@@ -148,6 +148,6 @@ def _delete(path: str) -> None:
         with storage.writing(path):
             Path(path).unlink(missing_ok=True)
         return
-    with remote.afar(path, "deleted") as files:
+    with remote.filesystem(path, "deleted") as files:
         if files.exists(path):  # another service may have deleted it
             files.rm_file(path)

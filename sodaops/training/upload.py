@@ -101,18 +101,18 @@ def _download(checkpoint: str, folder: Path) -> list[str]:
         The names of the checkpoints within the run folder; none if the checkpoint does not exist.
     """
     remote_folder, _, name = checkpoint.rpartition("/")
-    with remote.afar(remote_folder, "listed") as files:
+    with remote.filesystem(remote_folder, "listed") as files:
         try:
             remote_names = {path.rpartition("/")[2] for path in files.ls(remote_folder, detail=False, refresh=True)}
         except FileNotFoundError:
-            remote.need_bucket(files, remote_folder)
+            remote.check_bucket(files, remote_folder)
             remote_names = set()
     if name not in remote_names:
         return []
     checkpoints = sorted(other for other in remote_names if other.endswith(".ckpt"))
     for other in checkpoints:
-        remote.fetch_file(f"{remote_folder}/{other}", folder / CHECKPOINTS / other)
-    record = remote.read_if_there(f"{remote_folder.rpartition('/')[0]}/{RECORD}")
+        remote.download(f"{remote_folder}/{other}", folder / CHECKPOINTS / other)
+    record = remote.read_if_exists(f"{remote_folder.rpartition('/')[0]}/{RECORD}")
     if record is not None:
         storage.write_text(folder / RECORD, record.decode())
     return [f"{CHECKPOINTS}/{other}" for other in checkpoints]
@@ -142,8 +142,8 @@ class _Uploader:
     def write_record(self, whole: bool, files: dict[str, str] | None = None) -> None:
         """Writes landed.json."""
         record: dict[str, Any] = {"whole": whole, "host": socket.gethostname(), "begun": self._started, "files": files or {}}
-        address = remote.below(self._address, UPLOAD_RECORD)
-        with remote.afar(address, "written") as filesystem:
+        address = remote.join(self._address, UPLOAD_RECORD)
+        with remote.filesystem(address, "written") as filesystem:
             filesystem.pipe_file(address, json.dumps(record, indent=1).encode())
 
     @contextlib.contextmanager
@@ -193,7 +193,7 @@ class _Uploader:
 
     def _upload(self, snapshot: _Snapshot | None) -> None:
         if snapshot is not None:
-            remote.send_file(snapshot.path, remote.below(self._address, snapshot.name))
+            remote.upload(snapshot.path, remote.join(self._address, snapshot.name))
             self._uploaded[snapshot.name] = snapshot.modified_ns
 
     def upload_all(self) -> dict[str, str]:

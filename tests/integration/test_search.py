@@ -82,7 +82,7 @@ def test_a_sweep_resumes(workdir):
     assert main(["runs", "--where", "status=finished", "--sort=-val/macro_f1"]) == 0
     with emulated_bucket(workdir / "gcs") as bucket:
         assert main(["sweep", "report", "multirun/s", "--copy-to", f"{bucket}/sweep/"]) == 0
-        assert remote.read_if_there(f"{bucket}/sweep/sweep.html") == Path("multirun/s/sweep.html").read_bytes()
+        assert remote.read_if_exists(f"{bucket}/sweep/sweep.html") == Path("multirun/s/sweep.html").read_bytes()
 
 
 def test_the_page_of_a_sweep(workdir):

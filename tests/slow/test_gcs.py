@@ -125,7 +125,7 @@ def test_a_version_that_was_half_registered_is_no_version(run, bucket, cloud, tr
     """What an upload left behind that was cut off is not taken for a version by the next one."""
     bundle, registry = trained / "run/bundle", f"registry.path={bucket}/cut"
     version = layout.read_info(bundle).bundle_id
-    with refusing(lambda method, path, body: b"model.onnx" in body[:300], said=DENIED):
+    with refusing(lambda method, path, body: b"model.onnx" in body[:300], message=DENIED):
         code, _, err = run("register", bundle, registry)
     assert code == 2 and DENIED in err and "lacks roles/storage.objectUser" in err
     assert "empty" in run("registry", "list", registry)[1]
@@ -152,7 +152,7 @@ def test_a_drift_report(run, bucket, cloud, referenced, logged_rows):
     with Server(referenced, prefix=DRIFT, **settings) as server, server.client() as client:
         client.post("/look")
         assert client.get("/report").content == cloud.cat(f"bucket/watched/{PAGE}")
-    with refusing(lambda method, path, body: method == "POST", said=DENIED):
+    with refusing(lambda method, path, body: method == "POST", message=DENIED):
         code, _, err = run(*asked)
     assert code == 2 and f"{bucket}/drift: could not be written" in err and "lacks roles/storage.objectUser there" in err
 
@@ -218,14 +218,14 @@ def test_a_checkpoint_that_lies_there(run, bucket, cloud, trained, small_tweets)
 
 
 def test_a_run_without_rights_is_told_so_before_it_trains(run, bucket, small_tweets):
-    with refusing(lambda method, path, body: method == "POST", said=DENIED):
+    with refusing(lambda method, path, body: method == "POST", message=DENIED):
         code, out, err = run("train", *TINY, f"data.path={small_tweets}", f"run_dir={bucket}/runs/two")
     assert code == 2 and "epoch" not in out and not Path("outputs/gs").exists()
     assert f"{bucket}/runs/two/landed.json: could not be written" in err and "lacks roles/storage.objectUser there" in err
 
 
 def test_a_run_that_cannot_land_is_whole_here(run, bucket, cloud, small_tweets):
-    with refusing(lambda method, path, body: b"bundle/bundle.json" in body[:300], said=DENIED):
+    with refusing(lambda method, path, body: b"bundle/bundle.json" in body[:300], message=DENIED):
         code, _, err = run(
             "train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/three", "trainer.max_epochs=1"
         )

@@ -58,11 +58,11 @@ def test_the_same_splits_although_a_worker_is_lost(config):
 
 
 def test_no_cluster_there(config):
-    with pytest.raises(ConfigError, match=r"data.ray=127.0.0.1:1: no Ray cluster answers there .*ray start"):
+    with pytest.raises(ConfigError, match=r"data\.ray=127\.0\.0\.1:1: "):
         preprocess(config("data.ray=127.0.0.1:1"), "splits")
 
 
 def test_a_worker_that_does_not_see_the_folder(config, tmp_path):
     part = parts.Part(tmp_path / "elsewhere/0.arrow", "t.csv", 0, 1, 1)
     error = workers._make_serialized(part, None, b"", config())
-    assert isinstance(error, StorageError) and "does not see this folder" in str(error)
+    assert isinstance(error, StorageError) and str(part.path.parent) in str(error)

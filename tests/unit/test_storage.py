@@ -19,7 +19,6 @@ def test_a_file_is_whole_or_as_before(workdir):
         raise RuntimeError
     assert Path("a.txt").read_text() == "old" and names() == ["a.txt"]
     storage.write_json("sub/b.json", {"é": 1})
-    assert Path("sub/b.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
     with pytest.raises(ValueError):
         storage.write_json("sub/b.json", {"x": float("nan")})
     assert Path("sub/b.json").read_text(encoding="utf-8") == '{\n  "é": 1\n}\n'
@@ -36,25 +35,17 @@ def test_a_folder_is_whole_or_as_before(workdir):
     assert Path("f/x").read_text() == "new" and names() == ["f"]
 
 
-def test_a_folder_with_other_things_is_not_replaced(workdir):
-    Path("f").mkdir()
-    Path("f/thesis.tex").write_text("years of work")
-    refused = pytest.raises(StorageError, match=r"f: holds other things \(thesis.tex\)")
-    with refused, storage.atomic_folder("f", ["x"]):
+@pytest.mark.parametrize(("present", "target", "named"), [("f/thesis.tex", "f", "thesis.tex"), ("file", "file/f", "file/f")])
+def test_a_folder_that_cannot_be_made(workdir, present, target, named):
+    storage.write_text(present, "years of work")
+    with pytest.raises(StorageError, match=named), storage.atomic_folder(target, ["x"]):
         pytest.fail("entered")
-    assert Path("f/thesis.tex").read_text() == "years of work"
-
-
-def test_a_folder_that_cannot_be_made(workdir):
-    Path("file").write_text("in the way")
-    refused = pytest.raises(StorageError, match=r"file/f: could not be written .*check that the folder exists")
-    with refused, storage.atomic_folder("file/f", []):
-        pytest.fail("entered")
+    assert Path(present).read_text() == "years of work"
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system with 256 KiB of room."""
+    """A real file system with 256 KiB of space."""
     mount = tmp_path / "disk"
     mount.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True)
@@ -67,14 +58,14 @@ def small_disk(tmp_path):
 def test_a_full_disk(small_disk):
     storage.write_text(small_disk / "old", "x" * 1000)
     for name in ("new", "old"):
-        with pytest.raises(StorageError, match=r"\(No space left on device\); make room there, then run it again"):
+        with pytest.raises(StorageError, match=f"{small_disk / name}: .*No space left on device"):
             storage.write_text(small_disk / name, "x" * 10**6)
     with pytest.raises(StorageError), storage.atomic_folder(small_disk / "folder", []) as folder:
         (folder / "big").write_bytes(b"x" * 10**6)
     assert os.listdir(small_disk) == ["old"] and (small_disk / "old").read_text() == "x" * 1000
 
 
-def test_a_full_disk_while_preprocessing_and_saving(small_disk, trained, small_tweets, monkeypatch):
+def test_a_full_disk_while_preprocessing_and_saving(small_disk, trained, small_tweets):
     from sodaops.bundle.save import load_bundle, save_bundle
     from sodaops.data.preprocess import preprocess, read_manifest
     from tests.conftest import configured
@@ -82,10 +73,10 @@ def test_a_full_disk_while_preprocessing_and_saving(small_disk, trained, small_t
     config = configured("model=tiny", f"data.path={small_tweets}")
     bundle = load_bundle(trained / "run/bundle")
     manifest = read_manifest(trained / "splits")
-    with pytest.raises(StorageError, match="bundle: could not be written"):
+    with pytest.raises(StorageError, match=f"{small_disk}/bundle"):
         save_bundle(small_disk / "bundle", bundle.model, bundle.tokenizer, 0, config, manifest, {})
     (small_disk / "ballast").write_bytes(b"x" * 250_000)
-    with pytest.raises(StorageError, match=r"splits\.work\S+: could not be written .*make room there"):
+    with pytest.raises(StorageError, match=r"splits\.work\S+: .*No space left on device"):
         preprocess(config.data, small_disk / "splits")
     assert os.listdir(small_disk) == ["ballast"]
 
