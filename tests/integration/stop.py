@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -17,14 +18,17 @@ class Crash(Callback):
 
 
 class SendSigterm(Callback):
-    """Sends SIGTERM to its own process in an epoch: after a batch or in the validation; with ``rank``, only there."""
+    """Sends SIGTERM in an epoch, after a batch or in the validation; with ``rank``, only this process does.
 
-    def __init__(self, where, epoch=1, rank=None, batch=10):
-        self.where, self.epoch, self.rank, self.batch = where, epoch, rank, batch
+    To its own process, or to its parent: the agent.
+    """
+
+    def __init__(self, where, epoch=1, rank=None, batch=10, to_parent=False):
+        self.where, self.epoch, self.rank, self.batch, self.to_parent = where, epoch, rank, batch, to_parent
 
     def send(self, trainer, where):
         if (trainer.current_epoch, where) == (self.epoch, self.where) and self.rank in (None, trainer.global_rank):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getppid() if self.to_parent else os.getpid(), signal.SIGTERM)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if batch_idx == self.batch:
@@ -32,6 +36,18 @@ class SendSigterm(Callback):
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
         self.send(trainer, "validation")
+
+
+class KillOnce(Callback):
+    """Kills the process of a rank after a batch of epoch 1, unless the file exists, which is then made."""
+
+    def __init__(self, rank, file):
+        self.rank, self.file = rank, Path(file)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx, trainer.global_rank) == (1, 3, self.rank) and not self.file.exists():
+            self.file.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Seen(Callback):
