@@ -1,4 +1,4 @@
-"""How far annotators agree; pure functions of their labels."""
+"""Measures of the agreement between annotators."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ def raw_agreement(pairs: Sequence[Pair]) -> float | None:
     """The share of items to which two annotators gave the same label.
 
     Args:
-        pairs: for each item that both labelled, the label of the one and of the other.
+        pairs: for each item that both labelled, their two labels.
 
     Returns:
         A fraction in [0, 1]; None without items.
@@ -22,20 +22,20 @@ def raw_agreement(pairs: Sequence[Pair]) -> float | None:
 
 
 def cohen_kappa(pairs: Sequence[Pair]) -> float | None:
-    """Agreement of two annotators beyond what chance would bring (Cohen 1960).
+    """Cohen's kappa, the agreement of two annotators beyond chance.
 
     kappa = (p_o - p_e) / (1 - p_e), where p_o is the raw agreement and p_e = sum over labels of the product of the shares
     in which the two gave that label. (J. Cohen, A coefficient of agreement for nominal scales, Educational and
     Psychological Measurement 20, 1960, 37 to 46.)
 
     Args:
-        pairs: for each item that both labelled, the label of the one and of the other.
+        pairs: for each item that both labelled, their two labels.
 
     Returns:
-        At most 1; 0 is what chance brings, less is worse than chance. None without items, and where both gave one and
-        the same label to all: chance then explains everything, and kappa is not defined.
+        At most 1; 0 is agreement by chance. None without items, and where p_e is 1: both gave one and
+        the same label to all items.
 
-    The example of 50 items, of which 20 are yes to both, 15 no to both, 5 yes and no, 10 no and yes: p_o = 0.7, p_e = 0.5.
+    Example: of 50 items, both say yes to 20 and no to 15, and they differ on 5 and 10: p_o = 0.7, p_e = 0.5.
 
     >>> yes, no = "yes", "no"
     >>> round(cohen_kappa(20 * [(yes, yes)] + 15 * [(no, no)] + 5 * [(yes, no)] + 10 * [(no, yes)]), 6)
@@ -48,12 +48,11 @@ def cohen_kappa(pairs: Sequence[Pair]) -> float | None:
     if not pairs:
         return None
     n = len(pairs)
-    ours, theirs = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
-    by_chance = sum(count * theirs[label] for label, count in ours.items())  # n * n * p_e, a whole number
-    if by_chance == n * n:
-        return None
-    alike = sum(one == other for one, other in pairs)
-    return (n * alike - by_chance) / (n * n - by_chance)
+    counts_one, counts_other = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    # p_o and p_e times n * n: whole numbers, so that p_e == 1 is recognised exactly
+    observed = n * sum(one == other for one, other in pairs)
+    expected = sum(count * counts_other[label] for label, count in counts_one.items())
+    return None if expected == n * n else (observed - expected) / (n * n - expected)
 
 
 def majority(labels: Sequence[str]) -> str | None:

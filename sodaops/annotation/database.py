@@ -1,15 +1,18 @@
-"""The SQLite database of an annotation store: its tables, and how it is opened."""
+"""The files of an annotation store: store.json with its labels, and the SQLite database."""
 
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
 from sodaops.annotation.tasks import TASK_FIELDS, Task
-from sodaops.errors import StorageError
+from sodaops.errors import DataError, StorageError
+from sodaops.io import storage
 
+FORMAT = 2
+INFO = "store.json"
 # A later row of a table has a larger number. `batch` is the NAME of `add_tasks`. The label of a skipped task is NULL.
 # Feedback names a request and a place in it, and belongs to the task that was picked from there, if there is one.
 _SCHEMA = """
@@ -30,7 +33,33 @@ CREATE VIEW current_answers AS
     ON tasks.task = answers.task OR (tasks.request_id = answers.request_id AND tasks.place = answers.place)
     WHERE NOT answers.undone;
 """
+_FIX = "`sodaops annotate pick` or `sodaops annotate import FILE` makes one, or name another with annotate.store"
 _BUSY_TIMEOUT_S = 10.0  # another process writes for some milliseconds; after this the page shows an error and tries again
+
+
+def write_info(folder: Path, labels: Sequence[str]) -> None:
+    """Writes store.json, which makes a folder a store."""
+    storage.write_json(folder / INFO, {"format": FORMAT, "labels": labels})
+
+
+def read_info(folder: Path) -> tuple[int, list[str]]:
+    """The format of the store in a folder, and its labels in order.
+
+    Raises:
+        DataError: no store, or a damaged store.json.
+    """
+    path = folder / INFO
+    if not path.is_file():
+        reason = f"there is no {INFO}" if folder.is_dir() else "no such folder"
+        raise DataError(f"{folder}: no annotation store, {reason}; {_FIX}.")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        version, labels = info["format"], info["labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not readable ({error!r}); restore it from a backup, or {_FIX}.") from None
+    if version not in range(1, FORMAT + 1) or not isinstance(labels, list) or not all(isinstance(a, str) for a in labels):
+        raise DataError(f"{path}: format={version!r}, labels={labels!r}; expected format 1 to {FORMAT}, and strings.")
+    return version, labels
 
 
 def create_database(path: Path) -> None:

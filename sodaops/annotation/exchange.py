@@ -1,4 +1,4 @@
-"""Tasks and answers from and to other tools: Label Studio's JSON, and tables."""
+"""Exports tasks and answers to Label Studio's JSON and to CSV, and imports them from there."""
 
 import csv
 import hashlib
@@ -18,21 +18,21 @@ from sodaops.errors import SHOWN, DataError, nearest
 from sodaops.io import storage
 
 COLUMNS = ("task", "text", "label", "annotator")
-_FROM, _TO = "label", "text"  # the names in Label Studio's labeling config
-_NOBODY = "import"
+_LABEL, _TEXT = "label", "text"  # names of the tags in Label Studio's labeling config
+_IMPORTER = "import"  # the annotator of labels for which the file names none
 
 
-class Imported(NamedTuple):
-    """How many tasks were new, and how many answers."""
+class ImportResult(NamedTuple):
+    """The numbers of new tasks and of new answers."""
 
     n_tasks: int
     n_answers: int
 
 
 class _Row(NamedTuple):
-    """A text of a file with at most one answer to it; without an annotator there is none, without a label it is a skip."""
+    """A text of a file with at most one answer: without an annotator no answer, without a label a skip."""
 
-    place: str
+    position: str
     task: str
     text: str
     label: str | None
@@ -40,51 +40,58 @@ class _Row(NamedTuple):
 
 
 def export_file(store: Store, path: str | Path) -> int:
-    """Writes Label Studio's format to a name that ends in .json, a table to one that ends in .csv; returns the tasks.
+    """Writes all tasks and answers to a file for Label Studio (.json), or to a table (.csv).
 
-    Raises:
-        DataError: another name.
-        StorageError: it could not be written.
-    """
-    kinds = {".json": export_label_studio, ".csv": export_csv}
-    return _by_ending(path, kinds)(store, path)
+    **Label Studio.** The labeling config is written beside it, with the ending .xml. The model's label becomes a prediction, an
+    answer an annotation, a skip a cancelled annotation. Label Studio refuses a ``completed_by`` who is no member of its
+    project, so the annotator's name is in the result's ``meta``, which it keeps.
 
-
-def import_file(store: Store, path: str | Path) -> Imported:
-    """Reads Label Studio's format from a name that ends in .json, a table from any other.
-
-    Raises:
-        DataError: a file that cannot be read, or rows that cannot be used; then nothing is written.
-        StorageError: the store could not be written.
-    """
-    if table_format(str(path)) is not None:
-        return import_csv(store, path)
-    return _by_ending(path, {".json": import_label_studio, ".csv": import_csv})(store, path)
-
-
-def _by_ending(path: str | Path, kinds: dict[str, Any]) -> Any:
-    ending = Path(path).suffix.lower()
-    if ending not in kinds:
-        raise DataError(f"{path}: expected a name that ends in {' or '.join(kinds)}.")
-    return kinds[ending]
-
-
-def export_label_studio(store: Store, path: str | Path) -> int:
-    """Writes all tasks as Label Studio imports them, and beside them the labeling config, with the ending .xml.
-
-    The model's label becomes a prediction, an answer an annotation, a skip a cancelled one. Label Studio refuses a
-    ``completed_by`` that is no member of its project, so the annotator's name goes into the result's ``meta``, which it keeps.
+    **Table.** One row for each answer, with the columns task, text, label, annotator. A skip has no label; a task without an
+    answer has neither label nor annotator.
 
     Returns:
         The number of tasks.
 
     Raises:
+        DataError: a name with another ending.
         StorageError: a file could not be written.
     """
     state, path = store.state(), Path(path)
-    storage.write_text(path.with_suffix(".xml"), labeling_config(store.labels))
-    storage.write_json(path, [_studio_task(state, task) for task in state.tasks])
+    ending = path.suffix.lower()
+    if ending == ".json":
+        storage.write_text(path.with_suffix(".xml"), labeling_config(store.labels))
+        storage.write_json(path, [_label_studio_task(state, task) for task in state.tasks])
+    elif ending == ".csv":
+        storage.write_text(path, _csv_text(state))
+    else:
+        raise DataError(f"{path}: expected a name that ends in .json (Label Studio) or .csv.")
     return len(state.tasks)
+
+
+def import_file(store: Store, path: str | Path) -> ImportResult:
+    """Reads texts and answers from Label Studio's JSON export (.json), or from a table (.csv, .tsv, .jsonl, .parquet).
+
+    **Label Studio.** Texts become tasks, annotations answers, cancelled annotations skips; predictions are not read. The
+    annotator is the name that :func:`export_file` wrote, else the e-mail address, else ``label-studio NUMBER``.
+
+    **Table.** It has the column text, and may have task, label and annotator. A row without a label is a task without an
+    answer, or with an annotator a skip. A label without an annotator is by ``import``.
+
+    A text that is no task yet becomes one, by the hash of the text as given. An answer that an annotator gave before is not
+    written again.
+
+    Raises:
+        DataError: a file that cannot be read, or rows that are not valid; then nothing is written.
+        StorageError: the store could not be written.
+    """
+    faults: list[str] = []
+    if table_format(str(path)) is not None:
+        rows = _table_rows(path)
+    elif Path(path).suffix.lower() == ".json":
+        rows = list(_label_studio_rows(path, faults))
+    else:
+        raise DataError(f"{path}: expected a name that ends in .json (Label Studio), .csv, .tsv, .jsonl or .parquet.")
+    return _write_rows(store, path, rows, faults)
 
 
 def labeling_config(labels: Sequence[str]) -> str:
@@ -95,11 +102,13 @@ def labeling_config(labels: Sequence[str]) -> str:
     """
     keys = [f' hotkey="{n}"' if n < 10 else "" for n in range(1, len(labels) + 1)]
     choices = [f"    <Choice value={quoteattr(label)}{key}/>" for label, key in zip(labels, keys, strict=True)]
-    head = ["<View>", f'  <Text name="{_TO}" value="$text"/>', f'  <Choices name="{_FROM}" toName="{_TO}" choice="single">']
-    return "\n".join([*head, *choices, "  </Choices>", "</View>", ""])
+    choices_tag = f'  <Choices name="{_LABEL}" toName="{_TEXT}" choice="single">'
+    return "\n".join(
+        ["<View>", f'  <Text name="{_TEXT}" value="$text"/>', choices_tag, *choices, "  </Choices>", "</View>", ""]
+    )
 
 
-def _studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
+def _label_studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
     predictions, annotations = [], []
     if task.label is not None:
         score = {} if task.score is None else {"score": task.score}
@@ -113,138 +122,103 @@ def _studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
 
 
 def _choice(name: str, label: str) -> dict[str, Any]:
-    return {"id": name, "type": "choices", "from_name": _FROM, "to_name": _TO, "value": {"choices": [label]}}
+    return {"id": name, "type": "choices", "from_name": _LABEL, "to_name": _TEXT, "value": {"choices": [label]}}
 
 
-def import_label_studio(store: Store, path: str | Path) -> Imported:
-    """Reads Label Studio's export in its format JSON: the texts as tasks, and the annotations as answers.
-
-    The annotator is the one of the export, else Label Studio's: an address, or ``label-studio NUMBER``. A cancelled
-    annotation is a skip. Predictions are not read. What is an annotator's answer already is not written again.
-
-    Raises:
-        DataError: not that format, or tasks that cannot be used; then nothing is written.
-        StorageError: the store could not be written.
-    """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}); in Label Studio, export as JSON.") from None
-    items = found if isinstance(found, list) else [found]
-    faults: list[str] = []
-    rows = [row for n, item in enumerate(items, 1) for row in _studio_rows(f"task {n}", item, faults)]
-    return _take(store, path, rows, faults)
-
-
-def _studio_rows(place: str, item: Any, faults: list[str]) -> Iterator[_Row]:
-    data = item.get("data") if isinstance(item, dict) else None
-    annotations = item.get("annotations", []) if isinstance(item, dict) else None
-    if not isinstance(data, dict) or not isinstance(annotations, list):
-        faults.append(f"{place}: no 'data' with the text in it; export from Label Studio as JSON, not as JSON-MIN.")
-        return
-    text, task = data.get("text"), str(data.get("task") or "")
-    yield _Row(place, task, text, None, None)
-    for number, annotation in enumerate(annotations, 1):
-        where = f"{place} annotation {number}"
-        if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
-            faults.append(f"{where}: has no result.")
-            continue
-        choices = [part for part in annotation["result"] if isinstance(part, dict) and part.get("type") == "choices"]
-        values = [part["value"].get("choices") for part in choices if isinstance(part.get("value"), dict)]
-        chosen = [label for value in values if isinstance(value, list) for label in value]
-        skipped = annotation.get("was_cancelled") is True or not annotation["result"]
-        if not skipped and len(chosen) != 1:
-            faults.append(f"{where}: {len(chosen)} choices; expected one.")
-            continue
-        yield _Row(where, task, text, None if skipped else chosen[0], _studio_annotator(annotation, choices))
-
-
-def _studio_annotator(annotation: dict[str, Any], choices: Sequence[dict[str, Any]]) -> str:
-    metas = [part["meta"].get("annotator") for part in choices if isinstance(part.get("meta"), dict)]
-    by = annotation.get("completed_by")
-    address = by.get("email") if isinstance(by, dict) else None
-    number = by.get("id") if isinstance(by, dict) else by
-    return next(filter(None, [*metas, annotation.get("annotator"), address]), f"label-studio {number or ''}".strip())
-
-
-def export_csv(store: Store, path: str | Path) -> int:
-    """Writes a table with the columns task, text, label, annotator: a row an answer.
-
-    A skip has no label, a task without an answer neither label nor annotator.
-
-    Returns:
-        The number of tasks.
-
-    Raises:
-        StorageError: it could not be written.
-    """
-    state, lines = store.state(), io.StringIO(newline="")
+def _csv_text(state: AnnotationState) -> str:
+    lines = io.StringIO(newline="")
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(COLUMNS)
     for task in state.tasks:
         answers: dict[str, str | None] = dict(sorted(state.answers.get(task.task, {}).items()))
         for name, label in (answers or {"": None}).items():
             writer.writerow([task.task, task.text, label or "", name])
-    storage.write_text(path, lines.getvalue())
-    return len(state.tasks)
+    return lines.getvalue()
 
 
-def import_csv(store: Store, path: str | Path) -> Imported:
-    """Reads a table with the column text, and task, label and annotator where there are such.
+def _label_studio_rows(path: str | Path, faults: list[str]) -> Iterator[_Row]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); in Label Studio, export as JSON.") from None
+    for number, item in enumerate(content if isinstance(content, list) else [content], 1):
+        yield from _label_studio_item(f"task {number}", item, faults)
 
-    A text without its task's name is found by the text, and becomes a task if it is none; nothing is cleaned from it, and
-    its hash is that of the text as given. A row without a label is a task without an answer, or with an annotator a skip; a
-    label without an annotator is that of "import". What is an annotator's answer already is not written again.
 
-    Raises:
-        DataError: a table that cannot be read, unknown columns, or rows that cannot be used; then nothing is written.
-        StorageError: the store could not be written.
-    """
+def _label_studio_item(position: str, item: Any, faults: list[str]) -> Iterator[_Row]:
+    data = item.get("data") if isinstance(item, dict) else None
+    annotations = item.get("annotations", []) if isinstance(item, dict) else None
+    if not isinstance(data, dict) or not isinstance(annotations, list):
+        faults.append(f"{position}: has no 'data' with the text; export from Label Studio as JSON, not as JSON-MIN.")
+        return
+    text, task = data.get("text"), str(data.get("task") or "")
+    yield _Row(position, task, text, None, None)
+    for number, annotation in enumerate(annotations, 1):
+        where = f"{position} annotation {number}"
+        if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
+            faults.append(f"{where}: has no result.")
+            continue
+        parts = [part for part in annotation["result"] if isinstance(part, dict) and part.get("type") == "choices"]
+        choices = [part["value"].get("choices") for part in parts if isinstance(part.get("value"), dict)]
+        labels = [label for choice in choices if isinstance(choice, list) for label in choice]
+        skipped = annotation.get("was_cancelled") is True or not annotation["result"]
+        if not skipped and len(labels) != 1:
+            faults.append(f"{where}: has {len(labels)} choices; expected one.")
+            continue
+        yield _Row(where, task, text, None if skipped else labels[0], _label_studio_annotator(annotation, parts))
+
+
+def _label_studio_annotator(annotation: dict[str, Any], parts: Sequence[dict[str, Any]]) -> str:
+    names = [part["meta"].get("annotator") for part in parts if isinstance(part.get("meta"), dict)]
+    member = annotation.get("completed_by")  # a number, or an object with number and e-mail address
+    email, number = (member.get("email"), member.get("id")) if isinstance(member, dict) else (None, member)
+    return next(filter(None, [*names, annotation.get("annotator"), email]), f"label-studio {number or ''}".strip())
+
+
+def _table_rows(path: str | Path) -> list[_Row]:
     from sodaops.data.sources import column_names, read_table  # pyarrow
 
     columns = column_names(str(path), ["text"], f"Expected are {', '.join(COLUMNS)}.")
-    unknown = [name for name in columns if name not in COLUMNS]
+    unknown = [name + nearest(name, COLUMNS) for name in columns if name not in COLUMNS]
     if unknown:
-        named = ", ".join(name + nearest(name, COLUMNS) for name in unknown)
-        raise DataError(f"{path}: unknown column {named}; expected are {', '.join(COLUMNS)}. Nothing was imported.")
-    table = read_table(str(path), columns).to_pylist()
+        raise DataError(f"{path}: unknown column {', '.join(unknown)}; expected {', '.join(COLUMNS)}. Nothing was imported.")
     rows = []
-    for number, cells in enumerate(table, 1):
+    for number, cells in enumerate(read_table(str(path), columns).to_pylist(), 1):
         task, text, label, annotator = (cells.get(name, "") for name in COLUMNS)
-        rows.append(_Row(f"row {number}", task, text, label or None, annotator or (_NOBODY if label else None)))
-    return _take(store, path, rows, [])
+        rows.append(_Row(f"row {number}", task, text, label or None, annotator or (_IMPORTER if label else None)))
+    return rows
 
 
-def _take(store: Store, path: str | Path, rows: Iterable[_Row], faults: list[str]) -> Imported:
-    """Writes what the rows say, if each can be used and there are no faults already."""
+def _write_rows(store: Store, path: str | Path, rows: Iterable[_Row], faults: list[str]) -> ImportResult:
+    """Adds tasks and answers, if all rows are valid and the file had no faults."""
     state = store.state()
-    by_name = {task.task: task for task in state.tasks}
-    known = {task.text: task.task for task in state.tasks} | {task.text_sha256: task.task for task in state.tasks}
+    tasks = {task.task: task for task in state.tasks}
+    task_of_text = {task.text: task.task for task in state.tasks} | {task.text_sha256: task.task for task in state.tasks}
     current = {(name, task): label for task, answers in state.answers.items() for name, label in answers.items()}
-    fresh: dict[str, dict[str, Any]] = {}
-    answers: list[tuple[str, str, str | None]] = []
+    new_tasks: dict[str, dict[str, Any]] = {}
+    new_answers: list[tuple[str, str, str | None]] = []
     for row in rows:
         try:
-            name = _check(row, by_name, store.labels)
+            annotator = _check_row(row, tasks, store.labels)
         except DataError as error:
-            faults.append(f"{row.place}: {error}")
+            faults.append(f"{row.position}: {error}")
             continue
         sha256 = hashlib.sha256(row.text.encode()).hexdigest()
-        task = row.task or known.get(row.text) or known.get(sha256)
+        task = row.task or task_of_text.get(row.text) or task_of_text.get(sha256)
         if task is None:
             task = sha256[:16]
-            fresh.setdefault(sha256, {"text": row.text, "text_sha256": sha256, "why": "import"})
-        if name is not None and current.get((name, task), "") != row.label:
-            current[name, task] = row.label
-            answers.append((name, task, row.label))
+            new_tasks.setdefault(sha256, {"text": row.text, "text_sha256": sha256, "why": "import"})
+        if annotator is not None and current.get((annotator, task), "") != row.label:
+            current[annotator, task] = row.label
+            new_answers.append((annotator, task, row.label))
     if faults:
-        raise _refusal(path, faults)
-    n_tasks = store.add_tasks(_batch_of(path), fresh.values()) if fresh else 0
-    if answers:
-        store.session(_NOBODY, source=f"import:{Path(path).name}").answer_all(answers)
-    return Imported(n_tasks, len(answers))
+        raise _all_faults(path, faults)
+    n_tasks = store.add_tasks(_batch_of(path), new_tasks.values()) if new_tasks else 0
+    if new_answers:
+        store.session(_IMPORTER, source=f"import:{Path(path).name}").answer_all(new_answers)
+    return ImportResult(n_tasks, len(new_answers))
 
 
 def _batch_of(path: str | Path) -> str:
@@ -256,12 +230,12 @@ def _batch_of(path: str | Path) -> str:
     return "import-" + re.sub(r"[^A-Za-z0-9.]+", "_", Path(path).name)[:40]
 
 
-def _check(row: _Row, tasks: dict[str, Task], labels: Sequence[str]) -> str | None:
-    """The annotator of a row that can be used."""
+def _check_row(row: _Row, tasks: dict[str, Task], labels: Sequence[str]) -> str | None:
+    """Refuses a row that is not valid, and returns the name of its annotator."""
     check_text(row.text)
     if row.task:
         if row.task not in tasks:
-            raise DataError(f"task={row.task!r} is not in the store; leave it empty, and the text tells which it is.")
+            raise DataError(f"task={row.task!r} is not in the store; leave it empty to find the task by its text.")
         if tasks[row.task].text != row.text:
             raise DataError(f"task={row.task!r} has another text in the store; leave it empty for a new task.")
     if row.label is not None:
@@ -269,7 +243,7 @@ def _check(row: _Row, tasks: dict[str, Task], labels: Sequence[str]) -> str | No
     return None if row.annotator is None else check_annotator(row.annotator)
 
 
-def _refusal(path: str | Path, faults: Sequence[str]) -> DataError:
+def _all_faults(path: str | Path, faults: Sequence[str]) -> DataError:
     more = f"\n- and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     lines = "\n- ".join(faults[:SHOWN])
     return DataError(f"{path}: {len(faults)} faults; nothing was imported.\n- {lines}{more}")

@@ -1,4 +1,4 @@
-"""Which requests are worth a person's time: unsure answers, texts unlike the reference, texts unlike each other, and chance."""
+"""Picks requests that are worth annotating: uncertain answers, drifted texts, diverse texts, and a random share."""
 
 import itertools
 from collections import defaultdict
@@ -16,20 +16,28 @@ from sodaops.bundle.reference import Reference
 from sodaops.drift.statistics import witness
 from sodaops.errors import DataError
 
-_TASK = ("text", "text_sha256", "label", "score", "request_id", "place", "bundle_id")
+_FIELDS = ("text", "text_sha256", "label", "score", "request_id", "place", "bundle_id")
+RequestKey = tuple[str, int]  # request id and position in the request
 
 
 @dataclass(frozen=True)
-class Picked:
-    """What was chosen, and from how much."""
+class PickResult:
+    """The new tasks, and how many texts there were.
+
+    Attributes:
+        tasks: their fields.
+        n_candidates: distinct texts that are neither in the data nor tasks.
+        n_known: distinct texts that are.
+        n_hidden: requests whose text is not in the log.
+    """
 
     tasks: list[dict[str, Any]]
-    n_candidates: int  # different texts that nobody knows yet
-    n_known: int  # texts that are in the data, or tasks already
-    n_hidden: int  # requests whose text is not logged
+    n_candidates: int
+    n_known: int
+    n_hidden: int
 
 
-def pick(
+def pick_tasks(
     info: BundleInfo,
     reference: Reference,
     rows: pa.Table,
@@ -37,133 +45,135 @@ def pick(
     known: Collection[str],
     n: int,
     shares: dict[str, float],
-) -> Picked:
-    """Chooses texts to annotate from a window of the request log.
+) -> PickResult:
+    """Picks texts to annotate from a window of the request log.
 
-    ``random`` texts come first, out of all candidates, so that what people say of them is an honest estimate; the others
-    are drawn from what is left. Requests with feedback whose text is no task yet come along whatever ``n`` is.
+    The ``random`` ones are drawn first, from all candidates, so that their labels give an unbiased estimate of the accuracy;
+    the other kinds are picked from the rest. Requests with feedback are added in any case, if their text is no task yet.
 
     Args:
-        info: of the bundle that answered.
-        reference: its own.
-        rows: of the request log, as :func:`~sodaops.request_log.window.read_window` gives them.
-        store: with the tasks that are there already.
-        known: SHA-256 of cleaned texts that need no label any more: those of the data.
-        n: how many.
-        shares: uncertain, drifted, diverse, random -> part of n; they sum to 1.
+        info: the bundle that answered.
+        reference: its reference.
+        rows: of the request log, from :func:`~sodaops.request_log.window.read_window`.
+        store: its tasks are not picked again.
+        known: SHA-256 of the cleaned texts that are in the data.
+        n: number of texts.
+        shares: uncertain, drifted, diverse, random -> fraction of n; they sum to 1.
 
     Raises:
-        DataError: no request of this bundle in the window, or none whose text is logged.
+        DataError: the window has no request of this bundle, or none with a text.
     """
-    mine = rows.filter(pc.and_(pc.equal(rows["bundle_id"], info.bundle_id), pc.is_valid(rows["label"])))
-    if not len(mine):
-        raise DataError(f"the window holds no request that bundle {info.bundle_id} answered; see drift.last and drift.since.")
-    shown = mine.filter(pc.is_valid(mine["text"]))
-    if not len(shown):
-        raise DataError("the request log holds hashes and no texts; serve with serve.log_texts=true to have texts to annotate.")
+    answered = rows.filter(pc.and_(pc.equal(rows["bundle_id"], info.bundle_id), pc.is_valid(rows["label"])))
+    if not len(answered):
+        raise DataError(f"no request in the window was answered by bundle {info.bundle_id}; see drift.last and drift.since.")
+    with_text = answered.filter(pc.is_valid(answered["text"]))
+    if not len(with_text):
+        raise DataError("the request log has hashes, but no texts to annotate; set serve.log_texts=true for the service.")
     known = set(known) | {task.text_sha256 for task in store.state().tasks}
-    texts_of = _texts_by_request(shown)
-    asked_for = _feedback(shown, texts_of, store, known)
-    candidates = _unknown(shown, known | {task["text_sha256"] for task in asked_for})
+    texts = _texts_of_requests(with_text)
+    feedback = _feedback_tasks(with_text, texts, store, known)
+    candidates = _first_of_each_text(with_text, known | {task["text_sha256"] for task in feedback})
+    # Rounding the ends of the shares, not each share, gives n texts in all.
     ends = [0, *(round(n * part) for part in itertools.accumulate(shares.values()))]
-    counts = {why: end - begin for why, (begin, end) in zip(shares, itertools.pairwise(ends), strict=True)}
-    places = _choose(candidates, reference, info, counts)
-    chosen = [{**_fields(candidates, place, info), "why": why} for place, why in places.items()]
-    for task in chosen:
-        if len(texts_of[task["request_id"], task["place"]]) > 1:
-            task |= {"request_id": None, "place": None}  # feedback on such a request would be feedback on every one of them
-    tasks = [*asked_for, *chosen]
-    different = len(pc.unique(shown["text_sha256"]))
-    return Picked(tasks, len(candidates), different - len(candidates), len(mine) - len(shown))
+    counts = {kind: end - start for kind, (start, end) in zip(shares, itertools.pairwise(ends), strict=True)}
+    picked = [{**_fields(candidates, row, info), "why": why} for row, why in _pick(candidates, reference, info, counts).items()]
+    for task in picked:
+        if len(texts[task["request_id"], task["place"]]) > 1:  # feedback on this id could be about another text
+            task |= {"request_id": None, "place": None}
+    n_distinct = len(pc.unique(with_text["text_sha256"]))
+    return PickResult([*feedback, *picked], len(candidates), n_distinct - len(candidates), len(answered) - len(with_text))
 
 
-def _choose(rows: pa.Table, reference: Reference, info: BundleInfo, counts: dict[str, int]) -> dict[int, str]:
-    """Place -> why, in random order, so that nobody labels a block of one kind."""
+def _pick(rows: pa.Table, reference: Reference, info: BundleInfo, counts: dict[str, int]) -> dict[int, str]:
+    """Row -> kind, in random order, so that annotators do not get all texts of one kind in a row."""
     if not len(rows):
         return {}
     rng = np.random.default_rng(0)
-    chosen = dict.fromkeys(rng.permutation(len(rows))[: counts["random"]].tolist(), "random")
+    picked = dict.fromkeys(rng.permutation(len(rows))[: counts["random"]].tolist(), "random")
     sketches = _sketches(rows)
-    ways: dict[str, Callable[[], np.ndarray]] = {"uncertain": lambda: _margin(rows)}
+    scores: dict[str, Callable[[], np.ndarray]] = {"uncertain": lambda: _margins(rows)}  # the lowest are picked
     if sketches is not None:
-        ways["drifted"] = lambda: -_strange(rows, sketches, reference, info)
-    for why, order in ways.items():
-        left = [place for place in np.argsort(order(), kind="stable").tolist() if place not in chosen]
-        chosen |= dict.fromkeys(left[: counts[why]], why)
+        scores["drifted"] = lambda: -_drift_scores(rows, sketches, reference, info)
+    for kind, score in scores.items():
+        rest = [row for row in np.argsort(score(), kind="stable").tolist() if row not in picked]
+        picked |= dict.fromkeys(rest[: counts[kind]], kind)
     if sketches is not None:
-        chosen |= dict.fromkeys(_farthest(sketches, list(chosen), counts["diverse"]), "diverse")
-    return {place: chosen[place] for place in rng.permutation(list(chosen)).tolist()} if chosen else {}
+        picked |= dict.fromkeys(_farthest(sketches, list(picked), counts["diverse"]), "diverse")
+    return {row: picked[row] for row in rng.permutation(list(picked)).tolist()} if picked else {}
 
 
-def _margin(rows: pa.Table) -> np.ndarray:
-    """The gap between the two most probable labels, float [n]; the smallest are the least sure."""
+def _margins(rows: pa.Table) -> np.ndarray:
+    """The difference of the two highest probabilities, float [n]; it is small where the model is uncertain."""
     ordered = np.sort(np.array(rows["probs"].to_pylist()), axis=1)
     return ordered[:, -1] - ordered[:, -2]
 
 
-def _strange(rows: pa.Table, sketches: np.ndarray, reference: Reference, info: BundleInfo) -> np.ndarray:
-    """How much more at home a text is in the window than in the reference, among answers of its label; float [n]."""
+def _drift_scores(rows: pa.Table, sketches: np.ndarray, reference: Reference, info: BundleInfo) -> np.ndarray:
+    """How much closer each text is to the window than to the reference, among the answers of its label; float [n]."""
     labels = pc.index_in(rows["label"], pa.array(info.labels)).to_numpy()
-    fresh = ~reference.seen
-    before, found = reference.sketches[fresh].astype(np.float32), np.zeros(len(rows), dtype=np.float32)
+    unseen = ~reference.seen  # of the reference's texts, those that the model was not trained on
+    reference_sketches = reference.sketches[unseen].astype(np.float32)
+    scores = np.zeros(len(rows), dtype=np.float32)
     for label in np.unique(labels):
-        mine, theirs = labels == label, before[reference.label_ids[fresh] == label]
-        found[mine] = witness(theirs if len(theirs) else before, sketches[mine], sketches[mine])
-    return found
+        of_label = labels == label
+        compared = reference_sketches[reference.label_ids[unseen] == label]
+        if not len(compared):  # the reference has no answer of this label
+            compared = reference_sketches
+        scores[of_label] = witness(compared, sketches[of_label], sketches[of_label])
+    return scores
 
 
-def _farthest(sketches: np.ndarray, chosen: list[int], n: int) -> list[int]:
-    """Places whose sketches are farthest from all that is chosen, one after another (Gonzalez 1985)."""
-    found: list[int] = []
-    nearest = np.full(len(sketches), np.inf)
-    for place in chosen:
-        nearest = np.minimum(nearest, np.linalg.norm(sketches - sketches[place], axis=1))
-    nearest[chosen] = -1
-    while len(found) < n and len(sketches) > len(chosen) + len(found):
-        place = int(nearest.argmax())
-        found.append(place)
-        nearest = np.minimum(nearest, np.linalg.norm(sketches - sketches[place], axis=1))
-        nearest[[place, *found]] = -1
-    return found
+def _farthest(sketches: np.ndarray, picked: list[int], n: int) -> list[int]:
+    """n rows, each the farthest from all rows picked before (farthest-first traversal, Gonzalez 1985)."""
+    new: list[int] = []
+    # distance of each row to the nearest picked one; -1 for picked rows, so that they are not picked again
+    distances = np.full(len(sketches), np.inf)
+    for row in picked:
+        distances = np.minimum(distances, np.linalg.norm(sketches - sketches[row], axis=1))
+    distances[picked] = -1
+    while len(new) < n and len(sketches) > len(picked) + len(new):
+        new.append(int(distances.argmax()))
+        distances = np.minimum(distances, np.linalg.norm(sketches - sketches[new[-1]], axis=1))
+        distances[[*picked, *new]] = -1
+    return new
 
 
 def _sketches(rows: pa.Table) -> np.ndarray | None:
+    """float32 [n, n_axes]; None if a row has none."""
     if not len(rows) or rows["sketch"].null_count:
         return None
     return np.array(rows["sketch"].combine_chunks().flatten(), dtype=np.float32).reshape(len(rows), -1)
 
 
-def _unknown(rows: pa.Table, known: set[str]) -> pa.Table:
+def _first_of_each_text(rows: pa.Table, known: set[str]) -> pa.Table:
     """The first row of each text that is not known."""
-    places, seen = [], set(known)
-    for place, digest in enumerate(rows["text_sha256"].to_pylist()):
+    first, seen = [], set(known)
+    for row, digest in enumerate(rows["text_sha256"].to_pylist()):
         if digest not in seen:
             seen.add(digest)
-            places.append(place)
-    return rows.take(pa.array(places, pa.int64()))
+            first.append(row)
+    return rows.take(pa.array(first, pa.int64()))
 
 
-def _texts_by_request(rows: pa.Table) -> dict[tuple[str, int], dict[str, int]]:
-    """Request id and place -> SHA-256 of each text asked under them -> its first row. Clients may choose request ids, so one
-    may stand for several texts."""
-    found: dict[tuple[str, int], dict[str, int]] = defaultdict(dict)
+def _texts_of_requests(rows: pa.Table) -> dict[RequestKey, dict[str, int]]:
+    """Request -> SHA-256 of its texts -> first row. Clients may choose request ids, so several texts may share one."""
+    texts: dict[RequestKey, dict[str, int]] = defaultdict(dict)
     keys = zip(rows["request_id"].to_pylist(), rows["place"].to_pylist(), strict=True)
     for row, (key, digest) in enumerate(zip(keys, rows["text_sha256"].to_pylist(), strict=True)):
-        found[key].setdefault(digest, row)
-    return found
+        texts[key].setdefault(digest, row)
+    return texts
 
 
-def _feedback(
-    rows: pa.Table, texts_of: dict[tuple[str, int], dict[str, int]], store: Store, known: set[str]
+def _feedback_tasks(
+    rows: pa.Table, texts: dict[RequestKey, dict[str, int]], store: Store, known: set[str]
 ) -> list[dict[str, Any]]:
-    """The requests of the window that somebody gave feedback on, as tasks: their label is in the store already. A request
-    that stands for several texts tells nothing of any of them, and is left out."""
-    asked = [texts_of[key] for key in store.feedback_without_task() if key in texts_of]
-    found = {digest: row for texts in asked if len(texts) == 1 for digest, row in texts.items() if digest not in known}
-    return [{**_fields(rows, row, None), "why": "feedback"} for row in found.values()]
+    """Requests with feedback as tasks; their label is in the store already. An id that several texts share is left out."""
+    with_feedback = [texts[key] for key in store.feedback_without_task() if key in texts]
+    first = {digest: row for by_text in with_feedback if len(by_text) == 1 for digest, row in by_text.items()}
+    return [{**_fields(rows, row, None), "why": "feedback"} for digest, row in first.items() if digest not in known]
 
 
-def _fields(rows: pa.Table, place: int, info: BundleInfo | None) -> dict[str, Any]:
-    row = rows.slice(place, 1).to_pylist()[0]
-    probs = dict(zip(info.labels, row["probs"], strict=True)) if info is not None else None
-    return {**{name: row[name] for name in _TASK}, "probs": probs}
+def _fields(rows: pa.Table, row: int, info: BundleInfo | None) -> dict[str, Any]:
+    values = rows.slice(row, 1).to_pylist()[0]
+    probs = dict(zip(info.labels, values["probs"], strict=True)) if info is not None else None
+    return {**{name: values[name] for name in _FIELDS}, "probs": probs}

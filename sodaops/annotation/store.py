@@ -1,7 +1,6 @@
 """A folder with texts to annotate and the answers to them; several processes of one machine may use it at once."""
 
 import contextlib
-import json
 import re
 import secrets
 import shutil
@@ -18,23 +17,25 @@ from filelock import FileLock
 
 from sodaops.annotation.convert import CONVERTED, convert_files
 from sodaops.annotation.database import (
+    FORMAT,
+    INFO,
     connect,
     create_database,
     database_errors,
     insert_answers,
     insert_tasks,
+    read_info,
     select_tasks,
+    write_info,
 )  # fmt: skip
 from sodaops.annotation.state import AnnotationState
 from sodaops.annotation.tasks import Task, check_annotator, check_label, task_of
 from sodaops.errors import DataError, StorageError, some
 from sodaops.io import storage
 
-FORMAT = 2
-INFO, DATABASE, LOCK = "store.json", "annotations.sqlite", ".lock"
+DATABASE, LOCK = "annotations.sqlite", ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SESSION = re.compile("[0-9a-f]{8,32}")
-_FIX = "`sodaops annotate pick` or `sodaops annotate import FILE` makes one, or name another with annotate.store"
 
 
 class Store:
@@ -52,7 +53,7 @@ class Store:
     def __init__(self, folder: str | Path, labels: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
         self._path = self.folder / DATABASE
-        version, self.labels = _read_info(self.folder)
+        version, self.labels = read_info(self.folder)
         if labels is not None and list(labels) != self.labels:
             raise DataError(
                 f"{self.folder}: has the labels {some(self.labels, 20)}; expected {some(labels, 20)}. "
@@ -86,15 +87,15 @@ class Store:
                     raise DataError(f"{folder}: holds other files ({some(foreign)}); name a new folder.")
                 with storage.atomic_path(folder / DATABASE, 0o600) as temporary, database_errors(folder / DATABASE):
                     create_database(temporary)
-                _write_info(folder, labels)
+                write_info(folder, labels)
         return cls(folder, labels)
 
     def _convert(self) -> None:
         with storage.writing(self.folder), FileLock(self.folder / LOCK):
-            if _read_info(self.folder)[0] < FORMAT:  # another process may have converted it
+            if read_info(self.folder)[0] < FORMAT:  # another process may have converted it
                 with database_errors(self._path):
                     convert_files(self.folder, self._path, self.labels)
-                _write_info(self.folder, self.labels)
+                write_info(self.folder, self.labels)
 
     def add_tasks(self, batch: str, tasks: Iterable[Mapping[str, Any]]) -> int:
         """Adds texts to annotate, except those that are tasks already.
@@ -288,27 +289,3 @@ class Session:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _write_info(folder: Path, labels: Sequence[str]) -> None:
-    storage.write_json(folder / INFO, {"format": FORMAT, "labels": labels})
-
-
-def _read_info(folder: Path) -> tuple[int, list[str]]:
-    """The format of the store in a folder, and its labels in order.
-
-    Raises:
-        DataError: no store, or a damaged store.json.
-    """
-    path = folder / INFO
-    if not path.is_file():
-        reason = f"there is no {INFO}" if folder.is_dir() else "no such folder"
-        raise DataError(f"{folder}: no annotation store, {reason}; {_FIX}.")
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        version, labels = info["format"], info["labels"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not readable ({error!r}); restore it from a backup, or {_FIX}.") from None
-    if version not in range(1, FORMAT + 1) or not isinstance(labels, list) or not all(isinstance(a, str) for a in labels):
-        raise DataError(f"{path}: format={version!r}, labels={labels!r}; expected format 1 to {FORMAT}, and strings.")
-    return version, labels

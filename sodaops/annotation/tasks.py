@@ -1,4 +1,4 @@
-"""What is to be annotated: a text, and what a model said of it."""
+"""A text to annotate, with the prediction of a model, and the checks of labels and names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Task:
-    """A line of tasks/NAME.jsonl.
+    """A text to annotate.
 
     Attributes:
-        task: the first 16 digits of text_sha256; names the task in answers.
-        text: as it came.
-        text_sha256: of the cleaned text; a text is a task once.
-        why: how it came to be one of :data:`WHYS`.
-        label: the model's, if one was asked.
-        score: the model's probability of it.
+        task: its id, the first 16 digits of text_sha256.
+        text: as it was received, without cleaning.
+        text_sha256: hash of the cleaned text; no two tasks have the same.
+        why: why it was picked, one of :data:`WHYS`.
+        label: the model's prediction; None without one.
+        score: the model's probability of this label.
         probs: label -> probability.
-        request_id: of the request that brought it.
-        place: its place in that request.
-        bundle_id: of the model that was asked.
+        request_id: the request that it comes from.
+        place: its position in that request.
+        bundle_id: the model that answered.
     """
 
     task: str
@@ -44,14 +44,14 @@ TASK_FIELDS = [field.name for field in fields(Task)]
 
 
 def task_of(entry: Mapping[str, Any], labels: Sequence[str]) -> Task:
-    """A task from its fields, checked; ``task`` itself may be left out, as may what has a default.
+    """Makes a task of its fields and checks them; ``task`` and the fields with a default are optional.
 
     Raises:
-        DataError: a field that is missing, unknown, or holds what it cannot.
+        DataError: a field that is missing, unknown, or has a value that is not valid.
     """
     for name in entry:
         if name not in TASK_FIELDS:
-            raise DataError(f"{name!r} is no field of a task{nearest(name, TASK_FIELDS)}; it has {', '.join(TASK_FIELDS)}.")
+            raise DataError(f"{name!r} is no field of a task{nearest(name, TASK_FIELDS)}; expected {', '.join(TASK_FIELDS)}.")
     text, sha256, why = entry.get("text"), entry.get("text_sha256"), entry.get("why")
     check_text(text)
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
@@ -66,36 +66,36 @@ def task_of(entry: Mapping[str, Any], labels: Sequence[str]) -> Task:
 
 
 def check_text(text: object) -> None:
-    """Refuses what is no text to annotate.
+    """Refuses a text that is not valid.
 
     Raises:
-        DataError: no string, an empty one, or one that UTF-8 cannot hold.
+        DataError: not a string, empty, or with a character that UTF-8 cannot encode.
     """
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"text={text!r}; expected a text with something in it.")
+        raise DataError(f"text={text!r}; expected a text that is not empty.")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError("the text holds half a character (a lone surrogate), which UTF-8 cannot; take it out.") from None
+        raise DataError("text: has a lone surrogate (half a character), which UTF-8 cannot encode; remove it.") from None
 
 
 def check_label(label: object, labels: Sequence[str]) -> None:
-    """Refuses what is no label.
+    """Refuses a label that the store does not have.
 
     Raises:
-        DataError: it names those that are, and the nearest.
+        DataError: with the labels of the store, and the nearest one.
     """
     if label not in labels:
         raise DataError(f"label={label!r}; expected one of {some(labels, 20)}{nearest(label, labels)}.")
 
 
 def check_annotator(name: object) -> str:
-    """An annotator's name without surrounding white space.
+    """Returns an annotator's name without surrounding white space.
 
     Raises:
-        DataError: no name, one of more than 60 characters, or with line breaks or other control characters.
+        DataError: an empty name, one of more than 60 characters, or one with control characters.
     """
     cleaned = name.strip() if isinstance(name, str) else ""
     if not cleaned or len(cleaned) > 60 or not cleaned.isprintable():
-        raise DataError(f"annotator={name!r}; expected a name of 1 to 60 characters that can be printed.")
+        raise DataError(f"annotator={name!r}; expected 1 to 60 printable characters.")
     return cleaned

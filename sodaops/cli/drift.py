@@ -77,7 +77,8 @@ def run_log(rest: list[str]) -> None:
 
 def _forget_annotations(config: Config, request_ids: list[str], text_hashes: list[str]) -> None:
     """Takes the texts out of the annotation store as well, where there is one."""
-    from sodaops.annotation.store import INFO, Store
+    from sodaops.annotation.database import INFO
+    from sodaops.annotation.store import Store
 
     store = Path(config.annotate.store)
     if (store / INFO).exists() and (n_texts := Store(store).forget(request_ids, text_hashes)):

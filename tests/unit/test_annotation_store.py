@@ -336,7 +336,7 @@ def test_a_store_of_format_1_is_converted_once(old, caplog):
     assert b"an earlier batch" not in bytes_of(old)  # nor in the old files
 
 
-@pytest.mark.parametrize("step", ["sodaops.annotation.convert.create_database", "sodaops.annotation.store._write_info"])
+@pytest.mark.parametrize("step", ["sodaops.annotation.convert.create_database", "sodaops.annotation.store.write_info"])
 def test_a_conversion_that_is_interrupted_starts_again(old, monkeypatch, step):
     def stop(*_):
         raise KeyboardInterrupt
