@@ -1,4 +1,4 @@
-"""Helpers for tests of the annotation: small tasks, and a server in a process of its own."""
+"""Helpers for tests of the annotation: small stores, and a server in its own process."""
 
 import hashlib
 import signal
@@ -25,11 +25,11 @@ def store_of(folder: Path, n_tasks: int) -> Store:
 
 
 class Server(Process):
-    """The annotation service on a free port, or on one that is given."""
+    """The annotation service on a free port, or on the given one."""
 
     def __init__(self, store: Path, port: int = 0, **settings: str) -> None:
-        told = {"ANNOTATE_STORE": str(store), "ANNOTATE_PORT": str(port), **settings}
-        super().__init__("sodaops.annotation", {f"SODAOPS_{key}": value for key, value in told.items()})
+        variables = {"ANNOTATE_STORE": str(store), "ANNOTATE_PORT": str(port), **settings}
+        super().__init__("sodaops.annotation", {f"SODAOPS_{key}": value for key, value in variables.items()})
         self.port = int(self.url.rpartition(":")[2])
 
     def stop(self, number: int = signal.SIGTERM) -> int:

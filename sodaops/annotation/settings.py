@@ -1,4 +1,4 @@
-"""What the annotation service can be told, by environment variables; `sodaops annotate serve` turns conf/ into these."""
+"""Environment variables of the annotation service; `sodaops annotate serve` sets them from conf/annotate."""
 
 from typing import ClassVar
 
