@@ -36,13 +36,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_logging() -> Iterator[None]:
     """Undoes what a test's command and Hydra did to logging: their handlers would write to a test's closed streams."""
     loggers = (logging.root, logging.getLogger("sodaops"))
-    before = [(list(logger.handlers), logger.level) for logger in loggers]
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     yield
-    for logger, (handlers, level) in zip(loggers, before, strict=True):
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         for handler in set(logger.handlers) - set(handlers):
             if type(handler) in (logging.StreamHandler, logging.FileHandler) or logger is not logging.root:
                 logger.removeHandler(handler)
                 handler.close()
+        if logger is not logging.root:
+            logger.handlers, logger.propagate = handlers, propagate  # a service replaces them
         logger.setLevel(level)
 
 

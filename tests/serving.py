@@ -1,4 +1,4 @@
-"""Helpers for tests of the service: a server in a process of its own, and bundles that differ."""
+"""Helpers for tests of the services: a server in a process of its own, bundles that differ, clients that load a server."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,27 @@ import httpx
 
 from sodaops.bundle import layout
 from sodaops.drift.settings import PREFIX as DRIFT
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> None:
+    """Polls until a condition holds.
+
+    Raises:
+        AssertionError: it did not within ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"no success within {timeout_s:g} s"
+        time.sleep(0.02)
+
+
+def detail(response: httpx.Response, status: int) -> str:
+    """The detail of a problem response, after a check of the rest."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status and body["request_id"] == response.headers["x-request-id"]
+    return body["detail"]
 
 
 class Process:
@@ -52,7 +73,7 @@ class Process:
                 self.url = line.split("running on ")[1].split(" ")[0]
 
     def client(self, **kwargs: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **kwargs)
+        return httpx.Client(base_url=self.url, timeout=60, **kwargs)
 
     def records(self) -> list[dict]:
         return [json.loads(line) for line in self.lines]
@@ -86,12 +107,12 @@ class Server(Process):
         self, bundle: Path | str, wait: bool = True, prefix: str = "SODAOPS_", environ: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:  # fmt: skip
-        given = {f"{prefix}{key.upper()}": str(value) for key, value in {"bundle": bundle, "port": 0, **settings}.items()}
-        super().__init__("sodaops.drift" if prefix == DRIFT else "sodaops.serving", {**given, **(environ or {})}, wait)
+        variables = {f"{prefix}{key.upper()}": str(value) for key, value in {"bundle": bundle, "port": 0, **settings}.items()}
+        super().__init__("sodaops.drift" if prefix == DRIFT else "sodaops.serving", {**variables, **(environ or {})}, wait)
 
 
 def copy_bundle(bundle: Path, folder: Path, note: str = "another") -> Path:
-    """A bundle that answers alike and has an id of its own."""
+    """A bundle with the same answers and an id of its own."""
     shutil.copytree(bundle, folder)
     with (folder / layout.CONFIG).open("a") as file:
         file.write(f"# {note}\n")
@@ -100,7 +121,7 @@ def copy_bundle(bundle: Path, folder: Path, note: str = "another") -> Path:
 
 
 def refresh_info(folder: Path, **changes: Any) -> None:
-    """Makes bundle.json agree with the files again."""
+    """Makes bundle.json match the files again."""
     fields = json.loads((folder / layout.INFO).read_text())
     for key in ("files", "bundle_id", "format"):
         fields.pop(key)
@@ -108,7 +129,7 @@ def refresh_info(folder: Path, **changes: Any) -> None:
 
 
 def swap_bundle(folder: Path, fresh: Path) -> None:
-    """Puts a bundle in the place of another as a deployment does: by a rename."""
+    """Replaces a bundle as a deployment does, by renaming; for a moment there is none."""
     aside = folder.with_name(folder.name + ".old")
     folder.rename(aside)
     fresh.rename(folder)
@@ -116,11 +137,11 @@ def swap_bundle(folder: Path, fresh: Path) -> None:
 
 
 class Load:
-    """Clients in threads that ask one text after another, each with a request id of its own, until told to stop.
+    """Clients in threads that send one text after another, each with a request id of its own, until stopped.
 
     Attributes:
-        statuses: request id -> status of what was answered; a request without an answer is not in it.
-        broken: how many requests ended without an answer.
+        statuses: request id -> status of the response; a request without a response is not in it.
+        broken: number of requests without a response.
     """
 
     def __init__(self, url: str, n_clients: int = 8, n_texts: int = 1) -> None:
@@ -133,26 +154,26 @@ class Load:
             thread.start()
 
     def _ask(self, url: str, client_no: int, n_texts: int) -> None:
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             for n in range(10**9):
                 if self._stop.is_set():
                     return
                 request_id = f"c{client_no}-{n}"
                 body = {"texts": [f"text {n} of {client_no}, part {part}" for part in range(n_texts)]}
                 try:
-                    answer = client.post("/predict/batch", json=body, headers={"x-request-id": request_id})
+                    response = client.post("/predict/batch", json=body, headers={"x-request-id": request_id})
                 except httpx.HTTPError:
                     self.broken += 1
                     time.sleep(0.01)
                     continue
-                self.statuses[request_id] = answer.status_code
-                if answer.status_code == 200:
-                    self.versions.add(answer.json()["bundle_version"])
+                self.statuses[request_id] = response.status_code
+                if response.status_code == 200:
+                    self.versions.add(response.json()["bundle_version"])
 
     def acknowledged(self) -> set[str]:
-        return {request_id for request_id, status in self.statuses.items() if status == 200}
+        return {request_id for request_id, status in list(self.statuses.items()) if status == 200}
 
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(40)
+            thread.join(70)

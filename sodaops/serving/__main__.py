@@ -1,4 +1,4 @@
-"""``python -m sodaops.serving``: the service as the environment says."""
+"""``python -m sodaops.serving``: runs the predictor with settings from environment variables."""
 
 import gc
 import math
@@ -6,8 +6,8 @@ import sys
 
 
 def main() -> int:
-    """Serves until SIGTERM or Ctrl-C; then what was asked before is answered, and no more is taken."""
-    gc.disable()  # there is nothing to collect until all is imported and loaded, and that stays for good
+    """Serves until SIGTERM or Ctrl-C; requests received before that are still answered."""
+    gc.disable()  # imports and the bundle stay for good: nothing to collect until both are loaded
     import uvicorn
 
     from sodaops.errors import SodaOpsError
@@ -25,7 +25,7 @@ def main() -> int:
     uvicorn.run(
         app, host=settings.host, port=settings.port, loop="uvloop", http="httptools", log_config=None, access_log=False,
         server_header=False, ws="none", timeout_graceful_shutdown=math.ceil(settings.deadline_s) + 1,
-        timeout_keep_alive=620,  # longer than load balancers keep a connection, which would else send into a closed one
+        timeout_keep_alive=620,  # longer than that of load balancers, which might otherwise send on a closed connection
     )  # fmt: skip
     return 0
 

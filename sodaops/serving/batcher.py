@@ -1,4 +1,4 @@
-"""Micro-batching within the process: what waits is computed together, and nothing waits for company."""
+"""Dynamic batching: texts that wait at the same time are computed together, and no text waits for a batch to fill."""
 
 import asyncio
 import itertools
@@ -14,12 +14,12 @@ import numpy as np
 
 from sodaops.inference.predictor import Predictor
 
-INLINE_CHARS = 4000  # of a request; more is done in a thread
+INLINE_CHARS = 4000  # requests with more are tokenised in a thread, so that the event loop is not blocked
 _NICE = 5
 
 
-class QueueFull(Exception):  # noqa: N818 - a state of the service, no fault
-    """No room for the texts of a request."""
+class QueueFull(Exception):  # noqa: N818 - a state of the service rather than an error
+    """The queue has no room for the texts of a request."""
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(retry_after_s)
@@ -27,7 +27,7 @@ class QueueFull(Exception):  # noqa: N818 - a state of the service, no fault
 
 
 class EmptyText(Exception):  # noqa: N818
-    """A text of which cleaning leaves nothing."""
+    """A text is empty after cleaning; ``place`` is its position in the request."""
 
     def __init__(self, place: int) -> None:
         super().__init__(place)
@@ -35,92 +35,92 @@ class EmptyText(Exception):  # noqa: N818
 
 
 class WorkerDied(Exception):  # noqa: N818
-    """A thread that computes has ended."""
+    """A worker thread has ended, so requests may never be answered."""
 
 
-class Answer(NamedTuple):
-    """What the model says of one text."""
+class ModelOutput(NamedTuple):
+    """Output of the model for one text."""
 
     probs: np.ndarray  # float32 [n_labels]
-    sketch: np.ndarray | None  # float32 [n_axes]; None where the bundle has no reference for drift
+    sketch: np.ndarray | None  # float32 [n_axes]; None for a bundle without a drift reference
 
 
 class Prepared(NamedTuple):
-    """The texts of a request, ready to be computed."""
+    """Texts of a request, ready for the model."""
 
     cleaned: list[str]
-    rows: list[np.ndarray]  # token ids of each, int64 [n_tokens]
+    rows: list[np.ndarray]  # token ids of each text, int64 [n_tokens]
 
 
 class _Request:
-    """What waits: the rows of one request, and where its answers go."""
+    """A queued request: token ids of its texts, the outputs so far, and the future that gets them all."""
 
-    __slots__ = ("answer", "found", "n_left", "predictor", "rows")
+    __slots__ = ("future", "n_left", "outputs", "predictor", "rows")
 
-    def __init__(self, predictor: Predictor, rows: list[np.ndarray], answer: asyncio.Future[list[Answer]]) -> None:
-        self.predictor, self.rows, self.answer = predictor, rows, answer
-        self.found: list[Any] = [None] * len(rows)  # each an Answer in the end
+    def __init__(self, predictor: Predictor, rows: list[np.ndarray], future: asyncio.Future[list[ModelOutput]]) -> None:
+        self.predictor, self.rows, self.future = predictor, rows, future
+        self.outputs: list[Any] = [None] * len(rows)  # replaced one by one by ModelOutput
         self.n_left = len(rows)
 
 
-_Item = tuple[_Request, int]  # one text, by its place in the request
+_Item = tuple[_Request, int]  # one text: its request, and its position there
 
 
 class Batcher:
-    """A bounded queue in front of a few threads.
+    """A bounded queue and the worker threads that empty it.
 
-    A thread that is free takes the oldest texts at once, its share of those waiting. A batch belongs to one predictor:
-    texts that came before a reload are answered by the bundle that they were tokenised for.
+    A free thread immediately takes the oldest texts, at most its share of those waiting. All texts of a batch belong to one
+    predictor, so after a reload the texts queued before it are still answered by the bundle that tokenised them.
 
     Args:
-        n_workers: threads, each with one batch at a time.
-        max_queue: texts that may wait or be tokenised.
-        max_tokens: tokens of a batch; a longer text goes alone.
-        observe: is told the size of each batch.
+        n_workers: number of threads; each computes one batch at a time.
+        max_queue: number of texts that may wait or be tokenised at once.
+        max_tokens: tokens of a batch; a longer text is computed alone.
+        observe: called with the size of each batch.
     """
 
     def __init__(self, n_workers: int, max_queue: int, max_tokens: int, observe: Callable[[int], None]) -> None:
         self._n_workers, self._max_queue, self._max_tokens, self._observe = n_workers, max_queue, max_tokens, observe
-        self._work_or_end = threading.Condition()  # guards what follows
+        self._work_or_end = threading.Condition()  # guards _waiting and _ended
         self._waiting: list[_Item] = []
         self._ended = False
-        self._n_reserved = 0
-        self._seconds_a_text = 0.01
+        self._n_reserved = 0  # texts being tokenised in a thread
+        self._seconds_per_text = 0.01
         self._threads = [threading.Thread(target=self._work, name=f"model-{i}", daemon=True) for i in range(n_workers)]
         for thread in self._threads:
             thread.start()
 
     @property
     def n_waiting(self) -> int:
-        """Texts that no thread has taken yet."""
+        """Number of texts that no thread has taken yet."""
         return len(self._waiting) + self._n_reserved
 
-    def check(self) -> None:
-        """Whether it can answer at all.
+    def check_workers(self) -> None:
+        """Checks that all worker threads are alive.
 
         Raises:
-            WorkerDied: it cannot.
+            WorkerDied: one has ended.
         """
         if not all(thread.is_alive() for thread in self._threads):
             raise WorkerDied
 
     async def prepare(self, predictor: Predictor, texts: Sequence[str], cleaned: bool = False) -> Prepared:
-        """Cleans and tokenises the texts of one request, in a thread where they are long.
+        """Cleans and tokenises the texts of one request.
 
         Args:
-            predictor: by whose cleaning and tokenizer.
+            predictor: whose cleaning and tokenizer are used.
             texts: raw.
-            cleaned: they are clean already; then they may be empty, which leaves the special tokens.
+            cleaned: the texts are clean already. They may then be empty, which leaves only the special tokens.
 
         Raises:
-            QueueFull: at once, when the texts do not fit into the queue.
-            EmptyText: one that has nothing left after cleaning.
+            QueueFull: the queue has no room for the texts.
+            EmptyText: a text is empty after cleaning.
         """
         if self.n_waiting + len(texts) > self._max_queue:
             with self._work_or_end:
-                self._forget_given_up()
+                self._drop_abandoned()
         if self.n_waiting + len(texts) > self._max_queue:
-            raise QueueFull(max(1, math.ceil(self.n_waiting * self._seconds_a_text / self._n_workers)))
+            raise QueueFull(max(1, math.ceil(self.n_waiting * self._seconds_per_text / self._n_workers)))
         if sum(map(len, texts)) <= INLINE_CHARS:
             return _prepare(predictor, texts, cleaned)
         self._n_reserved += len(texts)
@@ -129,20 +129,20 @@ class Batcher:
         finally:
             self._n_reserved -= len(texts)
 
-    def submit(self, predictor: Predictor, rows: list[np.ndarray]) -> asyncio.Future[list[Answer]]:
-        """Puts the rows of a request into the queue.
+    def submit(self, predictor: Predictor, rows: list[np.ndarray]) -> asyncio.Future[list[ModelOutput]]:
+        """Queues the token ids of a request.
 
         Returns:
-            The answer to each; cancel it, and what still waits is not computed.
+            The output for each text. Cancel it to drop the texts that still wait.
         """
         request = _Request(predictor, rows, asyncio.get_running_loop().create_future())
         with self._work_or_end:
             self._waiting += [(request, place) for place in range(len(rows))]
             self._work_or_end.notify(len(rows))
-        return request.answer
+        return request.future
 
     def close(self) -> None:
-        """Ends the threads; what is being computed is finished."""
+        """Ends the threads after their current batches."""
         with self._work_or_end:
             self._ended = True
             self._work_or_end.notify_all()
@@ -150,9 +150,10 @@ class Batcher:
             thread.join()
 
     def _work(self) -> None:
-        if sys.platform == "linux":  # a priority of each thread: requests are read and answered before more is computed
-            own = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, own, max(_NICE, os.getpriority(os.PRIO_PROCESS, own)))  # lower is always allowed
+        """Loop of a worker thread."""
+        if sys.platform == "linux":  # lower the thread's own priority: reading and answering requests comes first
+            thread_id = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread_id, max(_NICE, os.getpriority(os.PRIO_PROCESS, thread_id)))
         while True:
             with self._work_or_end:
                 batch = self._next_batch()
@@ -163,17 +164,20 @@ class Batcher:
                     batch = self._next_batch()
             self._observe(len(batch))
             began = perf_counter()
-            done = _compute(batch)
-            self._seconds_a_text += 0.1 * ((perf_counter() - began) / len(batch) - self._seconds_a_text)
-            loop = batch[0][0].answer.get_loop()
+            outputs = _compute(batch)
+            # Exponential moving average, from which Retry-After is estimated.
+            self._seconds_per_text += 0.1 * ((perf_counter() - began) / len(batch) - self._seconds_per_text)
+            loop = batch[0][0].future.get_loop()
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_deliver, batch, done)
+                loop.call_soon_threadsafe(_deliver, batch, outputs)
 
-    def _forget_given_up(self) -> None:
-        self._waiting = [item for item in self._waiting if not item[0].answer.done()]
+    def _drop_abandoned(self) -> None:
+        """Removes texts of requests that were cancelled or have failed; the caller holds the lock."""
+        self._waiting = [item for item in self._waiting if not item[0].future.done()]
 
     def _next_batch(self) -> list[_Item]:
-        self._forget_given_up()
+        """Takes this thread's share of the queue, cut at the token limit or where the predictor changes."""
+        self._drop_abandoned()
         batch: list[_Item] = []
         n_tokens = 0
         for request, place in self._waiting[: math.ceil(len(self._waiting) / self._n_workers)]:
@@ -185,28 +189,29 @@ class Batcher:
         return batch
 
 
-def _compute(batch: list[_Item]) -> Sequence[Answer | Exception]:
-    """The answer to each text; where the batch fails, each text is tried alone, and has its own fault."""
+def _compute(batch: list[_Item]) -> Sequence[ModelOutput | Exception]:
+    """Output for each text. If the batch fails, each text is computed alone, so that only the faulty ones fail."""
     predictor = batch[0][0].predictor
     try:
         probs, embeddings = predictor.run([request.rows[place] for request, place in batch])
         sketches = predictor.sketch(embeddings)
-        return list(map(Answer, probs, itertools.repeat(None) if sketches is None else sketches))
-    except Exception as fault:  # whatever it was, it is some request's answer, and the thread goes on
-        return [fault] if len(batch) == 1 else [_compute([item])[0] for item in batch]
+        return list(map(ModelOutput, probs, itertools.repeat(None) if sketches is None else sketches))
+    except Exception as error:  # any error goes to the request; the thread must go on
+        return [error] if len(batch) == 1 else [_compute([item])[0] for item in batch]
 
 
-def _deliver(batch: list[_Item], done: Sequence[Answer | Exception]) -> None:
-    for (request, place), found in zip(batch, done, strict=True):
-        if request.answer.done():
+def _deliver(batch: list[_Item], outputs: Sequence[ModelOutput | Exception]) -> None:
+    """Hands outputs to their requests, in the event loop's thread; the last one completes a request's future."""
+    for (request, place), output in zip(batch, outputs, strict=True):
+        if request.future.done():
             continue
-        if isinstance(found, Exception):
-            request.answer.set_exception(found)
+        if isinstance(output, Exception):
+            request.future.set_exception(output)
             continue
-        request.found[place] = found
+        request.outputs[place] = output
         request.n_left -= 1
         if not request.n_left:
-            request.answer.set_result(request.found)
+            request.future.set_result(request.outputs)
 
 
 def _prepare(predictor: Predictor, texts: Sequence[str], cleaned: bool) -> Prepared:

@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus."""
+"""Prometheus metrics of the predictor."""
 
 import functools
 
@@ -9,7 +9,7 @@ from sodaops.web.metrics import HttpMetrics
 
 
 class Metrics(HttpMetrics):
-    """What the predictor counts beside that."""
+    """Metrics of the queue, the bundle, the predictions and the request log, beside those of HTTP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,21 +19,18 @@ class Metrics(HttpMetrics):
             "sodaops_batch_texts", "Texts computed together.", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
         )
         self.refused = Counter("sodaops_refused", "Requests refused because the queue was full.", registry=registry)
-        self.bundle = Gauge("sodaops_bundle_info", "The bundle that answers.", ("bundle_id", "variant"), registry=registry)
-        self.loads = Counter("sodaops_bundle_loads", "Bundles tried, by how it ended.", ("outcome",), registry=registry)
-        self.predictions = Counter("sodaops_predictions", "Answers by label.", ("label",), registry=registry)
+        self.bundle = Gauge("sodaops_bundle_info", "The bundle in use.", ("bundle_id", "variant"), registry=registry)
+        self.loads = Counter("sodaops_bundle_loads", "Loads of a bundle, by outcome.", ("outcome",), registry=registry)
+        self.predictions = Counter("sodaops_predictions", "Predictions by label.", ("label",), registry=registry)
         self.confidence = Histogram(
-            "sodaops_confidence",
-            "Probability of the answered label.",
-            buckets=[n / 20 for n in range(1, 21)],
+            "sodaops_confidence", "Probability of the predicted label.", buckets=[n / 20 for n in range(1, 21)],
             registry=registry,
-        )
-        self.feedback = Counter("sodaops_feedback", "Answers that somebody corrected or confirmed, by label.", ("label",),
-                                registry=registry)  # fmt: skip
+        )  # fmt: skip
+        self.feedback = Counter("sodaops_feedback", "Feedback received, by label.", ("label",), registry=registry)
         self.journal = JournalMetrics(registry)
-        self.predicted = functools.cache(self.predictions.labels)
+        self.predicted = functools.cache(self.predictions.labels)  # labels() takes a lock for each look-up
 
-    def serves(self, bundle_id: str, variant: str) -> None:
-        """Names the bundle that answers from now on."""
+    def set_bundle(self, bundle_id: str, variant: str) -> None:
+        """Sets the bundle in use."""
         self.bundle.clear()
         self.bundle.labels(bundle_id, variant).set(1)

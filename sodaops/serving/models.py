@@ -1,4 +1,4 @@
-"""The bundle that answers, the one before it, and how one takes the other's place while requests run."""
+"""The bundle in use, the previous one, and replacing one by the other while requests run."""
 
 import asyncio
 import logging
@@ -9,16 +9,16 @@ from sodaops.inference.predictor import Predictor
 from sodaops.registry.bundles import answering, bundle_at
 from sodaops.serving.metrics import Metrics
 
-log = logging.getLogger("sodaops.serving")
+log = logging.getLogger(__name__)
 
 
 class Models:
-    """Loads from a folder, gs:// or a registry, looks for a new bundle there, and keeps the one before for a roll back.
+    """Loads bundles, watches their source for a new one, and keeps the previous one for a rollback.
 
     Args:
         source: a folder, gs://BUCKET/FOLDER, or an alias in a registry: REGISTRY@champion.
-        variant: of the ONNX models; None is the bundle's choice.
-        metrics: told which bundle answers, and how loads ended.
+        variant: of the ONNX models; None: the one that the bundle names.
+        metrics: count loads and name the bundle in use.
 
     Raises:
         BundleError, RegistryError, StorageError: the first bundle cannot be loaded.
@@ -27,74 +27,76 @@ class Models:
     def __init__(self, source: str, variant: str | None, metrics: Metrics) -> None:
         self.source, self._variant, self._metrics = source, variant, metrics
         self._lock = asyncio.Lock()
-        self._rolled_back: set[str] = set()  # ids that do not come back by themselves
+        self._rolled_back: set[str] = set()  # bundle ids that watch() does not load again
         self.previous: Predictor | None = None
         self.current = self._load()
-        self._metrics.serves(self.current.info.bundle_id, self.current.variant)
+        self._metrics.set_bundle(self.current.info.bundle_id, self.current.variant)
 
-    async def reload(self, anyway: bool = False) -> bool:
-        """Loads what the source holds now, warms it up, and lets it answer from the next request on.
+    async def reload(self, force: bool = False) -> bool:
+        """Loads and warms up the source's bundle, if it is not the current one; it answers from the next request on.
 
         Args:
-            anyway: also a bundle that was rolled back before.
+            force: also load a bundle that was rolled back before.
 
         Returns:
-            Whether another bundle answers now.
+            Whether the bundle has changed.
 
         Raises:
-            BundleError, StorageError: what is there cannot answer; the bundle that answered goes on.
+            BundleError, StorageError: the bundle cannot be used; the current one stays.
         """
         async with self._lock:
             try:
-                found = await asyncio.to_thread(self._bundle_id)
-                if found == self.current.info.bundle_id or (found in self._rolled_back and not anyway):
+                bundle_id = await asyncio.to_thread(self._read_id)
+                if bundle_id == self.current.info.bundle_id or (bundle_id in self._rolled_back and not force):
                     return False
                 fresh = await asyncio.to_thread(self._load)
             except SodaOpsError:
                 self._metrics.loads.labels("refused").inc()
                 raise
             self._rolled_back.discard(fresh.info.bundle_id)
-            self._exchange(fresh)
+            self._switch_to(fresh)
             self._metrics.loads.labels("loaded").inc()
             return True
 
     async def roll_back(self) -> None:
-        """Lets the bundle before answer again; the one that answered is not loaded again by itself, nor by a second call.
+        """Switches back to the previous bundle; :meth:`watch` does not load the current one again.
 
         Raises:
-            BundleError: there was none before, or it answers already.
+            BundleError: there is no previous bundle, or this was called twice.
         """
         async with self._lock:
             if self.previous is None:
-                raise BundleError("no bundle was loaded before this one since the start; nothing to roll back to.")
+                raise BundleError(
+                    "there is no previous bundle to roll back to: none was loaded since the start or last rollback."
+                )
             self._rolled_back.add(self.current.info.bundle_id)
-            self._exchange(self.previous)
+            self._switch_to(self.previous)
             self.previous = None
             self._metrics.loads.labels("rolled_back").inc()
 
     async def watch(self, every_s: float) -> None:
-        """Reloads whenever the source holds another bundle, until cancelled.
+        """Reloads whenever the source has a new bundle, until cancelled.
 
-        One that is refused may be half copied as yet, so it is tried again, each time after twice the wait.
+        A refused bundle may still be being copied, so it is tried again, each time after twice the wait.
         """
-        said, wait_s = "", every_s
+        last_reason, wait_s = "", every_s
         while True:
             await asyncio.sleep(wait_s)
             try:
                 if await self.reload():
-                    log.info("another bundle answers", extra={"bundle_id": self.current.info.bundle_id})
-                said, wait_s = "", every_s
-            except Exception as error:  # whatever a bundle may bring about, the watch goes on
-                if str(error) != said:  # once, not each time
-                    log.error("new bundle refused; %s goes on", self.current.info.bundle_id, extra={"reason": str(error)})
-                said, wait_s = str(error), min(2 * wait_s, 30 * every_s)
+                    log.info("new bundle in use", extra={"bundle_id": self.current.info.bundle_id})
+                last_reason, wait_s = "", every_s
+            except Exception as error:  # whatever is wrong with a bundle, the watch goes on
+                if str(error) != last_reason:  # logged once rather than at each try
+                    log.error("new bundle refused; keeping %s", self.current.info.bundle_id, extra={"reason": str(error)})
+                last_reason, wait_s = str(error), min(2 * wait_s, 30 * every_s)
 
-    def _exchange(self, fresh: Predictor) -> None:
+    def _switch_to(self, fresh: Predictor) -> None:
         self.previous, self.current = self.current, fresh
-        self._metrics.serves(fresh.info.bundle_id, fresh.variant)
+        self._metrics.set_bundle(fresh.info.bundle_id, fresh.variant)
 
-    def _bundle_id(self) -> str:
-        """The id of what the source holds, before anything else of it is read."""
+    def _read_id(self) -> str:
+        """Id of the source's bundle, from bundle.json alone."""
         with bundle_at(self.source, lambda info: ()) as folder:
             return layout.read_info(folder).bundle_id
 
@@ -106,15 +108,17 @@ class Models:
 
 
 def warm_up(predictor: Predictor) -> None:
-    """Answers a short and a longer text, so that the first request finds things allocated, and checks the answers.
+    """Runs the model on a short and a longer text, which allocates its memory, and checks the output.
 
     Raises:
-        BundleError: the model does not answer with a probability for each label.
+        BundleError: the model fails, or its output is not a probability for each label.
     """
     shape = (2, len(predictor.info.labels))
     try:
         probs = predictor.run([predictor.encode(predictor.clean(text)) for text in ("a word", "word " * 20)]).probs
-    except Exception as error:  # a cleaning that is not known here, a graph that fails, and whatever else
-        raise BundleError(f"{predictor.info.bundle_id}: does not answer ({str(error)[:200]}).") from error
+    except Exception as error:  # an unknown cleaning, a graph that fails, or anything else
+        raise BundleError(f"{predictor.info.bundle_id}: the model fails on a test text ({str(error)[:200]}).") from error
     if probs.shape != shape or not (abs(probs.sum(axis=1) - 1) < 1e-3).all():
-        raise BundleError(f"{predictor.info.bundle_id}: answers {probs.shape} in place of {shape}, or no probabilities.")
+        raise BundleError(
+            f"{predictor.info.bundle_id}: the model's output is not probabilities of shape {shape}; it has shape {probs.shape}."
+        )

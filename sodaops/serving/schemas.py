@@ -1,4 +1,4 @@
-"""What goes in and out of the service, as OpenAPI shows it."""
+"""Bodies of requests and responses, as the OpenAPI schema shows them."""
 
 from typing import Annotated, Any
 
@@ -7,10 +7,9 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 Label = Annotated[str, Field(examples=["positive"])]
 Probability = Annotated[float, Field(ge=0, le=1.0001, examples=[0.93])]
 
-
-QUERY = [  # of GET /predict: one of them
-    {"name": name, "in": "query", "description": said, "schema": {"type": "string"}, "example": "I love this"}
-    for name, said in (("text", "raw; the bundle's own cleaning is applied"), ("review", "in place of text"))
+QUERY = [  # parameters of GET /predict, which takes one of them
+    {"name": name, "in": "query", "description": description, "schema": {"type": "string"}, "example": "I love this"}
+    for name, description in (("text", "raw; the bundle's own cleaning is applied"), ("review", "in place of text"))
 ]
 
 
@@ -19,10 +18,10 @@ class _Request(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _few_keys(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > 8:  # each unknown one would become a fault of its own
-            raise ValueError(f"{len(given)} keys; expected {', '.join(cls.model_fields)} alone")
-        return given
+    def _limit_keys(cls, body: Any) -> Any:
+        if isinstance(body, dict) and len(body) > 8:  # before pydantic reports an error for each unknown key
+            raise ValueError(f"{len(body)} keys; expected only {', '.join(cls.model_fields)}")
+        return body
 
 
 class TextRequest(_Request):
@@ -38,99 +37,99 @@ class BatchRequest(_Request):
 
 
 class FeedbackRequest(_Request):
-    """What the answer to a text should have been."""
+    """The right label of a text that was answered."""
 
-    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the answer", examples=["a1b2c3"])]
-    label: Annotated[str, Field(description="one of the bundle's", examples=["negative"])]
-    place: Annotated[int, Field(ge=0, le=1_000_000, description="of the text in its request, from 0")] = 0
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the response", examples=["a1b2c3"])]
+    label: Annotated[str, Field(description="one of the bundle's labels", examples=["negative"])]
+    place: Annotated[int, Field(ge=0, le=1_000_000, description="position of the text in its request, from 0")] = 0
 
 
-class Noted(BaseModel):
-    """That the feedback is on the disk."""
+class FeedbackResponse(BaseModel):
+    """Whether the feedback is stored."""
 
     noted: bool
 
 
-class Answer(BaseModel):
-    """The most probable label, and all of them."""
+class LabelResponse(BaseModel):
+    """The most probable label, and the probabilities of all labels."""
 
     label: Label
     score: Annotated[Probability, Field(description="probability of the label")]
     probs: Annotated[dict[str, float], Field(description="label -> probability, in label order")]
 
 
-class TextAnswer(Answer):
-    """The answer to one text."""
+class TextResponse(LabelResponse):
+    """Prediction for one text."""
 
     bundle_version: Annotated[str, Field(description="id of the bundle that answered")]
     request_id: str
 
 
-class BatchAnswer(BaseModel):
-    """The answers to several texts, in their order."""
+class BatchResponse(BaseModel):
+    """Predictions for several texts, in their order."""
 
-    predictions: list[Answer]
+    predictions: list[LabelResponse]
     bundle_version: str
     request_id: str
 
 
 class Span(BaseModel):
-    """A piece of the text, and what it did."""
+    """A piece of the text, and its effect."""
 
     text: str
     effect: Annotated[float, Field(description="how much less probable the label is without this piece; in [-1, 1]")]
 
 
-class Explanation(TextAnswer):
-    """An answer, and how much each piece of the text did for it."""
+class Explanation(TextResponse):
+    """A prediction, and the effect of each piece of the text on it."""
 
     spans: list[Span]
 
 
-class Ready(BaseModel):
-    """That the service answers, and with what."""
+class Readiness(BaseModel):
+    """Whether the service can answer, and with which bundle."""
 
     ready: bool
     bundle_version: str
 
 
-class Recent(BaseModel):
-    """Latency of the last requests that were answered."""
+class RecentLatency(BaseModel):
+    """Latency of the last 500 requests that were answered."""
 
     n_requests: int
     p50_ms: float | None
     p95_ms: float | None
 
 
-class Info(BaseModel):
-    """The model card of the bundle that answers."""
+class ModelCard(BaseModel):
+    """The bundle in use and the limits of the service."""
 
     bundle_version: str
     variant: Annotated[str, Field(description="float32 or int8")]
     labels: list[str]
     cleaning: str
     max_tokens: int
-    metrics: Annotated[dict[str, dict[str, float]], Field(description="split -> metric -> value, when it was trained")]
-    onnx: Annotated[dict[str, dict[str, Any]], Field(description="variant -> what its gate measured")]
+    metrics: Annotated[dict[str, dict[str, float]], Field(description="split -> metric -> value, at training")]
+    onnx: Annotated[dict[str, dict[str, Any]], Field(description="variant -> what its export check measured")]
     data: Annotated[dict[str, Any], Field(description="name and fingerprint of the training data")]
     created: str
     git_commit: str | None
     versions: dict[str, str]
-    previous: Annotated[str | None, Field(description="the bundle that a roll back would bring")]
-    recent: Recent
+    previous: Annotated[str | None, Field(description="the bundle to which a rollback would switch")]
+    recent: RecentLatency
     max_chars: int
     max_texts: int
 
 
-class Changed(BaseModel):
-    """Whether another bundle answers now."""
+class BundleChange(BaseModel):
+    """Whether the bundle in use has changed."""
 
     changed: bool
     bundle_version: str
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """An error (RFC 9457)."""
 
     title: str
     status: int

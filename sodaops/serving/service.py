@@ -1,11 +1,10 @@
-"""The service without HTTP: texts in, answers out, each counted and logged."""
+"""The predictor without HTTP: texts in, predictions out, with metrics and the request log."""
 
 import asyncio
 import contextlib
 import functools
 import hashlib
 import itertools
-import logging
 import os
 import re
 import time
@@ -20,7 +19,7 @@ from sodaops.bundle.layout import BundleInfo
 from sodaops.errors import ConfigError, StorageError
 from sodaops.inference.predictor import Prediction, Predictor
 from sodaops.request_log.journal import Journal
-from sodaops.serving.batcher import INLINE_CHARS, Answer, Batcher, EmptyText, Prepared
+from sodaops.serving.batcher import INLINE_CHARS, Batcher, EmptyText, ModelOutput, Prepared
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
@@ -30,28 +29,28 @@ from sodaops.text.redaction import redact
 if TYPE_CHECKING:
     from sodaops.annotation.store import Store
 
-log = logging.getLogger("sodaops.serving")
-_QUICK_S = 0.1
-_SPANS = 32  # pieces that an explanation takes out, one at a time
+_WATCH_AFTER_S = 0.1
+_MAX_PIECES = 32  # of an explanation
+_EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 
-class DeadlineExceeded(Exception):  # noqa: N818 - a state of the service, no fault
+class DeadlineExceeded(Exception):  # noqa: N818 - a state of the service rather than an error
     """The deadline passed before there was an answer."""
 
 
 class ClientDisconnected(Exception):  # noqa: N818
-    """The client went away before there was an answer."""
+    """The client disconnected before there was an answer."""
 
 
 class Result(NamedTuple):
-    """The answers to a request."""
+    """Predictions for a request, and the bundle that made them."""
 
     predictions: list[Prediction]
     info: BundleInfo
 
 
 class Explained(NamedTuple):
-    """An answer, and what each piece of the text did for it."""
+    """A prediction, and the effect of each piece of the text on it."""
 
     prediction: Prediction
     pieces: list[tuple[str, float]]
@@ -68,17 +67,17 @@ class Service:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.models = Models(settings.bundle, settings.variant, self.metrics)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS lacks it
-        n_workers = settings.n_workers or cores or 1
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS lacks it
+        n_workers = settings.n_workers or n_cores or 1
         self.batcher = Batcher(n_workers, settings.max_queue, settings.max_batch_tokens, self.metrics.batch.observe)
         self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
         self.latencies_ms: deque[float] = deque(maxlen=500)
-        self.journal = _journal(settings, self.metrics)
-        self._feedback = _feedback(settings, self.models.current.info.labels)
+        self.journal = _open_journal(settings, self.metrics)
+        self._feedback = _open_feedback(settings, self.models.current.info.labels)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """The tasks beside the requests; at the end, what is in the journal goes into parts."""
+        """Runs the background tasks; at the end, what is in the journal becomes parts."""
         tasks = [asyncio.create_task(self.journal.run())] if self.journal else []
         if self.settings.reload_s is not None:
             tasks.append(asyncio.create_task(self.models.watch(self.settings.reload_s)))
@@ -92,127 +91,125 @@ class Service:
             if self.journal:
                 await self.journal.close()
 
-    async def answer(self, texts: Sequence[str], request_id: str, gone: Callable[[], Awaitable[None]], began: float) -> Result:
-        """Answers the raw texts of a request; when this returns, they are in the journal.
+    async def predict(
+        self, texts: Sequence[str], request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
+    ) -> Result:
+        """Predicts the labels of the raw texts of a request; when this returns, the predictions are in the journal.
 
         Args:
             texts: raw.
-            request_id: for the log.
-            gone: returns when the client has gone away.
-            began: ``time.perf_counter`` at the request's head.
+            request_id: for the request log.
+            disconnected: returns when the client has disconnected.
+            began: ``time.perf_counter`` at the start of the request.
 
         Raises:
-            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: no answer, for that reason.
+            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: why there is no answer.
         """
         predictor = self.models.current
         try:
             prepared = await self.batcher.prepare(predictor, texts)
-        except EmptyText as empty:
-            self._note(predictor, [self._empty_row(empty.place)], request_id, began)
+        except EmptyText as error:  # logged too: many empty texts may mean that their source is broken
+            empty = {"place": error.place, "n_chars": 0, "text_sha256": _EMPTY_SHA256}
+            self._append_to_journal(predictor, [empty], request_id, began)
             raise
-        answers = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
-        predictions = [predictor.prediction(answer.probs) for answer in answers]
-        await self._record(predictor, texts, prepared, predictions, answers, request_id, began)
+        outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
+        predictions = [predictor.prediction(output.probs) for output in outputs]
+        await self._record(predictor, texts, prepared, predictions, outputs, request_id, began)
         return Result(predictions, predictor.info)
 
-    async def explain(self, text: str, request_id: str, gone: Callable[[], Awaitable[None]], began: float) -> Explained:
-        """Answers a text, and says what each piece of it did: the label's probability with it less that without it
-        (occlusion). A piece is a word, or several where there are more than 32 words. The answer is logged as any other.
+    async def explain(self, text: str, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float) -> Explained:
+        """Predicts the label of a text and explains it by occlusion: the effect of a piece is the label's probability with
+        the piece minus that without it. A piece is one word, or several if the text has more than 32 words.
 
         Raises:
-            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: no answer, for that reason.
+            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: why there is no answer.
         """
         predictor = self.models.current
         cleaned = predictor.clean(text)
         if not cleaned:
             raise EmptyText(0)
+        # Split the words into at most _MAX_PIECES runs of about equal length; piece i is words[ends[i]:ends[i + 1]].
         words = re.findall(r"\S+\s*", cleaned)
-        n_pieces = min(len(words), _SPANS, self.settings.max_queue - 1)
+        n_pieces = min(len(words), _MAX_PIECES, self.settings.max_queue - 1)
         ends = [len(words) * i // n_pieces for i in range(n_pieces + 1)] if n_pieces else [0]
-        pieces = ["".join(words[first:end]) for first, end in itertools.pairwise(ends)]
-        without = ["".join(words[:first] + words[end:]).strip() for first, end in itertools.pairwise(ends)]
-        prepared = await self.batcher.prepare(predictor, [cleaned, *without], cleaned=True)
-        answers = await self._in_time(self.batcher.submit(predictor, prepared.rows), gone, began)
-        prediction = predictor.prediction(answers[0].probs)
-        await self._record(predictor, [text], prepared, [prediction], answers[:1], request_id, began)
-        column = np.stack([answer.probs for answer in answers])[:, predictor.info.labels.index(prediction.label)].astype(float)
-        effects = (column[0] - column[1:]).tolist()
-        return Explained(prediction, list(zip(pieces, effects, strict=True)), predictor.info)
+        pieces = ["".join(words[start:end]) for start, end in itertools.pairwise(ends)]
+        # The model sees the whole text first, then the text without each piece.
+        occluded = ["".join(words[:start] + words[end:]).strip() for start, end in itertools.pairwise(ends)]
+        prepared = await self.batcher.prepare(predictor, [cleaned, *occluded], cleaned=True)
+        outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
+        prediction = predictor.prediction(outputs[0].probs)
+        await self._record(predictor, [text], prepared, [prediction], outputs[:1], request_id, began)
+        label_index = predictor.info.labels.index(prediction.label)
+        probs = np.array([output.probs[label_index] for output in outputs], dtype=float)
+        return Explained(prediction, list(zip(pieces, (probs[0] - probs[1:]).tolist(), strict=True)), predictor.info)
 
-    async def note_feedback(self, request_id: str, place: int, label: str) -> None:
-        """Puts what an answer should have been into the annotation store; when this returns, it is on the disk.
+    async def store_feedback(self, request_id: str, place: int, label: str) -> None:
+        """Stores the right label of an answered text in the annotation store; when this returns, it is on disk.
 
         Raises:
-            ConfigError: feedback has no store.
-            DataError: the store lacks the label.
+            ConfigError: no store for feedback is configured.
+            DataError: the store does not have the label.
             StorageError: it could not be written.
         """
         if self._feedback is None:
-            raise ConfigError("feedback has no store here; set SODAOPS_FEEDBACK_STORE to an annotation store's folder.")
+            raise ConfigError("feedback is off; set SODAOPS_FEEDBACK_STORE to the folder of an annotation store.")
         await asyncio.to_thread(self._feedback.append_feedback, request_id, place, label)
         self.metrics.feedback.labels(label).inc()
 
-    async def _in_time(
-        self, answer: asyncio.Future[list[Answer]], gone: Callable[[], Awaitable[None]], began: float
-    ) -> list[Answer]:
+    async def _outputs_in_time(
+        self, outputs: asyncio.Future[list[ModelOutput]], disconnected: Callable[[], Awaitable[None]], began: float
+    ) -> list[ModelOutput]:
+        """Waits for the outputs until the deadline, or until the client disconnects.
+
+        Most requests are answered within ``_WATCH_AFTER_S``, so the task that watches the client starts only then.
+        """
         loop = asyncio.get_running_loop()
-        left_s = max(0.0, self.settings.deadline_s - (time.perf_counter() - began))
-        quick_s = min(_QUICK_S, left_s)
+        remaining_s = max(0.0, self.settings.deadline_s - (time.perf_counter() - began))
+        delay_s = min(_WATCH_AFTER_S, remaining_s)
         watch: asyncio.Task[None] | None = None
 
-        def begin_watch() -> None:
+        def start_watch() -> None:
             nonlocal watch
-            watch = loop.create_task(_give_up(answer, gone, left_s - quick_s))
+            watch = loop.create_task(_abandon(outputs, disconnected, remaining_s - delay_s))
 
-        timer = loop.call_later(quick_s, begin_watch)  # most are answered before; only the rest need a look at their client
+        timer = loop.call_later(delay_s, start_watch)
         try:
-            return await answer
+            return await outputs
         finally:
             timer.cancel()
-            answer.cancel()
+            outputs.cancel()
             if watch:
                 watch.cancel()
 
     async def _record(
-        self,
-        predictor: Predictor,
-        texts: Sequence[str],
-        prepared: Prepared,
-        predictions: Sequence[Prediction],
-        answers: Sequence[Answer],
-        request_id: str,
-        began: float,
-    ) -> None:
+        self, predictor: Predictor, texts: Sequence[str], prepared: Prepared, predictions: Sequence[Prediction],
+        outputs: Sequence[ModelOutput], request_id: str, began: float,
+    ) -> None:  # fmt: skip
+        """Updates the metrics, and writes a row per text to the journal."""
         for prediction in predictions:
             self.metrics.predicted(prediction.label).inc()
             self.metrics.confidence.observe(prediction.score)
-        latency_ms = 1000 * (time.perf_counter() - began)
-        self.latencies_ms.append(latency_ms)
+        self.latencies_ms.append(1000 * (time.perf_counter() - began))
         if not self.journal:
             return
-        build = functools.partial(self._rows, predictor, texts, prepared, predictions, answers)
-        quick = sum(map(len, prepared.cleaned)) <= INLINE_CHARS
-        self._note(predictor, build() if quick else await asyncio.to_thread(build), request_id, began)
+        build = functools.partial(self._build_rows, predictor, texts, prepared, predictions, outputs)
+        is_short = sum(map(len, prepared.cleaned)) <= INLINE_CHARS
+        self._append_to_journal(predictor, build() if is_short else await asyncio.to_thread(build), request_id, began)
 
-    def _rows(
-        self,
-        predictor: Predictor,
-        texts: Sequence[str],
-        prepared: Prepared,
-        predictions: Sequence[Prediction],
-        answers: Sequence[Answer],
-    ) -> list[dict[str, Any]]:
+    def _build_rows(
+        self, predictor: Predictor, texts: Sequence[str], prepared: Prepared, predictions: Sequence[Prediction],
+        outputs: Sequence[ModelOutput],
+    ) -> list[dict[str, Any]]:  # fmt: skip
         return [
             {
                 "place": place,
-                "text": self._logged(texts[place]),
-                **prediction_fields(predictor, prepared.cleaned[place], prepared.rows[place], prediction, answer.sketch),
+                "text": self._loggable(texts[place]),
+                **prediction_fields(predictor, prepared.cleaned[place], prepared.rows[place], prediction, output.sketch),
             }
-            for place, (prediction, answer) in enumerate(zip(predictions, answers, strict=True))
+            for place, (prediction, output) in enumerate(zip(predictions, outputs, strict=True))
         ]
 
-    def _note(self, predictor: Predictor, rows: Sequence[dict[str, Any]], request_id: str, began: float) -> None:
-        """Puts the rows of a request into the journal, where there is one."""
+    def _append_to_journal(self, predictor: Predictor, rows: Sequence[dict[str, Any]], request_id: str, began: float) -> None:
         if not self.journal:
             return
         shared = {
@@ -225,13 +222,11 @@ class Service:
         }
         self.journal.append([{**shared, **row} for row in rows])
 
-    @staticmethod
-    def _empty_row(place: int) -> dict[str, Any]:
-        """The row of a text that was refused, since cleaning left nothing of it: what it came from may be out of order."""
-        return {"place": place, "n_chars": 0, "text_sha256": hashlib.sha256().hexdigest()}
+    def _loggable(self, text: str) -> str | None:
+        """The text for the request log, redacted as configured; None unless texts are logged.
 
-    def _logged(self, text: str) -> str | None:
-        """A text as the request log may hold it; entities and invisible characters go first, or they would hide things."""
+        Cleaning comes first, since HTML entities or invisible characters could hide what is to be redacted.
+        """
         if not self.settings.log_texts:
             return None
         text = text.encode("utf-8", "replace").decode()
@@ -241,14 +236,14 @@ class Service:
 def prediction_fields(
     predictor: Predictor, cleaned: str, row: np.ndarray, prediction: Prediction, sketch: np.ndarray | None
 ) -> dict[str, Any]:
-    """What the request log holds of an answered text, the text itself aside; the names are the columns of a part.
+    """Columns of the request log for one answered text, without the text itself.
 
     Args:
         predictor: that answered.
-        cleaned: the text.
+        cleaned: the cleaned text.
         row: its token ids, int64 [n_tokens].
         prediction: the answer.
-        sketch: of its embedding, float32 [n_axes]; None without a reference for drift.
+        sketch: of its embedding, float32 [n_axes]; None for a bundle without a drift reference.
     """
     return {
         "label": prediction.label,
@@ -261,28 +256,31 @@ def prediction_fields(
     }
 
 
-async def _give_up(answer: asyncio.Future[list[Answer]], gone: Callable[[], Awaitable[None]], left_s: float) -> None:
-    why: Exception = ClientDisconnected()
+async def _abandon(
+    outputs: asyncio.Future[list[ModelOutput]], disconnected: Callable[[], Awaitable[None]], remaining_s: float
+) -> None:
+    """Fails the outputs when the client disconnects or the deadline passes."""
+    error: Exception = ClientDisconnected()
     try:
-        async with asyncio.timeout(left_s):
-            await gone()
+        async with asyncio.timeout(remaining_s):
+            await disconnected()
     except TimeoutError:
-        why = DeadlineExceeded()
-    except HTTPException as error:  # a body that nobody asked for is too large, or does not end
-        why = error
-    if not answer.done():
-        answer.set_exception(why)
+        error = DeadlineExceeded()
+    except HTTPException as http_error:  # a request body, which this route does not read, is too large or does not end
+        error = http_error
+    if not outputs.done():
+        outputs.set_exception(error)
 
 
-def _feedback(settings: ServeSettings, labels: Sequence[str]) -> "Store | None":
+def _open_feedback(settings: ServeSettings, labels: Sequence[str]) -> "Store | None":
     if settings.feedback_store is None:
         return None
-    from sodaops.annotation.store import Store  # only where there is feedback
+    from sodaops.annotation.store import Store  # only where feedback is on
 
     return Store.create(settings.feedback_store, labels)
 
 
-def _journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
+def _open_journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
     folder = settings.journal
     if folder is None:
         return None
@@ -290,4 +288,4 @@ def _journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
     try:
         return Journal(folder, str(settings.request_log), *sizes, metrics.journal, settings.keep_days)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot hold the request log's journal ({error.strerror}); give another.") from error
+        raise StorageError(f"{folder}: cannot hold the journal ({error.strerror}); set SODAOPS_JOURNAL_DIR.") from error
