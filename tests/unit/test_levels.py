@@ -9,6 +9,7 @@ from tests.conftest import REPO
 # Modules -> packages that importing them must not load, besides HEAVY.
 HEAVY = {"torch", "transformers", "lightning", "hydra", "wandb", "sklearn", "matplotlib"}
 LIGHT = {
+    "sodaops.drift.app, sodaops.alerting.check": ("evidently", "pandas", "onnxruntime"),
     (
         "sodaops.config.schema, sodaops.text.cleaning, sodaops.io.storage, sodaops.text.labels, sodaops.data.preprocess, "
         "sodaops.bundle.layout"
