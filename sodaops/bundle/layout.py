@@ -1,15 +1,15 @@
-"""The bundle: one folder with all that it takes to answer a request, and a hash of every file in it.
+"""The bundle: one folder with everything that is needed to answer a request, and a hash of every file in it.
 
 ```
-bundle.json          what it is: labels, cleaning, token limit, pooling, where it came from, hashes of the rest
+bundle.json          labels, cleaning, token limit, pooling, origin, and the hashes of the other files
 model.safetensors    weights of encoder and head
-model.onnx           the same as an ONNX graph, float32; what answers
-model.int8.onnx      the same with 8-bit matrix products, where it passed its gate
+model.onnx           the model as an ONNX graph, float32
+model.int8.onnx      the same with 8-bit matrix products, if it passed its check
 encoder.json         the encoder's architecture
 tokenizer.json
-drift.npz            what requests are held against: numbers about train and val, no text
-config.yaml          the training run's configuration, resolved
-data_manifest.json   what it was trained on
+drift.npz            the drift reference: numbers about train and val, no text
+config.yaml          the training run's resolved configuration
+data_manifest.json   the manifest of the splits that it was trained on
 ```
 """
 
@@ -35,13 +35,13 @@ DATA = "data_manifest.json"
 FILES = (WEIGHTS, ENCODER, TOKENIZER, CONFIG, DATA)
 ONNX = {"float32": "model.onnx", "int8": "model.int8.onnx"}
 DRIFT = "drift.npz"
-NAMES = (*FILES, *ONNX.values(), DRIFT, INFO)  # all that a bundle's folder may hold
+NAMES = (*FILES, *ONNX.values(), DRIFT, INFO)  # the only files that a bundle may hold
 FORMAT = 1
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class BundleInfo:
-    """What bundle.json holds."""
+    """The content of bundle.json."""
 
     labels: list[str]
     cleaning: str
@@ -54,35 +54,45 @@ class BundleInfo:
     git_commit: str | None
     versions: dict[str, str]
     files: dict[str, str]  # name -> SHA-256
-    bundle_id: str  # hash of the hashes and of what shapes an answer
-    onnx: dict[str, dict[str, Any]] = Field(default_factory=dict)  # variant -> opset and what its gate measured
+    bundle_id: str  # hash of these hashes and of the fields that change a prediction
+    onnx: dict[str, dict[str, Any]] = Field(default_factory=dict)  # variant -> opset and the measurements of its check
     format: int = FORMAT
 
     @property
     def default_variant(self) -> str | None:
-        """The variant that answers unless another is asked for: int8 where it passed its gate; None before an export."""
+        """The variant that is used unless another is named: int8 if it passed its check; None before an export."""
         return next((variant for variant in ("int8", "float32") if variant in self.onnx), None)
 
 
-def compute_bundle_id(files: dict[str, str], **answers: Any) -> str:
-    """Twelve hexadecimal digits that change when a file or anything that shapes an answer does."""
-    return storage.sha256_of_json({"files": files, **answers})[:12]
+def compute_bundle_id(files: dict[str, str], **settings: Any) -> str:
+    """Twelve hexadecimal digits that change with any file or setting.
+
+    Args:
+        files: name -> SHA-256.
+        settings: the fields of bundle.json that change a prediction.
+    """
+    return storage.sha256_of_json({"files": files, **settings})[:12]
 
 
 def write_info(folder: Path, **fields: Any) -> BundleInfo:
-    """Hashes the files of a folder that is being filled, and writes its bundle.json."""
+    """Hashes the files of a folder and writes its bundle.json.
+
+    Args:
+        folder: the bundle's, still being filled.
+        fields: of :class:`BundleInfo`, without ``files`` and ``bundle_id``.
+    """
     names = [*FILES, *(ONNX[variant] for variant in fields.get("onnx", {})), *([DRIFT] if (folder / DRIFT).exists() else [])]
     files = {name: storage.sha256_of(folder / name) for name in names}
-    info = BundleInfo(files=files, bundle_id=compute_bundle_id(files, **_answers(fields)), **fields)
+    info = BundleInfo(files=files, bundle_id=compute_bundle_id(files, **_settings(fields)), **fields)
     (folder / INFO).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return info
 
 
 def read_info(path: str | Path) -> BundleInfo:
-    """Reads bundle.json; what it names is checked by :func:`verify` or :func:`read_file`.
+    """Reads bundle.json; the files that it names are checked by :func:`verify` or :func:`read_file`.
 
     Raises:
-        BundleError: no bundle, a newer format, or a bundle.json that does not agree with itself.
+        BundleError: no bundle, another format, or a bundle.json that is incomplete or inconsistent.
     """
     path = Path(path)
     try:
@@ -90,38 +100,42 @@ def read_info(path: str | Path) -> BundleInfo:
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{path}: no {INFO} here; expected a folder that training wrote (RUN/bundle).") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path / INFO}: damaged ({error}); copy the bundle anew or train again.") from None
+        raise BundleError(f"{path / INFO}: damaged ({error}); copy the bundle again or train again.") from None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        found = fields.get("format") if isinstance(fields, dict) else None
-        raise BundleError(f"{path / INFO}: format={found!r}; this version reads {FORMAT}. Install the version that wrote it.")
+        written = fields.get("format") if isinstance(fields, dict) else None
+        raise BundleError(f"{path / INFO}: format={written!r}; this version reads {FORMAT}. Install the version that wrote it.")
     try:
         info = BundleInfo(**fields)
     except ValidationError as error:
-        found = some([f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()])
-        raise BundleError(f"{path / INFO}: incomplete ({found}); copy the bundle anew or train again.") from None
+        faults = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        raise BundleError(f"{path / INFO}: invalid ({some(faults)}); copy the bundle again or train again.") from None
     known = {*NAMES} - {INFO}
-    faults = [f"{name!r} is no file of a bundle" for name in sorted(info.files) if name not in known]
-    faults += [f"{name} is not among the files of {INFO}" for name in FILES if name not in info.files]
+    faults = [f"{name!r} is not a bundle's file" for name in sorted(info.files) if name not in known]
+    faults += [f"{name} is missing in the files of {INFO}" for name in FILES if name not in info.files]
     faults += [f"onnx.{variant} has no file" for variant in info.onnx if ONNX.get(variant) not in info.files]
-    if compute_bundle_id(info.files, **_answers(vars(info))) != info.bundle_id:
+    if compute_bundle_id(info.files, **_settings(vars(info))) != info.bundle_id:
         faults.insert(0, f"{INFO} has been changed")
     _refuse(path, faults)
     return info
 
 
 def verify(path: str | Path, info: BundleInfo, names: Iterable[str] | None = None) -> None:
-    """Checks files against their hashes; None: all of them.
+    """Checks files against their hashes.
+
+    Args:
+        path: the bundle's folder.
+        info: its bundle.json.
+        names: the files to check; None: all of them.
 
     Raises:
         BundleError: missing or changed files.
     """
-    _refuse(
-        Path(path), [fault for name in sorted(names or info.files) for fault in _faults(Path(path) / name, info.files[name])]
-    )
+    path = Path(path)
+    _refuse(path, [fault for name in sorted(names or info.files) for fault in _faults(path / name, info.files[name])])
 
 
 def read_file(path: str | Path, info: BundleInfo, name: str) -> bytes:
-    """The content of one file, checked: what is returned is what was hashed.
+    """The content of one file, which is the content that was hashed.
 
     Raises:
         BundleError: it is missing or changed.
@@ -135,7 +149,7 @@ def read_file(path: str | Path, info: BundleInfo, name: str) -> bytes:
     return content
 
 
-def _answers(fields: dict[str, Any]) -> dict[str, Any]:
+def _settings(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
 
 
@@ -145,11 +159,11 @@ def check_splits(info: BundleInfo, manifest: Mapping[str, Any], splits_dir: Path
     Raises:
         ConfigError: they have other labels or another cleaning.
     """
-    for key, mine in (("labels", info.labels), ("cleaning", info.cleaning)):
-        if manifest[key] != mine:
+    for key, of_bundle in (("labels", info.labels), ("cleaning", info.cleaning)):
+        if manifest[key] != of_bundle:
             raise ConfigError(
-                f"{splits_dir}: {key}={manifest[key]}; the bundle has {mine}. Choose the splits that fit with "
-                "evaluate.splits_dir=FOLDER, or preprocess with the bundle's."
+                f"{splits_dir}: {key}={manifest[key]}; the bundle has {of_bundle}. Name matching splits with "
+                f"evaluate.splits_dir=FOLDER, or preprocess again with the bundle's {key}."
             )
 
 
@@ -161,11 +175,11 @@ def _faults(file: Path, expected: str) -> list[str]:
 
 def _refuse(path: Path, faults: list[str]) -> None:
     if faults:
-        raise BundleError(f"{path}: damaged bundle: {some(faults)}. Copy it anew or train again.")
+        raise BundleError(f"{path}: damaged bundle: {some(faults)}. Copy it again or train again.")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The configuration that the bundle was trained with, for people; nothing that answers reads it."""
-    import yaml  # a twentieth of the service's start, which has no use for it
+    """The configuration that the bundle was trained with, for reports; serving does not read it."""
+    import yaml  # only here, since it takes 5 % of the service's start
 
     return yaml.safe_load((Path(path) / CONFIG).read_text(encoding="utf-8"))

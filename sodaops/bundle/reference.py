@@ -1,8 +1,8 @@
-"""What a bundle remembers of the texts that it was made from, so that requests can be held against them (drift.npz).
+"""The drift reference of a bundle (drift.npz): numbers about its own texts, with which requests are compared.
 
-A row of the reference is a text of the train split, or of val. What a text is like (its length, its letters, its word
-pieces) and its answered label are compared with both. Confidence and embedding are compared with val alone: a model is
-surer of texts that it has learned from, and would see drift in every fresh one. No text is kept.
+A row of the reference is a text of the train or the val split. The descriptors of a request's text (length, letters, word
+pieces) and its predicted label are compared with both splits, its confidence and embedding with val alone: a model is more
+confident on texts that it was trained on, so that every new text would look like drift. No text is kept.
 """
 
 import io
@@ -21,23 +21,23 @@ FORMAT = 1
 
 
 class Descriptors(NamedTuple):
-    """What a cleaned text is like, as numbers that do not tell the text."""
+    """Numbers about a cleaned text, from which the text cannot be recovered."""
 
     n_chars: int
     letters: float  # share of the characters that are letters, of any script
     non_ascii: float  # share of the characters outside ASCII
-    pieces_per_word: float  # word pieces for each word: near 1 for what the tokenizer knows, more for what it does not
-    unknown: float  # share of the word pieces that the tokenizer has no sign for
+    pieces_per_word: float  # word pieces per word: near 1 for words that the tokenizer knows, more for others
+    unknown: float  # share of the word pieces that are the unknown token
 
 
 def describe_text(cleaned: str, n_pieces: int, n_unknown: int, n_words: int) -> Descriptors:
-    """Describes a text.
+    """Computes the descriptors of a text.
 
     Args:
         cleaned: not empty.
-        n_pieces: word pieces, without the special ones.
-        n_unknown: of those, without a sign of their own.
-        n_words: that the pieces were made from.
+        n_pieces: word pieces, special tokens not counted.
+        n_unknown: how many of them are the unknown token.
+        n_words: words that the pieces were made from.
 
     >>> describe_text("so gut!", 4, 1, 2)
     Descriptors(n_chars=7, letters=0.7143, non_ascii=0.0, pieces_per_word=2.0, unknown=0.25)
@@ -50,7 +50,7 @@ def describe_text(cleaned: str, n_pieces: int, n_unknown: int, n_words: int) -> 
 
 @dataclass(frozen=True)
 class Axes:
-    """From an embedding to its sketch: the principal axes of the train split, each scaled to variance 1."""
+    """A projection of embeddings to a few numbers, their sketch: the principal axes of train, each scaled to variance 1."""
 
     center: np.ndarray  # float32 [hidden_size]
     axes: np.ndarray  # float32 [hidden_size, n_axes]
@@ -62,19 +62,19 @@ class Axes:
 
 @dataclass(frozen=True)
 class Reference:
-    """The rows, as arrays of one length, and the axes of their sketches."""
+    """The rows of the reference, as arrays of one length, and the axes of their sketches."""
 
     descriptors: np.ndarray  # float32 [n_rows, 5], in the order of Descriptors
-    seen: np.ndarray  # bool [n_rows]: of train
-    label_ids: np.ndarray  # int16 [n_rows]: of the answers
-    scores: np.ndarray  # float32 [n_rows]: probabilities of those
+    seen: np.ndarray  # bool [n_rows]: whether the text is of train
+    label_ids: np.ndarray  # int16 [n_rows]: predicted
+    scores: np.ndarray  # float32 [n_rows]: probabilities of these
     sketches: np.ndarray  # float16 [n_rows, n_axes]
-    center: np.ndarray
-    axes: np.ndarray
+    center: np.ndarray  # as in Axes
+    axes: np.ndarray  # as in Axes
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    """Writes drift.npz; equal references make equal bytes."""
+    """Writes drift.npz; equal references give equal bytes."""
     arrays = {field.name: getattr(reference, field.name) for field in fields(Reference)}
     np.savez_compressed(folder / layout.DRIFT, format=np.int64(FORMAT), **arrays)
 
@@ -89,7 +89,7 @@ def read_reference(path: str | Path, info: layout.BundleInfo) -> Reference:
 
 
 def read_axes(path: str | Path, info: layout.BundleInfo) -> Axes:
-    """Reads what makes sketches of embeddings.
+    """Reads the projection of embeddings alone, which is all that serving needs.
 
     Raises:
         BundleError: there is none, or it cannot be read.
@@ -101,9 +101,14 @@ def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str]) -> 
     if layout.DRIFT not in info.files:
         raise BundleError(f"{path}: holds no reference for drift; `sodaops export {path}` adds it.")
     try:
-        with np.load(io.BytesIO(layout.read_file(path, info, layout.DRIFT)), allow_pickle=False) as found:
-            if int(found["format"]) != FORMAT:
-                raise BundleError(f"{path}: {layout.DRIFT} has format {found['format']}; this version reads {FORMAT}.")
-            return {name: found[name] for name in names}
+        with np.load(io.BytesIO(layout.read_file(path, info, layout.DRIFT)), allow_pickle=False) as arrays:
+            if int(arrays["format"]) != FORMAT:
+                raise BundleError(
+                    f"{path}: {layout.DRIFT} has format {arrays['format']}; this version reads {FORMAT}. Write it again with "
+                    f"`sodaops export {path}`."
+                )
+            return {name: arrays[name] for name in names}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path}: {layout.DRIFT} is no reference ({error}); export it anew.") from error
+        raise BundleError(
+            f"{path}: {layout.DRIFT} is no reference ({error}); `sodaops export {path}` writes it again."
+        ) from error

@@ -1,4 +1,4 @@
-"""Writing a bundle from a trained model, and reading it back into torch."""
+"""Writes a bundle from a trained model, and reads it back into torch."""
 
 import json
 import platform
@@ -43,13 +43,13 @@ def save_bundle(
     """Writes the bundle, whole or not at all.
 
     Args:
-        path: the folder to make; one that is there is replaced.
+        path: the folder; an existing bundle is replaced.
         model: with the weights to keep.
-        tokenizer: the model's, without padding or truncation.
-        pad_token_id: what fills a batch.
+        tokenizer: the model's; its padding and truncation are turned off.
+        pad_token_id: the token that pads batches.
         config: the run's configuration.
         manifest: of the splits that it was trained on.
-        metrics: split -> metric -> value, as known at the end of training.
+        metrics: split -> metric -> value at the end of training.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written to.
@@ -83,7 +83,7 @@ def save_bundle(
 
 
 def load_bundle(path: str | Path) -> Loaded:
-    """Reads and verifies a bundle; needs no configuration.
+    """Reads and verifies a bundle, without any configuration.
 
     Raises:
         BundleError: missing, incomplete or damaged.
@@ -98,12 +98,12 @@ def load_bundle(path: str | Path) -> Loaded:
         tokenizer = Tokenizer.from_file(str(path / layout.TOKENIZER))
     except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
         first = str(error).splitlines()[0]
-        raise BundleError(f"{path}: its files do not fit each other ({first}). Copy it anew or train again.") from error
+        raise BundleError(f"{path}: its files do not fit together ({first}). Copy it again or train again.") from error
     return Loaded(info, model.eval(), tokenizer)
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, ``+`` at its end when files differ from it; None outside its repository."""
+    """The commit of the running code, with a ``+`` if tracked files differ from it; None outside its repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -111,7 +111,7 @@ def git_commit() -> str | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed inside another project's folder, it is not ours
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails if installed within another repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

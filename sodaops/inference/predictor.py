@@ -1,4 +1,4 @@
-"""Answers from a bundle: raw text in, probabilities out. Needs onnxruntime, tokenizers and numpy, nothing of training."""
+"""Predictions from a bundle: raw texts in, probabilities out, with onnxruntime, tokenizers and numpy alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _UNKNOWN = ("[UNK]", "<unk>")
 
 
 class Output(NamedTuple):
-    """What the model says of a batch."""
+    """The model's output for a batch."""
 
     probs: np.ndarray  # float32 [n_texts, n_labels], rows sum to 1
     embeddings: np.ndarray  # float32 [n_texts, hidden_size]
@@ -32,7 +32,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer."""
+    """The prediction for one text."""
 
     label: str
     score: float  # probability of the label, in [0, 1]
@@ -40,17 +40,17 @@ class Prediction:
 
 
 class Predictor:
-    """A bundle that answers; cleaning, tokenizer, token limit and labels are its own.
+    """Predicts with a bundle; cleaning, tokenizer, token limit and labels are the bundle's.
 
-    Of the bundle it reads bundle.json, the tokenizer, one ONNX model and drift.npz where there is one, and checks these
-    against their hashes.
+    It reads bundle.json, the tokenizer, one ONNX model and, if there is one, drift.npz, and checks them against their
+    hashes.
 
     Args:
         path: the bundle's folder.
-        variant: ``float32`` or ``int8``; None takes the bundle's own choice, int8 where it passed its gate.
-        n_threads: threads that share one batch; 0 is ONNX Runtime's choice, one a core. Several Python threads may
+        variant: ``float32`` or ``int8``; None takes the bundle's default, int8 if it passed its check.
+        n_threads: threads that share one batch; 0 is ONNX Runtime's default, one per core. Several Python threads may
             call :meth:`run` at once.
-        batch_tokens: token budget of a batch of :meth:`probs`, padding included.
+        batch_tokens: tokens of a batch of :meth:`probs`, padding included.
 
     Raises:
         BundleError: missing, incomplete or damaged, or without that variant.
@@ -58,17 +58,17 @@ class Predictor:
 
     def __init__(self, path: str | Path, variant: str | None = None, n_threads: int = 0, batch_tokens: int = 2048) -> None:
         self.info = layout.read_info(path)
-        self.variant = _chosen(path, self.info, variant)
+        self.variant = _choose_variant(path, self.info, variant)
         try:
             self._tokenizer = Tokenizer.from_buffer(layout.read_file(path, self.info, layout.TOKENIZER))
         except ValueError as error:
-            raise BundleError(f"{path}: {layout.TOKENIZER} is no tokenizer ({error}). Train again.") from error
+            raise BundleError(f"{path}: {layout.TOKENIZER} is not a tokenizer ({error}). Train again.") from error
         model = Path(path) / layout.ONNX[self.variant]
         before = _identity(model)
         layout.verify(path, self.info, [model.name])
-        self._session = _session(model, n_threads)  # by its path, since ONNX Runtime would keep the bytes as well
+        self._session = _session(model, n_threads)  # from the path: given bytes, ONNX Runtime keeps them in memory too
         if _identity(model) != before:
-            raise BundleError(f"{path}: the bundle was exchanged while it was read; read it again.")
+            raise BundleError(f"{path}: the bundle was replaced while it was read; read it again.")
         self._budget = max(batch_tokens, self.info.max_tokens)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.info.max_tokens)
@@ -85,7 +85,7 @@ class Predictor:
         return np.array(self._tokenizer.encode(cleaned).ids, dtype=np.int64)
 
     def run(self, rows: Sequence[np.ndarray]) -> Output:
-        """Answers one batch of token ids, padded to the longest."""
+        """Computes one batch of token ids, padded to the longest."""
         input_ids, attention_mask = pad(rows, self.info.pad_token_id)
         logits, embeddings = self._session.run(
             ["logits", "embeddings"], {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -93,15 +93,15 @@ class Predictor:
         return Output(softmax(logits), embeddings)
 
     def descriptors(self, cleaned: str, row: np.ndarray) -> reference.Descriptors:
-        """What a cleaned text is like, given its token ids; of one that was cut, word pieces are counted up to the cut."""
-        read = cleaned
+        """The descriptors of a cleaned text, given its token ids; of a truncated one, those of words within the limit."""
+        within_limit = cleaned
         if len(row) >= self.info.max_tokens:
-            read = cleaned[: max(end for _, end in self._tokenizer.encode(cleaned).offsets)]
+            within_limit = cleaned[: max(end for _, end in self._tokenizer.encode(cleaned).offsets)]
         n_unknown = int((row == self._unknown_id).sum())
-        return reference.describe_text(cleaned, len(row) - self._n_special, n_unknown, len(read.split()))
+        return reference.describe_text(cleaned, len(row) - self._n_special, n_unknown, len(within_limit.split()))
 
     def sketch(self, embeddings: np.ndarray) -> np.ndarray | None:
-        """Sketches of embeddings, float32 [n, n_axes]; None where the bundle has no reference for drift."""
+        """Sketches of embeddings, float32 [n, n_axes]; None if the bundle has no drift reference."""
         return None if self._axes is None else self._axes.sketch(embeddings)
 
     def probs(self, texts: Sequence[str]) -> np.ndarray:
@@ -123,50 +123,50 @@ class Predictor:
         return self.probs_of_cleaned(cleaned)
 
     def probs_of_cleaned(self, cleaned: Sequence[str]) -> np.ndarray:
-        """Probabilities of texts that the bundle's own policy has cleaned already, float32 [n_texts, n_labels]."""
+        """Probabilities of texts that are cleaned already, float32 [n_texts, n_labels]."""
         probs = np.empty((len(cleaned), len(self.info.labels)), dtype=np.float32)
         for places, output in self.batches(cleaned):
             probs[places] = output.probs
         return probs
 
     def batches(self, cleaned: Sequence[str]) -> Iterator[tuple[np.ndarray, Output]]:
-        """Answers cleaned texts in batches of similar length: their places, int64 [n], and what the model says of them."""
+        """Computes cleaned texts in batches of similar length; yields the indices of each batch, int64 [n], and its output."""
         with tqdm(total=len(cleaned), desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar:
             for places, rows in self.plan(cleaned):
                 yield places, self.run(rows)
                 bar.update(len(places))
 
     def plan(self, cleaned: Sequence[str]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-        """Tokenises cleaned texts and puts those of similar length into batches for :meth:`run`, the longest last.
+        """Tokenises cleaned texts and groups those of similar length into batches for :meth:`run`, the longest last.
 
         Returns:
-            Of each batch the places of its texts, int64 [n], and their token ids, int32 [n_tokens] each.
+            For each batch the indices of its texts, int64 [n], and their token ids, int32 [n_tokens] each.
         """
         tokens, offsets = tokenise(self._tokenizer, cleaned, self.info.max_tokens)
         rows = np.split(tokens, offsets[1:-1])
         return [(places, [rows[i] for i in places]) for places in plan_batches(np.diff(offsets), self._budget, None)]
 
     def prediction(self, row: np.ndarray) -> Prediction:
-        """The answer that a row of probabilities, float32 [n_labels], stands for."""
+        """The prediction for a row of probabilities, float32 [n_labels]."""
         best = int(row.argmax())
         return Prediction(self.info.labels[best], float(row[best]), dict(zip(self.info.labels, row.tolist(), strict=True)))
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """The label, its score and all probabilities of each raw text."""
+        """The predictions for raw texts, in their order."""
         return [self.prediction(row) for row in self.probs(texts)]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits [n, n_labels], in their type.
+    """Probabilities from logits [n, n_labels], in their dtype.
 
     >>> softmax(np.array([[0.0, 0.0]])).tolist()
     [[0.5, 0.5]]
     """
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))  # shifted, so that none overflows
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _chosen(path: str | Path, info: layout.BundleInfo, variant: str | None) -> str:
+def _choose_variant(path: str | Path, info: layout.BundleInfo, variant: str | None) -> str:
     if not info.onnx:
         raise BundleError(f"{path}: holds no ONNX model; make one with `sodaops export {path}`.")
     if variant is not None and variant not in info.onnx:
@@ -176,25 +176,27 @@ def _chosen(path: str | Path, info: layout.BundleInfo, variant: str | None) -> s
 
 
 def _identity(file: Path) -> tuple[int, int, int] | None:
-    """What changes when another file takes its place; None where there is none."""
+    """Values that change when the file is replaced; None if there is none."""
     try:
-        found = file.stat()
+        stat = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _session(model: Path, n_threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # it plans for shapes that come again; texts have many
+    options.enable_mem_pattern = False  # it helps with shapes that repeat; texts have many
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except _REFUSALS as error:
-        raise BundleError(f"{model}: ONNX Runtime refuses the model ({str(error).splitlines()[0]}). Export it anew.") from error
+        raise BundleError(
+            f"{model}: ONNX Runtime refuses the model ({str(error).splitlines()[0]}). Export it again."
+        ) from error
     names = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
     if names != (["input_ids", "attention_mask"], ["logits", "embeddings"]):
-        raise BundleError(f"{model}: the ONNX model has other inputs and outputs ({names}). Export it anew.")
+        raise BundleError(f"{model}: the ONNX model has other inputs and outputs ({names}). Export it again.")
     return session

@@ -120,7 +120,7 @@ def listed(name):
         (folder / "evil.pkl").write_bytes(b"\x80\x04.")
         info = json.loads((folder / layout.INFO).read_text())
         info["files"][name] = "0" * 64
-        info["bundle_id"] = layout.compute_bundle_id(info["files"], **layout._answers(info))
+        info["bundle_id"] = layout.compute_bundle_id(info["files"], **layout._settings(info))
         (folder / layout.INFO).write_text(json.dumps(info))
 
     return change
