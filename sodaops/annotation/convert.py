@@ -30,8 +30,8 @@ class _Line(NamedTuple):
 def convert_files(folder: Path, path: Path, labels: Sequence[str]) -> None:
     """Writes the tasks and answers of a folder's files to a new database; lines that cannot be used are logged.
 
-    The files move to format-1/ first, so a process of an older version fails to write and loses no answer unnoticed. If the
-    conversion is interrupted, the next one starts again from there.
+    The files are first moved to format-1/, and a file takes the place of each folder: a process of an older version then fails
+    to write, and acknowledges no answer that is not converted. An interrupted conversion starts again from format-1/.
 
     Args:
         folder: the store's; its lock is held by the caller.
@@ -47,6 +47,7 @@ def convert_files(folder: Path, path: Path, labels: Sequence[str]) -> None:
         for name in ("tasks", "answers"):
             if (folder / name).is_dir():
                 os.rename(folder / name, folder / CONVERTED / name)
+                (folder / name).write_text(f"moved to {path.name} by a newer version of sodaops\n", encoding="utf-8")
         answers = sorted(_answers(folder, labels, damaged), key=lambda line: line.entry["time"])  # stable: then file and line
         with storage.atomic_path(path, 0o600) as temporary:
             create_database(temporary)

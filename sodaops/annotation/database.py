@@ -34,6 +34,11 @@ CREATE VIEW current_answers AS
     WHERE NOT answers.undone;
 """
 _FIX = "`sodaops annotate pick` or `sodaops annotate import FILE` makes one, or name another with annotate.store"
+_FIXES = {
+    sqlite3.SQLITE_BUSY: "another process is using it; try again",
+    sqlite3.SQLITE_FULL: "make room there",
+    sqlite3.SQLITE_IOERR: "make room there, or check the disk",
+}
 _BUSY_TIMEOUT_S = 10.0  # another process writes for some milliseconds; after this the page shows an error and tries again
 
 
@@ -79,8 +84,13 @@ def connect(path: Path) -> sqlite3.Connection:
             f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None,
             check_same_thread=False,
         )  # fmt: skip
-        # NORMAL would survive kill -9 as well. FULL syncs at each commit, so that a power cut loses no acknowledged answer.
-        database.execute("PRAGMA synchronous = FULL")
+        try:
+            # NORMAL would survive kill -9, too. FULL syncs at each commit, so that a power cut loses no acknowledged answer.
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("SELECT 1 FROM tasks LIMIT 1")  # fails now if this is not a store's database
+        except sqlite3.Error:
+            database.close()
+            raise
         return database
 
 
@@ -90,8 +100,7 @@ def database_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        full = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-        fix = "make room there" if full else "check that it exists, is whole and may be written to, or restore it from a backup"
+        fix = _FIXES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "check that you may write there, or restore a backup")
         raise StorageError(f"{path}: could not be used ({error}); {fix}.") from error
 
 
