@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the schema and conf/: ``python tools/config_page.py`` (`make params` does it)."""
+"""Writes docs/configuration.md from the schema and conf/; `make params` runs it."""
 
 import itertools
 import re
@@ -14,16 +14,15 @@ from sodaops.config.schema import Config
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs/configuration.md"
 _PREFIXES = {"serve": "SODAOPS_", "drift": "SODAOPS_DRIFT_", "annotate": "SODAOPS_ANNOTATE_"}
-_LONG = 60  # characters of a default that are shown
+_MAX_SHOWN = 60  # characters of a default
 _HEAD = """\
 # Configuration
 
-Every key, with its default. `make params` makes this page from the schema (sodaops/config/schema.py) and conf/, and
-a test compares it with them.
+All keys with their defaults. `make params` writes this page from the schema (sodaops/config/schema.py) and conf/.
 
-`KEY=VALUE` on a command line changes a key, `GROUP=OPTION` takes another file of a group, `--config-dir FOLDER` adds files of
-your own, `--cfg job` prints the whole. A mistake is refused, together with all others, with the nearest name and exit code 2.
-The grammar is [Hydra's](https://hydra.cc/docs/advanced/override_grammar/basic/).
+`KEY=VALUE` on a command line sets a key, `GROUP=OPTION` selects a file of a group, `--config-dir FOLDER` adds your own files,
+and `--cfg job` prints the whole configuration. Mistakes are reported together, each with the nearest name and exit code 2. The
+grammar is [Hydra's](https://hydra.cc/docs/advanced/override_grammar/basic/).
 
 """
 
@@ -41,34 +40,35 @@ def page() -> str:
         if inner is None and name != "trainer":
             top.append(name)
         else:
-            sections.append(_described(name, inner, default[name], schema))
-    of_run = {"properties": {name: schema["properties"][name] for name in top}}
-    first = _table(list(_rows("", of_run, default, schema, _comments(REPO / "conf/config.yaml"))))
-    return _HEAD + "\n".join([f"## Of the run\n\n{first}", *sections])
+            sections.append(_section_text(name, inner, default[name], schema))
+    top_level = {"properties": {name: schema["properties"][name] for name in top}}
+    first = _table(list(_rows("", top_level, default, schema, _comments(REPO / "conf/config.yaml"))))
+    return _HEAD + "\n".join([f"## Top level\n\n{first}", *sections])
 
 
-def _described(name: str, section: dict[str, Any] | None, default: Any, schema: dict[str, Any]) -> str:
+def _section_text(name: str, section: dict[str, Any] | None, default: Any, schema: dict[str, Any]) -> str:
     folder = REPO / "conf" / name
     comments: dict[str, str] = {}
     for file in _files(name):
-        comments |= {f"{name}.{key}" if folder.is_dir() else key: said for key, said in _comments(file).items()}
-    if section is None:  # free form
-        said = "Arguments of `lightning.Trainer`, checked against Lightning's own signature where training starts."
+        comments |= {f"{name}.{key}" if folder.is_dir() else key: text for key, text in _comments(file).items()}
+    if section is None:  # free-form
+        text = "Arguments of `lightning.Trainer`, checked against Lightning's signature when training starts."
         rows = [(f"{name}.{key}", "", _value(value), comments.get(f"{name}.{key}", "")) for key, value in default.items()]
     else:
-        said = section.get("description", "").split("\n")[0]
+        text = section.get("description", "").split("\n")[0]
         rows = list(_rows(f"{name}.", section, default, schema, comments))
-    parts = [f"## {name}", said]
+    parts = [f"## {name}", text]
     if name in _PREFIXES:
         key = rows[0][0]
-        parts.append(f"Each is also a variable of the service: `{key}` is `{_PREFIXES[name]}{key.partition('.')[2].upper()}`.")
+        variable = f"{_PREFIXES[name]}{key.partition('.')[2].upper()}"
+        parts.append(f"Each is also an environment variable of the service: `{key}` is `{variable}`.")
     if options := _options(folder):
         parts.append(options)
     return "\n\n".join([*parts, _table(rows)])
 
 
 def _files(name: str) -> list[Path]:
-    """Where a section's comments are, those that go before the others last."""
+    """The files with a section's comments; later ones have precedence."""
     folder = REPO / "conf" / name
     if not folder.is_dir():
         return [REPO / "conf/config.yaml"]
@@ -76,28 +76,28 @@ def _files(name: str) -> list[Path]:
 
 
 def _options(folder: Path) -> str:
-    """The files of a group, and the first sentence of each."""
-    found = []
+    """A list of a group's files with the first sentence of each."""
+    options = []
     for file in sorted(folder.glob("*.yaml")):
         lines = file.read_text(encoding="utf-8").splitlines()
         comment = itertools.takewhile(lambda line: line.startswith("#"), (line for line in lines if "@package" not in line))
-        said = re.split(r"\. |: |\.$", " ".join(line.lstrip("# ") for line in comment))[0]
+        summary = re.split(r"\. |: |\.$", " ".join(line.lstrip("# ") for line in comment))[0]
         if file.stem != "base":
-            found.append(f"- `{folder.name}={file.stem}`" + (f": {said}" if said else ""))
-    return "\n".join(found) if len(found) > 1 else ""
+            options.append(f"- `{folder.name}={file.stem}`" + (f": {summary}" if summary else ""))
+    return "\n".join(options) if len(options) > 1 else ""
 
 
 def _comments(file: Path) -> dict[str, str]:
-    """Key -> the comment that ends its line; keys are joined by points, ``@package _global_`` files leave out their section."""
-    found: dict[str, str] = {}
-    way: list[str] = []
+    """Dotted key -> the comment at the end of its line; ``@package _global_`` files leave out their section."""
+    comments: dict[str, str] = {}
+    path: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         parsed = re.fullmatch(r"( *)(\w+):(?: .*?)?(?:\s+#\s*(.+))?", line)
         if parsed:
-            way = [*way[: len(parsed[1]) // 2], parsed[2]]
+            path = [*path[: len(parsed[1]) // 2], parsed[2]]
             if parsed[3]:
-                found[".".join(way if way[0] != file.parent.name else way[1:])] = parsed[3]
-    return found
+                comments[".".join(path if path[0] != file.parent.name else path[1:])] = parsed[3]
+    return comments
 
 
 def _rows(
@@ -107,25 +107,25 @@ def _rows(
         key, inner = f"{prefix}{name}", _section(of, schema)
         value = None if default is None else default[name]
         if inner is None or value is None:
-            said = of.get("description") or comments.get(key, "")
-            if "enum" in of and all(str(allowed) in said for allowed in of["enum"]):
-                said = ""  # the cell beside it says the same
-            yield key, _allowed(of, schema), "" if default is None else _value(value), said
+            text = of.get("description") or comments.get(key, "")
+            if "enum" in of and all(str(allowed) in text for allowed in of["enum"]):
+                text = ""  # the cell beside it lists the same values
+            yield key, _allowed(of, schema), "" if default is None else _value(value), text
         if inner is not None:
             yield from _rows(f"{key}.", inner, value, schema, comments)
 
 
 def _section(of: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The object with keys of its own that a property is, or may be besides null."""
+    """The schema of a property that is an object with keys, or may be one besides null."""
     for kind in of.get("anyOf", [of]):
-        found = schema["$defs"][kind["$ref"].rpartition("/")[2]] if "$ref" in kind else None
-        if found is not None and found.get("properties"):
-            return found
+        target = schema["$defs"][kind["$ref"].rpartition("/")[2]] if "$ref" in kind else None
+        if target is not None and target.get("properties"):
+            return target
     return None
 
 
 def _allowed(of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """What a value may be, in words."""
+    """The allowed values in words."""
     if "anyOf" in of:
         return " or ".join(dict.fromkeys(_allowed(kind, schema) for kind in of["anyOf"]))
     if "$ref" in of:
@@ -151,13 +151,13 @@ def _bounds(of: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
     text = text.removesuffix("\n").removesuffix("\n...").strip()
-    return f"`{text}`" if len(text) <= _LONG else f"`{text[:_LONG]}`…"
+    return f"`{text}`" if len(text) <= _MAX_SHOWN else f"`{text[:_MAX_SHOWN]}`…"
 
 
 def _table(rows: list[tuple[str, str, str, str]]) -> str:
-    lines = ["| key | default | may be | |", "| --- | --- | --- | --- |"]
-    for key, allowed, value, said in rows:
-        cells = [f"`{key}`", value, allowed, re.sub(r"([\\_*<|\[])", r"\\\1", said)]
+    lines = ["| key | default | allowed | |", "| --- | --- | --- | --- |"]
+    for key, allowed, value, text in rows:
+        cells = [f"`{key}`", value, allowed, re.sub(r"([\\_*<|\[])", r"\\\1", text)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
