@@ -3,13 +3,12 @@
 import json
 import logging
 import os
-import re
-import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sodaops.annotation.database import connect, create_database, insert_answers, insert_tasks
 from sodaops.annotation.tasks import check_annotator, check_label, task_of
@@ -17,18 +16,11 @@ from sodaops.errors import DataError, some
 from sodaops.io import storage
 
 CONVERTED = "format-1"  # the old files are kept in this folder of the store
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 log = logging.getLogger(__name__)
 
 
-class _Line(NamedTuple):
-    place: str
-    entry: dict[str, Any]
-    file: Path
-
-
 def convert_files(folder: Path, path: Path, labels: Sequence[str]) -> None:
-    """Writes the tasks and answers of a folder's files to a new database; lines that cannot be used are logged.
+    """Writes the tasks and answers of a folder's files to a new database, and logs the lines that are damaged.
 
     The files are first moved to format-1/, and a file takes the place of each folder: a process of an older version then fails
     to write, and acknowledges no answer that is not converted. An interrupted conversion starts again from format-1/.
@@ -48,68 +40,64 @@ def convert_files(folder: Path, path: Path, labels: Sequence[str]) -> None:
             if (folder / name).is_dir():
                 os.rename(folder / name, folder / CONVERTED / name)
                 (folder / name).write_text(f"moved to {path.name} by a newer version of sodaops\n", encoding="utf-8")
-        answers = sorted(_answers(folder, labels, damaged), key=lambda line: line.entry["time"])  # stable: then file and line
         with storage.atomic_path(path, 0o600) as temporary:
             create_database(temporary)
             with closing(connect(temporary)) as database, database:
                 database.execute("BEGIN")
-                for line in _lines(folder, "tasks", damaged):
+                for file, place, entry in _entries(folder / CONVERTED / "tasks", damaged):
                     try:
-                        insert_tasks(database, line.file.stem, [task_of(line.entry, labels)])
+                        insert_tasks(database, file.stem, [task_of(entry, labels)])
                     except DataError:
-                        damaged.append(line.place)
-                for line in answers:
-                    _insert(database, line)
+                        damaged.append(place)
+                insert_answers(database, _answers(folder / CONVERTED / "answers", labels, damaged))
     if damaged:
-        log.warning("%s: %d damaged lines were not converted: %s", folder / CONVERTED, len(damaged), some(sorted(damaged)))
+        log.warning("%s: %d damaged lines were not converted: %s", folder / CONVERTED, len(damaged), some(damaged))
 
 
-def _lines(folder: Path, kind: str, damaged: list[str]) -> Iterator[_Line]:
-    """The JSON objects of all files; what comes after the last line break is an answer that was never acknowledged."""
-    for file in sorted((folder / CONVERTED / kind).glob("*.jsonl")):
-        for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
-            place = f"{kind}/{file.name} line {number}"
+def _entries(folder: Path, damaged: list[str]) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """File, place and object of each line. A last line without a line break was never acknowledged, and is left out."""
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+            place = f"{folder.name}/{file.name} line {number}"
             try:
-                entry = json.loads(text or b"null")
+                entry = json.loads(line) if line.strip() else None
             except ValueError:
-                entry = text
+                entry = line
             if isinstance(entry, dict):
-                yield _Line(place, entry, file)
+                yield file, place, entry
             elif entry is not None:
                 damaged.append(place)
 
 
-def _answers(folder: Path, labels: Sequence[str], damaged: list[str]) -> Iterator[_Line]:
-    for line in _lines(folder, "answers", damaged):
+def _answers(folder: Path, labels: Sequence[str], damaged: list[str]) -> list[dict[str, Any]]:
+    """The columns of all answers, in the order in which they were given."""
+    entries = []
+    for file, place, entry in _entries(folder, damaged):
         try:
-            _check(line.entry, labels)
-            yield line
+            session = file.stem.rpartition("-")[2]  # TIME-ANNOTATOR-SESSION.jsonl
+            entries.append(({**_columns(entry, labels), "session": session, "undone": 0}, entry.get("undo") is True))
         except (DataError, KeyError, TypeError, ValueError):
-            damaged.append(line.place)
+            damaged.append(place)
+    answers: list[dict[str, Any]] = []
+    by_task: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)  # those that can be undone
+    for columns, undo in sorted(entries, key=lambda entry: entry[0]["time"]):  # stable: at one time, in the files' order
+        before = by_task[columns["annotator"], columns.get("task", "")]
+        if not undo:
+            before.append(columns)
+            answers.append(columns)
+        elif before:
+            before.pop()["undone"] = 1
+    return answers
 
 
-def _check(entry: dict[str, Any], labels: Sequence[str]) -> None:
+def _columns(entry: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """Refuses an answer without a task or request, an annotator, a time, and a label, a skip or an undo."""
-    if not all(isinstance(entry.get(key), kind) for key, kind in _key(entry).items()) or not _TIME.fullmatch(entry["time"]):
-        raise ValueError
-    datetime.fromisoformat(entry["time"])
-    check_annotator(entry.get("annotator"))
-    if entry.get("undo") is not True and not (entry.get("label") is None and entry.get("skip") is True):
-        check_label(entry.get("label"), labels)
-
-
-def _key(entry: dict[str, Any]) -> dict[str, type]:
-    """What an answer belongs to, and the types."""
-    return {"request_id": str, "place": int} if entry.get("source") == "feedback" else {"task": str}
-
-
-def _insert(database: sqlite3.Connection, line: _Line) -> None:
-    entry, annotator = line.entry, check_annotator(line.entry["annotator"])
-    if entry.get("undo") is True:  # of the annotator's last answer to the task
-        last = "SELECT max(number) FROM answers WHERE annotator = ? AND task = ? AND NOT undone"
-        database.execute(f"UPDATE answers SET undone = 1 WHERE number = ({last})", (annotator, entry.get("task")))
-        return
-    columns = {key: entry.get(key) for key in ("time", "label", *_key(entry))}
-    session = line.file.stem.rpartition("-")[2]  # TIME-ANNOTATOR-SESSION.jsonl
-    source = str(entry.get("source", "page"))
-    insert_answers(database, [{**columns, "annotator": annotator, "session": session, "source": source}])
+    kinds = {"request_id": str, "place": int} if entry.get("source") == "feedback" else {"task": str}
+    if not all(isinstance(entry[key], kind) for key, kind in kinds.items()):
+        raise TypeError
+    datetime.strptime(entry["time"], "%Y-%m-%dT%H:%M:%S.%fZ")
+    label = entry.get("label")
+    if not (label is None and (entry.get("skip") is True or entry.get("undo") is True)):
+        check_label(label, labels)
+    columns = {key: entry[key] for key in ("time", *kinds)}
+    return {**columns, "label": label, "annotator": check_annotator(entry["annotator"]), "source": str(entry.get("source"))}
