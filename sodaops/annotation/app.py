@@ -1,7 +1,7 @@
 """The annotation service: the page on which people label texts, and its three routes."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +13,12 @@ from starlette.exceptions import HTTPException
 
 from sodaops.annotation.store import Store
 from sodaops.annotation.tasks import check_annotator
-from sodaops.errors import DataError, SodaOpsError, StorageError
+from sodaops.errors import DataError, StorageError
 from sodaops.web.guard import Guard, problem_response
 from sodaops.web.metrics import HttpMetrics
 from sodaops.web.traces import telemetry_config
 
 _PAGE = Path(__file__).parent / "page.html"
-_STATUS = {DataError: 422, StorageError: 503, SodaOpsError: 409}
 log = logging.getLogger("sodaops.annotation")
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -43,40 +42,8 @@ class UndoRequest(_Request):
     task: Name | None = None
 
 
-class OpenTask(BaseModel):
-    """A text to label. The model's prediction is not sent, so that it does not influence the annotator."""
-
-    task: str
-    text: str
-
-
-class PairAgreement(BaseModel):
-    """How far two annotators agree on the tasks that both labelled."""
-
-    annotator: str
-    n_shared: int
-    raw: float
-    kappa: float | None = Field(description="Cohen's; null where it is not defined")
-
-
-class PageState(BaseModel):
-    """The next task of an annotator, their progress and their agreement with others."""
-
-    task: OpenTask | None = Field(description="null: this annotator has answered all tasks")
-    labels: list[str]
-    n_tasks: int
-    n_answered: int = Field(description="tasks with a label by anybody")
-    n_labelled: int = Field(description="by this annotator")
-    n_skipped: int
-    agreements: list[PairAgreement] = Field(description="with each annotator who labelled some of the same tasks")
-
-
 def create_annotation_app(
-    store_folder: str | Path,
-    api_keys: Sequence[SecretStr] = (),
-    admin_keys: Sequence[SecretStr] = (),
-    max_body_bytes: int = 65_536,
-    body_s: float = 10.0,
+    store_folder: str | Path, api_keys: Sequence[SecretStr] = (), admin_keys: Sequence[SecretStr] = ()
 ) -> FastAPI:
     """Creates the application for a store that exists.
 
@@ -84,8 +51,6 @@ def create_annotation_app(
         store_folder: with store.json.
         api_keys: requests need one of them; without keys, all are allowed. The page itself is always open.
         admin_keys: as api_keys.
-        max_body_bytes: limit on the body of a request.
-        body_s: seconds in which it must arrive.
 
     Raises:
         DataError: no store.
@@ -98,9 +63,8 @@ def create_annotation_app(
     _add_error_handlers(app)
     paths = {route.path for route in app.routes if hasattr(route, "path")}
     app.add_middleware(
-        Guard, metrics=HttpMetrics(), paths=paths, api_keys=api_keys, admin_keys=admin_keys, max_body_bytes=max_body_bytes,
-        body_s=body_s,
-    )  # fmt: skip
+        Guard, metrics=HttpMetrics(), paths=paths, api_keys=api_keys, admin_keys=admin_keys, max_body_bytes=65_536, body_s=10.0
+    )
     return app
 
 
@@ -117,50 +81,53 @@ def _add_routes(app: FastAPI, store: Store) -> None:
 
     # These wait for the disk: FastAPI runs plain functions in threads.
     @app.get("/api/next")
-    def next_task(annotator: Annotated[str, Query()]) -> PageState:
+    def next_task(annotator: Annotated[str, Query()]) -> dict[str, Any]:
         return _page_state(store, annotator)
 
     @app.post("/api/answer")
-    def answer(body: AnswerRequest) -> PageState:
+    def answer(body: AnswerRequest) -> dict[str, Any]:
         store.session(body.annotator, body.session).answer(body.task, body.label)
         return _page_state(store, body.annotator)
 
     @app.post("/api/undo")
-    def undo(body: UndoRequest) -> PageState:
+    def undo(body: UndoRequest) -> dict[str, Any]:
         task = store.session(body.annotator, body.session).undo(body.task)
         return _page_state(store, body.annotator, task)
 
 
-def _page_state(store: Store, annotator: str, task: str | None = None) -> PageState:
-    """What the page of an annotator shows: the given task, or else the next one."""
+def _page_state(store: Store, annotator: str, task: str | None = None) -> dict[str, Any]:
+    """What the page of an annotator shows: the given task, or else the next one, their progress, and agreement with others.
+
+    The model's prediction is not sent, so that it does not influence the annotator.
+    """
     annotator, state = check_annotator(annotator), store.state()
     shown = next((each for each in state.tasks if each.task == task), None) or state.next_for(annotator)
-    progress = state.progress()
-    return PageState(
-        task=OpenTask(task=shown.task, text=shown.text) if shown else None,
-        labels=list(state.labels),
-        n_tasks=progress.tasks,
-        n_answered=progress.answered,
-        n_labelled=progress.labelled.get(annotator, 0),
-        n_skipped=progress.skipped.get(annotator, 0),
-        agreements=[PairAgreement(annotator=a.other, **a._asdict()) for a in state.agreements_of(annotator)],
-    )
+    progress, agreements = state.progress(), state.agreements_of(annotator)
+    return {
+        "task": {"task": shown.task, "text": shown.text} if shown else None,  # null: nothing is left for this annotator
+        "labels": state.labels,
+        "n_tasks": progress.tasks,
+        "n_answered": progress.answered,  # by anybody; the next two by this annotator
+        "n_labelled": progress.labelled.get(annotator, 0),
+        "n_skipped": progress.skipped.get(annotator, 0),
+        "agreements": [{"annotator": a.other, "n_shared": a.n_shared, "raw": a.raw, "kappa": a.kappa} for a in agreements],
+    }
 
 
 def _add_error_handlers(app: FastAPI) -> None:
     """Answers every error with a problem document (RFC 9457)."""
 
-    async def http_error(request: Request, error: Any) -> Response:
-        return problem_response(request.scope, error.status_code, str(error.detail), error.headers)
+    def handle(kind: type[Exception], explain: Callable[[Any], tuple[Any, ...]]) -> None:
+        async def handler(request: Request, error: Exception) -> Response:
+            return problem_response(request.scope, *explain(error))
 
-    async def sodaops_error(request: Request, error: Any) -> Response:
-        status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
-        return problem_response(request.scope, status, str(error))
+        app.add_exception_handler(kind, handler)
 
-    async def validation_error(request: Request, error: Any) -> Response:
-        faults = [f"{'.'.join(str(part)[:40] for part in d['loc'])}: {d['msg']}" for d in error.errors()[:5]]
-        return problem_response(request.scope, 422, "; ".join(faults))
+    handle(HTTPException, lambda error: (error.status_code, str(error.detail), error.headers))
+    handle(RequestValidationError, lambda error: (422, "; ".join(map(_field_error, error.errors()[:5]))))
+    handle(DataError, lambda error: (422, str(error)))
+    handle(StorageError, lambda error: (503, str(error)))
 
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(SodaOpsError, sodaops_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
+
+def _field_error(error: Any) -> str:
+    return f"{'.'.join(str(part)[:40] for part in error['loc'])}: {error['msg']}"
