@@ -1,3 +1,5 @@
+"""Metrics against scikit-learn and by hand, and the baselines."""
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -25,7 +27,7 @@ def draw(n=500, n_labels=3, seed=0):
     return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), ids
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_against_scikit_learn(seed):
     probs, ids = draw(seed=seed)
     predicted = probs.argmax(1)
@@ -66,24 +68,23 @@ def test_calibration_by_hand():
     assert bins["n_rows"].tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 2, 0]
 
 
-def test_honest_confidence_has_a_small_error():
+def test_calibrated_confidence_has_a_small_error():
     rng = np.random.default_rng(0)
     top = rng.uniform(0.5, 1, 100_000)
     ids = (rng.uniform(size=len(top)) > top).astype(int)
     assert expected_calibration_error(np.stack([top, 1 - top], 1), ids) < 0.01
 
 
-def test_bootstrap_draws_as_rows_would():
+def test_bootstrapping_cells_is_bootstrapping_rows():
     probs, ids = draw(300)
     predicted = probs.argmax(1)
-    rng = np.random.default_rng(1)
-    rows = rng.integers(0, len(ids), (2000, len(ids)))
-    by_rows = [sk.f1_score(ids[r], predicted[r], average="macro") for r in rows[:600]]
+    rows = np.random.default_rng(1).integers(0, len(ids), (600, len(ids)))
+    by_rows = [summary(confusion(ids[r], predicted[r], 3))["macro_f1"] for r in rows]
     low, high = bootstrap(confusion(ids, predicted, 3), 20_000)["macro_f1"]
     assert np.quantile(by_rows, [0.025, 0.975]) == pytest.approx([low, high], abs=0.012)
 
 
-def test_intervals_cover_about_as_often_as_they_say():
+def test_intervals_cover_about_95_percent():
     truth = np.array([[40, 6, 4], [5, 20, 5], [6, 6, 58]])
     expected = summary(truth)["accuracy"]
     rng = np.random.default_rng(0)
@@ -95,16 +96,16 @@ def test_intervals_cover_about_as_often_as_they_say():
 
 
 @pytest.mark.parametrize(
-    ("probs", "ids", "message"),
+    ("probs", "ids", "named"),
     [
-        (np.empty((0, 3)), np.array([], int), "0 labels"),
-        (np.ones((2, 3)) / 3, np.array([0]), "1 labels"),
-        (np.full((1, 3), np.nan), np.array([0]), "not finite"),
-        (np.ones((1, 3)) / 3, np.array([3]), "label ids 3 to 3; expected 0 to 2"),
+        (np.empty((0, 3)), np.array([], int), r"\(0, 3\).* 0 "),
+        (np.ones((2, 3)) / 3, np.array([0]), r"\(2, 3\).* 1 "),
+        (np.full((1, 3), np.nan), np.array([0]), "finite"),
+        (np.ones((1, 3)) / 3, np.array([3]), "3 to 3.*0 to 2"),
     ],
 )
-def test_refused(probs, ids, message):
-    with pytest.raises(DataError, match=message):
+def test_bad_input(probs, ids, named):
+    with pytest.raises(DataError, match=named):
         measure(probs, ids, LABELS)
 
 
