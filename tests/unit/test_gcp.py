@@ -11,28 +11,51 @@ from tests.conftest import REPO
 from tests.gcloud import FakeGcloud, Predictor, serving, unknown
 
 GIVEN = ("--project=acme-1", "--region=europe-west1", "--bucket=acme-data", "--email=ops@example.org")
+GITHUB = "--github=acme/sodaops"
 POLICIES = [{"displayName": "sodaops errors", "notificationChannels": ["${NOTIFICATION_CHANNEL}"]}]
 LOOK = re.compile(r" (describe|list|list-configs|get-iam-policy)( |$)")
 LOGGED_OUT = (1, "ERROR: (gcloud.projects.describe) You do not currently have an active account selected.")
 
 
-@pytest.fixture
-def policies(tmp_path):
-    path = tmp_path / "policies.json"
-    path.write_text(json.dumps(POLICIES))
-    return f"--policies={path}"
-
-
-@pytest.fixture
-def empty(tmp_path):
+def new_project(folder):
     """A project with only what its owner created by hand; resources with a value exist once they are created."""
-    fake = FakeGcloud(tmp_path / "bin")
+    fake = FakeGcloud(folder / "bin")
     fake.answer("^projects describe", "4711")
     fake.answer("^billing projects describe", "billingAccounts/01-AB")
     fake.answer("service.*describe sodaops .*basename", "sodaops-4711.europe-west1.run.app")
     fake.answer("channels list", "", "projects/acme-1/notificationChannels/7")
     fake.answer("uptime list-configs", "", "check-8")
     fake.answer("installationState", "COMPLETE")
+    return fake
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    path = tmp_path_factory.mktemp("policies") / "policies.json"
+    path.write_text(json.dumps(POLICIES))
+    return f"--policies={path}"
+
+
+@pytest.fixture
+def empty(tmp_path):
+    return new_project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory, policies):
+    """The output of a plan, which changes nothing."""
+    fake = new_project(tmp_path_factory.mktemp("plan"))
+    done = fake.run("gcp.py", "plan", *GIVEN, policies, GITHUB)
+    assert done.returncode == 0 and made(fake) == [], done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory, policies):
+    """A gcloud after an apply."""
+    fake = new_project(tmp_path_factory.mktemp("apply"))
+    done = fake.run("gcp.py", "apply", *GIVEN, policies, GITHUB)
+    assert done.returncode == 0, done.stderr
     return fake
 
 
@@ -61,11 +84,7 @@ def test_make_passes_the_values_on(command):
     assert command == "rollback" or flags in output
 
 
-def test_a_plan_shows_every_command_and_changes_nothing(empty, policies):
-    done = empty.run("gcp.py", "plan", *GIVEN, policies, "--github=acme/sodaops")
-    assert done.returncode == 0, done.stderr
-    assert made(empty) == []
-    commands = planned(done.stdout)
+def test_a_plan_shows_every_command(plan):
     for begin in (
         "services enable aiplatform.googleapis.com", "storage buckets create gs://acme-data ",
         "storage buckets create gs://acme-data-requests ", "artifacts repositories create sodaops ",
@@ -73,9 +92,9 @@ def test_a_plan_shows_every_command_and_changes_nothing(empty, policies):
         "beta monitoring channels create ", "monitoring uptime create ", "monitoring policies create ",
         "billing budgets create ", "builds triggers create github --name=sodaops-ci ",
     ):  # fmt: skip
-        assert any(command.startswith(f"gcloud {begin}") for command in commands), begin
-    assert "4711" in done.stdout and "01-AB" in done.stdout and "host=sodaops-4711.europe-west1.run.app" in done.stdout
-    assert "displayName" in done.stdout and "RunMonitoring" in done.stdout  # standard input of some commands
+        assert any(command.startswith(f"gcloud {begin}") for command in planned(plan)), begin
+    assert all(value in plan for value in ("4711", "01-AB", "host=sodaops-4711.europe-west1.run.app"))
+    assert "displayName" in plan and "RunMonitoring" in plan  # standard input of some commands
 
 
 def test_a_plan_needs_no_gcloud_and_no_account(empty, policies, monkeypatch):
@@ -91,22 +110,17 @@ def test_a_plan_needs_no_gcloud_and_no_account(empty, policies, monkeypatch):
     assert done.returncode == 1 and "gcloud" in done.stderr
 
 
-def test_what_exists_is_not_created_again(empty, policies):
-    """The first apply creates everything; the second one, where all of it exists, nothing."""
-    first = empty.run("gcp.py", "apply", *GIVEN, policies, "--github=acme/sodaops")
-    assert first.returncode == 0, first.stderr
-    wanted = made(empty)
+def test_what_exists_is_not_created_again(empty, applied, policies):
+    wanted = made(applied)
     assert len(wanted) > 50 and len(set(wanted)) == len(wanted) - 3  # the alert policies differ in their input
-    stdins = [call["stdin"] for call in empty.calls if call["command"][:3] == ["monitoring", "policies", "create"]]
+    stdins = [call["stdin"] for call in applied.calls if call["command"][:3] == ["monitoring", "policies", "create"]]
     names = [json.loads(text)["displayName"].removeprefix("sodaops ") for text in stdins]
     assert names == ["errors", "uptime", "drift", "drift unseen"]
     assert all(json.loads(text)["notificationChannels"] == ["projects/acme-1/notificationChannels/7"] for text in stdins)
     assert 'check_id=\\"check-8\\"' in stdins[1]
     _let_exist(empty, wanted, stdins)
-    empty.forget()
-    second = empty.run("gcp.py", "apply", *GIVEN, policies, "--github=acme/sodaops")
-    assert second.returncode == 0, second.stderr
-    assert made(empty) == []
+    done = empty.run("gcp.py", "apply", *GIVEN, policies, GITHUB)
+    assert done.returncode == 0 and made(empty) == [], done.stderr
 
 
 def _let_exist(gcloud, commands, policies):
@@ -125,9 +139,8 @@ def _let_exist(gcloud, commands, policies):
     gcloud.answer("uptime list-configs", "check-8")
 
 
-def test_the_order_is_one_in_which_each_can_be_made(empty, policies):
-    assert empty.run("gcp.py", "apply", *GIVEN, policies).returncode == 0
-    wanted = made(empty)
+def test_resources_are_created_before_they_are_used(applied):
+    wanted = made(applied)
     assert wanted[0].startswith("services enable")
     first, bound = {}, []
     for n, command in enumerate(wanted):
@@ -158,7 +171,7 @@ def test_the_order_is_one_in_which_each_can_be_made(empty, policies):
 )
 def test_a_failing_step_stops_the_rest(empty, policies, failing, error, named):
     empty.answer(failing, error)
-    done = empty.run("gcp.py", "apply", *GIVEN, policies, "--github=acme/sodaops")
+    done = empty.run("gcp.py", "apply", *GIVEN, policies, GITHUB)
     assert done.returncode == 1 and named in done.stderr and "Traceback" not in done.stderr
     assert re.search(failing, empty.commands[-1])
     assert "trigger sodaops-ci" in done.stderr  # among what is left
@@ -170,32 +183,30 @@ def test_an_api_that_is_off_counts_as_nothing_there(empty, policies):
     assert done.returncode == 0 and "secret sodaops-wandb: missing" in done.stdout
 
 
-def test_rights_are_few_and_no_secret_is_an_argument(empty, policies):
-    text = empty.run("gcp.py", "plan", *GIVEN, policies, "--github=acme/sodaops").stdout
-    roles = set(re.findall(r"--role=roles/(\S+)", text))
+def test_rights_are_few_and_no_secret_is_an_argument(plan):
+    roles = set(re.findall(r"--role=roles/(\S+)", plan))
     assert len(roles) > 8 and not [role for role in roles if re.search(r"^owner|[eE]ditor$|^viewer", role)]
     assert {role for role in roles if "dmin" in role} == {"cloudscheduler.admin", "secretmanager.admin"}
-    of_ci = re.findall(r"^gcloud .*--member=serviceAccount:sodaops-ci@\S+ --role=roles/(\S+)", text, re.MULTILINE)
+    of_ci = re.findall(r"^gcloud .*--member=serviceAccount:sodaops-ci@\S+ --role=roles/(\S+)", plan, re.MULTILINE)
     assert of_ci == ["logging.logWriter"]  # it runs code of pull requests
-    of_train = re.findall(r"^gcloud storage .*:sodaops-train@\S+ --role=roles/(\S+) (.*)", text, re.MULTILINE)
+    of_train = re.findall(r"^gcloud storage .*:sodaops-train@\S+ --role=roles/(\S+) (.*)", plan, re.MULTILINE)
     runs = 'expression=resource.name.startsWith("projects/_/buckets/acme-data/objects/runs/"),title=runs'
     assert of_train == [("storage.objectViewer", "--condition=None"), ("storage.objectUser", f"'--condition={runs}'")]
-    on_bucket = re.findall(r"^gcloud storage buckets add-iam-policy-binding gs://acme-data .*", text, re.MULTILINE)
+    on_bucket = re.findall(r"^gcloud storage buckets add-iam-policy-binding gs://acme-data .*", plan, re.MULTILINE)
     assert len(on_bucket) == 5 and all(
         "--condition=" in line for line in on_bucket
     )  # gcloud asks otherwise, once one has a condition
-    assert "allUsers" not in text and "--data-file=-" in text and not re.search(r"--data-file=[^-]", text)
+    assert "allUsers" not in plan and "--data-file=-" in plan and not re.search(r"--data-file=[^-]", plan)
 
 
-def test_secretmanager_admin_is_granted_only_for_the_connection_to_github(empty, policies):
-    right = "secretmanager.admin"
-    wanted = planned(empty.run("gcp.py", "plan", *GIVEN, policies, "--github=acme/sodaops").stdout)
-    (at,) = [n for n, command in enumerate(wanted) if right in command]
-    assert wanted[at + 1].startswith("gcloud builds connections create")
-    empty.answer("connections describe sodaops .*value.name.", "there")
-    text = empty.run("gcp.py", "plan", *GIVEN, policies, "--github=acme/sodaops").stdout
-    assert right in text and not [command for command in planned(text) if right in command]
-    assert right not in empty.run("gcp.py", "plan", *GIVEN, policies).stdout
+def test_secretmanager_admin_is_granted_only_for_the_connection_to_github(empty, plan, policies):
+    role = "secretmanager.admin"
+    (at,) = [n for n, command in enumerate(planned(plan)) if role in command]
+    assert planned(plan)[at + 1].startswith("gcloud builds connections create")
+    empty.answer("connections describe sodaops .*value.name.", "name")
+    with_connection = empty.run("gcp.py", "plan", *GIVEN, policies, GITHUB).stdout
+    assert role in with_connection and not [command for command in planned(with_connection) if role in command]
+    assert role not in empty.run("gcp.py", "plan", *GIVEN, policies).stdout
 
 
 def test_a_right_without_its_condition_is_another_right(empty, policies):
@@ -272,9 +283,8 @@ def test_what_cannot_be_rolled_back_changes_nothing(empty, traffic, labels):
     assert done.returncode == 1 and "error: sodaops: " in done.stderr and empty.moves == []
 
 
-def test_gcloud_knows_every_command_and_flag(empty, policies):
-    assert empty.run("gcp.py", "apply", *GIVEN, policies, "--github=acme/sodaops").returncode == 0
-    commands = [call["command"] for call in empty.calls]
+def test_gcloud_knows_every_command_and_flag(applied):
+    commands = [call["command"] for call in applied.calls]
     assert len(commands) > 90
     assert [fault for command in commands for fault in unknown(command)] == []
     assert unknown(["run", "deploy", "x", "--no-trafic", "--no-cpu-throttling"]) == ["gcloud run deploy: --no-trafic"]
