@@ -219,14 +219,14 @@ def schedule(options: argparse.Namespace, url: str) -> None:
 def arguments(given: Sequence[str]) -> argparse.Namespace:
     """The step's options; the build sets those without a default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="what", required=True)
-    serve, drift = verbs.add_parser("serve"), verbs.add_parser("drift")
-    for verb in (serve, drift):
+    commands = parser.add_subparsers(dest="what", required=True)
+    serve, drift = commands.add_parser("serve"), commands.add_parser("drift")
+    for command in (serve, drift):
         for name in ("service", "region", "project", "image", "tag", "account", "requests"):
-            verb.add_argument(f"--{name}", required=True)
-        verb.add_argument("--cpu", default="1")
-        verb.add_argument("--memory", default="1Gi")
-        verb.add_argument("--smoke-s", type=float, default=180, help="seconds for the smoke test to succeed")
+            command.add_argument(f"--{name}", required=True)
+        command.add_argument("--cpu", default="1")
+        command.add_argument("--memory", default="1Gi")
+        command.add_argument("--smoke-s", type=float, default=180, help="seconds for the smoke test to succeed")
     serve.add_argument("--release", type=Path, required=True, help="the file that gate.py wrote")
     serve.add_argument("--done", type=Path, required=True, help="file to write for settle.py")
     serve.add_argument("--keys-secret", default="", help="a secret with the service's API keys; empty: none")

@@ -156,7 +156,7 @@ def rollback(project: str, region: str, keys_secret: str, smoke_s: float, name: 
     target, url = service.tagged(revision=previous), service.status()["url"]
     if not target:
         raise StepError(
-            f"{name}: {previous} has no tag any more (only the last two keep theirs), so it cannot be tested without traffic. "
+            f"{name}: {previous} no longer has a tag (only the last two revisions do), so it cannot be tested without traffic. "
             "Deploy its commit again."
         )
     key = key_of(keys_secret, project)

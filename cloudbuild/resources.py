@@ -142,12 +142,8 @@ def _accounts(v: Values) -> Iterator[Step]:
     yield _binding(v, ["artifacts", "repositories"], repository, "artifactregistry.writer", v.account("build"))
     yield _binding(v, ["artifacts", "repositories"], repository, "artifactregistry.reader", v.account("train"))
     everything, plain = [f"gs://{v.bucket}"], ["--condition=None"]  # required once another binding has a condition
-    for name, role in (
-        ("build", "objectUser"),
-        ("train", "objectViewer"),
-        ("serve", "objectViewer"),
-        ("drift", "objectViewer"),
-    ):
+    for name in ("build", "train", "serve", "drift"):
+        role = "objectUser" if name == "build" else "objectViewer"
         yield _binding(v, ["storage", "buckets"], everything, f"storage.{role}", v.account(name), plain)
     # Trainings run the code of any branch: they may read the bucket but write only below runs/, not the registry.
     runs = f'expression=resource.name.startsWith("projects/_/buckets/{v.bucket}/objects/runs/"),title=runs'

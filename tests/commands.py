@@ -1,4 +1,4 @@
-"""Commands as documents and workflows give them: found in their blocks, and held against what there is."""
+"""Commands in documents and workflows: reads them from their blocks and checks that what they name exists."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ _OURS = re.compile(r"^(\w+=\S+ +)*(sodaops|make|dvc|python|uvicorn|pip|gcloud|gh
 
 
 class Block(NamedTuple):
-    """A fenced block of a page: its first line's number, its language, why it is not run (if so), its text."""
+    """A fenced block of a page: its first line, its language, the reason why it is not run (if any), its text."""
 
     path: Path
     line: int
@@ -27,33 +27,33 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """One a line, without the comments; a line that ends in a backslash goes on in the next."""
+        """One per line, without comments; lines that end with a backslash are joined with the next."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [bare for line in lines if (bare := re.sub(r"(^|\s+)#(\s.*|$)", "", line).strip())]
 
     @property
     def is_ours(self) -> bool:
-        """Whether a line of it looks like a command."""
+        """Whether a line looks like a command."""
         return any(_OURS.match(line.strip()) for line in self.text.splitlines())
 
 
 def blocks(path: Path) -> list[Block]:
     """The fenced blocks of a page."""
-    found, lines, begun = [], path.read_text(encoding="utf-8").splitlines(), None
+    parsed, lines, start = [], path.read_text(encoding="utf-8").splitlines(), None
     for number, line in enumerate(lines):
         fence = re.match(r"\s*```+(.*)$", line)
-        if fence and begun is None:
-            begun, language, above = number, fence[1].strip(), NOT_RUN.search(lines[number - 1]) if number else None
+        if fence and start is None:
+            start, language, above = number, fence[1].strip(), NOT_RUN.search(lines[number - 1]) if number else None
         elif fence and not fence[1].strip():
-            text = "\n".join(lines[begun + 1 : number])
-            found.append(Block(path, begun + 1, language, above[1] if above else None, text))
-            begun = None
-    assert begun is None, f"{path}:{begun}: a block that does not end"
-    return found
+            text = "\n".join(lines[start + 1 : number])
+            parsed.append(Block(path, start + 1, language, above[1] if above else None, text))
+            start = None
+    assert start is None, f"{path}:{start}: a block that does not end"
+    return parsed
 
 
 def faults(command: str) -> list[str]:
-    """What a command names and is not there: a target of make, a verb, a file, a key of the configuration."""
+    """What a command names but does not exist: a make target, a sodaops command, a file, a configuration key."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -70,11 +70,11 @@ def faults(command: str) -> list[str]:
     if program == "python" and rest and rest[0].endswith(".py") and not (REPO / rest[0]).is_file():
         return [f"{rest[0]}: no such file"]
     if program == "sodaops" or (program == "python" and rest[:1] == ["train.py"]):
-        return _verb(rest if program == "sodaops" else ["train", *rest[1:]])
+        return _sodaops(rest if program == "sodaops" else ["train", *rest[1:]])
     return []
 
 
-def _verb(words: list[str]) -> list[str]:
+def _sodaops(words: list[str]) -> list[str]:
     from hydra.errors import HydraException
 
     from sodaops.cli import MODULE_OF
@@ -84,7 +84,7 @@ def _verb(words: list[str]) -> list[str]:
     if not words or words[0].startswith("-"):
         return []
     if words[0] not in MODULE_OF:
-        return [f"sodaops {words[0]}: no such verb"]
+        return [f"sodaops {words[0]}: no such command"]
     keys = [word for word in words[1:] if re.match(r"[+~a-z][\w./@]*=", word) and not re.search(r"[$<>]|=.*…", word)]
     if not keys:
         return []

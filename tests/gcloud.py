@@ -29,8 +29,8 @@ cat >"stdin.$n"
 for text in "$@"; do [[ $text != --config=* ]] || cat "${{text#*=}}" >"config.$n"; done
 answer() {{
     local turn=0
-    [[ ! -f told.$1 ]] || turn=$(<"told.$1")
-    echo $((turn + 1)) >"told.$1"
+    [[ ! -f turn.$1 ]] || turn=$(<"turn.$1")
+    echo $((turn + 1)) >"turn.$1"
     ((turn < $2)) || turn=$(($2 - 1))
     cat "out.$1.$turn"; cat "err.$1.$turn" >&2; exit "$(<"code.$1.$turn")"
 }}
@@ -75,7 +75,7 @@ class FakeGcloud:
 
     def forget(self) -> None:
         """Forgets the calls and starts the answers from their first."""
-        for path in [path for kind in ("call", "stdin", "config", "told") for path in self.folder.glob(f"{kind}.*")]:
+        for path in [path for kind in ("call", "stdin", "config", "turn") for path in self.folder.glob(f"{kind}.*")]:
             path.unlink()
         (self.folder / "count").write_text("0")
 
