@@ -1,4 +1,4 @@
-"""The LightningModule: loss, metrics, optimizer."""
+"""The LightningModule that trains a text classifier: loss, metrics, optimizer."""
 
 from typing import Any
 
@@ -20,14 +20,20 @@ SIGNATURE_KEY = "begun_with"  # in checkpoints; older ones have it too
 
 
 class TextClassifier(L.LightningModule):
-    """Trains a :class:`TextEncoder` on batches of ``input_ids, attention_mask, label_ids, targets, share``, as
-    :class:`sodaops.data.batching.TokenLoader` makes them.
+    """Trains a :class:`TextEncoder`.
 
-    Randomness inside a step (dropout) is drawn from seed, epoch and batch alone, so that a resumed run repeats
-    what an unbroken one would have done.
+    A batch, as :class:`sodaops.data.batching.TokenLoader` makes it, has
+
+    - ``input_ids`` and ``attention_mask``, int64 [n_examples, n_tokens];
+    - ``targets``, float [n_examples, n_labels], whose rows sum to 1, and ``label_ids``, int64 [n_examples];
+    - ``share``, float, a scalar: the weight of this process's loss. Processes that train together split each batch, and with
+      these weights the mean of their losses is the mean over all examples. It is 0 in a process that got no example of a
+      batch and computes a copy of another process's.
+
+    Dropout depends on seed, epoch and batch index alone, so that a resumed run repeats what a run without interruption does.
 
     Args:
-        model: to train.
+        model: the encoder with its head.
         optim: conf/optim.
         seed: of dropout.
         class_weights: float [n_labels], or None.
@@ -64,11 +70,14 @@ class TextClassifier(L.LightningModule):
         Args:
             logits: float [n_examples, n_labels].
             targets: float [n_examples, n_labels], rows sum to 1.
+
+        Returns:
+            float, a scalar.
         """
         return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.optim.label_smoothing)
 
     def configure_model(self) -> None:
-        """Shards the parameters among the processes, a transformer layer at a time, where ``trainer.strategy`` is fsdp."""
+        """With ``trainer.strategy=fsdp``, shards the parameters of each transformer layer over the processes."""
         if self.device_mesh is None or isinstance(self.model, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
@@ -80,18 +89,18 @@ class TextClassifier(L.LightningModule):
         self.trainer.train_dataloader.set_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
-        torch.manual_seed(int(place.generate_state(1, np.uint64)[0]))
+        seeds = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self.loss(self.model(batch["input_ids"], batch["attention_mask"]).logits, batch["targets"])
-        several, n_examples = self.trainer.world_size > 1, len(batch["targets"])
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=n_examples, sync_dist=several)
+        synced = {"sync_dist": self.trainer.world_size > 1}
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["targets"]), **synced)
         return loss * batch["share"]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         logits = self.model(batch["input_ids"], batch["attention_mask"]).logits
-        if not batch["share"]:  # of another process, which counts it
+        if not batch["share"]:  # a copy of an example that another process counts
             return
         self.val_loss.update(F.cross_entropy(logits, batch["label_ids"], reduction="none"))
         self.val_metrics.update(logits, batch["label_ids"])
@@ -104,26 +113,26 @@ class TextClassifier(L.LightningModule):
                 f"the validation loss is {loss.item()} after epoch {self.current_epoch}; training has diverged. "
                 "Lower optim.lr, or set trainer.gradient_clip_val."
             )
-        synced = {"sync_dist": self.trainer.world_size > 1}  # torchmetrics did already; Lightning wants to hear it
+        synced = {"sync_dist": self.trainer.world_size > 1}  # torchmetrics has synchronized them; Lightning warns without it
         self.log("val/loss", loss, **synced)
         self.log_dict(self.val_metrics.compute(), prog_bar=True, **synced)
         self.val_metrics.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        known = self.trainer.callback_metrics.items()
+        metrics = self.trainer.callback_metrics.items()
         checkpoint[SIGNATURE_KEY] = self.run_signature
-        checkpoint["val_metrics"] = {name.removeprefix("val/"): float(v) for name, v in known if name.startswith("val/")}
+        checkpoint["val_metrics"] = {name.removeprefix("val/"): float(v) for name, v in metrics if name.startswith("val/")}
 
     def configure_optimizers(self) -> dict[str, Any]:
         n_steps = self.trainer.estimated_stepping_batches
         if n_steps == float("inf") and self.optim.schedule != "constant":
             raise ConfigError(
-                f"optim.schedule={self.optim.schedule} needs an end; set trainer.max_epochs or trainer.max_steps."
+                f"optim.schedule={self.optim.schedule} needs the number of steps; set trainer.max_epochs or trainer.max_steps."
             )
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         optimizer = make_optimizer(self.model, self.optim, fused=not scaled)
-        # A fused AdamW could unscale gradients by itself, so in mixed precision Lightning refuses to clip them. In bfloat16
-        # nothing is scaled.
+        # Lightning refuses to clip gradients for an optimizer that could unscale them itself, as a fused AdamW can. With
+        # bfloat16 no gradients are scaled, so clipping is safe.
         optimizer._step_supports_amp_scaling = False
         factor = lr_factor(self.optim, int(n_steps) if n_steps != float("inf") else 1)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

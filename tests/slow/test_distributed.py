@@ -196,7 +196,7 @@ def test_two_replicas_of_vertex_ai(small_tweets, tmp_path):
 
 @pytest.mark.deep
 def test_a_sweep_of_trainings_in_two_processes(small_tweets, tmp_path):
-    arguments = [text for text in two(tmp_path, small_tweets, *BARE, "trainer.max_epochs=1") if "run_dir" not in text]
-    ended(start("sodaops.cli", *arguments, "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep"))
+    command, *arguments = [text for text in two(tmp_path, small_tweets, *BARE, "trainer.max_epochs=1") if "run_dir" not in text]
+    ended(start("sodaops.cli", command, "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep", *arguments))
     found = runs.find_runs([tmp_path / "sweep"])
     assert [run.status for run in found] == ["finished", "finished"] and {run.params["seed"] for run in found} == {1, 2}

@@ -1,4 +1,4 @@
-"""The CPU's dropout does what torch's does, from the random state that torch has."""
+"""CpuDropout: the distribution of its masks, and that torch's random state makes them repeatable."""
 
 import pytest
 import torch
@@ -31,14 +31,14 @@ def test_the_same_state_draws_the_same_and_neighbours_are_independent():
         assert agree == pytest.approx(0.5, abs=5 * 0.5 / x.numel() ** 0.5)
 
 
-def test_in_evaluation_and_at_the_ends_it_is_torchs():
+def test_evaluation_and_probabilities_of_0_and_1():
     x = torch.randn(7, 5)
     assert torch.equal(CpuDropout(0.5).eval()(x), x)
     assert torch.equal(CpuDropout(0.0)(x), x) and not CpuDropout(1.0)(x).any()
 
 
-def test_it_takes_the_place_of_torchs_everywhere():
+def test_it_replaces_every_dropout_of_a_model():
     model = nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Sequential(nn.Dropout(0.3))]), nn.Dropout(0.2))
     use_cpu_dropout(model)
-    found = [module for module in model.modules() if isinstance(module, nn.Dropout)]
-    assert [(type(module), module.p) for module in found] == [(CpuDropout, 0.3), (CpuDropout, 0.2)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert [(type(layer), layer.p) for layer in layers] == [(CpuDropout, 0.3), (CpuDropout, 0.2)]

