@@ -169,7 +169,7 @@ def around(asked: argparse.Namespace, gate: list[str], tweets: list[str], pool: 
     new = train("second", *asked.overrides)
     run("sodaops", "register", str(new), *COMMON)
     decided = run("sodaops", "promote", "challenger", *gate, allowed=(0, 3))
-    say(decided, "holds", "BROKEN", "RefusedError")
+    say(decided, "passed", "FAILED", "RefusedError")
     if "is refused" in decided:
         raise SystemExit("the gate refuses the new model; the old one goes on answering.")
     bundles = set()

@@ -124,14 +124,14 @@ def evaluate(config: Config) -> "Evaluated":
         BundleError, ConfigError, DataError, RegistryError, StorageError: what the user can fix.
     """
     from sodaops.evaluation.evaluate import evaluate as evaluate_split
-    from sodaops.registry.bundles import answering, bundle_at
+    from sodaops.registry.bundles import bundle_at, predictor_files
 
     settings = config.evaluate
     if settings.bundle is None:
         return evaluate_split(config)
     output_dir = settings.output_dir or _output_dir_of(settings.bundle, settings.split)
     settings = settings.model_copy(update={"bundle": None, "output_dir": output_dir})
-    with bundle_at(config.evaluate.bundle, answering(settings.variant)) as folder:
+    with bundle_at(config.evaluate.bundle, predictor_files(settings.variant)) as folder:
         return evaluate_split(config.model_copy(update={"evaluate": settings}), folder)
 
 

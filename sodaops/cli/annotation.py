@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sodaops.cli.registry import asked_and_configured
+from sodaops.cli.registry import parse_with_overrides
 from sodaops.config.schema import Config
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, nearest, some
@@ -38,7 +38,7 @@ def serve(rest: list[str]) -> None:
         rest = [*rest[1:], f"annotate.store={rest[0]}"]
     usage = "sodaops annotate serve [STORE] [KEY=VALUE ...]"
     parser = argparse.ArgumentParser(usage=usage, description="The page on which people label texts.")
-    _, config = asked_and_configured(parser, rest)
+    _, config = parse_with_overrides(parser, rest)
     if importlib.util.find_spec("fastapi") is None:
         raise ConfigError("fastapi is not installed; install it with `pip install 'sodaops[serve]'`.")
     from sodaops.annotation.settings import PREFIX
@@ -53,7 +53,7 @@ def serve(rest: list[str]) -> None:
 def status(rest: list[str]) -> None:
     """Prints progress, agreement and conflicts."""
     parser = argparse.ArgumentParser(prog="sodaops annotate status", description="Prints progress, agreement and conflicts.")
-    _, config = asked_and_configured(parser, rest)
+    _, config = parse_with_overrides(parser, rest)
     store = _store(config)
     print(format_status(store, store.state()))
 
@@ -86,7 +86,7 @@ def export(rest: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="sodaops annotate export", description="Writes texts and answers for other tools.")
     parser.add_argument("file", help="NAME.json for Label Studio (also writes its labeling config, NAME.xml), or NAME.csv")
-    asked, config = asked_and_configured(parser, rest)
+    asked, config = parse_with_overrides(parser, rest)
     n_tasks = export_file(_store(config), asked.file)
     print(f"{asked.file}: {n_tasks:,} texts")
     if asked.file.lower().endswith(".json"):
@@ -101,7 +101,7 @@ def import_(rest: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="sodaops annotate import", description="Reads texts and answers of other tools.")
     parser.add_argument("file", help="Label Studio's JSON, or a table with the column text (and task, label, annotator)")
-    asked, config = asked_and_configured(parser, rest)
+    asked, config = parse_with_overrides(parser, rest)
     folder, labels = Path(config.annotate.store), config.data.labels
     if not (folder / INFO).exists() and labels is not None:
         if not Path(asked.file).is_file():
@@ -124,7 +124,7 @@ def pick(rest: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="sodaops annotate pick", description="Picks texts to annotate from the request log.")
     parser.add_argument("bundle", help="the bundle that answered: RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
-    asked, config = asked_and_configured(parser, rest)
+    asked, config = parse_with_overrides(parser, rest)
     info, reference = reference_of(asked.bundle)
     window = read_window(log_of(config), config.drift.last, config.drift.since, config.drift.until, config.drift.max_rows)
     store = Store.create(config.annotate.store, info.labels)
@@ -145,7 +145,7 @@ def merge(rest: list[str]) -> None:
     from sodaops.annotation.merge import merge_answers
 
     parser = argparse.ArgumentParser(prog="sodaops annotate merge", description="Writes accepted labels to a new raw table.")
-    _, config = asked_and_configured(parser, rest)
+    _, config = parse_with_overrides(parser, rest)
     settings = config.annotate
     result = merge_answers(_store(config), config.data, config.splits_dir, settings.min_annotators, settings.near_test)
     print(result.describe())

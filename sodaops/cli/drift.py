@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from sodaops.cli.registry import asked_and_configured
+from sodaops.cli.registry import parse_with_overrides
 from sodaops.cli.training import shown_path
 from sodaops.config.schema import Config
 from sodaops.errors import AlarmError, ConfigError, StorageError
@@ -17,7 +17,7 @@ def run_drift(rest: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sodaops drift", description="Holds the request log against a bundle's reference.")
     parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
     parser.add_argument("--fail-on-drift", action="store_true", help="exit code 4 when there is drift, for cron and CI")
-    asked, config = asked_and_configured(parser, rest)
+    asked, config = parse_with_overrides(parser, rest)
     from sodaops.drift.check import PAGE, check, describe
 
     found = check(config.drift, asked.bundle, log_of(config))
@@ -31,7 +31,7 @@ def run_watch(rest: list[str]) -> None:
     """`sodaops watch BUNDLE`: becomes the drift service, as `sodaops serve` becomes the predictor."""
     parser = argparse.ArgumentParser(prog="sodaops watch", description="The drift service: looks again and again, over HTTP.")
     parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
-    asked, config = asked_and_configured(parser, rest)
+    asked, config = parse_with_overrides(parser, rest)
     from sodaops.drift.settings import PREFIX
     from sodaops.web.settings import as_environment
 
@@ -49,7 +49,7 @@ def run_log(rest: list[str]) -> None:
     parser.add_argument("--request-id", action="append", default=[], help="forget: every row of this request")
     parser.add_argument("--text-hash", action="append", default=[], help="forget: every row of the text with this SHA-256")
     parser.add_argument("--days", type=int, help="prune: parts of days before that many days ago (default: serve.keep_days)")
-    asked, config = asked_and_configured(parser, rest)
+    asked, config = parse_with_overrides(parser, rest)
     from sodaops.request_log.retention import forget, prune
 
     if asked.what == "prune":

@@ -35,7 +35,7 @@ def run_runs(rest: list[str]) -> None:
 
 def run_report(rest: list[str]) -> None:
     """`sodaops report RUN`."""
-    from sodaops.cli.registry import asked_and_configured
+    from sodaops.cli.registry import parse_with_overrides
     from sodaops.cli.training import shown_path
     from sodaops.reports import project as project_report
 
@@ -43,8 +43,8 @@ def run_report(rest: list[str]) -> None:
         prog="sodaops report", description="Writes a report of a run on one page, for readers outside the team."
     )
     parser.add_argument("run", help="a run's folder, or a version or alias of the registry (champion) that a run here has made")
-    parser.add_argument("--output", type=Path, help=f"the page (default: RUN/{project_report.FILE})")
-    args, config = asked_and_configured(parser, rest)
+    parser.add_argument("--output", type=Path, help=f"the page (default: RUN/{project_report.PROJECT_REPORT})")
+    args, config = parse_with_overrides(parser, rest)
     page = project_report.write_project_report(config, project_report.find_run(config, args.run), args.output)
     print(f"report: {shown_path(page)}")
 

@@ -159,7 +159,7 @@ def run_predict(rest: list[str]) -> None:
     """`sodaops predict BUNDLE TEXT ...` or `--file TABLE --output TABLE`."""
     from sodaops.inference.predictor import Predictor
     from sodaops.inference.table import bulk_predictor, predict_table
-    from sodaops.registry.bundles import answering, bundle_at
+    from sodaops.registry.bundles import bundle_at, predictor_files
 
     parser = argparse.ArgumentParser(prog="sodaops predict", description="Answer from a bundle.")
     parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
@@ -171,7 +171,7 @@ def run_predict(rest: list[str]) -> None:
     arguments = parser.parse_args(rest)
     if bool(arguments.texts) == bool(arguments.file) or bool(arguments.file) != bool(arguments.output):
         parser.error("give texts, or --file TABLE with --output TABLE")
-    with bundle_at(arguments.bundle, answering(arguments.variant)) as folder:
+    with bundle_at(arguments.bundle, predictor_files(arguments.variant)) as folder:
         predictor = (bulk_predictor if arguments.file else Predictor)(folder, arguments.variant)
     if arguments.file:
         written = predict_table(predictor, arguments.file, arguments.text_column, arguments.output)

@@ -1,4 +1,4 @@
-"""Small tests of single abilities (Ribeiro et al. 2020, CheckList): negation, typos, casing, names."""
+"""Behavioural tests of single abilities, such as negation and typos (CheckList, Ribeiro et al. 2020)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,45 +15,45 @@ COLUMNS = ("ability", "text", "expect", "changed")
 
 @dataclass(frozen=True)
 class Case:
-    """One test."""
+    """One test case."""
 
     ability: str
     text: str
-    expect: str  # a label, "not LABEL", or "same" as the answer to `changed`
+    expect: str  # a label, "not LABEL", or "same": the label of `changed`
     changed: str
 
 
 def read_suite(path: str, labels: Sequence[str]) -> list[Case]:
-    """Reads a suite, and holds what it expects against a model's labels.
+    """Reads a test suite, and checks that it expects labels that the model has.
 
     Raises:
-        DataError: no such table, or rows that expect what the labels do not have.
+        DataError: no such table, or faulty rows.
     """
     table = read_table(path, COLUMNS)
     cases = [Case(*row) for row in zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)]
     faults = []
     for number, case in enumerate(cases, 1):
-        wanted = case.expect.removeprefix("not ")
-        if case.expect != "same" and wanted not in labels:
+        label = case.expect.removeprefix("not ")
+        if case.expect != "same" and label not in labels:
             faults.append(
-                f"row {number}: expect={case.expect!r}; the model's labels are {', '.join(labels)}{nearest(wanted, labels)}"
+                f"row {number}: expect={case.expect!r}; the model's labels are {', '.join(labels)}{nearest(label, labels)}"
             )
         elif not case.text or not case.ability or (case.expect == "same") != bool(case.changed):
-            faults.append(f"row {number}: expected an ability, a text, and `changed` with expect=same alone")
+            faults.append(f"row {number}: expected an ability, a text, and `changed` if and only if expect=same")
     if faults:
-        raise DataError(f"{path} {some(faults)}. Mend the suite, name another, or set registry.gate.behaviour=null.")
+        raise DataError(f"{path} {some(faults)}. Correct the suite, choose another, or set registry.gate.behaviour=null.")
     return cases
 
 
-def run(predictor: Predictor, cases: Sequence[Case]) -> np.ndarray:
+def run_suite(predictor: Predictor, cases: Sequence[Case]) -> np.ndarray:
     """Whether each case passed, bool [n_cases]."""
-    asked = [case.text for case in cases] + [case.changed for case in cases if case.changed]
-    answers = [predictor.info.labels[i] for i in predictor.probs(asked).argmax(1)]
-    changed = iter(answers[len(cases) :])
+    texts = [case.text for case in cases] + [case.changed for case in cases if case.changed]
+    answers = [predictor.info.labels[i] for i in predictor.probs(texts).argmax(1)]
+    changed_answers = iter(answers[len(cases) :])
     passed = []
     for case, answer in zip(cases, answers, strict=False):
         if case.expect == "same":
-            passed.append(answer == next(changed))
+            passed.append(answer == next(changed_answers))
         elif case.expect.startswith("not "):
             passed.append(answer != case.expect.removeprefix("not "))
         else:
@@ -61,12 +61,12 @@ def run(predictor: Predictor, cases: Sequence[Case]) -> np.ndarray:
     return np.array(passed, dtype=bool)
 
 
-def rates(cases: Sequence[Case], passed: np.ndarray) -> dict[str, dict[str, Any]]:
+def pass_rates(cases: Sequence[Case], passed: np.ndarray) -> dict[str, dict[str, Any]]:
     """Pass rate and failed cases of each ability."""
-    found: dict[str, dict[str, Any]] = {}
+    rates: dict[str, dict[str, Any]] = {}
     for ability in dict.fromkeys(case.ability for case in cases):
-        mine = [i for i, case in enumerate(cases) if case.ability == ability]
-        failed = [cases[i] for i in mine if not passed[i]]
+        rows = [i for i, case in enumerate(cases) if case.ability == ability]
+        failed = [cases[i] for i in rows if not passed[i]]
         shown = [f"{case.text} → {case.changed}" if case.changed else f"{case.text} ({case.expect})" for case in failed]
-        found[ability] = {"rate": float(passed[mine].mean()), "n_cases": len(mine), "failed": shown}
-    return found
+        rates[ability] = {"rate": float(passed[rows].mean()), "n_cases": len(rows), "failed": shown}
+    return rates

@@ -1,4 +1,4 @@
-"""A bundle on this machine, wherever it is: in a folder, at gs://, or behind an alias of a registry."""
+"""A bundle in a local folder, wherever it is stored: locally, at gs://, or behind an alias of a registry."""
 
 import contextlib
 import tempfile
@@ -10,40 +10,40 @@ from sodaops.errors import BundleError, StorageError
 from sodaops.io import remote
 from sodaops.registry.registry import address_of
 
-Needs = Callable[[layout.BundleInfo], Collection[str]]
+FileChoice = Callable[[layout.BundleInfo], Collection[str]]
 
 
-def everything(info: layout.BundleInfo) -> Collection[str]:
+def all_files(info: layout.BundleInfo) -> Collection[str]:
     """All files of a bundle."""
     return info.files
 
 
-def answering(variant: str | None) -> Needs:
-    """What a predictor reads of a bundle, beside bundle.json.
+def predictor_files(variant: str | None) -> FileChoice:
+    """The files that a predictor reads, besides bundle.json.
 
     Args:
-        variant: of the ONNX models; None is the bundle's choice.
+        variant: of the ONNX models; None is the bundle's default.
     """
 
-    def needs(info: layout.BundleInfo) -> Collection[str]:
-        wanted = (layout.TOKENIZER, layout.ONNX.get(variant or info.default_variant), layout.DRIFT)
-        return [name for name in wanted if name in info.files]
+    def choose(info: layout.BundleInfo) -> Collection[str]:
+        names = (layout.TOKENIZER, layout.ONNX.get(variant or info.default_variant), layout.DRIFT)
+        return [name for name in names if name in info.files]
 
-    return needs
+    return choose
 
 
 @contextlib.contextmanager
-def bundle_at(source: str | Path, needs: Needs = everything) -> Iterator[Path]:
-    """A bundle's folder: its own, or for as long as the block runs a copy of one afar, whose files agree with their hashes.
+def bundle_at(source: str | Path, choose: FileChoice = all_files) -> Iterator[Path]:
+    """A bundle's local folder. A remote bundle is downloaded, checked against its hashes, and deleted after the block.
 
-    What is wrong with a copy, in the block as well, is told of where it came from.
+    Errors about a downloaded copy, also those raised in the block, name the address instead of the temporary folder.
 
     Args:
         source: a folder, gs://BUCKET/FOLDER, or an alias or version in a registry: REGISTRY@champion.
-        needs: which files are copied from afar beside bundle.json.
+        choose: which files to download, besides bundle.json.
 
     Raises:
-        BundleError: none there, half of one, or a damaged one.
+        BundleError: missing, incomplete or damaged.
         RegistryError: no such alias.
         StorageError: no rights, no connection.
     """
@@ -51,13 +51,13 @@ def bundle_at(source: str | Path, needs: Needs = everything) -> Iterator[Path]:
     if not remote.is_address(address):
         yield Path(address)
         return
-    with tempfile.TemporaryDirectory() as there:
-        folder = Path(there) / "bundle"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "bundle"
         folder.mkdir()
         try:
-            (folder / layout.INFO).write_bytes(_account(address))
+            (folder / layout.INFO).write_bytes(_read_info_file(address))
             info = layout.read_info(folder)
-            names = needs(info)
+            names = choose(info)
             for name in names:
                 _fetch(remote.join(address, name), folder / name)
             if names:
@@ -67,18 +67,17 @@ def bundle_at(source: str | Path, needs: Needs = everything) -> Iterator[Path]:
             raise BundleError(str(error).replace(str(folder), address)) from error
 
 
-def _account(address: str) -> bytes:
+def _read_info_file(address: str) -> bytes:
     content = remote.read_if_exists(remote.join(address, layout.INFO))
     if content is None:
-        raise BundleError(
-            f"{address}: no {layout.INFO} there, which comes last; expected the address of a bundle whose upload has ended."
-        )
+        raise BundleError(f"{address}: no {layout.INFO}; expected a bundle whose upload is complete (this file comes last).")
     return content
 
 
-def _fetch(address: str, to: Path) -> None:
+def _fetch(address: str, path: Path) -> None:
+    """Downloads a file. A missing one is not an error here: layout.verify() reports it as a fault of the bundle."""
     try:
-        remote.download(address, to)
+        remote.download(address, path)
     except StorageError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):  # else it is told as a fault of the bundle
+        if not isinstance(error.__cause__, FileNotFoundError):
             raise

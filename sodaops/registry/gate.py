@@ -1,4 +1,4 @@
-"""The gate before production: what a version shows on the test split, held against conf/registry's rules."""
+"""The gate before production: evaluates a version on the test split, and checks the result against conf/registry."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,153 +21,157 @@ from sodaops.io import remote, storage
 from sodaops.registry import behaviour, checks
 from sodaops.registry.checks import Verdict
 
-WRITTEN = ("gate.html", "gate.json")
+GATE_PAGE, GATE_JSON = "gate.html", "gate.json"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the gate found."""
+class GateResult:
+    """What the gate measured and decided. Its fields are written to gate.json."""
 
     version: str
     against: str  # the champion's version, or the baseline's name
-    test: dict[str, Any]  # rows and hash of the split
+    test: dict[str, Any]  # number of rows and hash of the test split
     verdicts: list[Verdict]
-    scores: dict[str, dict[str, float]]  # challenger and what it was held against -> macro-F1, accuracy, ECE
-    gain: dict[str, float]  # of macro-F1: mean, low, high of the two-sided 95 % interval, bound of the rule
+    scores: dict[str, dict[str, float]]  # challenger, and champion or baseline -> macro-F1, accuracy, ECE
+    gain: dict[str, float]  # of macro-F1: measured, low and high of the two-sided 95 % interval, bound of the rule
     histogram: dict[str, list[float]]  # of the bootstrapped gains: edges, shares
     slices: list[dict[str, Any]] = field(default_factory=list)
     abilities: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
-        """Whether every rule holds."""
+        """Whether all checks passed."""
         return all(verdict.passed for verdict in self.verdicts)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """All fields, for JSON."""
         return {"passed": self.passed, **asdict(self)}
 
     def summary(self) -> dict[str, Any]:
-        """What the registry's history keeps."""
+        """The part that is kept in the registry's history."""
         numbers = {v.rule: {"passed": v.passed, "value": v.value, "limit": v.limit} for v in self.verdicts}
         return {"passed": self.passed, "against": self.against, "test": self.test, "rules": numbers}
 
 
-def judge(version: str, challenger: Path, champion: tuple[str, Path] | None, splits_dir: Path, rules: GateConfig) -> Judged:
-    """Holds a version against the champion, on the test split that took no part in making it.
+def run_gate(
+    version: str, challenger_dir: Path, champion: tuple[str, Path] | None, splits_dir: Path, rules: GateConfig
+) -> GateResult:
+    """Compares a version with the champion, on the test split that was not used for its training.
 
     Args:
         version: the challenger's.
-        challenger: its bundle.
-        champion: version and bundle, or None, where TF-IDF with logistic regression takes its place.
+        challenger_dir: its bundle.
+        champion: version and bundle; None: TF-IDF with logistic regression is used instead.
         splits_dir: the splits of the challenger's data.
         rules: conf/registry's gate.
 
     Raises:
-        ConfigError: splits that are not the challenger's, or a champion with other labels.
-        BundleError, DataError: as their names say.
+        ConfigError: the splits are not the challenger's.
+        RegistryError: the champion has other labels or another data set.
+        BundleError, DataError: damaged files.
     """
-    mine = Predictor(challenger, n_threads=1)
-    table, test = _test_split(challenger, mine, splits_dir)
-    label_ids, texts, labels = table["label_id"].to_numpy().astype(np.int64), table["text"].to_pylist(), mine.info.labels
-    probs = mine.probs_of_cleaned(texts)
-    theirs = None if champion is None else _champion(champion[1], mine.info)
-    against, other = "TF-IDF + logistic regression", None
-    if theirs is None:
-        other = baselines.tfidf(_learned_from(splits_dir, "train"), _learned_from(splits_dir, "val"), texts, len(labels))
+    challenger = Predictor(challenger_dir, n_threads=1)
+    table, test = _test_split(challenger_dir, challenger, splits_dir)
+    label_ids, texts = table["label_id"].to_numpy().astype(np.int64), table["text"].to_pylist()
+    labels, probs = challenger.info.labels, challenger.probs_of_cleaned(texts)
+    if champion is None:
+        against, champion_model = "TF-IDF + logistic regression", None
+        other_probs = baselines.tfidf(_labelled(splits_dir, "train"), _labelled(splits_dir, "val"), texts, len(labels))
     else:
-        against, other = (
-            champion[0],
-            theirs.probs_of_cleaned(texts) if theirs.info.cleaning == mine.info.cleaning else theirs.probs(texts),
-        )
-    gain, histogram = _gain(label_ids, probs.argmax(1), other.argmax(1), len(labels), rules)
-    if champion is not None:
-        test["also_kept_from_champion"] = _kept_from(champion[1], theirs) == test["sha256"]
+        against, champion_model = champion[0], _load_champion(champion[1], challenger.info)
+        same_cleaning = champion_model.info.cleaning == challenger.info.cleaning  # then the texts are clean already
+        other_probs = champion_model.probs_of_cleaned(texts) if same_cleaning else champion_model.probs(texts)
+        test["also_kept_from_champion"] = _test_hash(champion[1], champion_model) == test["sha256"]
+    gain, histogram = _gain(label_ids, probs.argmax(1), other_probs.argmax(1), len(labels), rules)
     slices = _slices(table, probs, label_ids, labels, rules.slice_rows)
-    abilities = _abilities(mine, theirs, rules)
-    scores = {"challenger": _score(probs, label_ids), "champion" if theirs else "baseline": _score(other, label_ids)}
-    wanted: list[tuple[Any, Callable[[], Verdict]]] = [
-        (rules.min_gain, lambda: checks.better(gain, against, rules)),
-        (rules.slice_floor, lambda: checks.floors(slices, rules.slice_floor)),
-        (rules.max_ece, lambda: checks.calibrated(scores["challenger"]["ece"], rules.max_ece)),
-        (rules.max_latency, lambda: checks.quick(mine, theirs, texts, rules.max_latency)),
-        (rules.max_gap, lambda: checks.parity(challenger, texts, rules.max_gap)),
-        (rules.min_agreement, lambda: checks.agrees(challenger, mine, texts, probs, rules.min_agreement)),
+    abilities = _abilities(challenger, champion_model, rules)
+    scores = {"challenger": _scores(probs, label_ids), "champion" if champion else "baseline": _scores(other_probs, label_ids)}
+    configured: list[tuple[Any, Callable[[], Verdict]]] = [  # limit, check; a check whose limit is null does not run
+        (rules.min_gain, lambda: checks.check_gain(gain, against, rules)),
+        (rules.slice_floor, lambda: checks.check_slices(slices, rules.slice_floor)),
+        (rules.max_ece, lambda: checks.check_calibration(scores["challenger"]["ece"], rules.max_ece)),
+        (rules.max_latency, lambda: checks.check_latency(challenger, champion_model, texts, rules.max_latency)),
+        (rules.max_gap, lambda: checks.check_parity(challenger_dir, texts, rules.max_gap)),
+        (rules.min_agreement, lambda: checks.check_agreement(challenger_dir, challenger, texts, probs, rules.min_agreement)),
     ]
-    asked = [check for limit, check in wanted if limit is not None]
-    verdicts = [check() for check in tqdm(asked, desc="gate", unit="rule", delay=2, leave=False, disable=None)]
-    verdicts += checks.able(abilities, rules)
-    return Judged(version, against, test, verdicts, scores, gain, histogram, slices, abilities)
+    active = [check for limit, check in configured if limit is not None]
+    verdicts = [check() for check in tqdm(active, desc="gate", unit="rule", delay=2, leave=False, disable=None)]
+    verdicts += checks.check_behaviour(abilities, rules)
+    return GateResult(version, against, test, verdicts, scores, gain, histogram, slices, abilities)
 
 
-def write(folder: str, judged: Judged, why: str) -> str:
-    """Writes gate.json and gate.html into a folder, and returns where the page is.
+def write_gate_report(folder: str, result: GateResult, introduction: str) -> str:
+    """Writes gate.json and gate.html.
 
     Args:
-        folder: made, or replaced; a path, or an address.
-        judged: what was found.
-        why: what was asked for, in a sentence.
+        folder: path or address; created, or replaced.
+        result: of the gate.
+        introduction: the page's first sentences.
+
+    Returns:
+        The page's path or address.
     """
-    with remote.output_folder(folder, WRITTEN, "gate.json") as there:
-        storage.write_json(there / "gate.json", judged.as_dict())
-        (there / "gate.html").write_text(pages.render("gate", j=judged, why=why), encoding="utf-8")
-    return f"{folder}/gate.html"
+    with remote.output_folder(folder, (GATE_PAGE, GATE_JSON), GATE_JSON) as temporary:
+        storage.write_json(temporary / GATE_JSON, result.as_dict())
+        (temporary / GATE_PAGE).write_text(pages.render("gate", j=result, why=introduction), encoding="utf-8")
+    return f"{folder}/{GATE_PAGE}"
 
 
-def _test_split(challenger: Path, mine: Predictor, splits_dir: Path) -> tuple[pa.Table, dict[str, Any]]:
+def _test_split(bundle: Path, challenger: Predictor, splits_dir: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The test split, with its number of rows and its hash."""
     manifest = read_manifest(splits_dir)
-    layout.check_splits(mine.info, manifest, splits_dir)
-    found = manifest["splits"]["test"]["sha256"]
-    if _kept_from(challenger, mine) != found:
+    layout.check_splits(challenger.info, manifest, splits_dir)
+    actual = manifest["splits"]["test"]["sha256"]
+    if _test_hash(bundle, challenger) != actual:
         raise ConfigError(
-            f"{splits_dir}: its test split is not the one that {mine.info.bundle_id} was kept away from, so rows that it "
-            "learned from may be among them. Name the splits that it was trained with in evaluate.splits_dir=FOLDER."
+            f"evaluate.splits_dir={splits_dir}: not the test split that was kept aside when {challenger.info.bundle_id} was "
+            "trained, so it may hold rows of its training. Set evaluate.splits_dir to the splits that it was trained with."
         )
     table = read_split(splits_dir, "test")
-    return table, {"n_rows": table.num_rows, "sha256": found}
+    return table, {"n_rows": table.num_rows, "sha256": actual}
 
 
-def _kept_from(bundle: Path, predictor: Predictor) -> str:
-    """The hash of the test split that a bundle was kept away from."""
+def _test_hash(bundle: Path, predictor: Predictor) -> str:
+    """The hash of the test split that was kept aside when a bundle was trained."""
     return json.loads(layout.read_file(bundle, predictor.info, layout.DATA))["splits"]["test"]["sha256"]
 
 
-def _champion(path: Path, info: layout.BundleInfo) -> Predictor:
-    found, labels = Predictor(path, n_threads=1), info.labels
-    if found.info.data["name"] != info.data["name"]:
-        raise RegistryError(
-            f"the champion is of the data set {found.info.data['name']}, the challenger of {info.data['name']}: a test split "
-            "of one says nothing of the other. Keep them in registries of their own (registry.path=FOLDER)."
-        )
-    if found.info.labels != list(labels):
-        raise RegistryError(
-            f"the champion answers {found.info.labels}, the challenger {list(labels)}: they cannot be compared. Keep them in "
-            "registries of their own (registry.path=FOLDER)."
-        )
-    return found
+def _load_champion(path: Path, challenger: layout.BundleInfo) -> Predictor:
+    champion = Predictor(path, n_threads=1)
+    for what, own, other in (
+        ("data set", champion.info.data["name"], challenger.data["name"]),
+        ("labels", list(champion.info.labels), list(challenger.labels)),
+    ):
+        if own != other:
+            raise RegistryError(
+                f"the champion's {what} {own} and the challenger's {other} differ, so they cannot be compared. Use a registry "
+                "for each (registry.path=FOLDER)."
+            )
+    return champion
 
 
-def _learned_from(splits_dir: Path, split: str) -> tuple[list[str], np.ndarray]:
+def _labelled(splits_dir: Path, split: str) -> tuple[list[str], np.ndarray]:
     table = read_split(splits_dir, split)
     return table["text"].to_pylist(), table["label_id"].to_numpy().astype(np.int64)
 
 
 def _gain(
-    label_ids: np.ndarray, mine: np.ndarray, theirs: np.ndarray, n_labels: int, rules: GateConfig
+    label_ids: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_labels: int, rules: GateConfig
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    gains = checks.paired_gains(label_ids, mine, theirs, n_labels, rules.n_bootstrap)
-    f1 = [metrics.summary(metrics.confusion(label_ids, answers, n_labels))["macro_f1"] for answers in (mine, theirs)]
+    """The gain in macro-F1 with its bootstrap interval, and a histogram of the bootstrapped gains."""
+    gains = checks.paired_gains(label_ids, challenger, champion, n_labels, rules.n_bootstrap)
+    f1 = [metrics.summary(metrics.confusion(label_ids, ids, n_labels))["macro_f1"] for ids in (challenger, champion)]
     low, high, bound = np.quantile(gains, [0.025, 0.975, 1 - rules.confidence])
+    numbers = {"measured": f1[0] - f1[1], "low": low, "high": high, "bound": bound}
     shares, edges = np.histogram(gains, bins=40)
-    found = {"measured": f1[0] - f1[1], "low": low, "high": high, "bound": bound}
     histogram = {"edges": edges.tolist(), "shares": (shares / shares.max()).tolist()}
-    return {name: float(value) for name, value in found.items()}, histogram
+    return {name: float(value) for name, value in numbers.items()}, histogram
 
 
-def _score(probs: np.ndarray, label_ids: np.ndarray) -> dict[str, float]:
-    found = metrics.summary(metrics.confusion(label_ids, probs.argmax(1), probs.shape[1]))
+def _scores(probs: np.ndarray, label_ids: np.ndarray) -> dict[str, float]:
+    summary = metrics.summary(metrics.confusion(label_ids, probs.argmax(1), probs.shape[1]))
     return {
-        "macro_f1": float(found["macro_f1"]), "accuracy": float(found["accuracy"]),
+        "macro_f1": float(summary["macro_f1"]), "accuracy": float(summary["accuracy"]),
         "ece": metrics.expected_calibration_error(probs, label_ids),
     }  # fmt: skip
 
@@ -175,10 +179,10 @@ def _score(probs: np.ndarray, label_ids: np.ndarray) -> dict[str, float]:
 def _slices(
     table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], min_rows: int
 ) -> list[dict[str, Any]]:
-    """Each label's F1, and macro-F1 by length and by each slice column, where there are rows enough."""
+    """F1 of each label, and macro-F1 by text length and by each slice column; slices with enough rows are judged."""
     predicted = probs.argmax(1)
     per_label = metrics.per_label(metrics.confusion(label_ids, predicted, len(labels)), labels)
-    found: list[dict[str, Any]] = [
+    slices: list[dict[str, Any]] = [
         {"slice": f"label {name}", "f1": v["f1"], "n_rows": v["n_rows"]} for name, v in per_label.items()
     ]
     lengths = np.array([len(text) for text in table["text"].to_pylist()])
@@ -194,21 +198,22 @@ def _slices(
     for name, rows in groups.items():
         if rows.any():
             f1 = metrics.summary(metrics.confusion(label_ids[rows], predicted[rows], len(labels)))["macro_f1"]
-            found.append({"slice": name, "f1": float(f1), "n_rows": int(rows.sum())})
-    return [{**entry, "judged": entry["n_rows"] >= min_rows} for entry in found]
+            slices.append({"slice": name, "f1": float(f1), "n_rows": int(rows.sum())})
+    return [{**entry, "judged": entry["n_rows"] >= min_rows} for entry in slices]
 
 
-def _abilities(mine: Predictor, theirs: Predictor | None, rules: GateConfig) -> dict[str, dict[str, Any]]:
+def _abilities(challenger: Predictor, champion: Predictor | None, rules: GateConfig) -> dict[str, dict[str, Any]]:
+    """Results of the behavioural tests, with the champion's pass rates beside them."""
     if rules.behaviour is None:
         return {}
-    cases = behaviour.read_suite(rules.behaviour.suite, mine.info.labels)
+    cases = behaviour.read_suite(rules.behaviour.suite, challenger.info.labels)
     abilities = {case.ability for case in cases}
-    missing = [ability for ability in rules.behaviour.floors if ability not in abilities]
-    if missing:
-        raise ConfigError(
-            f"registry.gate.behaviour.floors.{missing[0]}: {rules.behaviour.suite} has no such ability"
-            f"{nearest(missing[0], abilities)}; it has {some(sorted(abilities))}."
-        )
-    found = behaviour.rates(cases, behaviour.run(mine, cases))
-    before = behaviour.rates(cases, behaviour.run(theirs, cases)) if theirs else {}
-    return {ability: {**of, "champion": before[ability]["rate"] if before else None} for ability, of in found.items()}
+    for ability in rules.behaviour.floors:
+        if ability not in abilities:
+            raise ConfigError(
+                f"registry.gate.behaviour.floors.{ability}: {rules.behaviour.suite} has no such ability"
+                f"{nearest(ability, abilities)}; it has {some(sorted(abilities))}."
+            )
+    rates = behaviour.pass_rates(cases, behaviour.run_suite(challenger, cases))
+    champion_rates = behaviour.pass_rates(cases, behaviour.run_suite(champion, cases)) if champion else {}
+    return {name: {**rate, "champion": champion_rates[name]["rate"] if champion else None} for name, rate in rates.items()}

@@ -1,4 +1,4 @@
-"""Versions as artifacts on Weights & Biases, with the same aliases. The registry decides; this only shows."""
+"""Copies of the registry's versions and aliases as artifacts on Weights & Biases, for display only."""
 
 import os
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from sodaops.errors import ConfigError
 from sodaops.training.wandb_server import check_key, check_reachable
 
 
-def mirror(folder: Path, version: str, aliases: Sequence[str], settings: WandbConfig) -> None:
-    """Logs a version's folder as an artifact; W&B keeps equal content once, and moves the aliases.
+def mirror_to_wandb(folder: Path, version: str, aliases: Sequence[str], settings: WandbConfig) -> None:
+    """Logs a version's folder as an artifact; W&B stores equal content once, and moves the aliases.
 
     Args:
-        folder: the version's.
-        version: its name, an alias too.
+        folder: of the version.
+        version: its name, which becomes an alias too.
         aliases: champion or challenger.
         settings: project, entity and mode.
 
     Raises:
-        ConfigError: no key, no network, or W&B refuses.
+        ConfigError: no API key, no network, or W&B rejects it.
     """
     import wandb
 
@@ -32,10 +32,10 @@ def mirror(folder: Path, version: str, aliases: Sequence[str], settings: WandbCo
     try:
         run = wandb.init(
             project=settings.project, entity=settings.entity, mode=mode, job_type="registry", name=f"registry {version}",
-            dir=os.getcwd(),  # by default it is where this process first used W&B
+            dir=os.getcwd(),  # the default is the folder in which this process first used W&B
         )  # fmt: skip
     except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        raise ConfigError(f"W&B refuses: {str(error).splitlines()[0]}.") from None
+        raise ConfigError(f"registry.wandb=true: W&B rejects the artifact: {str(error).splitlines()[0]}.") from None
     with run:
         artifact = wandb.Artifact(
             f"registry-{info.data['name']}", type="model", metadata={"bundle_id": version, "data": info.data}

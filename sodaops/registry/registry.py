@@ -1,84 +1,66 @@
-"""Versions of bundles that never change, and names that point at them: champion, challenger.
+"""A registry of bundles: versions that never change, and aliases that point to them (champion, challenger).
 
 ```
-versions/VERSION/…        the bundle's files and card.md; VERSION is its bundle_id, a hash of what answers
-history/00000007.json     the seventh thing that happened: who, when, why, and how the registry stood after it
+versions/VERSION/…        the bundle's files and card.md; VERSION is its bundle_id, a hash of the content
+history/00000007.json     event 7: who did what, when and why, and the registry's state after it
 ```
 
-Nothing else is kept: the newest entry of the history is the registry's state. An entry is created under the next number,
-which one of any number of processes can do; the others see that they were late. So no update is lost, there is no lock to
-be left behind, and what happened is written down because it could not have happened otherwise.
+The newest file of the history is the registry's state; nothing else is stored. Each event is a new file with the next
+number. If several processes write the same number, one of them succeeds and the others try again on the new state. So no
+update is lost, no lock can be left behind, and no change is missing from the history.
 """
 
-import getpass
-import json
-import os
 import re
 import shutil
-import socket
 import tempfile
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sodaops.bundle import layout
 from sodaops.errors import RegistryError, nearest, some
-from sodaops.registry.card import card
+from sodaops.registry.card import render_card
+from sodaops.registry.history import History, State, author, timestamp
 from sodaops.registry.store import open_store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 CARD = "card.md"
-FORMAT = 1
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 
 
-@dataclass(frozen=True)
-class State:
-    """How a registry stands."""
-
-    n: int = 0  # entries of its history
-    versions: dict[str, dict[str, Any]] = field(default_factory=dict)  # version -> who, when, why, metrics, data
-    aliases: dict[str, str] = field(default_factory=dict)
-    past: dict[str, list[str]] = field(default_factory=dict)  # alias -> where it pointed before, the newest last
-    collected: list[str] = field(default_factory=list)  # folders that gc deletes or has deleted; they are not used again
-
-
 class Registry:
-    """A registry in a folder, or at ``gs://BUCKET/FOLDER``; an empty or missing one is an empty registry.
+    """A registry in a folder or at ``gs://BUCKET/FOLDER``. A missing folder is an empty registry.
 
     Args:
-        root: where it is.
+        root: path or address.
     """
 
     def __init__(self, root: str) -> None:
         self._store = open_store(str(root))
+        self._history = History(self._store)
         self.root = self._store.root
 
     def state(self) -> State:
-        """How it stands now.
+        """The current versions and aliases.
 
         Raises:
-            RegistryError: a history that cannot be read.
+            RegistryError: the history cannot be read.
         """
-        names = self._store.names("history")
-        return self._entry(names[-1])[1] if names else State()
+        return self._history.state()
 
     def history(self) -> list[dict[str, Any]]:
-        """What happened, oldest first, each with where the aliases pointed afterwards."""
-        entries = map(self._entry, self._store.names("history"))
-        return [{**entry, "aliases": state.aliases} for entry, state in entries]
+        """All events, oldest first, each with the aliases after it."""
+        return self._history.events()
 
     def register(self, bundle_dir: str | Path, why: str = "", metrics: Mapping[str, Any] | None = None) -> str:
-        """Adds a bundle and points ``challenger`` at it; one that is here already stays as it is.
+        """Adds a bundle and points ``challenger`` to it. A version that exists already is not changed.
 
         Args:
             bundle_dir: a bundle with ONNX models.
             why: a reason, for the history.
-            metrics: split -> metrics, where more is known than the bundle says.
+            metrics: split -> metrics that are not in the bundle.
 
         Returns:
             The version.
@@ -90,23 +72,25 @@ class Registry:
         info = layout.read_info(bundle_dir)
         layout.verify(bundle_dir, info)
         if info.default_variant is None:
-            raise RegistryError(f"{bundle_dir}: holds no ONNX model to serve; make one with `sodaops export {bundle_dir}`.")
-        version, told = info.bundle_id, {**info.metrics, **(metrics or {})}
-        about = {"when": _now(), "who": _who(), "why": why, "metrics": told, "data": info.data, "created": info.created}
-
-        def add(state: State) -> State:
-            if _folder(state, version) != folder:
-                raise _CollectedError
-            known = state.versions.get(version, {**about, "folder": folder})  # what is there stays
-            return replace(_point(state, CHALLENGER, version), versions={**state.versions, version: known})
-
+            raise RegistryError(f"{bundle_dir}: no ONNX model to serve; add one with `sodaops export {bundle_dir}`.")
+        version, all_metrics = info.bundle_id, {**info.metrics, **(metrics or {})}
+        fields = {
+            "when": timestamp(), "who": author(), "why": why, "metrics": all_metrics, "data": info.data, "created": info.created
+        }  # fmt: skip
         while True:
-            folder = _folder(self.state(), version)
+            folder = self.state().folder(version)
             if layout.INFO not in self._store.names(f"versions/{folder}"):
-                self._put(Path(bundle_dir), info, told, folder)
+                self._put(Path(bundle_dir), info, all_metrics, folder)
+
+            def add(state: State, folder: str = folder) -> State:
+                if state.folder(version) != folder:
+                    raise _CollectedError
+                entry = state.versions.get(version, {**fields, "folder": folder})
+                return replace(state.point(CHALLENGER, version), versions={**state.versions, version: entry})
+
             try:
-                self._append("register", add, version=version, why=why)
-            except _CollectedError:  # gc took it meanwhile
+                self._history.append("register", add, version=version, why=why)
+            except _CollectedError:  # gc has deleted the folder since; copy the bundle again, to a new folder
                 continue
             return version
 
@@ -114,80 +98,84 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder:
             for file in (*info.files, layout.INFO):
                 shutil.copyfile(bundle_dir / file, Path(folder) / file)
-            (Path(folder) / CARD).write_text(card(info, layout.read_config(bundle_dir), metrics), encoding="utf-8")
+            card = render_card(info, layout.read_config(bundle_dir), metrics)
+            (Path(folder) / CARD).write_text(card, encoding="utf-8")
             self._store.put(Path(folder), f"versions/{name}", layout.INFO)
 
-    def move(self, alias: str, version: str, expected: str | None, why: str, event: str = "promote", **more: Any) -> State:
-        """Points an alias at a version, if it still points where it did when that was decided.
+    def move(self, alias: str, version: str, expected: str | None, why: str, event: str = "promote", **fields: Any) -> State:
+        """Points an alias to a version, if it still points to ``expected``.
 
         Args:
             alias: its name.
-            version: where it is to point.
-            expected: where it must point now; None: nowhere.
+            version: its new target.
+            expected: its target when the decision was made; None: it did not exist.
             why: a reason, for the history.
-            event: what this is called there.
-            more: what else the history is to hold.
+            event: the event's name in the history.
+            fields: what else to record.
 
         Raises:
-            RegistryError: no such version, a bad name, or the alias was moved meanwhile.
+            RegistryError: no such version, a malformed name, or the alias has been moved since.
         """
         if not _ALIAS.fullmatch(alias):
-            raise RegistryError(f"alias {alias!r}: expected lower-case letters, digits, - and _, a letter first.")
+            raise RegistryError(f"alias {alias!r}: expected lower-case letters, digits, - and _, starting with a letter.")
 
         def point(state: State) -> State:
             if version not in state.versions:
-                raise RegistryError(f"{version}: no version of {self.root} any more.")
-            found = state.aliases.get(alias)
-            if found != expected:
+                raise RegistryError(f"{version}: not a version of {self.root}; it may have been deleted.")
+            actual = state.aliases.get(alias)
+            if actual != expected:
                 raise RegistryError(
-                    f"{alias} was moved from {expected or 'nothing'} to {found or 'nothing'} meanwhile, so what was decided no "
-                    "longer holds. Nothing has changed; run it again."
+                    f"{alias} of {self.root} was moved from {expected or 'nothing'} to {actual or 'nothing'} by another "
+                    "process. Nothing was changed; run the command again."
                 )
-            return _point(state, alias, version)
+            return state.point(alias, version)
 
-        return self._append(event, point, alias=alias, version=version, before=expected, why=why, **more)
+        return self._history.append(event, point, alias=alias, version=version, before=expected, why=why, **fields)
 
     def roll_back(self, why: str, alias: str = CHAMPION) -> str:
-        """Points an alias where it pointed before; once more, and it goes one further back.
+        """Points an alias to its earlier version; each further call goes back one more.
 
         Returns:
-            The version that it points at now.
+            The version that it points to now.
 
         Raises:
-            RegistryError: there was none before.
+            RegistryError: there is no earlier version.
         """
 
         def back(state: State) -> State:
             past = [version for version in state.past.get(alias, []) if version in state.versions]
             if not past:
-                raise RegistryError(f"{alias} pointed nowhere before; nothing to roll back to in {self.root}.")
+                raise RegistryError(f"{alias} of {self.root} has no earlier version to roll back to.")
             return replace(state, aliases={**state.aliases, alias: past[-1]}, past={**state.past, alias: past[:-1]})
 
         before = self.state().aliases.get(alias)
-        return self._append("rollback", back, alias=alias, before=before, why=why).aliases[alias]
+        return self._history.append("rollback", back, alias=alias, before=before, why=why).aliases[alias]
 
     def version(self, name: str) -> str:
-        """The version that an alias, a version or the beginning of one means.
+        """The version that an alias, a version, or at least four first characters of one refer to.
 
         Raises:
             RegistryError: none, or several.
         """
-        return self._version(self.state(), name)
+        return self._find_version(self.state(), name)
 
-    def _version(self, state: State, name: str) -> str:
+    def _find_version(self, state: State, name: str) -> str:
         if name in state.aliases:
             return state.aliases[name]
-        found = [version for version in state.versions if len(name) >= 4 and version.startswith(name)]
-        if len(found) == 1:
-            return found[0]
-        known = [*state.aliases, *state.versions]
-        if found:
-            raise RegistryError(f"{name} may be {some(found)}; give more of it.")
+        matches = [version for version in state.versions if len(name) >= 4 and version.startswith(name)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise RegistryError(
+                f"{name}: several versions of {self.root} start with it ({some(matches)}); give more characters."
+            )
         if name in (CHAMPION, CHALLENGER):
-            mend = "`sodaops promote VERSION` makes one" if state.versions else "`sodaops register BUNDLE` puts a version here"
-            raise RegistryError(f"{name} points to nothing in {self.root}; {mend}.")
-        has = some(known) or "none"
-        raise RegistryError(f"{name}: no alias or version of {self.root}{nearest(name, known)}; it has {has}.")
+            fix = "set it with `sodaops promote VERSION`" if state.versions else "add a version with `sodaops register BUNDLE`"
+            raise RegistryError(f"{name}: {self.root} has none yet; {fix}.")
+        known = [*state.aliases, *state.versions]
+        raise RegistryError(
+            f"{name}: no alias or version of {self.root}{nearest(name, known)}; it has {some(known) or 'none'}."
+        )  # fmt: skip
 
     def resolve(self, name: str) -> str:
         """The path or address of a version's folder.
@@ -196,65 +184,46 @@ class Registry:
             RegistryError: no such alias or version.
         """
         state = self.state()
-        return f"{self.root}/versions/{_folder(state, self._version(state, name))}"
+        return f"{self.root}/versions/{state.folder(self._find_version(state, name))}"
 
     def local(self, version: str) -> AbstractContextManager[Path]:
-        """A context with a version's folder on this machine; one afar is copied for as long as it lasts."""
-        return self._store.local(f"versions/{_folder(self.state(), version)}")
+        """A context with a local folder of a version; a remote one is downloaded to a temporary folder."""
+        return self._store.local(f"versions/{self.state().folder(version)}")
 
     def gc(self, keep: int = 3, dry: bool = False) -> list[str]:
-        """Deletes versions to which nothing points, but not those that a roll back may need.
+        """Deletes the versions that no alias points to, except those that a rollback may need.
 
         Args:
-            keep: so many earlier targets of each alias stay.
-            dry: only say which.
+            keep: how many earlier targets of each alias to keep.
+            dry: only return which ones would be deleted.
 
         Returns:
-            The versions that are gone, or would be.
+            The deleted versions.
         """
-        taken: list[str] = []
+        deleted: list[str] = []
         folders: list[str] = []
 
-        def without(state: State) -> State:
-            taken[:] = _unused(state, keep)
-            folders[:] = [_folder(state, version) for version in taken]
-            kept = {version: about for version, about in state.versions.items() if version not in taken}
+        def without_unused(state: State) -> State:
+            deleted[:] = state.unused(keep)
+            folders[:] = [state.folder(version) for version in deleted]
+            kept = {version: entry for version, entry in state.versions.items() if version not in deleted}
             return replace(state, versions=kept, collected=[*state.collected, *folders])
 
-        if dry or not _unused(self.state(), keep):
-            return _unused(self.state(), keep)
-        self._append("gc", without, why=f"kept {keep} earlier targets of each alias", taken=taken)
+        unused = self.state().unused(keep)
+        if dry or not unused:
+            return unused
+        self._history.append("gc", without_unused, why=f"kept {keep} earlier targets of each alias", taken=deleted)
         for folder in folders:
             self._store.delete(f"versions/{folder}")
-        return taken
+        return deleted
 
-    def _append(self, event: str, change: Callable[[State], State], **fields: Any) -> State:
-        """Writes the next entry; where another process wrote it first, decides anew on what then is."""
-        while True:
-            state = self.state()
-            after = replace(change(state), n=state.n + 1)
-            told = {"format": FORMAT, "n": after.n, "event": event, "when": _now(), "who": _who(), **fields}
-            standing = {key: value for key, value in vars(after).items() if key != "n"}
-            entry = {**told, "nonce": uuid.uuid4().hex, "state": standing}
-            content = json.dumps(entry, indent=1, ensure_ascii=False, allow_nan=False).encode()
-            if self._store.create(f"history/{after.n:08d}.json", content):
-                return after
 
-    def _entry(self, name: str) -> tuple[dict[str, Any], State]:
-        try:
-            entry = json.loads(self._store.read(f"history/{name}"))
-            state = State(entry["n"], **entry.pop("state"))
-            if entry["format"] != FORMAT or f"{state.n:08d}.json" != name:
-                raise ValueError(f"format {entry['format']}, number {state.n}")
-        except (ValueError, KeyError, TypeError) as error:
-            raise RegistryError(
-                f"{self.root}/history/{name}: damaged ({error}); bring a copy back, or move it away to stand as before it."
-            ) from None
-        return {key: value for key, value in entry.items() if key not in ("nonce", "format")}, state
+class _CollectedError(Exception):
+    """A version was deleted by gc between two reads of the state."""
 
 
 def address_of(source: str) -> str:
-    """Where a bundle is: ``ROOT@ALIAS`` is looked up in the registry at ROOT, anything else is taken as it is.
+    """The path or address of a bundle: ``ROOT@ALIAS`` is looked up in the registry at ROOT, anything else is returned.
 
     Raises:
         RegistryError: no such alias or version there.
@@ -263,41 +232,3 @@ def address_of(source: str) -> str:
     if not at or not root or "/" in name or Path(source).is_dir():
         return source
     return Registry(root).resolve(name)
-
-
-def _point(state: State, alias: str, version: str) -> State:
-    """An alias that points elsewhere; the past of the champion is what a roll back needs."""
-    before = state.aliases.get(alias)
-    past = [*state.past.get(alias, []), before] if before not in (None, version) else state.past.get(alias, [])
-    return replace(state, aliases={**state.aliases, alias: version}, past={**state.past, alias: past})
-
-
-class _CollectedError(Exception):
-    """A version was collected between two looks at it."""
-
-
-def _folder(state: State, version: str) -> str:
-    """Where a version lies, or would: after it was collected, in a folder of another name, which no gc is about to delete."""
-    if version in state.versions:
-        return state.versions[version]["folder"]
-    n = sum(folder.partition("-")[0] == version for folder in state.collected)
-    return f"{version}-{n + 1}" if n else version
-
-
-def _unused(state: State, keep: int) -> list[str]:
-    needed = {*state.aliases.values()}
-    for past in state.past.values():
-        needed |= {*past[-keep:]} if keep else set()
-    return [version for version in state.versions if version not in needed]
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = f"uid{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

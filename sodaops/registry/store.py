@@ -1,8 +1,7 @@
-"""What a registry needs of the place that it lies in: a local folder, or one afar through fsspec.
+"""File operations of a registry, in a local folder or at a remote address.
 
-The one operation with a promise is :meth:`create`: of any number of processes that create the same name, one succeeds.
-A registry's history stands on that alone. On Google Cloud Storage it is a precondition on the object's generation, in a
-folder it is a hard link.
+The registry's history relies on :meth:`create`: if several processes create the same name, exactly one succeeds. On Google
+Cloud Storage this is a precondition on the object's generation, in a local folder it is a hard link.
 """
 
 import contextlib
@@ -18,14 +17,14 @@ from sodaops.io import remote, storage
 
 
 class LocalStore:
-    """A folder of this machine, or of a shared file system with hard links."""
+    """A local folder, or one on a shared file system with hard links."""
 
     def __init__(self, root: str) -> None:
         self.root = root
         self._root = Path(root)
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None where there is none."""
+        """The content of a file; None if it does not exist."""
         try:
             return (self._root / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -34,12 +33,12 @@ class LocalStore:
             raise StorageError(f"{self._root / name}: could not be read ({error.strerror}); check the access.") from error
 
     def names(self, folder: str) -> list[str]:
-        """The names in a folder; none where it is not there."""
+        """The names in a folder; empty if it does not exist."""
         path = self._root / folder
         return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")) if path.is_dir() else []
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a new file, whole; False where one of this name is there already."""
+        """Creates a file atomically; False if it exists already."""
         path = self._root / name
         with storage.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +53,10 @@ class LocalStore:
         return True
 
     def put(self, folder: Path, name: str, last: str) -> None:
-        """Copies a folder of files here, whole or not at all; ``last`` is one of them."""
-        with storage.atomic_folder(self._root / name, {file.name for file in folder.iterdir()}) as there:
+        """Copies a folder of files to the store atomically; ``last`` is only used by remote stores."""
+        with storage.atomic_folder(self._root / name, {file.name for file in folder.iterdir()}) as target:
             for file in folder.iterdir():
-                shutil.copyfile(file, there / file.name)
+                shutil.copyfile(file, target / file.name)
 
     def delete(self, name: str) -> None:
         """Deletes a folder."""
@@ -67,58 +66,59 @@ class LocalStore:
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A folder of this store as a local one."""
+        """A local path of a folder of the store."""
         yield self._root / name
 
 
 class RemoteStore:
-    """A folder afar: ``gs://BUCKET/FOLDER``, or another address that fsspec knows and that creates exclusively."""
+    """A remote folder: ``gs://BUCKET/FOLDER``, or another fsspec address that supports exclusive creation."""
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None where there is none."""
-        with self._asking(name, "read") as files:
+        """The content of a file; None if it does not exist."""
+        with self._files(name, "read") as files:
             try:
                 return files.cat_file(self._path(name))
             except FileNotFoundError:
                 return None
 
     def names(self, folder: str) -> list[str]:
-        """The names in a folder; none where it is not there."""
-        with self._asking(folder, "listed") as files:
+        """The names in a folder; empty if it does not exist."""
+        with self._files(folder, "listed") as files:
             try:
-                found = files.ls(self._path(folder), detail=False, refresh=True)
+                paths = files.ls(self._path(folder), detail=False, refresh=True)
             except FileNotFoundError:
                 remote.check_bucket(files, self.root)
                 return []
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a new file, whole; False where one of this name is there already."""
+        """Creates a file atomically; False if it exists already."""
         try:
-            with self._asking(name, "written") as files:
+            with self._files(name, "written") as files:
                 files.pipe_file(self._path(name), content, mode="create")
             return True
         except StorageError as error:
-            why = error.__cause__
-            if not isinstance(why, FileExistsError) and getattr(why, "code", None) != 412:  # the precondition
+            cause = error.__cause__
+            if not isinstance(cause, FileExistsError) and getattr(cause, "code", None) != 412:  # 412: precondition failed
                 raise
-        return self.read(name) == content  # an answer that was lost made the client ask twice: it is ours after all
+        # If the response to a successful request was lost, the client's retry finds our own file.
+        return self.read(name) == content
 
     def put(self, folder: Path, name: str, last: str) -> None:
-        """Copies a folder of files here; it is whole when its file ``last`` is there."""
+        """Copies a folder of files to the store; ``last`` is written last, and marks it as complete."""
         remote.upload_folder(folder, self._path(name), last)
 
     def delete(self, name: str) -> None:
         """Deletes a folder."""
-        with self._asking(name, "deleted") as files, contextlib.suppress(FileNotFoundError):
+        with self._files(name, "deleted") as files, contextlib.suppress(FileNotFoundError):
             files.rm(self._path(name), recursive=True)
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A copy of a folder of this store, for as long as the block runs."""
+        """A temporary local copy of a folder of the store."""
         with tempfile.TemporaryDirectory() as folder:
             for file in self.names(name):
                 remote.download(self._path(f"{name}/{file}"), Path(folder) / file)
@@ -128,7 +128,7 @@ class RemoteStore:
         return f"{self.root}/{name}"
 
     @contextlib.contextmanager
-    def _asking(self, name: str, verb: str) -> Iterator[Any]:
+    def _files(self, name: str, verb: str) -> Iterator[Any]:
         with remote.filesystem(self._path(name), verb) as files:
             yield files
 

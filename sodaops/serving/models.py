@@ -6,7 +6,7 @@ import logging
 from sodaops.bundle import layout
 from sodaops.errors import BundleError, SodaOpsError
 from sodaops.inference.predictor import Predictor
-from sodaops.registry.bundles import answering, bundle_at
+from sodaops.registry.bundles import bundle_at, predictor_files
 from sodaops.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Models:
             return layout.read_info(folder).bundle_id
 
     def _load(self) -> Predictor:
-        with bundle_at(self.source, answering(self._variant)) as folder:
+        with bundle_at(self.source, predictor_files(self._variant)) as folder:
             predictor = Predictor(folder, self._variant, n_threads=1)
         warm_up(predictor)
         return predictor

@@ -175,7 +175,7 @@ def test_a_bundle_and_a_log_in_a_bucket(run, bucket, referenced, logged_rows):
     assert code == 0 and "no drift, 200 requests" in out and f"note: 1 part left out: gs://{part} (" in out
     shutil.rmtree("outputs")
     nothing = run("drift", f"{bucket}/nothing", f"drift.request_log={bucket}/log")
-    refused(nothing, f"BundleError: {bucket}/nothing: no bundle.json there")
+    refused(nothing, f"BundleError: {bucket}/nothing: ")
     refused(run("drift", f"{bucket}/bundle", f"drift.request_log={bucket}/nolog"), f"{bucket}/nolog: no such request log")
 
 

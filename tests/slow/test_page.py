@@ -139,10 +139,10 @@ def drawn(trained, tmp_path_factory):
         study.tell(trial, None if state else lr * 2, state=state)
     rules = configured().registry.gate.model_dump()
     bundle, splits = trained / "run/bundle", trained / "splits"
-    judged = gate.judge("challenger", bundle, ("champion", bundle), splits, GateConfig(**{**rules, "max_latency": 9.0}))
+    judged = gate.run_gate("challenger", bundle, ("champion", bundle), splits, GateConfig(**{**rules, "max_latency": 9.0}))
     return {
         "sweep": report.write_sweep_page(folder, study, "val/macro_f1"),
-        "gate": Path(gate.write(str(folder / "gate"), judged, "")),
+        "gate": Path(gate.write_gate_report(str(folder / "gate"), judged, "")),
         "evaluation": trained / "run/evaluation/report.html",
     }  # fmt: skip
 

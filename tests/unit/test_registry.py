@@ -1,4 +1,4 @@
-"""The registry: versions that stay, names that move without losing an update; in a folder and on an emulated bucket."""
+"""The registry, in a folder and on an emulated bucket: versions do not change, and no change of an alias is lost."""
 
 import json
 import os
@@ -12,7 +12,8 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.errors import BundleError, RegistryError, StorageError
-from sodaops.registry.registry import Registry, State, _unused, address_of
+from sodaops.registry.history import State
+from sodaops.registry.registry import Registry, address_of
 from sodaops.registry.store import open_store
 from tests.conftest import REPO
 from tests.gcs import emulated_bucket
@@ -49,7 +50,7 @@ def test_register_resolve_roll_back(root, bundles):
     assert registry.version("champion") == third == registry.version(third[:6])
     assert registry.resolve("champion") == f"{root}/versions/{third}"
     assert registry.roll_back("it failed") == second and registry.roll_back("so did this") == first
-    with pytest.raises(RegistryError, match="pointed nowhere before; nothing to roll back to"):
+    with pytest.raises(RegistryError, match="^champion of "):
         registry.roll_back("again")
     events = [(entry["event"], entry.get("version"), entry["why"]) for entry in registry.history()]
     assert events[0] == ("register", first, "number 0") and events[5] == ("promote", third, "better")
@@ -68,7 +69,7 @@ def test_a_version_is_what_was_registered(root, bundles, tmp_path):
     about = registry.state().versions[version]
     assert registry.register(bundles[0], "again") == version and registry.state().versions[version] == about
     (bundles[1] / "model.onnx").write_bytes(b"other")
-    with pytest.raises(BundleError, match="model.onnx has been changed"):
+    with pytest.raises(BundleError, match=r"model\.onnx"):
         registry.register(bundles[1])
     assert list(registry.state().versions) == [version]
 
@@ -76,26 +77,26 @@ def test_a_version_is_what_was_registered(root, bundles, tmp_path):
 def test_names_that_mean_nothing(root, bundles):
     registry = Registry(root)
     for name in ("champion", "challenger"):
-        with pytest.raises(RegistryError, match=rf"{name} points to nothing in .*`sodaops register BUNDLE`"):
+        with pytest.raises(RegistryError, match=rf"^{name}: .*sodaops register"):
             registry.resolve(name)
     version = registry.register(bundles[0])
-    with pytest.raises(RegistryError, match="champion points to nothing in .*`sodaops promote VERSION`"):
+    with pytest.raises(RegistryError, match="^champion: .*sodaops promote"):
         registry.resolve("champion")
-    with pytest.raises(RegistryError, match=r"challengr: no alias or version of .*did you mean challenger"):
+    with pytest.raises(RegistryError, match=r"^challengr: .*did you mean challenger"):
         registry.resolve("challengr")
-    with pytest.raises(RegistryError, match="no version of .* any more"):
+    with pytest.raises(RegistryError, match="^0123456789ab: "):
         registry.move("champion", "0123456789ab", None, "")
-    with pytest.raises(RegistryError, match="expected lower-case letters"):
+    with pytest.raises(RegistryError, match=r"alias '\.\./champion'"):
         registry.move("../champion", version, None, "")
     assert registry.state().n == 1
 
 
-def test_of_two_promotions_at_once_one_is_told_so(root, bundles):
+def test_the_second_of_two_concurrent_promotions_fails(root, bundles):
     registry = Registry(root)
     first, second, third = (registry.register(bundle) for bundle in bundles)
     registry.move("champion", first, None, "")
     registry.move("champion", second, first, "the faster")
-    with pytest.raises(RegistryError, match=f"moved from {first} to {second} meanwhile.*Nothing has changed"):
+    with pytest.raises(RegistryError, match=f"^champion .*{first} to {second}"):
         registry.move("champion", third, first, "the slower")
     assert registry.version("champion") == second
 
@@ -123,7 +124,7 @@ def test_one_of_many_creates(root):
     assert store.names("history") == ["1"] and store.names("nowhere") == [] and store.read("nowhere") is None
 
 
-def test_gc_takes_nothing_that_is_needed(root, bundles, trained, tmp_path):
+def test_gc_deletes_nothing_that_is_needed(root, bundles, trained, tmp_path):
     registry = Registry(root)
     more = [copy_bundle(trained / "run/bundle", tmp_path / f"more{i}", f"{10 + i}") for i in range(3)]
     versions = [registry.register(bundle) for bundle in [*bundles, *more]]
@@ -135,14 +136,14 @@ def test_gc_takes_nothing_that_is_needed(root, bundles, trained, tmp_path):
     assert set(registry.state().versions) == set(versions[2:]), "champion, the one before, challenger, and its one before"
     assert set(open_store(root).names("versions")) == set(versions[2:])
     assert registry.roll_back("still there") == versions[2]
-    with pytest.raises(RegistryError, match="nothing to roll back to"):
+    with pytest.raises(RegistryError, match="^champion "):
         registry.roll_back("those are gone")
-    assert registry.register(bundles[0]) == versions[0], "what was collected can come back"
+    assert registry.register(bundles[0]) == versions[0], "a deleted version can come back"
 
 
 def test_gc_keeps_as_many_as_it_says():
     state = State(versions={key: {} for key in "abcde"}, aliases={"champion": "e"}, past={"champion": ["a", "b", "c", "d"]})
-    assert [_unused(state, keep) for keep in (0, 1, 3, 4, 5, 9)] == [["a", "b", "c", "d"], ["a", "b", "c"], ["a"], [], [], []]
+    assert [state.unused(keep) for keep in (0, 1, 3, 4, 5, 9)] == [["a", "b", "c", "d"], ["a", "b", "c"], ["a"], [], [], []]
 
 
 def test_registering_while_gc_collects(root, bundles, monkeypatch):
@@ -177,12 +178,12 @@ def test_a_damaged_history(workdir, bundles, capsys):
     for content in ("{", "[]", json.dumps({**json.loads(entry.read_text()), "format": 9}), ""):
         entry.write_text(content)
         assert main(["registry", "list"]) == 2
-        assert "history/00000001.json: damaged" in capsys.readouterr().err
+        assert "RegistryError: registry/history/00000001.json" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_to(workdir, bundles, capsys):
     (workdir / "registry").write_text("a file in the way")
-    with pytest.raises(StorageError, match="could not be written"):
+    with pytest.raises(StorageError, match="registry/versions/"):
         Registry("registry").register(bundles[0])
     assert main(["register", str(bundles[0])]) == 2 and "registry/versions/" in capsys.readouterr().err
 
@@ -205,7 +206,7 @@ def test_a_read_only_registry(tmp_path, bundles):
     done = subprocess.run([*nobody, sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd="/")
     if "Permission denied" in done.stderr and "sodaops" in done.stderr.splitlines()[-1] and "StorageError" not in done.stderr:
         pytest.skip("this user cannot read the code")
-    assert done.stdout.strip() == version and "StorageError" in done.stderr and "could not be written" in done.stderr
+    assert done.stdout.strip() == version and "StorageError" in done.stderr
     assert Registry(str(root)).state().aliases == {"challenger": version}
 
 
@@ -216,24 +217,24 @@ def test_addresses(workdir, bundles):
     (workdir / "a@b").mkdir()
     for plain in ("a@b", "gs://bucket/models", "me@host/models", "models"):
         assert address_of(plain) == plain
-    with pytest.raises(RegistryError, match="champion points to nothing"):
+    with pytest.raises(RegistryError, match="^champion: "):
         address_of("models@champion")
 
 
-def test_the_verbs(workdir, bundles, capsys):
-    assert main(["registry", "list"]) == 0 and "registry: empty" in capsys.readouterr().out
-    assert main(["registry", "history"]) == 0 and "nothing yet" in capsys.readouterr().out
+def test_the_commands(workdir, bundles, capsys):
+    assert main(["registry", "list"]) == 0
+    assert main(["registry", "history", "--json"]) == 0 and capsys.readouterr().out.endswith("[]\n")
     assert main(["register", str(bundles[0]), "--reason", "the first"]) == 0
     version = capsys.readouterr().out.partition(":")[0]
     assert main(["resolve", "challenger"]) == 0 and capsys.readouterr().out == f"registry/versions/{version}\n"
     assert main(["registry", "list"]) == 0 and "challenger" in capsys.readouterr().out
     assert main(["registry", "list", "--json"]) == 0 and version in json.loads(capsys.readouterr().out)["versions"]
-    assert main(["registry", "history"]) == 0 and ": the first" in capsys.readouterr().out
+    assert main(["registry", "history"]) == 0 and "the first" in capsys.readouterr().out
     assert main(["registry", "gc", "--dry-run"]) == 0 and capsys.readouterr().out == ""
     assert main(["registry", "gc", "--keep=-1"]) == 2 and main(["resolve", "champion"]) == 2
-    assert main(["rollback", "--reason", "x"]) == 2 and "nothing to roll back to" in capsys.readouterr().err
-    assert main(["registry", "list", "registry.path=elsewhere"]) == 0 and "elsewhere: empty" in capsys.readouterr().out
-    assert main(["register", "nowhere"]) == 2 and "no bundle.json here" in capsys.readouterr().err
+    assert main(["rollback", "--reason", "x"]) == 2 and "RegistryError: champion" in capsys.readouterr().err
+    assert main(["registry", "list", "registry.path=elsewhere"]) == 0 and "elsewhere" in capsys.readouterr().out
+    assert main(["register", "nowhere"]) == 2 and "BundleError: nowhere" in capsys.readouterr().err
     for wrong in (["registry", "lst"], ["promote"], ["register", "a", "--typo"]):
         with pytest.raises(SystemExit) as ended:
             main(wrong)

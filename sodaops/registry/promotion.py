@@ -1,0 +1,66 @@
+"""Promotion of a version to champion, if the gate lets it pass or if it is forced."""
+
+import contextlib
+from dataclasses import dataclass
+
+from sodaops.bundle.layout import read_info
+from sodaops.config.schema import Config
+from sodaops.errors import RegistryError, SodaOpsError
+from sodaops.io import remote
+from sodaops.registry.gate import GateResult, run_gate, write_gate_report
+from sodaops.registry.registry import CHAMPION, Registry
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """The outcome of a promotion."""
+
+    version: str
+    champion: str | None  # the one before
+    promoted: bool
+    result: GateResult | None  # None: the gate failed with an error, and the promotion was forced
+    page: str | None  # the gate's report
+    error: SodaOpsError | None = None  # of the gate
+
+
+def promote(config: Config, name: str, reason: str = "", force: bool = False) -> Promotion:
+    """Runs the gate on a version, and makes it champion if all checks passed or if it is forced.
+
+    Args:
+        config: ``registry`` and ``evaluate.splits_dir`` are read.
+        name: a version or an alias.
+        reason: for the history.
+        force: promote it even if a check or the gate fails.
+
+    Raises:
+        RegistryError: no such version, it is champion already, or the champion was changed meanwhile.
+        SodaOpsError: the gate failed, and the promotion is not forced.
+    """
+    registry = Registry(config.registry.path)
+    version, champion = registry.version(name), registry.state().aliases.get(CHAMPION)
+    if version == champion:
+        raise RegistryError(f"{version} is the champion of {registry.root} already.")
+    with contextlib.ExitStack() as stack:
+        challenger_dir = stack.enter_context(registry.local(version))
+        champion_bundle = (champion, stack.enter_context(registry.local(champion))) if champion else None
+        splits_dir = config.splits_of(read_info(challenger_dir).data["name"])
+        try:
+            result = run_gate(version, challenger_dir, champion_bundle, splits_dir, config.registry.gate)
+        except SodaOpsError as error:
+            if not force:
+                raise
+            registry.move(CHAMPION, version, champion, reason, forced=True, gate={"passed": False, "error": str(error)})
+            return Promotion(version, champion, True, None, None, error)
+    introduction = _introduction(registry, result.test["sha256"], reason)
+    page = write_gate_report(remote.join(config.registry.report_dir, version), result, introduction)
+    if result.passed or force:
+        forced = not result.passed
+        registry.move(CHAMPION, version, champion, reason, "promote", forced=forced, gate=result.summary())
+    return Promotion(version, champion, result.passed or force, result, page)
+
+
+def _introduction(registry: Registry, test_hash: str, reason: str) -> str:
+    """The first sentences of the gate's report: test-set reuse, and the reason."""
+    n_reused = sum((event.get("gate") or {}).get("test", {}).get("sha256") == test_hash for event in registry.history())
+    reuse = [f"Test-set reuse: {n_reused} earlier promotions were decided on this test split."] if n_reused else []
+    return " ".join([*reuse, *([f"Reason given: {reason}."] if reason else [])])
