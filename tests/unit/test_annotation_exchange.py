@@ -72,89 +72,70 @@ def test_a_labeling_config_of_odd_and_many_labels():
 
 
 @pytest.mark.parametrize("name", ["out.json", "out.csv"])
-def test_there_and_back(store, workdir, name):
+def test_an_export_is_imported_by_another_store_and_by_its_own(store, workdir, name):
     assert export_file(store, name) == 4
-    other = Store.create(workdir / "other", LABELS)
-    if name == "out.csv":  # the names of another store's tasks are known to it alone
-        rows = rows_of(name)
-        with open(name, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(
-                [("text", "label", "annotator"), *((r["text"], r["label"], r["annotator"]) for r in rows)]
-            )
-    else:
-        items = json.loads(Path(name).read_text(encoding="utf-8"))
-        for item in items:
-            del item["data"]["task"]
-        Path(name).write_text(json.dumps(items), encoding="utf-8")
-    assert import_file(other, name) == (4, 4)
-    assert answers_by_text(other) == EXPECTED
-    assert {one.why for one in other.state().tasks} == {"import"}
-    assert import_file(other, name) == import_file(store, name) == (0, 0)  # what is there is not written again
-    with other._transaction("DEFERRED") as database:
-        assert database.execute("SELECT DISTINCT source FROM answers").fetchall() == [(f"import:{name}",)]
-
-
-@pytest.mark.parametrize("name", ["out.json", "out.csv"])
-def test_an_export_comes_back_into_its_store(store, name):
-    export_file(store, name)
     text = Path(name).read_text(encoding="utf-8")
-    swapped = text.replace('"negative"', '"positive"') if name == "out.json" else text.replace(",negative,", ",positive,")
-    Path(name).write_text(swapped, encoding="utf-8")
+    if name == "out.csv":  # without the ids of the tasks, which another store does not know
+        rows = [[row[key] for key in ("text", "label", "annotator")] for row in rows_of(name)]
+        with open("other.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "label", "annotator"), *rows])
+    else:
+        items = [{**item, "data": {"text": item["data"]["text"]}} for item in json.loads(text)]
+        Path("other.json").write_text(json.dumps(items), encoding="utf-8")
+    other, file = Store.create(workdir / "other", LABELS), name.replace("out", "other")
+    assert import_file(other, file) == (4, 4)
+    assert answers_by_text(other) == EXPECTED and {one.why for one in other.state().tasks} == {"import"}
+    assert import_file(other, file) == import_file(store, name) == (0, 0)  # existing answers are not written again
+    with other._transaction("DEFERRED") as database:
+        assert database.execute("SELECT DISTINCT source FROM answers").fetchall() == [(f"import:{file}",)]
+    changed = text.replace('"negative"', '"positive"') if name == "out.json" else text.replace(",negative,", ",positive,")
+    Path(name).write_text(changed, encoding="utf-8")
     assert import_file(store, name) == (0, 1)
     assert answers_by_text(store) == {**EXPECTED, ODD: {"ann": "positive", "ben": "positive"}}
 
 
-def test_what_label_studio_itself_exports(store, workdir):
+def test_what_label_studio_itself_exports(store, write):
     def annotation(by, label, **more):
-        result = [
-            {
-                "id": "x1",
-                "type": "choices",
-                "value": {"choices": [label]},
-                "origin": "manual",
-                "to_name": "text",
-                "from_name": "sentiment",
-            }
-        ]
+        part = {"id": "x1", "type": "choices", "value": {"choices": [label]}, "origin": "manual", "to_name": "text"}
+        result = [{**part, "from_name": "sentiment"}]
         return {"id": 7, "completed_by": by, "result": result, "was_cancelled": False, "lead_time": 4.2, **more}
 
+    two = [annotation(1, "positive"), annotation({"id": 2, "email": "cy@example.org"}, "neutral")]
     items = [
-        {
-            "id": 11, "data": {"text": "two"}, "predictions": [], "total_annotations": 2,
-            "annotations": [annotation(1, "positive"), annotation({"id": 2, "email": "cy@example.org"}, "neutral")],
-        },
+        {"id": 11, "data": {"text": "two"}, "predictions": [], "total_annotations": 2, "annotations": two},
         {"id": 12, "data": {"text": "new"}, "annotations": [annotation(1, "negative", was_cancelled=True)]},
-    ]  # fmt: skip
-    (workdir / "project-1.json").write_text(json.dumps(items))
-    assert import_file(store, "project-1.json") == (1, 3)
-    found = answers_by_text(store)
-    assert found["two"] == {"ann": "neutral", "label-studio 1": "positive", "cy@example.org": "neutral"}
-    assert found["new"] == {"label-studio 1": SKIP}
+    ]
+    assert import_file(store, write("project-1.json", json.dumps(items))) == (1, 3)
+    answers = answers_by_text(store)
+    assert answers["two"] == {"ann": "neutral", "label-studio 1": "positive", "cy@example.org": "neutral"}
+    assert answers["new"] == {"label-studio 1": SKIP}
 
 
-def test_a_table_of_texts_and_labels(workdir, write):
+@pytest.mark.parametrize(
+    ("table", "counts", "answers"),
+    [
+        (  # with and without an annotator; nothing is cleaned
+            'text,label,annotator\ntext 0,neutral,ann\n" a, b ",positive,\nalone,,\n', (2, 2),
+            {"text 0": {"ann": "neutral"}, " a, b ": {"import": "positive"}, "alone": {}},
+        ),
+        (  # an annotator who labels a text twice, and one who disagrees
+            "text,label,annotator\ntext 0,neutral,ann\ntext 0,positive,ben\ntext 0,negative,ann\n", (0, 3),
+            {"text 0": {"ann": "negative", "ben": "positive"}},
+        ),
+    ],
+)  # fmt: skip
+def test_a_table_of_texts_and_labels(workdir, write, table, counts, answers):
     store = store_of(workdir / "store", 1)
-    write("t.csv", 'text,label,annotator\ntext 0,neutral,ann\n" a, b ",positive,\nalone,,\n')
-    assert import_file(store, "t.csv") == (2, 2)
-    assert answers_by_text(store) == {"text 0": {"ann": "neutral"}, " a, b ": {"import": "positive"}, "alone": {}}
-    new = next(one for one in store.state().tasks if one.text == " a, b ")
-    assert new.text_sha256 == task(" a, b ")["text_sha256"]  # nothing is cleaned
+    assert import_file(store, write("t.csv", table)) == counts
+    assert answers_by_text(store) == answers
+    assert all(one.text_sha256 == task(one.text)["text_sha256"] for one in store.state().tasks)
 
 
 def test_a_text_is_found_by_the_hash_of_what_it_was_cleaned_to(workdir, write):
     store = Store.create(workdir / "store", LABELS)
     store.add_tasks("some", [{**task("a &amp; b"), "text_sha256": task("a & b")["text_sha256"]}])
-    write("t.csv", "text,label\na & b,neutral\na &amp; b,neutral\n")
-    assert import_file(store, "t.csv") == (0, 1)
+    assert import_file(store, write("t.csv", "text,label\na & b,neutral\na &amp; b,neutral\n")) == (0, 1)
     assert answers_by_text(store) == {"a &amp; b": {"import": "neutral"}}
-
-
-def test_one_text_labelled_twice(workdir, write):
-    store = Store.create(workdir / "store", LABELS)
-    write("t.csv", "text,label,annotator\none,neutral,ann\none,positive,ben\none,negative,ann\n")
-    assert import_file(store, "t.csv") == (1, 3)
-    assert answers_by_text(store) == {"one": {"ann": "negative", "ben": "positive"}}
-    assert [one.text for one in store.state().conflicts()] == ["one"]
 
 
 def test_all_faults_of_a_table_at_once_and_nothing_written(store, write):
@@ -208,9 +189,8 @@ def test_files_that_cannot_be_read(store, write, name, content, message):
 @pytest.mark.parametrize("choices", [["neutral", "positive"], [], None, "neutral"])
 def test_an_annotation_without_exactly_one_choice(store, write, choices):
     result = [{"type": "choices", "from_name": "s", "to_name": "text", "value": {"choices": choices}}]
-    write("t.json", json.dumps([{"data": {"text": "one"}, "annotations": [{"result": result}]}]))
     with pytest.raises(DataError, match=r"task 1 annotation 1: .*\d choices"):
-        import_file(store, "t.json")
+        import_file(store, write("t.json", json.dumps([{"data": {"text": "one"}, "annotations": [{"result": result}]}])))
 
 
 def test_a_spreadsheet_keeps_the_order_and_the_odd_text(store):

@@ -154,11 +154,18 @@ def test_the_commands(trained, window, run, workdir):
         assert code == 2 and named in err
 
 
-def base(write, n=300):
-    """A data set of generated texts, and a store of its labels."""
-    write("t.csv", table(many(n)))
+@pytest.fixture
+def config(write):
+    """A data set of generated texts, already split."""
+    write("t.csv", table(many(300)))
     config = configured("data=csv", "data.path=t.csv").data
-    return config, Store.create("store", ["bad", "good"])
+    preprocess(config, "splits")
+    return config
+
+
+@pytest.fixture
+def store(workdir):
+    return Store.create("store", ["bad", "good"])
 
 
 def labelled(store, *answers):
@@ -175,9 +182,8 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_accepted_labels_become_a_table_that_training_takes_and_test_stays(write):
-    config, store = base(write)
-    before = preprocess(config, "splits")
+def test_accepted_labels_become_a_table_that_training_takes_and_test_stays(config, store):
+    before = read_manifest("splits")
     test = read_split("splits", "test").to_pylist()
     texts = [f"a quite new text about thing {i}, said by someone" for i in range(60)]
     labelled(store, *[(text, "good", "good", "bad") for text in texts])
@@ -198,21 +204,14 @@ def test_accepted_labels_become_a_table_that_training_takes_and_test_stays(write
     assert again.path is None and again.known == 60
 
 
-def test_two_merges_at_once_write_each_text_once(write):
-    config, store = base(write)
-    preprocess(config, "splits")
+def test_two_merges_at_once_write_each_text_once(config, store):
     labelled(store, *[(f"a quite new text about thing {i}, said by someone", "good") for i in range(40)])
     with ThreadPoolExecutor(4) as threads:
-        merges = [
-            threads.submit(merge_answers, Store.create(store.folder, store.labels), config, Path("splits"), 1, 0.7)
-            for _ in "1234"
-        ]
+        merges = [threads.submit(merge_answers, Store(store.folder), config, Path("splits"), 1, 0.7) for _ in range(4)]
     assert sorted(sum(one.result().counts.values()) for one in merges) == [0, 0, 0, 40]
 
 
-def test_what_is_not_merged_is_counted_and_named(write):
-    config, store = base(write)
-    preprocess(config, "splits")
+def test_what_is_not_merged_is_counted_and_named(config, store):
     (test,) = read_split("splits", "test")["text"].to_pylist()[:1]
     train = read_split("splits", "train")["text"].to_pylist()[0]
     labelled(
@@ -226,17 +225,14 @@ def test_what_is_not_merged_is_counted_and_named(write):
     assert merge_answers(store, config, Path("splits"), 2, 0.7).counts == {}
 
 
-def test_labels_that_the_data_do_not_have(write):
-    config, _ = base(write)
+def test_labels_that_the_data_do_not_have(config, store):
     with pytest.raises(DataError, match="store2: .*fine.*bad, good"):
         merge_answers(Store.create("store2", ["bad", "fine"]), config, Path("splits"), 1, 0.7)
     with pytest.raises(DataError, match=r"data\.added"):
-        merge_answers(Store.create("store", ["bad", "good"]), config.model_copy(update={"added": None}), Path("splits"), 1, 0.7)
+        merge_answers(store, config.model_copy(update={"added": None}), Path("splits"), 1, 0.7)
 
 
-def test_an_added_row_never_overrules_the_first_table(write):
-    config, _ = base(write)
-    preprocess(config, "splits")
+def test_an_added_row_never_overrules_the_first_table(config, write):
     test, train = (read_split("splits", split).to_pylist()[0] for split in ("test", "train"))
     rows = [(row["text"], "bad" if row["label"] == "good" else "good") for row in (test, train)]
     Path("data/raw/added/csv").mkdir(parents=True)
@@ -248,13 +244,10 @@ def test_an_added_row_never_overrules_the_first_table(write):
     assert [row for row in read_split("splits", "train").to_pylist() if row["source"] == "t.csv"] == before["train"]
 
 
-def test_no_added_folder_leaves_the_fingerprint_as_it_was(write):
-    config, _ = base(write)
-    first = preprocess(config, "splits")
-    assert (
-        first["added"] == {}
-        and first["fingerprint"] == preprocess(config.model_copy(update={"added": None}), "s2")["fingerprint"]
-    )
+def test_no_added_folder_leaves_the_fingerprint_as_it_was(config, write):
+    first = read_manifest("splits")
+    without = preprocess(config.model_copy(update={"added": None}), "s2")
+    assert first["added"] == {} and first["fingerprint"] == without["fingerprint"]
     Path("data/raw/added/csv").mkdir(parents=True)
     assert preprocess(config, "splits")["fingerprint"] == first["fingerprint"]
     write("data/raw/added/csv/README.md", "no table")
@@ -262,20 +255,16 @@ def test_no_added_folder_leaves_the_fingerprint_as_it_was(write):
 
 
 def test_near_texts():
-    found = NearTexts(["So happy with my new phone, best day ever", "ok"], 0.7)
-    assert found.find("so happy with my new phone best day ever!!") and found.find("OK") == "ok"
-    assert found.find("So unhappy with her old phone, worst week ever") is None and found.find("no") is None
-    assert found.find("") is None and NearTexts([], 0.7).find("anything") is None
+    texts = NearTexts(["So happy with my new phone, best day ever", "ok"], 0.7)
+    assert texts.find("so happy with my new phone best day ever!!") and texts.find("OK") == "ok"
+    assert texts.find("So unhappy with her old phone, worst week ever") is None and texts.find("no") is None
+    assert texts.find("") is None and NearTexts([], 0.7).find("anything") is None
 
 
-def test_a_redacted_test_text_is_known_by_its_hash(write):
-    rows = [*many(300), *[(f"mail me at person{i}@mail.example.org today, number {i}", "good") for i in range(40)]]
-    write("t.csv", table(rows))
-    config, store = configured("data=csv", "data.path=t.csv").data, Store.create("store", ["bad", "good"])
-    preprocess(config, "splits")
-    test = next(text for text in read_split("splits", "test")["text"].to_pylist() if text.startswith("mail me"))
-    store.add_tasks("t", [{"text": "mail me at <email> today, that is all there is to say about it, dear reader",
-                           "text_sha256": text_hash(test), "why": "random"}])  # fmt: skip
+def test_a_redacted_test_text_is_known_by_its_hash(config, store):
+    test = read_split("splits", "test")["text"].to_pylist()[0]
+    redacted = "mail me at <email> today, that is all there is to say about it, dear reader"
+    store.add_tasks("t", [{"text": redacted, "text_sha256": text_hash(test), "why": "random"}])
     store.session("ann").answer(text_hash(test)[:16], "bad")
     result = merge_answers(store, config, Path("splits"), 1, 0.7)
     assert result.path is None and result.known == 1
