@@ -85,10 +85,10 @@ def run_train(rest: list[str]) -> None:
 def run_preprocess(rest: list[str]) -> None:
     """`sodaops preprocess`."""
     from sodaops import pipeline
-    from sodaops.data.preprocess import describe
+    from sodaops.data.preprocess import summarize_manifest
 
     config = configured(rest)
-    print(describe(pipeline.prepare(config)))
+    print(summarize_manifest(pipeline.prepare(config)))
     print(f"splits: {config.splits_dir}")
 
 

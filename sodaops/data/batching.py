@@ -1,4 +1,4 @@
-"""A split as tokens and targets, and the loader that batches it for Lightning."""
+"""A tokenised split, and the loader that gives its batches to Lightning."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sodaops.data.tokens import pad, plan_batches
 
 @dataclass(frozen=True)
 class Tokenised:
-    """A split as arrays: all tokens in a row, and where each text begins."""
+    """A split as arrays: text i has the tokens ``tokens[offsets[i]:offsets[i + 1]]``."""
 
     tokens: np.ndarray  # int32 [n_tokens]
     offsets: np.ndarray  # int64 [n_examples + 1]
@@ -24,25 +24,29 @@ class Tokenised:
         """Tokens of each text, int64 [n_examples]."""
         return np.diff(self.offsets)
 
-    def batch(self, places: np.ndarray) -> dict[str, torch.Tensor]:
-        """The texts at ``places`` (int64 [n]), padded to the longest among them."""
-        ids, mask = pad([self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in places], self.pad_token_id)
+    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        """The texts with these indices (int64 [n]), padded to the longest of them.
+
+        Returns:
+            input_ids and attention_mask, int64 [n, longest]; label_ids, int64 [n]; targets, float32 [n, n_labels].
+        """
+        ids, mask = pad([self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices], self.pad_token_id)
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
-            "label_ids": torch.from_numpy(self.label_ids[places]),
-            "targets": torch.from_numpy(self.targets[places]),
+            "label_ids": torch.from_numpy(self.label_ids[indices]),
+            "targets": torch.from_numpy(self.targets[indices]),
         }
 
 
 def soft_targets(label_ids: np.ndarray, votes: Sequence[Sequence[int] | None], n_labels: int, weight: float) -> np.ndarray:
-    """Target distributions: a mix of the raters' vote shares and the label; rows without votes are their label.
+    """Target distributions: ``weight`` * vote shares + (1 - ``weight``) * one-hot label; without votes the one-hot label.
 
     Args:
         label_ids: int64 [n_examples].
-        votes: for each example the votes in label order, or None.
-        n_labels: labels in all.
-        weight: share of the votes in the mix, in [0, 1].
+        votes: for each example the number of votes for each label, or None.
+        n_labels: number of labels.
+        weight: in [0, 1].
 
     Returns:
         float32 [n_examples, n_labels], rows sum to 1.
@@ -60,19 +64,19 @@ def soft_targets(label_ids: np.ndarray, votes: Sequence[Sequence[int] | None], n
 
 
 class TokenLoader:
-    """An iterable of padded batches that Lightning can stop and resume within an epoch.
+    """Padded batches of a split, which Lightning can resume within an epoch.
 
-    Several processes share each batch: it then holds up to ``n_ranks`` budgets, and each process takes every n_ranks-th of
-    its texts, of which lengths are alike. All have the same number of batches, and together each text once. A batch says in
-    ``share`` (float32, scalar) what its mean counts in the mean over the processes: ``n_ranks * n_mine / n_all``. Where there
-    are fewer texts than processes, one without a text of its own computes another's, with share 0.
+    With several processes, each global batch holds up to ``n_ranks`` budgets, and a process takes every n_ranks-th of its
+    texts. All processes have the same number of batches, and every text is in one of them. ``share`` (float32, scalar) in a
+    batch is its weight in the mean over the processes: ``n_ranks * n_local / n_global``. A process without a text of its own
+    computes another's, with share 0.
 
     Args:
         split: the tokenised texts.
         budget: tokens of a process's batch, padding included.
-        seed: with the epoch, the source of order; None keeps one order.
-        rank: this process among ``n_ranks``.
-        n_ranks: processes.
+        seed: seeds the order, together with the epoch; None: always the same order.
+        rank: the rank of this process.
+        n_ranks: number of processes.
     """
 
     def __init__(self, split: Tokenised, budget: int, seed: int | None, rank: int = 0, n_ranks: int = 1) -> None:
@@ -84,11 +88,11 @@ class TokenLoader:
         self._skip = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order the next pass takes."""
+        """Sets the epoch that determines the order of the next pass."""
         self.epoch = epoch
 
     def plan(self) -> list[np.ndarray]:
-        """The current epoch's batches, all processes' together: arrays of places, int64."""
+        """The current epoch's global batches: the indices of their texts, int64."""
         rng = None if self.seed is None else np.random.default_rng([self.seed, self.epoch])
         return plan_batches(self.split.lengths, self.budget * self.n_ranks, rng)
 
@@ -98,17 +102,17 @@ class TokenLoader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         batches = self.plan()
         self._done, self._skip = self._skip, 0
-        for places in batches[self._done :]:
+        for indices in batches[self._done :]:
             self._done += 1
-            mine = places[self.rank :: self.n_ranks]
-            share = self.n_ranks * len(mine) / len(places)
-            yield {**self.split.batch(mine if len(mine) else places[:1]), "share": torch.tensor(share)}
+            local = indices[self.rank :: self.n_ranks]
+            share = self.n_ranks * len(local) / len(indices)
+            yield {**self.split.batch(local if len(local) else indices[:1]), "share": torch.tensor(share)}
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches have been handed out."""
+        """The epoch, and the number of its batches that were yielded."""
         return {"epoch": self.epoch, "done": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begins the next pass where the saved one stood; a pass that was finished is not begun again."""
+        """Continues the saved pass; after a finished one the next pass starts at the first batch."""
         self.epoch = state["epoch"]
         self._skip = state["done"] % len(self)

@@ -1,4 +1,4 @@
-"""The LightningDataModule: the splits, tokenised once."""
+"""The LightningDataModule, which tokenises the splits once."""
 
 import lightning as L
 import numpy as np
@@ -10,17 +10,17 @@ from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
 from sodaops.data.preprocess import read_split
 from sodaops.data.tokens import tokenise
 
-_USUAL_TOKENS, _FEW_STEPS = 768, 20  # conf/optim's batch_tokens; steps an epoch below which a note is due
+_USUAL_TOKENS, _FEW_STEPS = 768, 20  # the default of optim.batch_tokens; fewer steps per epoch cause a note
 
 
 class TextDataModule(L.LightningDataModule):
     """Train and validation batches of the splits in ``config.splits_dir``.
 
     Args:
-        config: the whole tree; data, model.max_tokens, optim and seed are read.
-        tokenizer: the model's.
-        pad_token_id: what fills a batch.
-        n_labels: labels in all.
+        config: the whole configuration; data, model.max_tokens, optim and seed are used.
+        tokenizer: the tokenizer of the model.
+        pad_token_id: the token that pads a batch.
+        n_labels: number of labels.
     """
 
     def __init__(self, config: Config, tokenizer: Tokenizer, pad_token_id: int, n_labels: int) -> None:
@@ -32,7 +32,7 @@ class TextDataModule(L.LightningDataModule):
         self._resumed: dict[str, int] | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and tokenises train and val, unless that is done."""
+        """Reads and tokenises train and val, once."""
         for split in ("train", "val"):
             if split not in self.splits:
                 self.splits[split] = self._tokenised(split)
@@ -45,23 +45,23 @@ class TextDataModule(L.LightningDataModule):
         return Tokenised(tokens, offsets, label_ids, targets, self.pad_token_id)
 
     def class_weights(self) -> torch.Tensor | None:
-        """Weights that make every label count alike, mean 1 over the training rows; None unless asked for."""
+        """Weights that give all labels the same total, float32 [n_labels] with mean 1 over the training rows; None if off."""
         if self.config.optim.class_weights == "none":
             return None
         counts = np.bincount(self.splits["train"].label_ids, minlength=self.n_labels)
         return torch.tensor(counts.sum() / (self.n_labels * counts), dtype=torch.float32)
 
-    def note_of_steps(self, n_processes: int) -> str | None:
-        """What to say where large batches leave few steps to learn in, as the presets for GPUs do on a small table."""
+    def few_steps_note(self, n_processes: int) -> str | None:
+        """A note if large batches, as in the presets for GPUs, leave few steps per epoch on a small table; else None."""
         budget, usual = self.config.optim.batch_tokens, max(_USUAL_TOKENS, self.config.model.max_tokens)
         n_steps = -(-int(self.splits["train"].offsets[-1]) // (budget * n_processes))
         if n_steps >= _FEW_STEPS or budget <= usual:
             return None
         by = f" in each of {n_processes} processes" if n_processes > 1 else ""
-        return f"note: optim.batch_tokens={budget}{by} makes about {n_steps} steps an epoch; with {usual} there would be more"
+        return f"note: optim.batch_tokens={budget}{by} gives about {n_steps} steps per epoch; {usual} would give more"
 
     def train_dataloader(self) -> TokenLoader:
-        """Batches in an order drawn from the seed and the epoch; one order when a batch is to be overfitted."""
+        """Training batches, shuffled by seed and epoch; in a fixed order with trainer.overfit_batches."""
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0
         self._train = self._loader("train", None if overfit else self.config.seed)
         if self._resumed is not None:
@@ -70,19 +70,19 @@ class TextDataModule(L.LightningDataModule):
         return self._train
 
     def state_dict(self) -> dict[str, int]:
-        """Where the pass over the training batches stands. Lightning would keep this itself, but restores it only to
-        loaders that are made after its loops, and asking for the number of steps makes them before."""
+        """The position in the training batches. Lightning would save it as well, but restores it only to loaders that are
+        created after its loops, and computing the number of steps creates them before."""
         if self._train is None:
             return {}
-        finished = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # the next pass begins anew
+        finished = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # the next pass starts at the first batch
         return {**self._train.state_dict(), "done": 0} if finished else self._train.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Takes the place up at the next :meth:`train_dataloader`."""
+        """Restores the position, at the next :meth:`train_dataloader`."""
         self._resumed = state_dict
 
     def val_dataloader(self) -> TokenLoader:
-        """Batches in one order."""
+        """Validation batches in a fixed order."""
         return self._loader("val", None)
 
     def _loader(self, split: str, seed: int | None) -> TokenLoader:

@@ -1,7 +1,7 @@
-"""Which rows of the raw tables go to which split, and which are left out; told by their hashes, labels and places alone.
+"""Selects the rows to keep and assigns them to splits, from their hashes, labels and positions.
 
-A row's number here is its place in all tables after one another, from 0. Two texts are the same when 128 bits of their
-SHA-256 are: among ten million texts, two others that agree in them have a chance of 1 in 10^25.
+Rows are numbered from 0 through all tables, one after another. Two texts count as equal if 128 bits of their SHA-256 are;
+among ten million texts the chance of an error is 1 in 10^25.
 """
 
 import hashlib
@@ -17,29 +17,29 @@ from sodaops.data.splits import SPLITS
 from sodaops.errors import SHOWN, DataError, some
 from sodaops.text.labels import label_ids, label_order, no_label
 
-ADDED = "added"  # in place of a split: of a table that was added, whose rows get theirs by the hash
-Dropped = dict[str, dict[str, Any]]  # reason -> how many rows, and the places of the first
-_SORTED_ROWS = 2**20  # sorted at once, about
+ADDED = "added"  # stands for the split of an added table, whose rows are assigned by their hashes
+Dropped = dict[str, dict[str, Any]]  # reason -> number of rows, and where the first are
+_CHUNK_ROWS = 2**20  # about so many are sorted at once, to bound memory
 _EMPTY_HI, _EMPTY_LO = np.frombuffer(hashlib.sha256(b"").digest(), ">u8")[:2].astype(np.uint64)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is known of each row; arrays of n_rows."""
+    """What the decisions about rows need; arrays of length n_rows."""
 
     tables: list[str]
-    given: list[str | None]  # of each table: its split, ADDED, or None where the split is made from the texts
-    starts: np.ndarray  # int64 [n_tables + 1]: where each table begins
+    given: list[str | None]  # of each table: its split, ADDED, or None if its rows are split by hash
+    starts: np.ndarray  # int64 [n_tables + 1]: the first row of each table
     hash_hi: np.ndarray  # uint64
     hash_lo: np.ndarray  # uint64
     label_id: np.ndarray  # int32
 
     def table_of(self, rows: np.ndarray | int) -> np.ndarray:
-        """The table of each row, int64, as a place in ``tables``."""
+        """The index in ``tables`` of each row's table, int64."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def place(self, i: int) -> str:
-        """Where row ``i`` came from, for messages."""
+        """The table and number of row ``i``, for messages."""
         return f"{self.tables[self.table_of(i)]} row {self.number(i)}"
 
     def number(self, i: int) -> int:
@@ -48,7 +48,7 @@ class Rows:
 
 
 def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Part]) -> tuple[list[str], Rows]:
-    """Collects from the parts what decides about each row.
+    """Collects hashes and labels from the parts.
 
     Args:
         config: conf/data.
@@ -59,15 +59,15 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
         The labels in order, and the rows.
 
     Raises:
-        DataError: cells that cannot be used, or fewer than two labels.
+        DataError: invalid cells, or fewer than two labels.
     """
     n_rows = sum(part.n_rows for part in parts)
-    hash_hi, hash_lo, value = np.empty(n_rows, np.uint64), np.empty(n_rows, np.uint64), np.empty(n_rows, np.int32)
-    id_of: dict[str, int] = {}  # cells of the label column
+    hash_hi, hash_lo, cell_id = np.empty(n_rows, np.uint64), np.empty(n_rows, np.uint64), np.empty(n_rows, np.int32)
+    id_of: dict[str, int] = {}  # distinct cells of the label column, in order of appearance
     faults: list[dict[str, Fault]] = [{} for _ in sources]
     start = 0
     for part in parts:
-        rows, found = read_part(part, small=True)
+        rows, part_faults = read_part(part, decisive=True)
         span = slice(start, start + part.n_rows)
         hash_hi[span], hash_lo[span] = rows["hash_hi"].to_numpy(), rows["hash_lo"].to_numpy()
         ids = [id_of.setdefault(cell, len(id_of)) for cell in rows["label"].dictionary.to_pylist()]
@@ -76,10 +76,10 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
                 f"{part.table}: {config.label_column} has more than {MAX_VALUES:,} different values in its first "
                 f"{part.first + part.n_rows - 1:,} rows; expected labels. Set data.label_column to the column that holds them."
             )
-        value[span] = np.array(ids, np.int32)[rows["label"].indices.to_numpy()]
+        cell_id[span] = np.array(ids, np.int32)[rows["label"].indices.to_numpy()]
         of_table = faults[part.source]
-        for name, fault in found.items():
-            of_table[name] = of_table[name].and_later(fault) if name in of_table else fault
+        for name, fault in part_faults.items():
+            of_table[name] = of_table[name].merge(fault) if name in of_table else fault
         start += part.n_rows
     labels = label_order(list(id_of), config.labels, config.label_map)
     if len(labels) < 2:
@@ -89,50 +89,50 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
         )
     sizes = np.bincount([part.source for part in parts], [part.n_rows for part in parts], len(sources))
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    label_id = np.array(label_ids(list(id_of), labels, config.label_map), np.int32)[value]
+    label_id = np.array(label_ids(list(id_of), labels, config.label_map), np.int32)[cell_id]
     for i, path in enumerate(sources.values()):
         span = slice(starts[i], starts[i + 1])
-        _check_cells(path, faults[i], labels, list(id_of), value[span], label_id[span], config)
+        _check_cells(path, faults[i], labels, list(id_of), cell_id[span], label_id[span], config)
     given = [None if name == "all" else name if name in SPLITS else ADDED for name in sources]
     return labels, Rows(list(sources.values()), given, starts, hash_hi, hash_lo, label_id)
 
 
 def _check_cells(
-    path: str, faults: Mapping[str, Fault], labels: Sequence[str], cells: Sequence[str], value: np.ndarray,
+    path: str, faults: Mapping[str, Fault], labels: Sequence[str], cells: Sequence[str], cell_id: np.ndarray,
     label_id: np.ndarray, config: DataConfig,
 ) -> None:  # fmt: skip
     if long := faults.get("long"):
         raise DataError(
             f"{path} row {long.rows[0]}: {config.text_column} has {long.value:,} characters; at most "
             f"{config.max_chars:,} are allowed ({long.n_rows} rows: {_some(long.rows, long.n_rows)}). "
-            "A quote that is not closed is the usual cause; if the texts are that long, set data.max_chars."
+            "The usual cause is an unclosed quote; if the texts are that long, set data.max_chars."
         )
     bad = np.flatnonzero(label_id < 0)
     if len(bad):
-        raise no_label(f"{path} {config.label_column}", cells[value[bad[0]]], (bad + 1).tolist(), labels, config.label_map)
+        raise no_label(f"{path} {config.label_column}", cells[cell_id[bad[0]]], (bad + 1).tolist(), labels, config.label_map)
     for label in labels if config.vote_columns else ():
         if votes := faults.get(f"vote_{label}"):
             raise DataError(
-                f"{path} row {votes.rows[0]}: {config.vote_columns[label]}={votes.value!r}; expected a number of votes, 0 or "
-                f"more ({votes.n_rows} bad rows: {_some(votes.rows, votes.n_rows)})."
+                f"{path} row {votes.rows[0]}: {config.vote_columns[label]}={votes.value!r}; expected a number of votes, at "
+                f"least 0 ({votes.n_rows} bad rows: {_some(votes.rows, votes.n_rows)})."
             )
 
 
-def choose(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[np.ndarray, Dropped]:
-    """Which rows are kept, and why the others are not.
+def select_rows(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[np.ndarray, Dropped]:
+    """Decides which rows are kept.
 
     Args:
-        rows: all of them.
+        rows: all rows.
         labels: in order.
         config: conf/data.
 
     Returns:
-        bool [n_rows]: kept; and what was left out: empty texts, added ones that the first tables have already (theirs is
-        the label, and the split), texts that came before, and those with two labels.
+        bool [n_rows]: the rows to keep; and what is dropped: empty texts, added ones that the other tables hold already
+        (whose label and split are kept), repeated texts, and texts with two labels.
 
     Raises:
-        DataError: all texts are empty; a text stands in two given splits, or has two labels, unless ``data.conflicts``
-            drops those.
+        DataError: all texts are empty, a text occurs in two given splits, or it has two labels and ``data.conflicts`` is
+            ``error``.
     """
     dropped: Dropped = {}
     kept = (rows.hash_hi != _EMPTY_HI) | (rows.hash_lo != _EMPTY_LO)
@@ -140,126 +140,127 @@ def choose(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[np.nd
         raise DataError(
             f"{rows.tables[0]}: all {len(kept)} texts are empty after cleaning; check data.text_column and data.cleaning."
         )
-    _note(dropped, "empty_text", rows, ~kept)
+    _record(dropped, "empty_text", rows, ~kept)
     if ADDED in rows.given:
         known = _known(rows, kept)
-        _note(dropped, "known_text", rows, known)
+        _record(dropped, "known_text", rows, known)
         kept &= ~known
     repeated, conflicting = _repeated(rows, kept, labels, config)
-    _note(dropped, "repeated_text", rows, repeated)
-    _note(dropped, "two_labels", rows, conflicting)
+    _record(dropped, "repeated_text", rows, repeated)
+    _record(dropped, "two_labels", rows, conflicting)
     return kept & ~repeated & ~conflicting, dropped
 
 
-def split_of(rows: Rows, config: DataConfig) -> np.ndarray:
-    """The split of each row, int8, as a place in SPLITS.
+def assign_splits(rows: Rows, config: DataConfig) -> np.ndarray:
+    """The split of each row, int8, as an index of SPLITS.
 
-    Given ones stay as given. Added rows go to train, or to val by the hash where val is made so; the test split stays as it
-    is, or two models could not be told apart by it. The rest is the same as :func:`sodaops.data.splits.assign_split`.
+    Rows of given splits stay there. Added rows go to train, or to val by their hash if val is made by hash too; never to test,
+    so that models of before and after can be compared on it. The other rows go where
+    :func:`sodaops.data.splits.assign_split` says.
     """
     splits = np.empty(len(rows.label_id), np.int8)
     train, val = config.fractions[0], config.fractions[0] + config.fractions[1]
     for given, begin, end in zip(rows.given, rows.starts[:-1], rows.starts[1:], strict=True):
-        for start in range(begin, end, _SORTED_ROWS):
-            span = slice(start, min(start + _SORTED_ROWS, end))
-            position = rows.hash_hi[span] / 2.0**64
-            by_hash: Any = (position >= train).astype(np.int8) + (position >= val)
+        for start in range(begin, end, _CHUNK_ROWS):
+            span = slice(start, min(start + _CHUNK_ROWS, end))
+            position = rows.hash_hi[span] / 2.0**64  # in [0, 1)
+            by_hash: Any = (position >= train).astype(np.int8) + (position >= val)  # 0, 1 or 2: the interval it falls into
             if given == ADDED:
                 by_hash = (by_hash == 1).astype(np.int8) if config.path is not None else 0
             splits[span] = SPLITS.index(given) if given in SPLITS else by_hash
     return splits
 
 
-def _note(dropped: Dropped, reason: str, rows: Rows, gone: np.ndarray) -> None:
-    if gone.any():
-        first = np.flatnonzero(gone)[:SHOWN]
-        dropped[reason] = {"n_rows": int(gone.sum()), "first": [rows.place(i) for i in first]}
+def _record(dropped: Dropped, reason: str, rows: Rows, is_dropped: np.ndarray) -> None:
+    if is_dropped.any():
+        first = np.flatnonzero(is_dropped)[:SHOWN]
+        dropped[reason] = {"n_rows": int(is_dropped.sum()), "first": [rows.place(i) for i in first]}
 
 
-def _groups(rows: Rows, among: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows that share their text with another.
+def _groups(rows: Rows, candidates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Groups the rows whose text occurs more than once.
 
     Args:
-        rows: all of them.
-        among: bool [n_rows]; the others do not count.
+        rows: all rows.
+        candidates: bool [n_rows]; the others are ignored.
 
     Yields:
-        rows, int64 [n], texts side by side and in order within a text; starts, int64 [n_texts]: where each text begins; and
-        text, int64 [n]: the place in ``starts``. Each text comes once, in one of the batches.
+        Batches of whole groups: rows, int64 [n], sorted by text and then by number; starts, int64 [n_texts]: where each text's
+        rows begin in them; and text, int64 [n]: the index in ``starts`` of each row's text.
     """
-    n_slices = len(among) // _SORTED_ROWS + 1
+    n_slices = len(candidates) // _CHUNK_ROWS + 1
     for k in range(n_slices):
+        # Rows in an equal slice of the range of hashes: all rows of a text are in the same slice.
         low, high = 2**64 * k // n_slices, 2**64 * (k + 1) // n_slices - 1
-        found = np.flatnonzero(among & (rows.hash_hi >= np.uint64(low)) & (rows.hash_hi <= np.uint64(high)))
-        found = found[np.lexsort((rows.hash_lo[found], rows.hash_hi[found]))]  # stable: in order within a text
-        hi, lo = rows.hash_hi[found], rows.hash_lo[found]
-        same = np.zeros(len(found) + 1, bool)  # as the one before
+        order = np.flatnonzero(candidates & (rows.hash_hi >= np.uint64(low)) & (rows.hash_hi <= np.uint64(high)))
+        # Sort by hash. The sort is stable, so the rows of a text stay in order.
+        order = order[np.lexsort((rows.hash_lo[order], rows.hash_hi[order]))]
+        hi, lo = rows.hash_hi[order], rows.hash_lo[order]
+        # same[i]: row i has the text of row i - 1; the first and the last entry stay False.
+        same = np.zeros(len(order) + 1, bool)
         same[1:-1] = (hi[1:] == hi[:-1]) & (lo[1:] == lo[:-1])
-        several = same[:-1] | same[1:]
-        if several.any():
-            first = ~same[:-1][several]
-            yield found[several], np.flatnonzero(first), np.cumsum(first) - 1
-
-
-class _Pairs:
-    """Pairs of rows with the same text: how many, and the first of them by the later row."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self._first: list[tuple[int, int]] = []
-
-    def add(self, earlier: np.ndarray, later: np.ndarray) -> None:
-        """More pairs; int64 [n] each."""
-        self.n += len(later)
-        at = np.argsort(later)[:SHOWN]
-        pairs = zip(later[at].tolist(), earlier[at].tolist(), strict=True)
-        self._first = sorted([*self._first, *pairs])[:SHOWN]
-
-    def told(self, say: Callable[[int, int], str]) -> str:
-        """The first of them in words, and how many more there are."""
-        return _some([say(earlier, later) for later, earlier in self._first], self.n)
+        # Drop texts that occur once: equal neither to the row before nor to the row after.
+        grouped = same[:-1] | same[1:]
+        if grouped.any():
+            is_first = ~same[:-1][grouped]
+            yield order[grouped], np.flatnonzero(is_first), np.cumsum(is_first) - 1
 
 
 def _some(first: Sequence[object], n: int) -> str:
     return some(first) + (f" and {n - len(first)} more" if n > len(first) else "")
 
 
-def _known(rows: Rows, among: np.ndarray) -> np.ndarray:
-    known = np.zeros(len(among), bool)
+def _some_pairs(pairs: np.ndarray, text: Callable[[int, int], str]) -> str:
+    """The first pairs of rows in words, by the later row, and how many more there are; int64 [n, 2] of earlier and later."""
+    first = pairs[np.argsort(pairs[:, 1])[:SHOWN]].tolist()
+    return _some([text(earlier, later) for earlier, later in first], len(pairs))
+
+
+def _known(rows: Rows, candidates: np.ndarray) -> np.ndarray:
+    """Added rows whose text is in a table that is not added, bool [n_rows]."""
+    known = np.zeros(len(candidates), bool)
     is_added = np.array([given == ADDED for given in rows.given])
-    for found, starts, text in _groups(rows, among):
-        added = is_added[rows.table_of(found)]
-        known[found] = added & np.logical_or.reduceat(~added, starts)[text]
+    for group, starts, text in _groups(rows, candidates):
+        added = is_added[rows.table_of(group)]
+        known[group] = added & np.logical_or.reduceat(~added, starts)[text]
     return known
 
 
-def _repeated(rows: Rows, among: np.ndarray, labels: Sequence[str], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose text came before and has one label, and rows whose text has two; each bool [n_rows]."""
-    repeated, conflicting = np.zeros(len(among), bool), np.zeros(len(among), bool)
+def _repeated(
+    rows: Rows, candidates: np.ndarray, labels: Sequence[str], config: DataConfig
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Repetitions of a text that has one label, and all rows of a text that has two; bool [n_rows] each."""
+    repeated, conflicting = np.zeros(len(candidates), bool), np.zeros(len(candidates), bool)
     kind_of = {kind: i for i, kind in enumerate(dict.fromkeys(rows.given))}
     kinds = np.array([kind_of[given] for given in rows.given])
-    shared, conflicts = _Pairs(), _Pairs()
-    for found, starts, text in _groups(rows, among):
-        first, later = found[starts][text], np.ones(len(found), bool)
-        later[starts] = False
-        differs = later & (rows.label_id[found] != rows.label_id[first])
+    none = np.empty((0, 2), np.int64)
+    leaks, conflicts = [none], [none]  # pairs of an earlier and a later row with the same text
+    for group, starts, text in _groups(rows, candidates):
+        # Compare each row with the first one of its text.
+        first, is_later = group[starts][text], np.ones(len(group), bool)
+        is_later[starts] = False
+        differs = is_later & (rows.label_id[group] != rows.label_id[first])
         two_labels = np.logical_or.reduceat(differs, starts)[text]
-        repeated[found] = later & ~two_labels
-        conflicting[found] = two_labels
-        elsewhere = later & (kinds[rows.table_of(found)] != kinds[rows.table_of(first)])
-        shared.add(first[elsewhere], found[elsewhere])
-        at = np.flatnonzero(differs)
-        once = at[np.unique(text[at], return_index=True)[1]]  # the first row of each text that has another label
-        conflicts.add(first[once], found[once])
-    if shared.n:
-        where = shared.told(lambda j, i: f"{rows.place(j)} and {rows.place(i)}")
+        repeated[group] = is_later & ~two_labels
+        conflicting[group] = two_labels
+        # The same text in two given splits.
+        elsewhere = is_later & (kinds[rows.table_of(group)] != kinds[rows.table_of(first)])
+        leaks.append(np.stack([first[elsewhere], group[elsewhere]], axis=1))
+        # Of each text with two labels, the first row with another label than the text's first row.
+        other = np.flatnonzero(differs)
+        other = other[np.unique(text[other], return_index=True)[1]]
+        conflicts.append(np.stack([first[other], group[other]], axis=1))
+    leak, conflict = np.concatenate(leaks), np.concatenate(conflicts)
+    if len(leak):
+        where = _some_pairs(leak, lambda i, j: f"{rows.place(i)} and {rows.place(j)}")
         raise DataError(
-            f"{shared.n} texts stand in two of the given splits: {where}. What is tested must not be trained on: "
-            "take them out of one, or put all rows into one table (data.path) and let the split be made from the texts."
+            f"{len(leak)} texts are in two of the given splits: {where}. A test text must not be trained on: remove them from "
+            "one split, or put all rows into one table (data.path), which is then split by the texts."
         )
-    if conflicts.n and config.conflicts == "error":
-        where = conflicts.told(
-            lambda j, i: f"{rows.place(j)} {labels[rows.label_id[j]]}, row {rows.number(i)} {labels[rows.label_id[i]]}"
+    if len(conflict) and config.conflicts == "error":
+        where = _some_pairs(
+            conflict,
+            lambda i, j: f"{rows.place(i)} {labels[rows.label_id[i]]}, row {rows.number(j)} {labels[rows.label_id[j]]}",
         )
-        raise DataError(f"{conflicts.n} texts have two labels: {where}. Fix them, or drop them all with data.conflicts=drop.")
+        raise DataError(f"{len(conflict)} texts have two labels: {where}. Correct them, or drop them with data.conflicts=drop.")
     return repeated, conflicting

@@ -1,6 +1,6 @@
-"""Reading a user's table: CSV, TSV, JSON lines or Parquet, always through pyarrow, every needed cell as a string.
+"""Reads and writes tables: CSV, TSV, JSON lines or Parquet, through pyarrow. All cells are read as strings.
 
-Rows are counted from 1, the header not among them.
+Rows are numbered from 1, without the header.
 """
 
 import contextlib
@@ -24,32 +24,33 @@ _UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error)
 
 
 def read_batches(path: str, columns: Sequence[str], max_rows: int | None = None) -> Iterator[pa.RecordBatch]:
-    """Reads the named columns of a table as strings, a few megabytes at a time; empty and missing cells become empty strings.
+    """Reads the named columns of a table as strings, a few megabytes at a time; missing cells become empty strings.
 
     Args:
-        path: a file, here or at gs://; its name tells the format (.csv, .tsv, .jsonl, .parquet; the first three also with .gz).
-        columns: names in the header; each once.
-        max_rows: give only the first rows; the rest is read and checked all the same.
+        path: a local or remote file; its extension determines the format (.csv, .tsv, .jsonl, .parquet; the first three also
+            with .gz).
+        columns: distinct names of columns.
+        max_rows: yield only the first rows; the others are read and checked nevertheless.
 
     Yields:
-        Batches of string columns, in the order asked for. Whole numbers stay whole: a Parquet or JSON column of
-        integers with gaps gives ``"1"``, never ``"1.0"``.
+        Batches of string columns, in the order of ``columns``. Integers stay integers: a Parquet or JSON column of integers
+        with missing cells gives ``"1"``, not ``"1.0"``.
 
     Raises:
-        DataError: no such file, an empty one, a missing column, ragged rows, or text that is not UTF-8.
+        DataError: no such file, an empty one, a missing column, rows of different lengths, or text that is not UTF-8.
     """
     if not local_copy(path).is_file():
-        raise DataError(f"{path}: no such file{_beside(path)}. Set data.path to your table.")
+        raise DataError(f"{path}: no such file{_similar_files(path)}. Set data.path to your table.")
     n_rows = 0
     try:
-        for batch, whole in streams.batches(path, columns):
+        for batch, whole in streams.stream_batches(path, columns):
             strings = _strings(path, batch, whole, n_rows) if batch.num_rows else batch
-            left = batch.num_rows if max_rows is None else min(batch.num_rows, max_rows - n_rows)
+            n_yielded = batch.num_rows if max_rows is None else min(batch.num_rows, max_rows - n_rows)
             n_rows += batch.num_rows
-            if left > 0:
-                yield strings.slice(0, left)
+            if n_yielded > 0:
+                yield strings.slice(0, n_yielded)
     except _UNREADABLE as error:
-        _raise_if_not_utf8(path)
+        _check_utf8(path)
         after = f" after row {n_rows:,}" if n_rows else ""
         raise DataError(f"{path}: not a readable {table_format(path)} table{after} ({str(error).splitlines()[0]}).") from None
     if n_rows == 0:
@@ -57,18 +58,23 @@ def read_batches(path: str, columns: Sequence[str], max_rows: int | None = None)
 
 
 def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -> pa.Table:
-    """Reads the named columns of a table whole; otherwise as :func:`read_batches`."""
+    """Reads the named columns of a whole table; otherwise as :func:`read_batches`."""
     return pa.Table.from_batches(list(read_batches(path, columns, max_rows)))
 
 
-def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> list[str]:
-    """The columns of a table, in order.
+def column_names(path: str, required: Sequence[str] = (), fix: str = "") -> list[str]:
+    """The names of a table's columns, in order.
+
+    Args:
+        path: a local or remote file.
+        required: columns that it must have.
+        fix: how to fix a missing one, for the message.
 
     Raises:
-        DataError: no such file, one that cannot be read, or a required column that is not there.
+        DataError: no such file, an unreadable one, or a missing required column.
     """
     if not local_copy(path).is_file():
-        raise DataError(f"{path}: no such file{_beside(path)}.")
+        raise DataError(f"{path}: no such file{_similar_files(path)}.")
     kind = table_format(path)
     if kind is None:
         raise DataError(f"{path}: expected a name that ends in {', '.join(FORMATS)}.")
@@ -76,7 +82,7 @@ def column_names(path: str, required: Sequence[str] = (), mend: str = "") -> lis
         names = streams.names_in(path)
     except _UNREADABLE as error:
         raise DataError(f"{path}: not a readable {kind} table ({str(error).splitlines()[0]}).") from None
-    streams.require(path, required, names, mend)
+    streams.check_columns(path, required, names, fix)
     return list(names)
 
 
@@ -88,17 +94,17 @@ def write_table(table: pa.Table, path: str | Path, kind: str) -> None:
 
 @contextlib.contextmanager
 def table_writer(path: str | Path, kind: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Opens a file to write tables of one schema to, one after another.
+    """Opens a file to which several tables are written.
 
     Args:
-        path: the file; what it held is lost.
+        path: the file, which is replaced.
         kind: csv, tsv, jsonl or parquet.
-        schema: that of every table.
+        schema: the schema of every table.
 
     Yields:
-        What writes one table; in Parquet it becomes a row group.
+        A function that writes a table; in Parquet each is a row group.
     """
-    # A sink of our own is closed, and what it takes of the disk is free again, also when a writer fails on closing.
+    # The sinks are opened here, so that they are closed, and their disk space is freed, even if closing a writer fails.
     if kind == "parquet":
         with pa.OSFile(str(path), "wb") as sink, pa.parquet.ParquetWriter(sink, schema, compression="zstd") as file:
             yield file.write_table
@@ -111,7 +117,7 @@ def table_writer(path: str | Path, kind: str, schema: pa.Schema) -> Iterator[Cal
             yield file.write_table
 
 
-def _beside(path: str) -> str:
+def _similar_files(path: str) -> str:
     folder = Path(path).parent
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     return nearest(Path(path).name, names) or (f"; {folder} has {some(names)}" if names else "")
@@ -124,9 +130,9 @@ def _strings(path: str, batch: pa.RecordBatch, whole: frozenset[str], n_before: 
     try:
         columns = [as_strings(column, name in whole) for name, column in zip(batch.schema.names, batch.columns, strict=True)]
         for column in columns:
-            column.validate(full=True)  # of Parquet and JSON lines, whose readers take any bytes for text
+            column.validate(full=True)  # the readers of Parquet and JSON lines do not check UTF-8
     except pa.ArrowException as error:
-        _raise_if_not_utf8(path)
+        _check_utf8(path)
         raise DataError(
             f"{path}: a cell cannot be read as text ({str(error).splitlines()[0]}; rows {n_before + 1:,} to "
             f"{n_before + batch.num_rows:,})."
@@ -135,11 +141,11 @@ def _strings(path: str, batch: pa.RecordBatch, whole: frozenset[str], n_before: 
 
 
 def as_strings(column: pa.Array, whole: bool) -> pa.Array:
-    """A column as strings, nulls as empty ones.
+    """A column as strings; nulls become empty strings.
 
     Args:
-        column: of any type that is not nested.
-        whole: it holds floats, and every one in the table is a whole number: they lose their ``.0``.
+        column: an array of any type that is not nested.
+        whole: whether it holds floats that are all whole numbers, whose ``.0`` is dropped.
 
     >>> as_strings(pa.array([1.0, None, 2.0]), whole=True).to_pylist()
     ['1', '', '2']
@@ -149,7 +155,7 @@ def as_strings(column: pa.Array, whole: bool) -> pa.Array:
     return pc.fill_null(column.cast(pa.string()), "")
 
 
-def _raise_if_not_utf8(path: str) -> None:
+def _check_utf8(path: str) -> None:
     if table_format(path) == "parquet" or path.endswith(".gz"):
         return
     with open(local_copy(path), "rb") as file:

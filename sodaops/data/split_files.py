@@ -1,4 +1,4 @@
-"""The rows that are kept, from their parts into one Parquet file for each split; memory is that of a few parts."""
+"""Writes the kept rows to one Parquet file per split, in memory of a few parts."""
 
 import contextlib
 from collections import Counter
@@ -28,15 +28,15 @@ def write_splits(
     """Writes train.parquet, val.parquet and test.parquet.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         parts: of all tables, in order.
         label_id: int32 [n_rows], of the parts' rows in order.
-        split: int8 [n_rows], a place in SPLITS, or -1 for a row that is left out.
+        split: int8 [n_rows], an index of SPLITS, or -1 for a dropped row.
         labels: in order.
         config: conf/data.
 
     Returns:
-        split -> what the manifest tells of it.
+        split -> its entry in the manifest.
 
     Raises:
         DataError: a part is damaged.
@@ -60,7 +60,7 @@ def write_splits(
             file.flush()
     n_labels = [np.bincount(label_id[split == k], minlength=len(labels)).tolist() for k in range(len(SPLITS))]
     return {
-        name: file.described(dict(zip(labels, counts, strict=True)))
+        name: file.info(dict(zip(labels, counts, strict=True)))
         for name, file, counts in zip(SPLITS, files, n_labels, strict=True)
     }
 
@@ -93,7 +93,7 @@ def _table(
 
 
 def _votes(rows: pa.RecordBatch, labels: Sequence[str], config: DataConfig) -> pa.Array:
-    """list<int64> in label order, null where nobody voted."""
+    """list<int64> in label order, null without votes."""
     if config.vote_columns is None:
         return pa.nulls(rows.num_rows, pa.list_(pa.int64()))
     counts = np.stack([rows[f"vote_{label}"].to_numpy() for label in labels], axis=1)
@@ -103,46 +103,46 @@ def _votes(rows: pa.RecordBatch, labels: Sequence[str], config: DataConfig) -> p
 
 
 class _SplitFile:
-    """A Parquet file that grows by row groups, and how long its texts are."""
+    """A Parquet file that is written by row groups, and the lengths of its texts."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer
-        self._waiting: list[pa.Table] = []
+        self._pending: list[pa.Table] = []
         self._n_chars: Counter[int] = Counter()
         self._n_words: Counter[int] = Counter()
 
     def add(self, table: pa.Table) -> None:
-        """More rows."""
+        """Adds rows."""
         _count(self._n_chars, pc.utf8_length(table["text"]))
         _count(self._n_words, pc.add(pc.count_substring(table["text"], " "), 1))  # clean texts have single spaces
-        self._waiting.append(table)
-        if sum(t.num_rows for t in self._waiting) >= _GROUP_ROWS or sum(t.nbytes for t in self._waiting) >= _GROUP_BYTES:
+        self._pending.append(table)
+        if sum(t.num_rows for t in self._pending) >= _GROUP_ROWS or sum(t.nbytes for t in self._pending) >= _GROUP_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what waits, as a row group."""
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=2**20)
-            self._waiting = []
+        """Writes the pending rows as a row group."""
+        if self._pending:
+            self._writer.write_table(pa.concat_tables(self._pending), row_group_size=2**20)
+            self._pending = []
 
-    def described(self, n_labels: dict[str, int]) -> dict[str, Any]:
-        """Rows, labels and lengths, for the manifest."""
+    def info(self, n_labels: dict[str, int]) -> dict[str, Any]:
+        """Number of rows, labels and lengths, for the manifest."""
         lengths = {"chars": _quantiles(self._n_chars), "words": _quantiles(self._n_words)}
         return {"n_rows": self._n_chars.total(), "labels": n_labels, **lengths}
 
 
 def _count(counts: Counter[int], values: pa.ChunkedArray) -> None:
-    found, n = np.unique(values.to_numpy(), return_counts=True)
-    counts.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
+    distinct, n = np.unique(values.to_numpy(), return_counts=True)
+    counts.update(dict(zip(distinct.tolist(), n.tolist(), strict=True)))
 
 
 def _quantiles(counts: Counter[int]) -> dict[str, float]:
-    """The same as numpy.quantile of the values themselves, which interpolates between neighbours."""
+    """The quantiles of all values, from the count of each; equal to numpy.quantile, which interpolates linearly."""
     values = np.array(sorted(counts))
-    before = np.cumsum([counts[value] for value in values.tolist()])
-    found = {}
+    cumulated = np.cumsum([counts[value] for value in values.tolist()])
+    quantiles = {}
     for name, share in _SHARES.items():
-        place = (before[-1] - 1) * share
-        low, high = values[np.searchsorted(before, [np.floor(place), np.ceil(place)], side="right")]
-        found[name] = float(np.quantile([low, high], place - np.floor(place)))
-    return found
+        rank = (cumulated[-1] - 1) * share  # a fraction lies between two of the sorted values
+        low, high = values[np.searchsorted(cumulated, [np.floor(rank), np.ceil(rank)], side="right")]
+        quantiles[name] = float(np.quantile([low, high], rank - np.floor(rank)))
+    return quantiles

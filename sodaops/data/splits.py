@@ -1,4 +1,4 @@
-"""Which split a text belongs to: a function of the text alone."""
+"""The split of a text, which depends only on the text."""
 
 import hashlib
 
@@ -15,10 +15,10 @@ def text_hash(text: str) -> str:
 
 
 def assign_split(text: str, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> str:
-    """The split of a cleaned text, from its hash: it stays where it is as the table grows.
+    """The split of a cleaned text, from its hash, so that it does not change when the table grows.
 
     Args:
-        text: the cleaned text; equal texts get equal splits.
+        text: the cleaned text.
         fractions: shares of train, val and test; they sum to 1.
 
     Returns:

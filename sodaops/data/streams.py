@@ -1,4 +1,4 @@
-"""A table's rows in batches, as its format gives them: CSV, TSV, JSON lines or Parquet. Memory is that of a few blocks."""
+"""Reads a table in batches, with the types of its format: CSV, TSV, JSON lines or Parquet; in memory of a few blocks."""
 
 import csv
 import gzip
@@ -15,69 +15,69 @@ from sodaops.config.schema import table_format
 from sodaops.errors import SHOWN, DataError, nearest, some
 from sodaops.io.remote import local_copy
 
-BLOCK_BYTES = 2 * 2**20  # Arrow reads some 30 of them ahead
-MAX_BLOCK_BYTES = 64 * 2**20  # a row must fit into one block; where it does not fit into BLOCK_BYTES, into this
+BLOCK_BYTES = 2 * 2**20  # Arrow reads about 30 of them ahead
+MAX_BLOCK_BYTES = 64 * 2**20  # the longest row
 MAX_BATCH_ROWS = 65_536
-_KEYS = "Set data.text_column, data.label_column, data.vote_columns or data.slice_columns."
-# How Arrow widens the type of a JSON column as more values come.
+_COLUMN_KEYS = "Set data.text_column, data.label_column, data.vote_columns or data.slice_columns."
+# How Arrow widens the type of a JSON column with later values.
 _WIDER = ([pa.null(), pa.int64(), pa.float64()], [pa.null(), pa.timestamp("s"), pa.timestamp("ns"), pa.string()])
 
 
-def batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, frozenset[str]]]:
-    """The named columns of a table.
+def stream_batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, frozenset[str]]]:
+    """Reads the named columns of a table.
 
     Args:
-        path: a file, here or at gs://, whose name tells its format.
-        columns: names in the header; each once.
+        path: a local or remote file, whose extension determines the format.
+        columns: distinct names of columns.
 
     Yields:
-        A batch with these columns in the table's own types, and the names of those that are floats of which every one
-        in the whole table is a whole number.
+        A batch of these columns in the table's own types, and the names of the float columns that hold only whole numbers in
+        the whole table.
 
     Raises:
-        DataError: a missing column, rows of another length than the header.
-        pyarrow.ArrowException, OSError, EOFError, csv.Error: a table that cannot be read.
+        DataError: a missing column, or rows of another length than the header.
+        pyarrow.ArrowException, OSError, EOFError, csv.Error: the table is unreadable.
     """
     if table_format(path) != "parquet" and local_copy(path).stat().st_size == 0:
-        wanted = "one JSON object a line" if table_format(path) == "jsonl" else "a header and rows"
-        raise DataError(f"{path}: the file is empty; expected {wanted}.")
+        expected = "one JSON object per line" if table_format(path) == "jsonl" else "a header and rows"
+        raise DataError(f"{path}: the file is empty; expected {expected}.")
     read = {"csv": _csv, "tsv": _csv, "jsonl": _jsonl, "parquet": _parquet}[table_format(path)]
     return read(path, columns)
 
 
 def names_in(path: str) -> list[str]:
-    """The columns of a table, in order; of JSON lines those of any line."""
+    """The names of a table's columns, in order; of JSON lines, those of all lines."""
     kind = table_format(path)
     if kind == "parquet":
         return pq.read_schema(local_copy(path)).names
     return _csv_header(path) if kind in ("csv", "tsv") else list(_json_types(path)[0])
 
 
-def require(path: str, columns: Sequence[str], present: Sequence[str], mend: str = _KEYS) -> None:
-    """Holds the columns that are wanted against those that are there.
+def check_columns(path: str, columns: Sequence[str], present: Sequence[str], fix: str = _COLUMN_KEYS) -> None:
+    """Checks that a table has the required columns.
 
     Raises:
-        DataError: one is not there, or stands twice.
+        DataError: one is missing, or occurs twice.
     """
     missing = [name for name in columns if name not in present]
     if missing:
         raise DataError(
             f"{path}: no column {', '.join(name + nearest(name, present) for name in missing)}; "
-            f"the table has {some(list(present), 20)}. {mend}"
+            f"the table has {some(list(present), 20)}. {fix}"
         )
     twice = sorted({name for name in columns if list(present).count(name) > 1})
     if twice:
-        raise DataError(f"{path}: column {', '.join(twice)} stands twice in the header; give each its own name.")
+        raise DataError(f"{path}: column {', '.join(twice)} occurs twice in the header; give each column its own name.")
 
 
 def all_whole(column: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether every number is whole, and small enough that a float holds it exactly; nulls do not count."""
+    """Whether all numbers are whole, and small enough for a float to be exact; nulls are ignored."""
     whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2**53))
     return pc.all(whole).as_py() is not False
 
 
 def _csv(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, frozenset[str]]]:
-    require(path, columns, _csv_header(path))
+    check_columns(path, columns, _csv_header(path))
     n_read = 0
     try:
         for batch in _csv_batches(path, columns, BLOCK_BYTES):
@@ -88,18 +88,19 @@ def _csv(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, fr
             raise
     else:
         return
-    for batch in _csv_batches(path, columns, MAX_BLOCK_BYTES):  # from the start, past what was given already
-        known = min(n_read, batch.num_rows)
-        n_read -= known
-        if batch.num_rows > known:
-            yield batch.slice(known), frozenset()
+    # A row is longer than a block: start again with larger blocks, and skip the rows that were yielded before.
+    for batch in _csv_batches(path, columns, MAX_BLOCK_BYTES):
+        n_skipped = min(n_read, batch.num_rows)
+        n_read -= n_skipped
+        if batch.num_rows > n_skipped:
+            yield batch.slice(n_skipped), frozenset()
 
 
 def _csv_batches(path: str, columns: Sequence[str], block_bytes: int) -> Iterator[pa.RecordBatch]:
     ragged: list[pa.csv.InvalidRow] = []
     n_ragged = 0
 
-    def note(row: pa.csv.InvalidRow) -> str:
+    def record(row: pa.csv.InvalidRow) -> str:
         nonlocal n_ragged
         n_ragged += 1
         if n_ragged <= SHOWN:
@@ -109,7 +110,7 @@ def _csv_batches(path: str, columns: Sequence[str], block_bytes: int) -> Iterato
     with pa.csv.open_csv(
         local_copy(path),
         read_options=pa.csv.ReadOptions(block_size=block_bytes, use_threads=False),
-        parse_options=pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=note),
+        parse_options=pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=record),
         convert_options=pa.csv.ConvertOptions(
             include_columns=list(columns), column_types={name: pa.string() for name in columns}, strings_can_be_null=False
         ),
@@ -120,7 +121,7 @@ def _csv_batches(path: str, columns: Sequence[str], block_bytes: int) -> Iterato
         more = f" and {n_ragged - SHOWN} more" if n_ragged > SHOWN else ""
         raise DataError(
             f"{path}: {n_ragged} rows do not have the header's {ragged[0].expected_columns} cells: {where}{more}. "
-            "Put cells that hold a separator or a line break into double quotes."
+            "Quote cells that contain a separator or a line break."
         )
 
 
@@ -137,23 +138,23 @@ def _delimiter(path: str) -> str:
 def _parquet(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, frozenset[str]]]:
     with pq.ParquetFile(local_copy(path), buffer_size=2**20) as file:
         schema, footer = file.schema_arrow, file.metadata
-        require(path, columns, schema.names)
+        check_columns(path, columns, schema.names)
         n_bytes = 0
         for group in (footer.row_group(i) for i in range(footer.num_row_groups)):
-            wanted = (group.column(j) for j in range(group.num_columns))
-            n_bytes += sum(c.total_uncompressed_size for c in wanted if c.path_in_schema.split(".")[0] in columns)
+            chunks = (group.column(j) for j in range(group.num_columns))
+            n_bytes += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
         n_rows = min(MAX_BATCH_ROWS, max(1, BLOCK_BYTES * footer.num_rows // max(n_bytes, 1)))
 
         def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
             return file.iter_batches(n_rows, columns=list(names), use_threads=False)
 
         floats = [name for name in columns if pa.types.is_floating(schema.field(name).type)]
-        whole = _whole(read, floats) if floats else frozenset()
+        whole = _whole_columns(read, floats) if floats else frozenset()
         for batch in read(columns):
             yield batch.select(list(columns)), whole
 
 
-def _whole(read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]], floats: Sequence[str]) -> frozenset[str]:
+def _whole_columns(read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]], floats: Sequence[str]) -> frozenset[str]:
     whole = set(floats)
     for batch in read(floats):
         whole -= {name for name in whole if not all_whole(batch[name])}
@@ -162,7 +163,7 @@ def _whole(read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]], floats: Se
 
 def _jsonl(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, frozenset[str]]]:
     types, whole = _json_types(path)
-    require(path, columns, list(types))
+    check_columns(path, columns, list(types))
     known = {name: pa.string() if types[name] == pa.null() else types[name] for name in columns}
     parse = pa.json.ParseOptions(explicit_schema=pa.schema(list(known.items())), unexpected_field_behavior="ignore")
     for table in _json_tables(path, parse):
@@ -171,17 +172,17 @@ def _jsonl(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, 
 
 
 def _json_types(path: str) -> tuple[dict[str, pa.DataType], frozenset[str]]:
-    """The type of each column over the whole file, and which are floats that are whole numbers throughout."""
+    """The type of each column in the whole file, and the float columns that hold only whole numbers."""
     types: dict[str, pa.DataType] = {}
-    broken: set[str] = set()
+    fractional: set[str] = set()
     for table in _json_tables(path, pa.json.ParseOptions()):
         for field in table.schema:
             types[field.name] = _widened(field, types.get(field.name, pa.null()))
             if pa.types.is_floating(field.type) or pa.types.is_integer(field.type):
-                broken |= set() if all_whole(table[field.name].cast(pa.float64(), safe=False)) else {field.name}
+                fractional |= set() if all_whole(table[field.name].cast(pa.float64(), safe=False)) else {field.name}
     if not types:
         raise pa.ArrowInvalid("Empty JSON file")
-    return types, frozenset(name for name, kind in types.items() if pa.types.is_floating(kind)) - broken
+    return types, frozenset(name for name, kind in types.items() if pa.types.is_floating(kind)) - fractional
 
 
 def _widened(field: pa.Field, before: pa.DataType) -> pa.DataType:
@@ -202,24 +203,24 @@ def _json_tables(path: str, parse: pa.json.ParseOptions) -> Iterator[pa.Table]:
         read = pa.json.ReadOptions(block_size=len(block) + 1, use_threads=False)
         try:
             table = pa.json.read_json(pa.BufferReader(block), read, parse)
-        except pa.ArrowInvalid as error:  # its rows are counted from 0, in this block
+        except pa.ArrowInvalid as error:  # Arrow counts rows from 0 within the block
             row = re.search(r"in row (\d+)", str(error))
-            said = str(error).replace(row[0], f"in row {int(row[1]) + n_rows + 1}") if row else str(error)
-            raise pa.ArrowInvalid(said) from None
+            message = str(error).replace(row[0], f"in row {int(row[1]) + n_rows + 1}") if row else str(error)
+            raise pa.ArrowInvalid(message) from None
         n_rows += table.num_rows
         yield table
 
 
 def _json_blocks(path: str) -> Iterator[bytes]:
-    """Whole lines, of about ``BLOCK_BYTES`` together."""
+    """Blocks of whole lines, of about ``BLOCK_BYTES`` each."""
     with pa.input_stream(str(local_copy(path))) as file:
-        begun = b""
+        rest = b""
         while data := file.read(BLOCK_BYTES):
             end = data.rfind(b"\n") + 1
-            if end and (begun + data[:end]).strip():
-                yield begun + data[:end]
-            begun = data[end:] if end else begun + data
-            if len(begun) > MAX_BLOCK_BYTES:
+            if end and (rest + data[:end]).strip():
+                yield rest + data[:end]
+            rest = data[end:] if end else rest + data
+            if len(rest) > MAX_BLOCK_BYTES:
                 raise pa.ArrowInvalid(f"a line has more than {MAX_BLOCK_BYTES:,} bytes")
-        if begun.strip():
-            yield begun
+        if rest.strip():
+            yield rest

@@ -1,4 +1,4 @@
-"""Texts as token ids, and batches of similar length under a token budget; numpy alone."""
+"""Token ids of texts, and batches of texts of similar length within a token budget; without torch."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -6,11 +6,11 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
-_BLOCK = 10_000  # texts tokenised at once; as the tokenizer gives them, tokens take fifty times their bytes here
+_BLOCK = 10_000  # texts tokenised at once: the tokenizer's own objects take fifty times the memory of the arrays
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of cleaned texts, cut at ``max_tokens`` with the special tokens kept.
+    """Token ids of cleaned texts, truncated to ``max_tokens`` including the special tokens.
 
     Returns:
         tokens int32 [n_tokens] and offsets int64 [n_texts + 1].
@@ -26,7 +26,7 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tup
 
 
 def pad(rows: Sequence[np.ndarray], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of tokens as int64 [n, longest] and their mask.
+    """Pads rows of tokens with ``pad_token_id``; returns ids and attention mask, int64 [n, longest] each.
 
     >>> pad([np.array([5, 6]), np.array([7])], 0)
     (array([[5, 6],
@@ -43,21 +43,22 @@ def pad(rows: Sequence[np.ndarray], pad_token_id: int) -> tuple[np.ndarray, np.n
 
 
 def plan_batches(lengths: np.ndarray, budget: int, rng: np.random.Generator | None) -> list[np.ndarray]:
-    """Cuts a split into batches of similar length, each at most ``budget`` tokens with padding.
+    """Divides texts into batches of similar length, each of at most ``budget`` tokens with padding.
 
-    Texts are ordered by length, equal lengths in random order, and cut; the batches then come in random order. The
-    sizes depend on the lengths alone, so every epoch has the same number of batches.
+    The number of batches depends only on the lengths, so it is the same in every epoch.
 
     Args:
-        lengths: tokens of each text, int64 [n_examples]; none above ``budget``.
+        lengths: tokens of each text, int64 [n_examples]; at most ``budget`` each.
         budget: tokens of a batch, padding included.
-        rng: the source of order; None gives the same order each time, longest last.
+        rng: shuffles texts of equal length and the batches; None: always the same order, longest last.
 
     Returns:
-        Arrays of places, int64; together each place once.
+        For each batch the indices of its texts, int64.
     """
+    # Shuffle, then sort by length; the sort is stable, so texts of equal length stay shuffled.
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
     order = order[np.argsort(lengths[order], kind="stable")]
+    # Start a new batch when the next text, which is the longest so far, would make the padded batch too large.
     batches, first = [], 0
     for end in range(1, len(order) + 1):
         if end == len(order) or (end + 1 - first) * lengths[order[end]] > budget:

@@ -1,4 +1,4 @@
-"""The folder in which parts wait while splits or answers are made: beside these, theirs alone, and gone when they are done."""
+"""A temporary folder for the parts of splits or predictions, beside the result."""
 
 import contextlib
 import shutil
@@ -16,18 +16,18 @@ from sodaops.io import storage
 def work_folder(
     target: str | Path, fingerprint: str, wait: bool = True, kept_after: type[Exception] = PartsKeptError
 ) -> Iterator[Path]:
-    """A folder to work in; one that a run of the same fingerprint left behind when it was stopped or killed is given again.
+    """A folder for parts. One that a killed run with the same fingerprint left behind is used again.
 
-    It is deleted when the block ends, also by a fault that a user must mend, together with those of other fingerprints.
+    The folder, and those of other fingerprints, are deleted when the block ends, also after an error that the user must fix.
 
     Args:
-        target: the file or folder that is made.
-        fingerprint: a hash of all that the parts depend on.
-        wait: for another process that makes the same; otherwise this one is refused.
-        kept_after: the fault of a user after which it stays.
+        target: the file or folder that is made from the parts.
+        fingerprint: a hash of everything that the parts depend on.
+        wait: wait for another process with the same target, instead of raising an error.
+        kept_after: the error after which the folder is kept for the next run.
 
     Raises:
-        StorageError: the folder cannot be made, or another process makes the same.
+        StorageError: the folder cannot be created, or another process has the same target.
     """
     target = Path(target).resolve()
     with storage.writing(target):
@@ -37,7 +37,7 @@ def work_folder(
             lock.acquire()
         except Timeout:
             raise StorageError(
-                f"{target}: another process is writing it; wait until that one has finished, or name another output."
+                f"{target}: another process is writing it; wait until it has finished, or choose another output."
             ) from None
     folder = target.parent / f".{target.name}.work.{fingerprint[:16]}"
     try:
@@ -55,8 +55,8 @@ def work_folder(
             raise
         shutil.rmtree(folder, ignore_errors=True)
     finally:
-        with contextlib.suppress(OSError):  # there is something in it
+        with contextlib.suppress(OSError):  # not empty
             folder.rmdir()
-        with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
-            Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it sees that it is gone, and makes a new one
+        with contextlib.suppress(PermissionError):  # Windows does not delete open files
+            Path(lock.lock_file).unlink(missing_ok=True)  # a waiting process creates a new one
         lock.release()

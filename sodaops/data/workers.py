@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pyarrow as pa
 
 from sodaops.config.schema import DataConfig
-from sodaops.data.parts import Part, PartsKeptError, prepared, write_part
+from sodaops.data.parts import Part, PartsKeptError, prepare_rows, write_part
 from sodaops.errors import SodaOpsError, StorageError
 
 LOCAL_ROWS = 200_000  # rows that this process cleans before it starts others, which takes about as long
@@ -93,7 +93,7 @@ def _wait(pending: deque[tuple[Part, Future[SodaOpsError | None] | None]]) -> Pa
 
 
 def _make(part: Part, raw: pa.RecordBatch, config: DataConfig) -> None:
-    write_part(part.path, prepared(raw, part.first, config))
+    write_part(part.path, prepare_rows(raw, part.first, config))
 
 
 def _make_serialized(part: Part, schema: pa.Schema, raw: bytes, config: DataConfig) -> SodaOpsError | None:

@@ -105,7 +105,7 @@ def _nothing(settings: DriftConfig, log: str, window: Window) -> str:
 def _write(settings: DriftConfig, found: Drift, snapshot: Any) -> None:
     causes = ", ".join(cause.name for cause in found.causes)
     verdict = f"Drift: {causes}" if found.drifted else "No drift" if found.judged else "No verdict"
-    page = pages.render("drift", d=found, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect)
+    page = pages.render_page("drift", d=found, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect)
     names = [PAGE, EVIDENTLY, NUMBERS]
     with _alone(settings.output_dir), remote.output_folder(settings.output_dir, names, NUMBERS, private=True) as folder:
         storage.write_json(folder / NUMBERS, as_dict(found))

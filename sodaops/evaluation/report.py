@@ -30,7 +30,7 @@ def render_report(
     """
     rows = [(_BASELINES[name], values, False) for name, values in result.baselines.items()]
     rows.append(("this model", result.metrics, True))
-    return pages.render(
+    return pages.render_page(
         "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows
     )
 

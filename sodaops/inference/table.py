@@ -75,7 +75,7 @@ def predict_table(
     if table_format(output) is None or output.endswith(".gz") or Path(output).is_dir():
         raise DataError(f"--output {output}: expected a file whose name ends in {', '.join(FORMATS)}.")
     names = column_names(path, [text_column], "Set --text-column.")
-    streams.require(path, names, names)
+    streams.check_columns(path, names, names)
     table = _identity(path)
     n_rows = _n_rows(path, names)
     target = Path(output).resolve()

@@ -1,4 +1,4 @@
-"""The HTML pages: templates that share one look, and load nothing from outside."""
+"""HTML pages from templates with a common style; they load nothing from the network."""
 
 import base64
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def render(name: str, **values: Any) -> str:
-    """A page as HTML; every value is escaped.
+def render_page(name: str, **values: Any) -> str:
+    """Renders a page as HTML; every value is escaped.
 
     Args:
-        name: of a template in this folder, without its ending.
-        values: what it shows. The filters are ``score`` (three decimals), ``shown`` and ``base64`` (of a file).
+        name: a template of this folder, without ``.html.j2``.
+        values: the template's variables. Its filters are ``score`` (three decimals), ``shown`` and ``base64`` (of a file).
     """
     page = Environment(loader=PackageLoader("sodaops.pages", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page.filters["score"] = lambda value: f"{value:.3f}"
@@ -22,7 +22,7 @@ def render(name: str, **values: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a person reads it.
+    """A value formatted for people.
 
     >>> shown(0.00031234), shown(None), shown("cls")
     ('0.000312', 'null', 'cls')

@@ -113,7 +113,7 @@ def write_gate_report(folder: str, result: GateResult, introduction: str) -> str
     """
     with remote.output_folder(folder, (GATE_PAGE, GATE_JSON), GATE_JSON) as temporary:
         storage.write_json(temporary / GATE_JSON, result.as_dict())
-        (temporary / GATE_PAGE).write_text(pages.render("gate", j=result, why=introduction), encoding="utf-8")
+        (temporary / GATE_PAGE).write_text(pages.render_page("gate", j=result, why=introduction), encoding="utf-8")
     return f"{folder}/{GATE_PAGE}"
 
 

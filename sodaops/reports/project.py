@@ -78,7 +78,7 @@ def write_project_report(config: Config, run_dir: Path, output: str | Path | Non
     registry = Registry(config.registry.path)
     state, history = registry.state(), registry.history()
     gate = read_gate_report(remote.join(config.registry.report_dir, f"{info.bundle_id}/{GATE_JSON}"), info.bundle_id)
-    page = pages.render(
+    page = pages.render_page(
         "project", folder=run_dir, run=run, info=info, manifest=json.loads(layout.read_file(bundle, info, layout.DATA)),
         limits=LIMITS, some=some, e=read_evaluation(config, run_dir, info.bundle_id),
         charts=training_charts(run_dir / "metrics" / "metrics.csv"), n_earlier=len(list(run_dir.glob("metrics.*"))),

@@ -31,7 +31,7 @@ def write_sweep_page(folder: Path, study: optuna.Study, metric: str) -> Path:
     trials = [t for t in trials if t.state != TrialState.FAIL or "error" in t.user_attrs]  # without the lost ones
     completed = [t for t in trials if t.state == TrialState.COMPLETE]
     choose_best = max if study.direction.name == "MAXIMIZE" else min
-    page = pages.render(
+    page = pages.render_page(
         "sweep", study=study.study_name, metric=metric, trials=trials, plots=_plots(study, completed, metric),
         keys=list(dict.fromkeys(key for t in trials for key in t.params)),
         best=choose_best(completed, key=lambda t: t.value) if completed else None,

@@ -20,7 +20,7 @@ from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.save import save_bundle
 from sodaops.config.schema import Config
 from sodaops.data.datamodule import TextDataModule
-from sodaops.data.preprocess import describe, ensure_splits
+from sodaops.data.preprocess import ensure_splits, summarize_manifest
 from sodaops.errors import ConfigError, Terminated, TrainingError
 from sodaops.export.onnx_export import Exported, export_onnx
 from sodaops.io import ranks, storage
@@ -126,7 +126,7 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
     arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
     manifest = ensure_splits(config.data, config.splits_dir)
-    log.info("%s", describe(manifest))
+    log.info("%s", summarize_manifest(manifest))
     pretrained = load_pretrained(config.model)
     module, data = _module_and_data(config, manifest, pretrained)
     checkpoints = make_checkpoints(config, run_dir)
@@ -138,7 +138,7 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
             f"trainer.devices and trainer.num_nodes ask for {trainer.world_size} processes; `sodaops train` and torchrun start "
             "them, fit does not."
         )
-    if (note := data.note_of_steps(trainer.world_size)) is not None:
+    if (note := data.few_steps_note(trainer.world_size)) is not None:
         log.info(note)
     return _Job(config, manifest, pretrained, module, data, trainer, checkpoints[0])
 

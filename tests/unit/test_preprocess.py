@@ -22,8 +22,8 @@ def rows_of(split):
     return read_split("splits", split).to_pylist()
 
 
-def test_tweets_manifest():
-    manifest = json.loads(json.dumps(_tweets()))
+def test_tweets_manifest(tmp_path):
+    manifest = preprocess(configured(f"data.path={REPO / 'data/raw/tweets.csv'}").data, tmp_path / "tweets")
     assert manifest["n_read"] == manifest["n_kept"] == 4200 and manifest["dropped"] == {}
     labels = [manifest["splits"][split]["labels"] for split in ("train", "val", "test")]
     assert {name: sum(part[name] for part in labels) for name in labels[0]} == {
@@ -32,16 +32,6 @@ def test_tweets_manifest():
         "positive": 2345,
     }
     assert manifest["splits"]["train"]["chars"]["min"] >= 1
-
-
-def _tweets():
-    config = configured(f"data.path={REPO / 'data/raw/tweets.csv'}")
-    return preprocess(config.data, Path(pytest.tweets_dir))
-
-
-@pytest.fixture(autouse=True)
-def _tweets_dir(tmp_path):
-    pytest.tweets_dir = tmp_path / "tweets"
 
 
 def test_amazon_drops_what_it_says(workdir):
@@ -108,7 +98,7 @@ def test_given_splits_stay_as_given(write):
 
 def test_given_splits_that_share_texts(write):
     election(write, test5="tweet 7")
-    with pytest.raises(DataError, match=r"1 texts stand in two of the given splits: .*train.csv row 8 and .*test.csv row 6"):
+    with pytest.raises(DataError, match=r"1 .*train.csv row 8 .*test.csv row 6"):
         preprocess(configured("data=election").data, "splits")
 
 
@@ -119,37 +109,42 @@ def test_given_splits_by_keys(write):
     assert preprocess(configured("data=csv", *keys).data, "splits")["splits"]["val"]["n_rows"] == 30
 
 
-def test_a_label_that_looks_like_a_slip_is_said(write, capsys):
+def test_the_summary_names_counts_and_rare_labels(write, capsys):
     write("t.csv", table([*many(), *[(f"odd {i}", "god") for i in range(4)]]))
     assert main(["preprocess", "data=csv", "data.path=t.csv"]) == 0
     shown = capsys.readouterr().out
-    assert "csv: 124 rows read; train " in shown and "labels: bad 60, god 4, good 60" in shown
-    assert "note: fewer than 5 rows have label god; if that is a slip, name the labels with data.labels" in shown
+    assert "csv: 124 rows" in shown and "labels: bad 60, god 4, good 60" in shown
+    (note,) = [line for line in shown.splitlines() if line.startswith("note: ")]
+    assert "god" in note and "data.labels" in note
 
 
 BAD = {
     "unknown label": (
         [*many(), ("odd", "god"), ("odder", "god")],
         ["data.labels=[bad,good]"],
-        r"t.csv label='god' at row 121; expected bad, good \(did you mean good\?\) \(2 bad rows: 121, 122\)",
+        r"t.csv label='god' .*121.* bad, good \(did you mean good\?\).*2 .*121, 122",
     ),
-    "no label": ([*many(), ("odd", "")], [], r"label='' at row 121"),
-    "one class": (many(labels=("good",)), [], "one label only"),
-    "one class of two": (many(labels=("good",)), ["data.labels=[bad,good]"], "train has one label only"),
-    "class absent from train": (many(), ["data.labels=[bad,good,neutral]"], "train has no row with label neutral"),
-    "all texts empty": ([(" \u200b" + " " * i, "good") for i in range(9)] + [("\n", "bad")], [], "all 10 texts are empty"),
+    "no label": ([*many(), ("odd", "")], [], r"t.csv label='' .*121"),
+    "one class": (many(labels=("good",)), [], "t.csv: label .*good"),
+    "one class of two": (many(labels=("good",)), ["data.labels=[bad,good]"], "t.csv: train .*bad, good"),
+    "class absent from train": (many(), ["data.labels=[bad,good,neutral]"], "t.csv: train .*neutral"),
+    "all texts empty": (
+        [(" \u200b" + " " * i, "good") for i in range(9)] + [("\n", "bad")],
+        [],
+        "t.csv: .*10 .*data.text_column",
+    ),
     "two labels": (
         [*many(), ("Same ", "good"), (" Same", "bad")],
         [],
-        "two labels: t.csv row 121 good, row 122 bad",
+        "1 .*t.csv row 121 good, row 122 bad",
     ),
-    "a huge cell": ([*many(), ("x" * 1_000_000, "good")], [], "t.csv row 121: text has 1,000,000 characters"),
+    "a huge cell": ([*many(), ("x" * 1_000_000, "good")], [], "t.csv row 121: text .*1,000,000 .*data.max_chars"),
     "no votes": (
         [(*row, "x", 1) for row in many()],
         ["data.labels=[bad,good]", "data.vote_columns={bad: v0, good: v1}"],
-        "t.csv row 1: v0='x'; expected a number of votes",
+        "t.csv row 1: v0='x'",
     ),
-    "an empty split": (many(3), [], "no row falls into"),
+    "an empty split": (many(3), [], "t.csv: .*data.fractions"),
 }
 
 
@@ -198,9 +193,9 @@ def test_a_damaged_split_is_not_read(write):
     write("t.csv", table(many()))
     made()
     Path("splits/test.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match=r"splits/test.parquet: missing, or changed"):
+    with pytest.raises(DataError, match="splits/test.parquet"):
         rows_of("test")
-    with pytest.raises(DataError, match="no readable manifest.json"):
+    with pytest.raises(DataError, match="elsewhere: .*manifest.json"):
         read_split("elsewhere", "test")
 
 
