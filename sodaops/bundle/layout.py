@@ -65,22 +65,12 @@ class BundleInfo:
 
 
 def compute_bundle_id(files: dict[str, str], **settings: Any) -> str:
-    """Twelve hexadecimal digits that change with any file or setting.
-
-    Args:
-        files: name -> SHA-256.
-        settings: the fields of bundle.json that change a prediction.
-    """
+    """Twelve hexadecimal digits that change with any file (name -> SHA-256) or setting that changes a prediction."""
     return storage.sha256_of_json({"files": files, **settings})[:12]
 
 
 def write_info(folder: Path, **fields: Any) -> BundleInfo:
-    """Hashes the files of a folder and writes its bundle.json.
-
-    Args:
-        folder: the bundle's, still being filled.
-        fields: of :class:`BundleInfo`, without ``files`` and ``bundle_id``.
-    """
+    """Hashes the files of a folder and writes its bundle.json; ``fields`` are :class:`BundleInfo`'s other fields."""
     names = [*FILES, *(ONNX[variant] for variant in fields.get("onnx", {})), *([DRIFT] if (folder / DRIFT).exists() else [])]
     files = {name: storage.sha256_of(folder / name) for name in names}
     info = BundleInfo(files=files, bundle_id=compute_bundle_id(files, **_settings(fields)), **fields)
@@ -120,12 +110,7 @@ def read_info(path: str | Path) -> BundleInfo:
 
 
 def verify(path: str | Path, info: BundleInfo, names: Iterable[str] | None = None) -> None:
-    """Checks files against their hashes.
-
-    Args:
-        path: the bundle's folder.
-        info: its bundle.json.
-        names: the files to check; None: all of them.
+    """Checks files, by default all of them, against their hashes.
 
     Raises:
         BundleError: missing or changed files.
@@ -140,10 +125,8 @@ def read_file(path: str | Path, info: BundleInfo, name: str) -> bytes:
     Raises:
         BundleError: it is missing or changed.
     """
-    try:
-        content = (Path(path) / name).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        content = None
+    file = Path(path) / name
+    content = file.read_bytes() if file.is_file() else None
     if content is None or hashlib.sha256(content).hexdigest() != info.files[name]:
         _refuse(Path(path), [f"{name} {'is missing' if content is None else 'has been changed'}"])
     return content

@@ -62,11 +62,11 @@ def save_bundle(
             save_file(weights, folder / layout.WEIGHTS)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        _dump(folder / layout.ENCODER, settings_of(model.transformer))
+        storage.write_json(folder / layout.ENCODER, settings_of(model.transformer))
         (folder / layout.TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         (folder / layout.CONFIG).write_text(text, encoding="utf-8")
-        _dump(folder / layout.DATA, dict(manifest))
+        storage.write_json(folder / layout.DATA, dict(manifest))
         return layout.write_info(
             folder,
             labels=manifest["labels"],
@@ -115,7 +115,3 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,8 +93,7 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
         for name in layout.FILES:
             shutil.copyfile(path / name, folder / name)
         for variant in [variant for variant in layout.ONNX if variant in variants]:  # int8 is made from float32
-            gate, opset = _add(variant, folder, bundle, fields, texts)
-            gates[variant] = gate
+            gates[variant] = gate = _add(variant, folder, bundle, fields, texts)
             if variant == "float32" and gate.max_gap > MAX_GAP:
                 raise ModelError(
                     f"{path}: the float32 ONNX graph does not give torch's probabilities: {gate.as_text()}; expected at most "
@@ -104,8 +103,7 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
                 (folder / layout.ONNX[variant]).unlink()
                 del fields["onnx"][variant]
             else:
-                measured = {name: float(f"{value:.4g}") for name, value in asdict(gate).items()}
-                fields["onnx"][variant] = {"opset": opset, **measured}
+                fields["onnx"][variant] |= {name: float(f"{value:.4g}") for name, value in asdict(gate).items()}
         if fields["onnx"]:
             layout.write_info(folder, **fields)
             train, val = (read_split(splits_dir, split)["text"].to_pylist() for split in ("train", "val"))
@@ -114,8 +112,8 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
     return Exported(info, gates)
 
 
-def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts) -> tuple[Gate, int]:
-    """Writes the file of a variant, and measures it as it will be read; returns its ONNX opset too."""
+def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts) -> Gate:
+    """Writes the file of a variant, and measures it as it will be read."""
     file = folder / layout.ONNX[variant]
     if variant == "float32":
         _write_float32(bundle, file)
@@ -124,9 +122,9 @@ def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts
         onnx.save(quantise(onnx.load(folder / layout.ONNX["float32"])), file)
         expected = _predict_with_onnx(folder, "float32")
     opset = next(o.version for o in onnx.load(file).opset_import if o.domain == "")
-    fields["onnx"] = {**fields["onnx"], variant: {"opset": opset}}
+    fields["onnx"][variant] = {"opset": opset}
     layout.write_info(folder, **fields)
-    return _measure(variant, expected, _predict_with_onnx(folder, variant), texts), opset
+    return _measure(variant, expected, _predict_with_onnx(folder, variant), texts)
 
 
 def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
@@ -146,10 +144,13 @@ def _write_float32(bundle: Loaded, file: Path) -> None:
     # The example is padded: from a mask of ones, an exporter may conclude that there is never any padding.
     example = pad([np.full(n, bundle.info.pad_token_id + 1) for n in (9, 5, 3)], bundle.info.pad_token_id)
     ids, mask = map(torch.from_numpy, example)
+    for name in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # they report their own progress
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=bundle.info.max_tokens)
     shapes = {name: {0: batch, 1: tokens} for name in _NAMES[0]}
     try:
-        with _quiet():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model, (ids, mask), input_names=_NAMES[0], output_names=_NAMES[1], dynamic_shapes=shapes, verbose=False
             )
@@ -160,21 +161,6 @@ def _write_float32(bundle: Loaded, file: Path) -> None:
             "out of service with export.variants=[] evaluate.split=none."
         ) from error
     onnx.save(pack(program.model_proto), file)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporter's messages about itself."""
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in ("torch.onnx", "onnx_ir", "onnxscript")}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def _predict_with_torch(bundle: Loaded) -> Predict:

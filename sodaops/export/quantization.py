@@ -5,7 +5,7 @@ its neighbours, by up to 0.16 of a probability on the tweets (docs/serving.md). 
 quantization: Yao et al. 2022, ZeroQuant) a text is predicted alike in every batch, and nearer to float32.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -35,7 +35,7 @@ def quantise(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
     shapes = {v.name: tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim) for v in graph.value_info}
-    constants = _Constants()
+    constants: dict[str, TensorProto] = {}  # new initializers by name, each made once
     nodes: list[NodeProto] = []
     made: set[str] = set()  # activations that are quantized already, and shapes whose zero points are made
     replaced = set()
@@ -54,7 +54,7 @@ def quantise(model: onnx.ModelProto) -> onnx.ModelProto:
     # Drop the float32 weights that no node reads any more.
     read = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name not in replaced or tensor.name in read]
-    kept += constants.tensors()
+    kept += constants.values()
     # Shapes are not needed to run a graph, and those of new values are unknown.
     for field, values in ((graph.node, nodes), (graph.initializer, kept), (graph.value_info, [])):
         del field[:]
@@ -63,23 +63,7 @@ def quantise(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-class _Constants:
-    """Initializers by name, each made once."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, TensorProto] = {}
-
-    def __call__(self, name: str, value: np.ndarray | np.generic) -> str:
-        """Makes a constant if it is new, and returns its name."""
-        if name not in self._made:
-            self._made[name] = numpy_helper.from_array(np.asarray(value), name)
-        return name
-
-    def tensors(self) -> Iterable[TensorProto]:
-        return self._made.values()
-
-
-def _activation(x: str, shape: tuple | None, const: _Constants, made: set[str]) -> Iterator[NodeProto]:
+def _activation(x: str, shape: tuple | None, constants: dict[str, TensorProto], made: set[str]) -> Iterator[NodeProto]:
     """Nodes for the bytes ``x/bytes`` and scales ``x/scale`` [..., 1] of activations x [..., width].
 
     The scale of a token of zeros is 0 and its bytes are undefined; multiplied by that scale, its product is 0 again.
@@ -90,9 +74,9 @@ def _activation(x: str, shape: tuple | None, const: _Constants, made: set[str]) 
     made.add(x)
     # scale[i] = max|x[i]| / 127
     yield node("Abs", [x], [f"{x}/abs"])
-    yield node("ReduceMax", [f"{x}/abs", const("q/last", np.array([-1]))], [f"{x}/max"], keepdims=1)
-    yield node("Mul", [f"{x}/max", const("q/step", np.float32(1 / _ACTIVATION_MAX))], [f"{x}/scale"])
-    yield node("Reshape", [f"{x}/scale", const("q/last", np.array([-1]))], [f"{x}/scales"])
+    yield node("ReduceMax", [f"{x}/abs", _constant(constants, "q/last", np.array([-1]))], [f"{x}/max"], keepdims=1)
+    yield node("Mul", [f"{x}/max", _constant(constants, "q/step", np.float32(1 / _ACTIVATION_MAX))], [f"{x}/scale"])
+    yield node("Reshape", [f"{x}/scale", _constant(constants, "q/last", np.array([-1]))], [f"{x}/scales"])
     # One zero point for each scale, since QuantizeLinear wants as many.
     if f"q/zeros/{rows}" not in made:
         zero = helper.make_tensor("zero", TensorProto.UINT8, [1], [_ZERO_POINT])
@@ -110,7 +94,7 @@ def _activation(x: str, shape: tuple | None, const: _Constants, made: set[str]) 
         yield node("Reshape", [target, f"{x}/shape"], [f"{x}/bytes"])
 
 
-def _product(matmul: NodeProto, weight: np.ndarray, const: _Constants) -> Iterator[NodeProto]:
+def _product(matmul: NodeProto, weight: np.ndarray, constants: dict[str, TensorProto]) -> Iterator[NodeProto]:
     """Nodes for the product of quantized activations with a weight [width, n_columns]."""
     (x, name), y = matmul.input, matmul.output[0]
     scale, quantized = _quantized(weight, 0, _WEIGHT_MAX)
@@ -118,23 +102,29 @@ def _product(matmul: NodeProto, weight: np.ndarray, const: _Constants) -> Iterat
     # each token's own follows.
     inputs = [
         f"{x}/bytes",
-        const(f"{name}/bytes", quantized),
-        const("q/one", np.float32(1)),
-        const(f"{name}/scale", scale[0]),
-        const("q/zero", np.uint8(_ZERO_POINT)),
+        _constant(constants, f"{name}/bytes", quantized),
+        _constant(constants, "q/one", np.float32(1)),
+        _constant(constants, f"{name}/scale", scale[0]),
+        _constant(constants, "q/zero", np.uint8(_ZERO_POINT)),
     ]
     yield helper.make_node("MatMulIntegerToFloat", inputs, [f"{y}/unscaled"], domain="com.microsoft")
     yield helper.make_node("Mul", [f"{y}/unscaled", f"{x}/scale"], [y])
 
 
-def _lookup(gather: NodeProto, table: np.ndarray, const: _Constants) -> Iterator[NodeProto]:
+def _lookup(gather: NodeProto, table: np.ndarray, constants: dict[str, TensorProto]) -> Iterator[NodeProto]:
     """Nodes for the rows of an embedding table [n_rows, width] with one scale per row."""
     (name, ids), y = gather.input, gather.output[0]
     scale, quantized = _quantized(table, 1, _TABLE_MAX)
-    yield helper.make_node("Gather", [const(f"{name}/bytes", quantized), ids], [f"{y}/bytes"])
-    yield helper.make_node("Gather", [const(f"{name}/scale", scale), ids], [f"{y}/scale"])
+    yield helper.make_node("Gather", [_constant(constants, f"{name}/bytes", quantized), ids], [f"{y}/bytes"])
+    yield helper.make_node("Gather", [_constant(constants, f"{name}/scale", scale), ids], [f"{y}/scale"])
     yield helper.make_node("Cast", [f"{y}/bytes"], [f"{y}/unscaled"], to=TensorProto.FLOAT)
     yield helper.make_node("Mul", [f"{y}/unscaled", f"{y}/scale"], [y])
+
+
+def _constant(constants: dict[str, TensorProto], name: str, value: np.ndarray | np.generic) -> str:
+    """Adds a constant if it is new, and returns its name."""
+    constants.setdefault(name, numpy_helper.from_array(np.asarray(value), name))
+    return name
 
 
 def _quantized(matrix: np.ndarray, axis: int, largest: int) -> tuple[np.ndarray, np.ndarray]:

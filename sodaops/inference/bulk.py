@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from sodaops.data.workers import n_cores
 from sodaops.errors import BundleError
-from sodaops.inference.predictor import Output, Predictor
+from sodaops.inference.predictor import Predictor
 from sodaops.io import storage
 
 _SLICE_ROWS = 1024  # chunks end at a multiple of this within a batch
@@ -24,15 +24,6 @@ class ChunkPredictions(NamedTuple):
 
     rows: pa.Table
     probs: np.ndarray  # float32 [n_rows, n_labels]; NaN in rows whose text is empty
-
-
-class _Submitted(NamedTuple):
-    """A chunk whose batches are in the pool."""
-
-    first: int
-    rows: pa.Table
-    text_ids: np.ndarray  # int64 [n_rows]: index of the row's text among the distinct ones, -1 if it is empty
-    batches: list[tuple[np.ndarray, Future[Output]]]  # indices of distinct texts, and their predictions
 
 
 class PredictionParts:
@@ -133,50 +124,54 @@ def predict_chunks(
         BundleError: the model's output is not finite.
         StorageError: a part could not be written.
     """
-    waiting: deque[_Submitted | ChunkPredictions] = deque()
+    waiting: deque[Callable[[], ChunkPredictions]] = deque()
     pool = ThreadPoolExecutor(n_cores(), "model")
     try:
         first = 0
         for rows in chunks:
-            probs = parts.read(first, rows.num_rows)
-            known = None if probs is None else ChunkPredictions(rows, probs)
-            waiting.append(known or _submit(predictor, pool, first, rows, text_column))
+            waiting.append(_start(predictor, pool, first, rows, text_column, parts, progress))
             first += rows.num_rows
             if len(waiting) > _AHEAD:
-                yield _finish(predictor, waiting.popleft(), parts, progress)
+                yield waiting.popleft()()
         while waiting:
-            yield _finish(predictor, waiting.popleft(), parts, progress)
+            yield waiting.popleft()()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(predictor: Predictor, pool: ThreadPoolExecutor, first: int, rows: pa.Table, text_column: str) -> _Submitted:
-    """Cleans and tokenises a chunk, and gives the batches of its distinct texts to the pool."""
+def _start(
+    predictor: Predictor,
+    pool: ThreadPoolExecutor,
+    first: int,
+    rows: pa.Table,
+    text_column: str,
+    parts: PredictionParts,
+    progress: Callable[[int], object],
+) -> Callable[[], ChunkPredictions]:
+    """Cleans and tokenises a chunk and gives its batches to the pool; the result waits for them and writes the part."""
+    known = parts.read(first, rows.num_rows)
+    if known is not None:
+        return lambda: ChunkPredictions(rows, known)
     cleaned = [predictor.clean(text) for text in rows[text_column].to_pylist()]
+    # Each distinct text is computed once; -1 stands for an empty one.
     id_of = {text: i for i, text in enumerate(dict.fromkeys(filter(None, cleaned)))}
     text_ids = np.array([id_of.get(text, -1) for text in cleaned], dtype=np.int64)
     batches = predictor.plan(list(id_of)) if id_of else []
     # Longest first, so that at the end of the last chunk no core computes a long batch while the others are idle.
-    return _Submitted(first, rows, text_ids, [(ids, pool.submit(predictor.run, tokens)) for ids, tokens in reversed(batches)])
+    submitted = [(ids, pool.submit(predictor.run, tokens)) for ids, tokens in reversed(batches)]
 
+    def finish() -> ChunkPredictions:
+        distinct = np.empty((len(id_of), len(predictor.info.labels)), dtype=np.float32)
+        for ids, future in submitted:
+            distinct[ids] = future.result().probs
+            progress(len(ids))
+        if not np.isfinite(distinct).all():
+            raise BundleError(f"{predictor.info.bundle_id}: the model's output is not finite; export the bundle again.")
+        # Every row gets the probabilities of its text; rows with an empty text stay NaN.
+        probs = np.full((len(rows), distinct.shape[1]), np.nan, dtype=np.float32)
+        probs[text_ids >= 0] = distinct[text_ids[text_ids >= 0]]
+        parts.write(first, probs)
+        progress(len(probs) - len(distinct))  # repeated and empty texts
+        return ChunkPredictions(rows, probs)
 
-def _finish(
-    predictor: Predictor, chunk: _Submitted | ChunkPredictions, parts: PredictionParts, progress: Callable[[int], object]
-) -> ChunkPredictions:
-    """Waits for a chunk's batches, and writes its part."""
-    if isinstance(chunk, ChunkPredictions):
-        return chunk
-    # The probabilities of each distinct text, in the order of their ids.
-    distinct = np.empty((int(chunk.text_ids.max(initial=-1)) + 1, len(predictor.info.labels)), dtype=np.float32)
-    for ids, future in chunk.batches:
-        distinct[ids] = future.result().probs
-        progress(len(ids))
-    if not np.isfinite(distinct).all():
-        raise BundleError(f"{predictor.info.bundle_id}: the model's output is not finite; export the bundle again.")
-    # Every row gets those of its text; rows with an empty text stay NaN.
-    probs = np.full((len(chunk.text_ids), distinct.shape[1]), np.nan, dtype=np.float32)
-    not_empty = chunk.text_ids >= 0
-    probs[not_empty] = distinct[chunk.text_ids[not_empty]]
-    parts.write(chunk.first, probs)
-    progress(len(probs) - len(distinct))  # repeated and empty texts
-    return ChunkPredictions(chunk.rows, probs)
+    return finish
