@@ -53,6 +53,8 @@ def copy_repository(copy: Path) -> None:
     if (REPO / ".mypy_cache").is_dir():
         shutil.copytree(REPO / ".mypy_cache", copy / ".mypy_cache")
     (copy / ".venv").symlink_to(BIN.parent)
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(copy / name, (0, 0))  # so that make does not install anew
     run("git init -q -b main && git add -A && git -c user.name=t -c user.email=t@t commit -qm copy", copy)
 
 
@@ -72,7 +74,7 @@ def check_parts(copy: Path) -> list[str]:
     for name, text, _ in FAULTS.values():
         with (copy / name).open("a", encoding="utf-8") as file:
             file.write(text)
-    code, output = run(f"make -k -o .venv/.installed {' '.join(parts)}", copy)
+    code, output = run(f"make -k {' '.join(parts)}", copy)
     if code != 2:
         problems.append(f"make: exit code {code} in place of 2")
     for part, (_, _, pattern) in FAULTS.items():
@@ -86,7 +88,7 @@ def check_parts(copy: Path) -> list[str]:
 def check_hooks(copy: Path) -> list[str]:
     """Whether the hooks of `make hooks` refuse a commit with a fault and accept one without."""
     run("git checkout -q HEAD -- . && git clean -fdq", copy)
-    code, output = run("make -o .venv/.installed hooks", copy)
+    code, output = run("make hooks", copy)
     if code:
         return ["make hooks", output]
     commit = "git -c user.name=t -c user.email=t@t commit -qam message"
