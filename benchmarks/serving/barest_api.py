@@ -1,4 +1,4 @@
-"""The least that FastAPI and ONNX Runtime can do: no checks, no metrics, no log. Its cold start is a floor for any of ours."""
+"""FastAPI and ONNX Runtime with nothing else: no checks, metrics or log. SoDaOps cannot start faster than this."""
 
 from fastapi import FastAPI
 from model import Model

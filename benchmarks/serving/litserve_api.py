@@ -1,4 +1,4 @@
-"""LitServe with the same ONNX model: N_WORKERS workers, each with its share of the cores, and MAX_BATCH texts a call."""
+"""LitServe with the same ONNX model: N_WORKERS workers that share the cores, and batches of up to MAX_BATCH texts."""
 
 import os
 
@@ -12,7 +12,7 @@ class Api(litserve.LitAPI):
     """One model in each worker."""
 
     def setup(self, device: str) -> None:
-        """Loads it."""
+        """Loads the model."""
         self.model = Model(n_threads=int(os.environ["N_CORES"]) // int(os.environ["N_WORKERS"]))
 
     def decode_request(self, request: dict) -> str:
@@ -20,11 +20,11 @@ class Api(litserve.LitAPI):
         return request["text"]
 
     def predict(self, texts: list[str] | str) -> list[dict] | dict:
-        """A batch, or one text where LitServe makes no batches."""
+        """A batch, or one text if batching is off."""
         return self.model(texts) if MAX_BATCH > 1 else self.model([texts])[0]
 
     def encode_response(self, output: dict) -> dict:
-        """As it is."""
+        """The output, unchanged."""
         return output
 
 

@@ -1,4 +1,4 @@
-"""The bundle's ONNX model as a user of another server would call it: no package of ours."""
+"""The bundle's ONNX model as a user of another server would call it, without SoDaOps."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 
 class Model:
-    """Texts to labels; ``n_threads`` share a call."""
+    """Predicts labels; ``n_threads`` threads compute each call."""
 
     def __init__(self, n_threads: int) -> None:
         folder = Path(os.environ["BUNDLE"])

@@ -1,4 +1,4 @@
-"""The usual tutorial: FastAPI around a transformers pipeline, every text padded to one length."""
+"""What tutorials show: FastAPI around a transformers pipeline, with every text padded to the same length."""
 
 import os
 
@@ -12,5 +12,5 @@ PADDING = {"padding": "max_length", "max_length": 78, "truncation": True}
 
 @app.get("/predict")
 def predict(text: str) -> dict:
-    """One text, one call of the pipeline."""
+    """One text per call of the pipeline."""
     return classify(text, **PADDING)[0]
