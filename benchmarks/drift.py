@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from sodaops.bundle import reference
 from sodaops.config.schema import DriftConfig
-from sodaops.drift.measure import measure
+from sodaops.drift.measure import measure_drift
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.parts import SCHEMA
 from sodaops.request_log.window import Window
@@ -50,9 +50,9 @@ _OURS = """
 import json, sys, time
 import evidently, evidently.metrics
 from sodaops.config.schema import DriftConfig
-from sodaops.drift.check import check
+from sodaops.drift.check import check_drift
 began = time.perf_counter()
-check(DriftConfig(last=10**6, max_rows=10**6, output_dir=sys.argv[3]), sys.argv[1], sys.argv[2])
+check_drift(DriftConfig(last=10**6, max_rows=10**6, output_dir=sys.argv[3]), sys.argv[1], sys.argv[2])
 print(json.dumps(time.perf_counter() - began))
 """
 
@@ -87,7 +87,7 @@ def power(bundle: Path, tweets: pa.Table, reviews: pa.Table) -> list[str]:
             n_reviews = round(N_ROWS * mix)
             sides = [(tweets, N_ROWS - n_reviews), (reviews, n_reviews)]
             rows = pa.concat_tables([side.take(rng.permutation(len(side))[:n]) for side, n in sides])
-            found, _ = measure(settings, info, known, Window(rows, len(rows)))
+            found, _ = measure_drift(settings, info, known, Window(rows, len(rows)))
             calls += found.drifted
             drifted = {feature.name for feature in found.features if feature.drifted}
             features["embedding"] += "embedding" in drifted

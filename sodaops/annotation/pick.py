@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from sodaops.annotation.store import Store
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.reference import Reference
-from sodaops.drift.statistics import witness
+from sodaops.drift.statistics import drift_scores
 from sodaops.errors import DataError
 
 _FIELDS = ("text", "text_sha256", "label", "score", "request_id", "place", "bundle_id")
@@ -119,7 +119,7 @@ def _drift_scores(rows: pa.Table, sketches: np.ndarray, reference: Reference, in
         compared = reference_sketches[reference.label_ids[unseen] == label]
         if not len(compared):  # the reference has no answer of this label
             compared = reference_sketches
-        scores[of_label] = witness(compared, sketches[of_label], sketches[of_label])
+        scores[of_label] = drift_scores(compared, sketches[of_label], sketches[of_label])
     return scores
 
 

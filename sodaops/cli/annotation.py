@@ -117,16 +117,18 @@ def pick(rest: list[str]) -> None:
     """Adds texts of the request log that are worth annotating; makes the store if there is none."""
     from sodaops.annotation.pick import pick_tasks
     from sodaops.annotation.store import Store
-    from sodaops.cli.drift import log_of
+    from sodaops.cli.drift import request_log_path
     from sodaops.data.splits import SPLITS, text_hash
-    from sodaops.drift.check import reference_of
+    from sodaops.drift.check import load_reference
     from sodaops.request_log.window import read_window
 
     parser = argparse.ArgumentParser(prog="sodaops annotate pick", description="Picks texts to annotate from the request log.")
     parser.add_argument("bundle", help="the bundle that answered: RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
     asked, config = parse_with_overrides(parser, rest)
-    info, reference = reference_of(asked.bundle)
-    window = read_window(log_of(config), config.drift.last, config.drift.since, config.drift.until, config.drift.max_rows)
+    info, reference = load_reference(asked.bundle)
+    window = read_window(
+        request_log_path(config), config.drift.last, config.drift.since, config.drift.until, config.drift.max_rows
+    )
     store = Store.create(config.annotate.store, info.labels)
     splits_dir = config.splits_of(info.data["name"])
     known = {text_hash(text) for split in SPLITS for text in read_split(splits_dir, split)["text"].to_pylist()}

@@ -1,4 +1,4 @@
-"""``python -m sodaops.drift``: the drift service as the environment says."""
+"""``python -m sodaops.drift``: the drift service, configured by environment variables."""
 
 import sys
 
@@ -10,7 +10,7 @@ from sodaops.errors import SodaOpsError
 
 
 def main() -> int:
-    """Watches until SIGTERM or Ctrl-C."""
+    """Runs the service until SIGTERM or Ctrl-C."""
     try:
         settings = WatchSettings.from_environment(sys.argv[1:])
         app = create_drift_app(settings)
@@ -19,7 +19,7 @@ def main() -> int:
         return error.exit_code
     uvicorn.run(
         app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False, ws="none",
-        timeout_graceful_shutdown=2,  # who asked for a look that is still going on gets no answer
+        timeout_graceful_shutdown=2,  # a request for a check that is still running gets no answer
     )  # fmt: skip
     return 0
 

@@ -1,4 +1,4 @@
-"""The drift service: looks at the request log again and again, and tells over HTTP what it saw last."""
+"""The drift service: checks the request log repeatedly, and serves the last result over HTTP."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,8 @@ from fastapi.responses import RedirectResponse
 from prometheus_client import Counter, Gauge
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from sodaops.drift.check import EVIDENTLY, NUMBERS, PAGE, check
-from sodaops.drift.measure import Drift
+from sodaops.drift.check import EVIDENTLY, NUMBERS, PAGE, check_drift
+from sodaops.drift.result import DriftResult
 from sodaops.drift.settings import WatchSettings
 from sodaops.errors import DataError, SodaOpsError
 from sodaops.io import remote
@@ -22,9 +22,9 @@ from sodaops.web.guard import Guard, problem_response
 from sodaops.web.log import configure_json_logging
 from sodaops.web.metrics import HttpMetrics
 
-log = logging.getLogger("sodaops.drift")
+log = logging.getLogger(__name__)
 _TYPES = {".html": "text/html", ".json": "application/json"}
-_POLICY = {  # our page has no script; evidently's brings its own within the file
+_POLICY = {  # our page has no script; evidently's page contains its own
     PAGE: "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
     EVIDENTLY: "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
     "font-src data:; worker-src blob:; frame-ancestors 'none'",
@@ -32,92 +32,98 @@ _POLICY = {  # our page has no script; evidently's brings its own within the fil
 
 
 class DriftMetrics(HttpMetrics):
-    """What the drift service counts beside its requests; nothing is said of drift before the first verdict."""
+    """Metrics of the drift service. Those of the verdict are absent until there is one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.detected = Gauge("sodaops_drift_detected", "1 for drift, 0 for none; absent without a verdict.", ("bundle_id",),
                               registry=self.registry)  # fmt: skip
-        self.p = Gauge("sodaops_drift_p_value", "Of each feature's test.", ("feature",), registry=self.registry)
+        self.p = Gauge("sodaops_drift_p_value", "p-value of each feature.", ("feature",), registry=self.registry)
         self.effect = Gauge("sodaops_drift_effect", "Distance of each feature.", ("feature",), registry=self.registry)
-        self.causes = Gauge("sodaops_drift_cause", "1 for what the drift looks like.", ("cause",), registry=self.registry)
+        self.causes = Gauge("sodaops_drift_cause", "1 for each cause of the drift.", ("cause",), registry=self.registry)
         self.rows = Gauge("sodaops_drift_window_rows", "Requests in the last window.", registry=self.registry)
-        self.age = Gauge("sodaops_drift_reference_age_seconds", "Since the reference was made.", registry=self.registry)
-        self.when = Gauge("sodaops_drift_last_run_timestamp_seconds", "When it last looked.", registry=self.registry)
-        self.runs = Counter("sodaops_drift_runs", "Looks at the log, by how they ended.", ("outcome",), registry=self.registry)
+        self.age = Gauge("sodaops_drift_reference_age_seconds", "Age of the reference.", registry=self.registry)
+        self.when = Gauge("sodaops_drift_last_run_timestamp_seconds", "Time of the last check.", registry=self.registry)
+        self.runs = Counter("sodaops_drift_runs", "Checks of the log, by outcome.", ("outcome",), registry=self.registry)
 
-    def show(self, found: Drift | None) -> None:
-        """Takes the last verdict over; None: there is none."""
+    def update(self, result: DriftResult | None) -> None:
+        """Shows the last result; None: there was no request."""
         for gauge in (self.detected, self.p, self.effect, self.causes):
             gauge.clear()
         self.when.set(time.time())
-        self.rows.set(found.n_rows if found else 0)
-        if found is None:
+        self.rows.set(result.n_rows if result else 0)
+        if result is None:
             return
-        self.age.set(86400 * found.reference_age_days)
-        if found.judged:
-            self.detected.labels(found.bundle_id).set(found.drifted)
-        for feature in found.features:
+        self.age.set(86400 * result.reference_age_days)
+        if result.judged:
+            self.detected.labels(result.bundle_id).set(result.drifted)
+        for feature in result.features:
             for gauge, value in ((self.p, feature.p), (self.effect, feature.effect)):
                 if value is not None:
                     gauge.labels(feature.name).set(value)
-        for cause in found.causes:
+        for cause in result.causes:
             self.causes.labels(cause.name).set(1)
 
 
 class Watcher:
-    """Looks on a schedule and on demand, never twice at once; who asks meanwhile gets the look that is going on."""
+    """Checks on a schedule and on demand, one check at a time: a request during a check gets the result of that one.
+
+    Attributes:
+        result: of the last check; None before it, or if the window was empty.
+        pages: the reports of that check, by file name. They are kept in memory, since files may change during a request.
+        problem: why there is no current result; None after a successful check.
+    """
 
     def __init__(self, settings: WatchSettings, metrics: DriftMetrics) -> None:
         self._settings, self._metrics = settings, metrics
-        self._going: asyncio.Task[Drift | None] | None = None
-        self.found: Drift | None = None
-        self.pages: dict[str, bytes] = {}  # of the same look; what is on the disk changes under a request
-        self.fault: str | None = "it has not looked yet"
+        self._running: asyncio.Task[DriftResult | None] | None = None
+        self.result: DriftResult | None = None
+        self.pages: dict[str, bytes] = {}
+        self.problem: str | None = "no check has run yet"
 
-    async def look(self) -> Drift | None:
-        """Looks now, or waits for the look that is going on; None: there was nothing to see.
+    async def check(self) -> DriftResult | None:
+        """Checks now, or waits for the check that is running; None: the window was empty.
 
         Raises:
             SodaOpsError: the log or the bundle cannot be read.
         """
-        if self._going is None or self._going.done():
-            self._going = asyncio.create_task(self._look())
-        return await asyncio.shield(self._going)
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._check())
+        return await asyncio.shield(self._running)
 
-    async def _look(self) -> Drift | None:
+    async def _check(self) -> DriftResult | None:
         settings = self._settings
         try:
-            self.found, self.pages = await asyncio.to_thread(_checked, settings)
-            self.fault, outcome = None, "drift" if self.found.drifted else "no_drift" if self.found.judged else "no_verdict"
-        except DataError as error:  # nobody asked anything: no verdict, and no fault of this service
-            self.found, self.pages, self.fault, outcome = None, {}, str(error), "no_data"
+            result, self.pages = await asyncio.to_thread(_run_check, settings)
+            outcome = "drift" if result.drifted else "no_drift" if result.judged else "no_verdict"
+            self.result, self.problem = result, None
+        except DataError as error:  # an empty window is no failure of this service
+            self.result, self.pages, self.problem, outcome = None, {}, str(error), "no_data"
         except Exception as error:
-            self.fault = str(error) if isinstance(error, SodaOpsError) else repr(error)
-            self._metrics.detected.clear()  # what was seen before is no verdict of now
+            self.problem = str(error) if isinstance(error, SodaOpsError) else repr(error)
+            self._metrics.detected.clear()  # the previous verdict is outdated
             self._metrics.runs.labels("failed").inc()
             raise
-        self._metrics.show(self.found)
+        self._metrics.update(self.result)
         self._metrics.runs.labels(outcome).inc()
-        log.info(
-            "looked", extra={"outcome": outcome, "causes": [cause.name for cause in self.found.causes] if self.found else []}
-        )
-        return self.found
+        causes = [cause.name for cause in self.result.causes] if self.result else []
+        log.info("drift check", extra={"outcome": outcome, "causes": causes})
+        return self.result
 
     async def run(self) -> None:
-        """Looks every ``every_s`` until cancelled."""
+        """Checks every ``every_s`` seconds until cancelled."""
         while True:
             try:
-                await self.look()
-            except Exception as error:  # whatever it was, the next look comes
-                log.error("look failed", extra={"reason": str(error)})
+                await self.check()
+            except Exception as error:  # the next check may succeed
+                log.error("drift check failed", extra={"reason": str(error)})
             await asyncio.sleep(self._settings.every_s)
 
 
-def _checked(settings: WatchSettings) -> tuple[Drift, dict[str, bytes]]:
-    found = check(settings, settings.bundle, settings.request_log)
+def _run_check(settings: WatchSettings) -> tuple[DriftResult, dict[str, bytes]]:
+    result = check_drift(settings, settings.bundle, settings.request_log)
     pages = {name: remote.read_if_exists(remote.join(settings.output_dir, name)) for name in (PAGE, EVIDENTLY, NUMBERS)}
-    return found, {name: content for name, content in pages.items() if content is not None}
+    return result, {name: content for name, content in pages.items() if content is not None}
 
 
 def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
@@ -127,7 +133,7 @@ def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
         settings: None reads the environment.
 
     Raises:
-        ConfigError: what is wrong with the settings.
+        ConfigError: a setting is missing or not allowed.
     """
     configure_json_logging()
     settings = settings or WatchSettings()
@@ -158,7 +164,7 @@ _NO_TELEMETRY: Any = {"logs": False, "metrics": False, "operation_spans": False,
 def _routes(app: FastAPI, watcher: Watcher, metrics: DriftMetrics) -> None:
     def page(name: str) -> Response:
         if name not in watcher.pages:
-            raise HTTPException(503, watcher.fault or f"there is no {name}: the window held too few requests")
+            raise HTTPException(503, watcher.problem or f"no {name}: too few requests in the window")
         headers = {"content-security-policy": _POLICY[name]} if name in _POLICY else None
         return Response(watcher.pages[name], media_type=_TYPES[Path(name).suffix], headers=headers)
 
@@ -166,38 +172,38 @@ def _routes(app: FastAPI, watcher: Watcher, metrics: DriftMetrics) -> None:
     async def index() -> Response:
         return RedirectResponse("report")
 
-    @app.get("/report", summary="The last verdict, for people")
+    @app.get("/report", summary="The last result as a page")
     async def report() -> Response:
         return page(PAGE)
 
-    @app.get("/report/evidently", summary="evidently's own report of it")
+    @app.get("/report/evidently", summary="evidently's report")
     async def evidently_report() -> Response:
         return page(EVIDENTLY)
 
-    @app.get("/drift.json", summary="The last verdict, for programs")
+    @app.get("/drift.json", summary="The last result as JSON")
     async def numbers() -> Response:
         return page(NUMBERS)
 
-    @app.post("/look", summary="Look now; the answer is what was seen")
+    @app.post("/look", summary="Check now, and return the result")
     async def look() -> dict[str, Any]:
-        found = await watcher.look()
-        if found is None:
-            raise HTTPException(503, watcher.fault)
-        return {"drifted": found.drifted, "judged": found.judged, "said": found.said, "n_rows": found.n_rows}
+        result = await watcher.check()
+        if result is None:
+            raise HTTPException(503, watcher.problem)
+        return {"drifted": result.drifted, "judged": result.judged, "said": result.message, "n_rows": result.n_rows}
 
-    @app.get("/healthz", summary="Whether the process lives, and how its last look ended")
+    @app.get("/healthz", summary="Whether the process is alive, and how its last check ended")
     async def healthz() -> dict[str, str]:
-        return {"status": "ok", "last_look": watcher.fault or "ok"}
+        return {"status": "ok", "last_look": watcher.problem or "ok"}
 
-    @app.get("/metrics", summary="For Prometheus", response_class=Response)
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def prometheus() -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def by_status(request: Request, error: Any) -> Response:
+    async def http_error(request: Request, error: Any) -> Response:
         return problem_response(request.scope, error.status_code, str(error.detail), dict(error.headers or {}))
 
-    async def by_fault(request: Request, error: Any) -> Response:
+    async def user_error(request: Request, error: Any) -> Response:
         return problem_response(request.scope, 503, str(error))
 
-    app.add_exception_handler(AnyHTTPException, by_status)
-    app.add_exception_handler(SodaOpsError, by_fault)
+    app.add_exception_handler(AnyHTTPException, http_error)
+    app.add_exception_handler(SodaOpsError, user_error)

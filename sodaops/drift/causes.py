@@ -1,12 +1,15 @@
-"""What a shift looks like to a person: the names of the usual causes, from what was measured."""
+"""Names of the usual causes of drift, derived from the measurements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from sodaops.config.schema import DriftConfig
-from sodaops.drift.features import Feature
+from sodaops.drift.features import Bin, Feature
 
-_FAR = 0.3  # a shift of the tokenizer's view that no topic or style brings about
+_LARGE_EFFECT = 0.3  # no change of topic or style shifts the tokenizer's features that far
 
 
 @dataclass(frozen=True)
@@ -14,46 +17,63 @@ class Cause:
     """One of: empty, repeated, language, texts, labels, confidence."""
 
     name: str
-    said: str
+    message: Annotated[str, Field(alias="said")]  # the alias is the name in drift.json
 
 
-def causes_of(
+def find_causes(
     settings: DriftConfig, features: Sequence[Feature], empty: float, repeated: float, repeated_text: str | None
 ) -> list[Cause]:
-    """Names what happened; none: the window is as the reference.
+    """Names the causes of drift; an empty list means no drift.
 
-    Texts are compared without their repetitions, so a bot does not look like new texts, and within answered labels, so
-    another mix of labels does not either.
+    Features are computed on distinct texts, so repetitions by a bot do not count as new texts, and the embedding is compared
+    within labels, so a changed mix of labels does not either.
+
+    Args:
+        settings: conf/drift.
+        features: the comparisons.
+        empty: share of empty texts.
+        repeated: share of the most frequent text.
+        repeated_text: that text, or its hash.
     """
     by_name = {feature.name: feature for feature in features}
     drifted = {name for name, feature in by_name.items() if feature.drifted}
-    found = []
+    causes = []
     if empty > settings.max_empty:
-        found.append(Cause("empty", f"{empty:.0%} of the texts are empty"))
+        causes.append(Cause("empty", f"{empty:.0%} of the texts are empty"))
     if repeated > settings.max_repeated:
         shown = f": {repeated_text[:60]!r}" if repeated_text else ""
-        found.append(Cause("repeated", f"one text makes up {repeated:.0%} of the requests{shown}"))
-    tokens = [name for name in ("pieces_per_word", "non_ascii", "unknown") if name in drifted and _far_up(by_name[name])]
+        causes.append(Cause("repeated", f"one text makes up {repeated:.0%} of the requests{shown}"))
+    # At most one of the following, from the most specific to the least.
+    tokens = [name for name in ("pieces_per_word", "non_ascii", "unknown") if name in drifted and _far_above(by_name[name])]
+    text_features = drifted - {"label", "score"}
     if tokens:
-        told = ", ".join(by_name[name].title for name in tokens)
-        found.append(Cause("language", f"another language or script ({told} went up)"))
-    elif "embedding" in drifted or ("label" not in drifted and drifted - {"score"}):
-        told = ", ".join(feature.title for feature in features if feature.name in drifted - {"label", "score"})
-        found.append(Cause("texts", f"other texts than those learned from ({told})"))
+        causes.append(Cause("language", f"another language or script (higher: {_titles(by_name, tokens)})"))
+    elif "embedding" in drifted or ("label" not in drifted and text_features):
+        names = [name for name in by_name if name in text_features]
+        causes.append(Cause("texts", f"texts unlike the training data ({_titles(by_name, names)})"))
     elif "label" in drifted:
-        found.append(Cause("labels", f"another mix of answers ({_mix(by_name['label'])})"))
+        causes.append(Cause("labels", f"another mix of predicted labels ({_largest_changes(by_name['label'])})"))
     elif "score" in drifted:
-        score = by_name["score"]
-        way = "less sure" if score.now < score.before else "surer"
-        found.append(Cause("confidence", f"answers are {way}: median {score.before:.2f} before, {score.now:.2f} now"))
-    return found
+        medians = by_name["score"].reference, by_name["score"].current
+        direction = "less" if medians[1] < medians[0] else "more"
+        causes.append(Cause("confidence", f"predictions are {direction} confident: median {medians[0]:.2f} → {medians[1]:.2f}"))
+    return causes
 
 
-def _far_up(feature: Feature) -> bool:
-    mean = [sum(b["from"] * b[side] for b in feature.bins) for side in ("before", "now")]
-    return feature.effect >= _FAR and mean[1] > mean[0]
+def _titles(by_name: dict[str, Feature], names: Sequence[str]) -> str:
+    return ", ".join(by_name[name].title for name in names)
 
 
-def _mix(label: Feature) -> str:
-    most = sorted(label.bins, key=lambda b: -abs(b["now"] - b["before"]))[:3]
-    return ", ".join(f"{b['from']} {b['before']:.0%} → {b['now']:.0%}" for b in most)
+def _far_above(feature: Feature) -> bool:
+    """Whether the mean has risen, with a large effect."""
+    reference = sum(float(bin_.start) * bin_.reference for bin_ in feature.bins)
+    current = sum(float(bin_.start) * bin_.current for bin_ in feature.bins)
+    return feature.effect >= _LARGE_EFFECT and current > reference
+
+
+def _largest_changes(label: Feature) -> str:
+    def change(bin_: Bin) -> float:
+        return abs(bin_.current - bin_.reference)
+
+    largest = sorted(label.bins, key=change, reverse=True)[:3]
+    return ", ".join(f"{bin_.start} {bin_.reference:.0%} → {bin_.current:.0%}" for bin_ in largest)

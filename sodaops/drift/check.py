@@ -1,4 +1,4 @@
-"""One look at the request log: read, measure, write the pages."""
+"""A drift check: reads the request log, compares it with the reference, and writes the reports."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from sodaops import pages
 from sodaops.bundle import layout, reference
 from sodaops.config.schema import DriftConfig
 from sodaops.drift.evidently_report import save_page
-from sodaops.drift.measure import Drift, as_dict, measure
+from sodaops.drift.measure import measure_drift
+from sodaops.drift.result import DriftResult, to_json_fields
 from sodaops.errors import BundleError, DataError, some
 from sodaops.io import remote, storage
 from sodaops.registry.bundles import bundle_at
@@ -20,10 +21,10 @@ from sodaops.request_log.window import Window, read_window
 PAGE, EVIDENTLY, NUMBERS = "drift.html", "evidently.html", "drift.json"
 
 
-def check(settings: DriftConfig, source: str, log: str) -> Drift:
-    """Holds a window of the request log against a bundle's reference, and writes what it finds to ``output_dir``.
+def check_drift(settings: DriftConfig, source: str, log: str) -> DriftResult:
+    """Compares a window of the request log with a bundle's reference, and writes reports to ``output_dir``.
 
-    ``drift.json`` and ``drift.html`` are ours; ``evidently.html`` is evidently's, where there were rows enough.
+    The reports are ``drift.json``, ``drift.html`` and, with enough rows, evidently's ``evidently.html``.
 
     Args:
         settings: conf/drift.
@@ -35,42 +36,43 @@ def check(settings: DriftConfig, source: str, log: str) -> Drift:
         DataError: no request in the window.
         StorageError: no such log, or a folder that cannot be written to.
     """
-    info, found = reference_of(source)
+    info, reference_rows = load_reference(source)
     window = read_window(log, settings.last, settings.since, settings.until, settings.max_rows)
     if not len(window.rows):
-        raise DataError(_nothing(settings, log, window))
-    drift, snapshot = measure(settings, info, found, window)
-    _write(settings, drift, snapshot)
-    return drift
+        raise DataError(_empty_window_message(settings, log, window))
+    result, snapshot = measure_drift(settings, info, reference_rows, window)
+    _write_reports(settings, result, snapshot)
+    return result
 
 
-def describe(found: Drift) -> str:
+def format_result(result: DriftResult) -> str:
     """A table for the terminal."""
-    lines = [f"{'feature':<34}{'verdict':<12}{'p-value':>10}{'distance':>10}{'before':>10}{'now':>10}"]
-    for f in found.features:
-        verdict = "not logged" if f.p is None else "DRIFT" if f.drifted else "holds"
-        numbers = [_number(f.p), _number(f.effect), _number(f.before), _number(f.now)]
-        lines.append(f"{f.title:<34}{verdict:<12}" + "".join(f"{number:>10}" for number in numbers))
-    for bundle_id, other in found.others.items():
-        lines.append(f"note: {other['n_rows']:,} requests of bundle {bundle_id} are judged apart: {_apart(other)}")
-    if found.skipped:
-        parts = "part" if len(found.skipped) == 1 else "parts"
-        lines.append(
-            f"note: {len(found.skipped)} {parts} left out: {some([f'{k} ({v})' for k, v in found.skipped.items()], 3)}"
-        )
-    if found.ahead:
-        lines.append(
-            f"note: left out, since a clock is ahead: {found.ahead} {'row' if found.ahead == 1 else 'rows'} of the future"
-        )
-    verdict = "DRIFT" if found.drifted else "no drift" if found.judged else "no verdict"
-    lines.append(f"{verdict}, {found.n_rows:,} requests of bundle {found.bundle_id}: {found.said}")
-    return "\n".join(lines if found.features else lines[1:])
+    header = f"{'feature':<34}{'verdict':<12}{'p-value':>10}{'distance':>10}{'reference':>10}{'current':>10}"
+    lines = [header] if result.features else []
+    for feature in result.features:
+        verdict = "not logged" if feature.p is None else "DRIFT" if feature.drifted else "no drift"
+        numbers = [_number(value) for value in (feature.p, feature.effect, feature.reference, feature.current)]
+        lines.append(f"{feature.title:<34}{verdict:<12}" + "".join(f"{number:>10}" for number in numbers))
+    for bundle_id, other in result.others.items():
+        lines.append(f"note: {other['n_rows']:,} requests of bundle {bundle_id} are judged separately: {_other_verdict(other)}")
+    if result.skipped:
+        lines.append(f"note: {_skipped_parts(result.skipped)}")
+    if result.ahead:
+        lines.append(f"note: {result.ahead} rows left out: their time is in the future")
+    verdict = "DRIFT" if result.drifted else "no drift" if result.judged else "no verdict"
+    lines.append(f"{verdict}, {result.n_rows:,} requests of bundle {result.bundle_id}: {result.message}")
+    return "\n".join(lines)
 
 
-def _apart(other: dict[str, Any]) -> str:
+def _other_verdict(other: dict[str, Any]) -> str:
     if other["drifted"] is None:
         return "too few for a verdict"
-    return f"drift in {', '.join(other['drifted'])}" if other["drifted"] else "length, letters and script as the reference"
+    return f"drift in {', '.join(other['drifted'])}" if other["drifted"] else "length, letters and script like the reference"
+
+
+def _skipped_parts(skipped: dict[str, str]) -> str:
+    parts = [f"{path} ({reason})" for path, reason in skipped.items()]
+    return f"parts that could not be read: {len(parts)}: {some(parts, 3)}"
 
 
 def _number(value: float | None) -> str:
@@ -79,8 +81,8 @@ def _number(value: float | None) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"
 
 
-def reference_of(source: str) -> tuple[layout.BundleInfo, reference.Reference]:
-    """A bundle's account of itself, and its reference.
+def load_reference(source: str) -> tuple[layout.BundleInfo, reference.Reference]:
+    """The info and the drift reference of a bundle.
 
     Raises:
         BundleError, RegistryError, StorageError: no such bundle, or one without a reference.
@@ -88,35 +90,35 @@ def reference_of(source: str) -> tuple[layout.BundleInfo, reference.Reference]:
     with bundle_at(source, lambda info: [name for name in (layout.DRIFT,) if name in info.files]) as folder:
         info = layout.read_info(folder)
         if layout.DRIFT not in info.files:
-            raise BundleError(f"{source}: holds no reference for drift; `sodaops export` adds it to a bundle.")
+            raise BundleError(f"{source}: has no drift reference ({layout.DRIFT}); `sodaops export {source}` adds it.")
         return info, reference.read_reference(folder, info)
 
 
-def _nothing(settings: DriftConfig, log: str, window: Window) -> str:
-    span = [f"drift.{key}={value}" for key, value in (("since", settings.since), ("until", settings.until)) if value]
-    said = f"{log}: no request in the window" + (f" ({', '.join(span)})" if span else "")
+def _empty_window_message(settings: DriftConfig, log: str, window: Window) -> str:
+    limits = [f"drift.{key}={value}" for key, value in (("since", settings.since), ("until", settings.until)) if value]
+    message = f"{log}: no request in the window" + (f" ({', '.join(limits)})" if limits else "")
     if window.skipped:
-        said += f"; parts that could not be read: {some([f'{k} ({v})' for k, v in window.skipped.items()], 3)}"
+        message += f"; {_skipped_parts(window.skipped)}"
     if window.ahead:
-        said += f"; rows of the future: {window.ahead}"
-    return f"{said}. Requests come into it a part at a time, every serve.part_s seconds."
+        message += f"; {window.ahead} rows have a time in the future"
+    return f"{message}. The predictor writes a part of the log every serve.part_s seconds."
 
 
-def _write(settings: DriftConfig, found: Drift, snapshot: Any) -> None:
-    causes = ", ".join(cause.name for cause in found.causes)
-    verdict = f"Drift: {causes}" if found.drifted else "No drift" if found.judged else "No verdict"
-    page = pages.render_page("drift", d=found, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect)
+def _write_reports(settings: DriftConfig, result: DriftResult, snapshot: Any) -> None:
+    causes = ", ".join(cause.name for cause in result.causes)
+    verdict = f"Drift: {causes}" if result.drifted else "No drift" if result.judged else "No verdict"
+    page = pages.render_page("drift", d=result, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect)
     names = [PAGE, EVIDENTLY, NUMBERS]
-    with _alone(settings.output_dir), remote.output_folder(settings.output_dir, names, NUMBERS, private=True) as folder:
-        storage.write_json(folder / NUMBERS, as_dict(found))
+    with _locked(settings.output_dir), remote.output_folder(settings.output_dir, names, NUMBERS, private=True) as folder:
+        storage.write_json(folder / NUMBERS, to_json_fields(result))
         storage.write_text(folder / PAGE, page)
         if snapshot is not None:
             save_page(snapshot, folder / EVIDENTLY)
 
 
 @contextlib.contextmanager
-def _alone(output_dir: str) -> Iterator[None]:
-    """The service and somebody's own look may write at once; afar each of the files is whole, and the last one wins."""
+def _locked(output_dir: str) -> Iterator[None]:
+    """The service and a command may write at the same time. On remote storage each file is whole, and the last writer wins."""
     if remote.is_address(output_dir):
         yield
         return

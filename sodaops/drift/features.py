@@ -1,33 +1,44 @@
-"""A feature of the texts that drift compares."""
+"""The features of texts that drift detection compares."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 TITLES = {
     "n_chars": "length in characters",
     "letters": "share of letters",
     "non_ascii": "share of characters outside ASCII",
-    "pieces_per_word": "word pieces for each word",
+    "pieces_per_word": "word pieces per word",
     "unknown": "share of unknown word pieces",
-    "label": "answered label",
+    "label": "predicted label",
     "score": "confidence",
-    "embedding": "what texts of one label say",
+    "embedding": "meaning within a label",
 }
 
 
 @dataclass(frozen=True)
+class Bin:
+    """One bin of a histogram, or one label: the share of each side in it. An alias is the name in drift.json."""
+
+    start: Annotated[float | str, Field(alias="from")]  # lower edge, or the label
+    reference: Annotated[float, Field(alias="before")]
+    current: Annotated[float, Field(alias="now")]
+
+
+@dataclass(frozen=True)
 class Feature:
-    """One thing that is compared."""
+    """The comparison of one feature. An alias is the name in drift.json."""
 
     name: str
     p: float | None  # None: not logged
-    effect: float | None  # distance of the distributions, 0 to 1; None for the embedding
+    effect: float | None  # distance of the distributions, in [0, 1]; None for the embedding
     drifted: bool
-    before: float | None  # median; None for labels and the embedding
-    now: float | None
-    bins: list[dict[str, Any]] = field(default_factory=list)  # from, before and now: shares of each bin or label
+    reference: Annotated[float | None, Field(alias="before")]  # median; None for labels and the embedding
+    current: Annotated[float | None, Field(alias="now")]
+    bins: list[Bin] = field(default_factory=list)
 
     @property
     def title(self) -> str:
-        """In words."""
+        """The name to show to people."""
         return TITLES[self.name]

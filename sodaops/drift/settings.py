@@ -1,4 +1,4 @@
-"""What the drift service can be told, by environment variables; `sodaops watch` turns conf/ into these."""
+"""Settings of the drift service from environment variables; `sodaops watch` sets them from conf/."""
 
 from typing import ClassVar
 
@@ -18,11 +18,11 @@ class WatchSettings(EnvironmentSettings, DriftConfig):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, strict=False, extra="forbid", env_parse_none_str="null")
     prefix: ClassVar[str] = PREFIX
 
-    bundle: str = Field(description="whose reference: a folder, gs://BUCKET/FOLDER, or REGISTRY@ALIAS")
+    bundle: str = Field(description="has the reference: a folder, gs://BUCKET/FOLDER, or REGISTRY@ALIAS")
     request_log: str = Field(description="folder or gs:// of the request log's parts")
 
     @field_validator("since", "until")
     @classmethod
-    def _is_a_time(cls, value: str | None) -> str | None:
+    def _parses_as_time(cls, value: str | None) -> str | None:
         parse_time(value)
         return value

@@ -1,137 +1,152 @@
-"""Two-sample tests whose false alarms are known: distances of distributions, and kernel two-sample tests of sketches."""
+"""Two-sample tests with a known rate of false alarms: distances of distributions, and kernel tests of sketches."""
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import chi2_contingency
 
-_BLOCK = 4096  # rows of a kernel at once
-N_COMPARED = 1000  # sketches of each side, at most: a kernel matrix grows with the square
+N_COMPARED = 1000  # sketches of each side at most, since the kernel matrix grows with the square
+_BLOCK_ROWS = 4096  # rows of a kernel matrix that are computed at once
+_N_PERMUTATIONS = 9999
 
 
-class Embedded(NamedTuple):
-    """What the test of the sketches found."""
+class EmbeddingTest(NamedTuple):
+    """Result of :func:`embedding_test`."""
 
     p: float
-    witness: np.ndarray  # float32 [n_compared]: how much more at home a text of the window is there than in the reference
-    places: np.ndarray  # int64 [n_compared]: of those texts in the window
+    scores: np.ndarray  # float32 [n_compared]: drift scores of the compared current texts
+    indices: np.ndarray  # int64 [n_compared]: of those texts among the current ones
 
 
-def ks_distance(before: np.ndarray, now: np.ndarray) -> float:
-    """Largest gap between two empirical distribution functions (the Kolmogorov-Smirnov statistic), in [0, 1].
+def ks_distance(reference: np.ndarray, current: np.ndarray) -> float:
+    """Largest gap between two empirical distribution functions, in [0, 1]: the two-sample Kolmogorov-Smirnov statistic.
 
     >>> ks_distance(np.array([1.0, 2.0, 3.0, 4.0]), np.array([3.0, 4.0, 5.0, 6.0]))
     0.5
     """
-    every = np.sort(np.concatenate([before, now]))
-    below = [np.searchsorted(np.sort(side), every, side="right") / len(side) for side in (before, now)]
-    return float(np.abs(below[0] - below[1]).max())
+    # The gap can only change at an observed value, so it is enough to compare the functions there.
+    values = np.sort(np.concatenate([reference, current]))
+    cdfs = [np.searchsorted(np.sort(side), values, side="right") / len(side) for side in (reference, current)]
+    return float(np.abs(cdfs[0] - cdfs[1]).max())
 
 
-def total_variation(before: np.ndarray, now: np.ndarray) -> float:
-    """Half the summed gaps of two lists of counts, each taken as shares; in [0, 1].
+def total_variation(reference: np.ndarray, current: np.ndarray) -> float:
+    """Half the sum of absolute differences of two lists of counts, each normalised to shares; in [0, 1].
 
     >>> total_variation(np.array([50, 50]), np.array([9, 1]))
     0.4
     """
-    return float(np.abs(before / before.sum() - now / now.sum()).sum() / 2)
+    return float(np.abs(reference / reference.sum() - current / current.sum()).sum() / 2)
 
 
-def chi_square_p(before: np.ndarray, now: np.ndarray) -> float:
-    """p-value of Pearson's chi-square test that two lists of counts have the same shares.
+def chi_square_p(reference: np.ndarray, current: np.ndarray) -> float:
+    """p-value of Pearson's chi-square test of homogeneity: both lists of counts are samples of the same shares.
 
-    Both sides are samples; a test that takes the reference's shares for exact gives smaller p-values. Where a label is so
-    rare that the chi-square distribution does not hold (fewer than 5 expected), the p-value is that of 9,999 permutations.
+    A test that takes the reference's shares as exact would give smaller p-values. With fewer than 5 expected in a cell the
+    chi-square distribution is a poor approximation; the p-value then comes from 9,999 random permutations.
 
     >>> round(chi_square_p(np.array([250, 250]), np.array([120, 80])), 4)
     0.0166
     >>> chi_square_p(np.array([99, 1]), np.array([0, 1])) > 0.01
     True
     """
-    counts = np.stack([before, now])
-    counts = counts[:, counts.sum(axis=0) > 0]
+    counts = np.stack([reference, current])
+    counts = counts[:, counts.sum(axis=0) > 0]  # labels that neither side has carry no information
     if counts.shape[1] < 2:
         return 1.0
     test = chi2_contingency(counts, correction=False)
-    if test.expected_freq.min() >= 5:
+    expected = test.expected_freq
+    if expected.min() >= 5:
         return float(test.pvalue)
-    totals, expected = counts.sum(axis=0), test.expected_freq
-    drawn = np.random.default_rng(0).multivariate_hypergeometric(totals, int(counts[1].sum()), size=9999)
-    sides = np.stack([totals - drawn, drawn], axis=1)
-    values = ((sides - expected) ** 2 / expected).sum(axis=(1, 2))
-    return float((1 + (values >= test.statistic - 1e-9).sum()) / 10_000)
+    # A permutation of the pooled rows leaves the totals of labels and sides fixed, so the counts of one side follow the
+    # multivariate hypergeometric distribution.
+    totals = counts.sum(axis=0)
+    permuted = np.random.default_rng(0).multivariate_hypergeometric(totals, int(counts[1].sum()), size=_N_PERMUTATIONS)
+    sides = np.stack([totals - permuted, permuted], axis=1)
+    statistics = ((sides - expected) ** 2 / expected).sum(axis=(1, 2))
+    return _permutation_p(statistics, test.statistic)
+
+
+def _permutation_p(permuted: np.ndarray, observed: float) -> float:
+    """Share of statistics at least as large as the observed one, which counts as a permutation (Phipson & Smyth 2010)."""
+    return float((1 + (permuted >= observed - 1e-9).sum()) / (1 + len(permuted)))
 
 
 def embedding_test(
-    before: np.ndarray, now: np.ndarray, labels_before: np.ndarray, labels_now: np.ndarray, n_permutations: int
-) -> Embedded:
-    """Whether texts of the same answered label differ: maximum mean discrepancy (Gretton et al. 2012), within labels.
+    reference: np.ndarray, current: np.ndarray, reference_labels: np.ndarray, current_labels: np.ndarray, n_permutations: int
+) -> EmbeddingTest:
+    """Tests whether texts of the same predicted label differ: maximum mean discrepancy (MMD; Gretton et al. 2012).
 
-    The kernel is Gaussian; its width is the median distance. The p-value comes from exchanging texts between the sides,
-    always among texts of one label, so another mix of labels alone raises no alarm, and the rate of false alarms is the
-    level of the test.
+    The kernel is Gaussian with the median distance as its width. The p-value comes from permutations of the two sides within
+    each label. So a changed mix of labels alone is no drift, and the rate of false alarms is the level of the test.
 
     Args:
-        before: sketches of the reference, float [n, n_axes].
-        now: of the window, float [m, n_axes].
-        labels_before: label ids, int [n].
-        labels_now: int [m].
-        n_permutations: of which the smallest possible p-value is 1 / (n_permutations + 1).
+        reference: sketches, float [n, n_axes].
+        current: sketches, float [m, n_axes].
+        reference_labels: label ids, int [n].
+        current_labels: label ids, int [m].
+        n_permutations: the smallest possible p-value is 1 / (n_permutations + 1).
     """
     rng = np.random.default_rng(0)
-    keep = [np.sort(rng.permutation(len(side))[:N_COMPARED]) for side in (before, now)]
-    sketches = np.concatenate([before[keep[0]], now[keep[1]]]).astype(np.float32)
-    labels = np.concatenate([labels_before[keep[0]], labels_now[keep[1]]])
-    is_now = np.arange(len(sketches)) >= len(keep[0])
-    kernel = _kernel(sketches)
+    # A random sample of each side, so that the kernel matrix stays small.
+    kept = [np.sort(rng.permutation(len(side))[:N_COMPARED]) for side in (reference, current)]
+    sketches = np.concatenate([reference[kept[0]], current[kept[1]]]).astype(np.float32)
+    labels = np.concatenate([reference_labels[kept[0]], current_labels[kept[1]]])
+    is_current = np.arange(len(sketches)) >= len(kept[0])
+
+    # Column 0 holds the observed assignment of rows to sides, the other columns permuted ones. A row of the current side has
+    # the weight 1 / n_current, a row of the reference -1 / n_reference, times the share of its label in the current rows.
     weights = np.zeros((len(sketches), n_permutations + 1), dtype=np.float32)
     for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
-        n_now = int(is_now[places].sum())
-        if n_now in (0, len(places)):
-            continue  # a label of one side alone; what it tells is in the mix of labels
-        sides = np.tile(is_now[places], (n_permutations + 1, 1))
+        rows = np.flatnonzero(labels == label)
+        n_current = int(is_current[rows].sum())
+        if n_current in (0, len(rows)):
+            continue  # only one side has this label; the test of the label shares covers that
+        sides = np.tile(is_current[rows], (n_permutations + 1, 1))
         sides[1:] = rng.permuted(sides[1:], axis=1)
-        share = n_now / is_now.sum()
-        weights[places] = (share * np.where(sides, 1 / n_now, -1 / (len(places) - n_now))).T
-    towards = kernel @ weights
-    values = (weights * towards).sum(axis=0)
-    p = (1 + int((values[1:] >= values[0] - 1e-9).sum())) / (n_permutations + 1)
-    return Embedded(p, towards[is_now, 0], keep[1])
+        share = n_current / is_current.sum()
+        weights[rows] = (share * np.where(sides, 1 / n_current, -1 / (len(rows) - n_current))).T
+
+    # With weights w, the squared MMD is w'Kw (Gretton et al. 2012, eq. 5), and Kw is the witness function: how much denser
+    # the current side is than the reference around each row.
+    distances = _squared_distances(sketches, sketches)
+    witness = np.exp(-distances / _median_distance(distances)) @ weights
+    squared_mmd = (weights * witness).sum(axis=0)
+    return EmbeddingTest(_permutation_p(squared_mmd[1:], squared_mmd[0]), witness[is_current, 0], kept[1])
 
 
-def witness(before: np.ndarray, now: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """How much more at home each point is in a window than in the reference: the witness function of the discrepancy.
+def drift_scores(reference: np.ndarray, current: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Drift score of each point: the witness function of the MMD (Gretton et al. 2012, section 2.3).
+
+    It is the mean kernel to the current sketches minus the mean kernel to the reference.
 
     Args:
-        before: sketches of the reference, float32 [n, n_axes].
-        now: of the window, float32 [m, n_axes].
-        points: whatever is asked of, float32 [k, n_axes].
+        reference: sketches, float32 [n, n_axes].
+        current: sketches, float32 [m, n_axes].
+        points: sketches to score, float32 [k, n_axes].
 
     Returns:
-        float32 [k], in [-1, 1].
+        float32 [k], in [-1, 1]; high for points like the current texts and unlike the reference.
     """
     rng = np.random.default_rng(0)
-    sides = [side[rng.permutation(len(side))[:N_COMPARED]] for side in (before, now)]
-    both = _distances(np.concatenate(sides), np.concatenate(sides))
-    width = _width(both)
-    blocks = [points[first : first + _BLOCK] for first in range(0, len(points), _BLOCK)]
-    at_home = [[np.exp(-_distances(block, side) / width).mean(axis=1) for side in sides] for block in blocks]
-    return np.concatenate([there - here for here, there in at_home])
+    sides = [side[rng.permutation(len(side))[:N_COMPARED]] for side in (reference, current)]
+    pooled = np.concatenate(sides)
+    width = _median_distance(_squared_distances(pooled, pooled))
+    scores = []
+    for first in range(0, len(points), _BLOCK_ROWS):
+        block = points[first : first + _BLOCK_ROWS]
+        to_reference, to_current = (np.exp(-_squared_distances(block, side) / width).mean(axis=1) for side in sides)
+        scores.append(to_current - to_reference)
+    return np.concatenate(scores)
 
 
-def _kernel(sketches: np.ndarray) -> np.ndarray:
-    distances = _distances(sketches, sketches)
-    return np.exp(-distances / _width(distances))
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances, float32 [n, m], by |a - b|² = |a|² + |b|² - 2ab; rounding may give less than 0."""
+    a_squared, b_squared = ((side * side).sum(axis=1) for side in (a, b))
+    return np.maximum(a_squared[:, None] + b_squared[None] - 2 * a @ b.T, 0)
 
 
-def _distances(these: np.ndarray, those: np.ndarray) -> np.ndarray:
-    """Squared distances, float32 [n, m]."""
-    squares = [(side * side).sum(axis=1) for side in (these, those)]
-    return np.maximum(squares[0][:, None] + squares[1][None] - 2 * these @ those.T, 0)
-
-
-def _width(distances: np.ndarray) -> float:
-    """Of the kernel: the median distance of two different rows."""
-    apart = distances[np.triu_indices(len(distances), 1)]
-    return max(float(np.median(apart)) if len(apart) else 0.0, 1e-12)
+def _median_distance(distances: np.ndarray) -> float:
+    """Width of the kernel: the median squared distance of two different rows (Gretton et al. 2012, section 8)."""
+    pairs = distances[np.triu_indices(len(distances), 1)]
+    return max(float(np.median(pairs)) if len(pairs) else 0.0, 1e-12)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from sodaops.config.schema import Config
-from sodaops.drift.measure import Drift
+from sodaops.drift.result import DriftResult
 from sodaops.errors import ConfigError, DataError
 from sodaops.evaluation.result import FOLDERS, METRICS, REPORT
 from sodaops.io import remote
@@ -121,18 +121,18 @@ def read_gate_report(path: str, version: str) -> GateResult | None:
     return result
 
 
-def read_drift(path: str) -> Drift | None:
+def read_drift(path: str) -> DriftResult | None:
     """The last drift check, without the texts of users in it; None if there is none.
 
     Raises:
         DataError: damaged.
     """
-    drift = read_json(path, Drift, "`sodaops drift` writes it again")
+    drift = read_json(path, DriftResult, "`sodaops drift` writes it again")
     if drift is None:
         return None
     repeated = f"one text makes up {drift.repeated:.0%} of the requests"  # the original sentence quotes the text
-    causes = [replace(cause, said=repeated) if cause.name == "repeated" else cause for cause in drift.causes]
-    return replace(drift, causes=causes, said="", repeated_text=None, examples=[])
+    causes = [replace(cause, message=repeated) if cause.name == "repeated" else cause for cause in drift.causes]
+    return replace(drift, causes=causes, message="", repeated_text=None, examples=[])
 
 
 def read_json(path: str | Path, kind: Any, fix: str) -> Any:

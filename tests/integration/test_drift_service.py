@@ -301,7 +301,7 @@ def test_from_the_predictor_to_the_metrics(referenced, tmp_path):
         values = metrics(client)
         assert any(name.startswith("sodaops_drift_detected") and value == 1 for name, value in values.items())
     lines = "".join(server.lines)
-    assert '"looked"' in lines and KEY not in lines and not any(text in lines for text in examples)
+    assert '"drift check"' in lines and KEY not in lines and not any(text in lines for text in examples)
 
 
 @pytest.mark.slow

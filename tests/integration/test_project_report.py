@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,7 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.config.schema import DriftConfig
-from sodaops.drift.causes import Cause
-from sodaops.drift.check import check
-from sodaops.drift.features import Feature
+from sodaops.drift.check import check_drift
 from sodaops.inference.predictor import Predictor
 from sodaops.registry import gate
 from sodaops.registry.checks import Verdict
@@ -99,7 +96,7 @@ def test_champion_with_a_gate_and_a_look_at_its_requests(run):
     registry.move("champion", run, None, f"for the launch {HOSTILE}", gate=write_gate_result(run).summary(), forced=False)
     secret = "call me at 555 0100, Mrs Example"
     fill(Path("log"), log_rows(Predictor(RUN / "bundle"), [secret] * 60, RECENTLY))
-    assert secret in check(DriftConfig(), str(RUN / "bundle"), "log").said, "what the page must not say"
+    assert secret in check_drift(DriftConfig(), str(RUN / "bundle"), "log").message, "what the page must not say"
     source, text = report("champion", "--output", "page.html", path=Path("page.html"))
     assert "Yes: it is the champion of the registry registry" in text and f"“for the launch {HOSTILE}”" in text
     assert "became champion; all 2 checks passed" in text and "was registered first try" in text
@@ -111,8 +108,8 @@ def test_champion_with_a_gate_and_a_look_at_its_requests(run):
 
     path = Path("outputs/drift/drift.json")
     drift = json.loads(path.read_text())
-    features = [asdict(Feature("n_chars", 1e-9, 0.61, True, 10.0, 50.0))]
-    path.write_text(json.dumps({**drift, "causes": [asdict(Cause("texts", "other texts"))], "features": features}))
+    features = [{"name": "n_chars", "p": 1e-9, "effect": 0.61, "drifted": True, "before": 10.0, "now": 50.0}]
+    path.write_text(json.dumps({**drift, "causes": [{"name": "texts", "said": "other texts"}], "features": features}))
     assert "length in characters drift 1.0e-09 0.61" in report(RUN)[1]
     path.write_text(json.dumps({**drift, "bundle_id": "b2"}))
     assert "outputs/drift is of bundle b2" in report(RUN)[1]
