@@ -1,7 +1,7 @@
-"""Training steps by length of text, size of model and number of processes.
+"""Measures training steps by length of text, size of model and number of processes.
 
-A step is forward, backward, clipping and AdamW on a batch of 1,024 tokens with soft targets, as `fit` does it. The encoders are
-BERT's architecture with random weights, which take as long as trained ones. Rounds go over all points in turn.
+A step is forward, backward, clipping and AdamW on a batch of 1,024 tokens with soft targets, as in `fit`. The encoders have
+BERT's architecture and random weights. Each round measures all points in turn.
 """
 
 import argparse
@@ -61,17 +61,17 @@ class Training:
         self.n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
 
     def step(self) -> float:
-        """One step; its seconds."""
-        began = time.perf_counter()
+        """Takes one step and returns its seconds."""
+        start_s = time.perf_counter()
         F.cross_entropy(self.module(self.ids, torch.ones_like(self.ids)).logits, self.targets).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return time.perf_counter() - began
+        return time.perf_counter() - start_s
 
 
-def over_processes(rank: int, n_steps: int) -> None:
-    """One process of several (torchrun started it); the first prints texts a second of all together."""
+def run_process(rank: int, n_steps: int) -> None:
+    """Runs one of several processes that torchrun started; the first prints the texts/s of all together."""
     torch.distributed.init_process_group("gloo")
     training = Training(MINILM, 32)
     if torch.distributed.get_world_size() > 1:
@@ -82,8 +82,8 @@ def over_processes(rank: int, n_steps: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-def with_processes(n_processes: int, n_threads: int, n_steps: int) -> float:
-    """Texts a second of processes on this machine."""
+def measure_processes(n_processes: int, n_threads: int, n_steps: int) -> float:
+    """Starts processes on this machine and returns their texts/s together."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}", __file__]
     done = subprocess.run(
         [*command, "--steps", str(n_steps)], env={**os.environ, "OMP_NUM_THREADS": str(n_threads)},
@@ -95,29 +95,29 @@ def with_processes(n_processes: int, n_threads: int, n_steps: int) -> float:
 
 
 def measure(rounds: int, n_steps: int) -> tuple[dict[object, list[float]], dict[object, Training]]:
-    """Texts a second of each point, each round."""
+    """The texts/s of each point in each round."""
     trainings: dict[object, Training] = {length: Training(MINILM, length) for length in LENGTHS}
     trainings |= {name: Training(geometry, 32) for name, geometry in MODELS.items()}
-    found: dict[object, list[float]] = {point: [] for point in [*trainings, *POOLS]}
-    with tqdm(total=rounds * len(found), unit="point") as bar:
+    rates: dict[object, list[float]] = {point: [] for point in [*trainings, *POOLS]}
+    with tqdm(total=rounds * len(rates), unit="point") as bar:
         for _ in range(rounds):
             for point, training in trainings.items():
                 training.step()
-                found[point].append(training.n_texts / statistics.median(training.step() for _ in range(n_steps)))
+                rates[point].append(training.n_texts / statistics.median(training.step() for _ in range(n_steps)))
                 bar.update()
             for pool in POOLS:
-                found[pool].append(with_processes(*pool, n_steps))
+                rates[pool].append(measure_processes(*pool, n_steps))
                 bar.update()
-    return found, trainings
+    return rates, trainings
 
 
-def render(found: dict[object, list[float]], trainings: dict[object, Training], rounds: int) -> str:
-    """The tables."""
-    rate = {point: statistics.median(values) for point, values in found.items()}
-    about = " ".join(__doc__.split("\n\n")[1].split())
+def format_tables(rates: dict[object, list[float]], trainings: dict[object, Training], rounds: int) -> str:
+    """The tables, as Markdown."""
+    rate = {point: statistics.median(values) for point, values in rates.items()}
+    method = " ".join(__doc__.split("\n\n")[1].split())
     lines = [
         "# Training, by length, size and processes", "",
-        f"{about} Medians of {rounds} rounds; {os.cpu_count()} cores, Python {platform.python_version()}, torch "
+        f"{method} Medians of {rounds} rounds; {os.cpu_count()} cores, Python {platform.python_version()}, torch "
         f"{torch.__version__}, float32. Written by `make bench-scaling`.", "",
         "![texts a second by tokens of a text and by parameters](bench_scaling.png)", "",
         "| tokens of a text | texts/s | tokens/s |", "| --- | --- | --- |",
@@ -131,11 +131,11 @@ def render(found: dict[object, list[float]], trainings: dict[object, Training], 
     return "\n".join(lines)
 
 
-def draw(found: dict[object, list[float]], trainings: dict[object, Training], path: Path) -> None:
-    """Both curves."""
+def draw(rates: dict[object, list[float]], trainings: dict[object, Training], path: Path) -> None:
+    """Draws texts/s by length and by size."""
     from matplotlib.figure import Figure
 
-    rate = {point: statistics.median(values) for point, values in found.items()}
+    rate = {point: statistics.median(values) for point, values in rates.items()}
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.loglog(LENGTHS, [rate[n] for n in LENGTHS], marker="o", base=2)
@@ -155,21 +155,21 @@ def draw(found: dict[object, list[float]], trainings: dict[object, Training], pa
 
 
 def main() -> None:
-    """Measures, prints, and writes where told."""
+    """Measures, prints the tables, and writes them with ``--write``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="in a round, of which the median counts")
     parser.add_argument("--write", type=Path, help="a Markdown file; a picture goes beside it")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if "RANK" in os.environ:
-        over_processes(int(os.environ["RANK"]), asked.steps)
+        run_process(int(os.environ["RANK"]), args.steps)
         return
-    found, trainings = measure(asked.rounds, asked.steps)
-    text = render(found, trainings, asked.rounds)
+    rates, trainings = measure(args.rounds, args.steps)
+    text = format_tables(rates, trainings, args.rounds)
     print(text)
-    if asked.write:
-        asked.write.write_text(text, encoding="utf-8")
-        draw(found, trainings, asked.write.with_suffix(".png"))
+    if args.write:
+        args.write.write_text(text, encoding="utf-8")
+        draw(rates, trainings, args.write.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What Hydra sees of our sweeper. It imports every module of this namespace at each start, so this one stays light."""
+"""Registers the sweeper with Hydra, which imports this module at each start; so it imports little itself."""
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -6,14 +6,18 @@ from omegaconf import DictConfig
 
 
 class StudySweeper(Sweeper):
-    """``hydra/sweeper=study``: see sodaops/search/sweeper.py."""
+    """``hydra/sweeper=study``, implemented in sodaops/search/sweeper.py."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """As Hydra asks."""
+        """Keeps what Hydra passes."""
         self._setup = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs the sweep; ``arguments`` are the command line's overrides."""
+        """Runs the sweep.
+
+        Args:
+            arguments: the overrides of the command line.
+        """
         from hydra.core.plugins import Plugins
 
         from sodaops.search.sweeper import Sweep

@@ -202,7 +202,7 @@ def test_a_run_that_was_killed_goes_on_elsewhere_and_lands_whole(run, bucket, cl
 def test_a_run_that_is_told_to_end_says_where_to_go_on(run, bucket, cloud, small_tweets):
     stop = "+callbacks.stop={_target_: tests.integration.stop.SendSigterm, where: batch, epoch: 0, batch: 2}"
     code, _, err = run("train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/told", stop)
-    assert code == 143 and f"stopped; go on with run_dir={bucket}/runs/told ckpt_path=last" in err
+    assert code == 143 and f"run_dir={bucket}/runs/told ckpt_path=last" in err
     assert json.loads(cloud.cat("bucket/runs/told/run.json"))["status"] == "interrupted"
     assert cloud.exists("bucket/runs/told/checkpoints/last.ckpt")
 
