@@ -97,9 +97,9 @@ def check_signature(path: str, signature: Mapping[str, Any]) -> None:
     # Checkpoints of older versions lack these keys.
     defaults = {"processes": 1, "trainer.strategy=fsdp": False, "trainer.precision": signature["trainer.precision"]}
     saved = {**defaults, **saved}
-    faults = [f"{key}={value}, in the checkpoint {saved.get(key)}" for key, value in signature.items() if saved.get(key) != value]
+    faults = [f"{key}={value}, its run {saved.get(key)}" for key, value in signature.items() if saved.get(key) != value]
     if faults:
-        raise ConfigError(f"ckpt_path={path}: that run had other settings ({some(faults)}). Resume with the same settings.")
+        raise ConfigError(f"ckpt_path={path}: its run had other settings ({some(faults)}). Resume with the same settings.")
 
 
 def checkpoint_precision(path: str | None) -> str | int | None:

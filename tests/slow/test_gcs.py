@@ -127,7 +127,7 @@ def test_a_version_that_was_half_registered_is_no_version(run, bucket, cloud, tr
     version = layout.read_info(bundle).bundle_id
     with refusing(lambda method, path, body: b"model.onnx" in body[:300], message=DENIED):
         code, _, err = run("register", bundle, registry)
-    assert code == 2 and DENIED in err and "lacks roles/storage.objectUser" in err
+    assert code == 2 and DENIED in err and "roles/storage.objectUser" in err
     assert "empty" in run("registry", "list", registry)[1]
     assert f"bucket/cut/versions/{version}/{layout.INFO}" not in cloud.find("bucket/cut")
     assert run("register", bundle, registry)[0] == 0
@@ -154,7 +154,7 @@ def test_a_drift_report(run, bucket, cloud, referenced, logged_rows):
         assert client.get("/report").content == cloud.cat(f"bucket/watched/{PAGE}")
     with refusing(lambda method, path, body: method == "POST", message=DENIED):
         code, _, err = run(*asked)
-    assert code == 2 and f"{bucket}/drift: could not be written" in err and "lacks roles/storage.objectUser there" in err
+    assert code == 2 and f"{bucket}/drift: could not be written" in err and "roles/storage.objectUser" in err
 
 
 OVERRIDES = ("model=tiny", "logger=csv", "export.variants=[]", "evaluate.split=none", "early_stopping.patience=null")
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_lies_there(run, bucket, cloud, trained, small_tweets)
         cloud.put_file(f"{trained}/run/checkpoints/{name}", f"bucket/runs/old/checkpoints/{name}")
     asked = ("train", *TINY, f"data.path={small_tweets}", f"evaluate.splits_dir={trained / 'splits'}", "run_dir=here")
     code, _, err = run(*asked, f"ckpt_path={bucket}/runs/old/checkpoints/last.ckpt")
-    assert code == 2 and "that run has done 2 epochs" in err
+    assert code == 2 and "last.ckpt" in err and "trainer.max_epochs" in err
     code, _, err = run(*asked, f"ckpt_path={bucket}/runs/none/checkpoints/last.ckpt")
     assert code == 2 and f"ConfigError: ckpt_path={bucket}/runs/none/checkpoints/last.ckpt: no such file" in err
 
@@ -221,7 +221,7 @@ def test_a_run_without_rights_is_told_so_before_it_trains(run, bucket, small_twe
     with refusing(lambda method, path, body: method == "POST", message=DENIED):
         code, out, err = run("train", *TINY, f"data.path={small_tweets}", f"run_dir={bucket}/runs/two")
     assert code == 2 and "epoch" not in out and not Path("outputs/gs").exists()
-    assert f"{bucket}/runs/two/landed.json: could not be written" in err and "lacks roles/storage.objectUser there" in err
+    assert f"{bucket}/runs/two/landed.json: could not be written" in err and "roles/storage.objectUser" in err
 
 
 def test_a_run_that_cannot_land_is_whole_here(run, bucket, cloud, small_tweets):
@@ -230,7 +230,7 @@ def test_a_run_that_cannot_land_is_whole_here(run, bucket, cloud, small_tweets):
             "train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/three", "trainer.max_epochs=1"
         )
     here = Path("outputs/gs/bucket/runs/three")
-    assert code == 2 and "lacks roles/storage.objectUser there" in err and str(here) in err
+    assert code == 2 and "roles/storage.objectUser" in err and str(here) in err
     layout.verify(here / "bundle", layout.read_info(here / "bundle"))
     assert json.loads(cloud.cat(f"bucket/runs/three/{upload.UPLOAD_RECORD}"))["whole"] is False
     assert "BundleError: " in run("predict", f"{bucket}/runs/three/bundle", "x")[2]
