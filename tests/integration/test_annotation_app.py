@@ -182,6 +182,8 @@ def test_the_command(folder, run, tmp_path):
     assert lines[1:3] == [[name, "2", "labelled", "0", "skipped"] for name in ("ann", "ben")]
     assert "50 %" in out and lines[3][-2:] == ["kappa", "0.00"]
     assert lines[4] == ["conflict:", f"{task('one')['text_sha256'][:16]}:", "ann", "neutral,", "ben", "positive"]
+    Store(folder).forget([], [task("two")["text_sha256"]])
+    assert "2 answers" in run("annotate", "status", store)[1]  # that are left of the deleted text
     code, out, _ = run("annotate", "export", tmp_path / "out.json", store)
     assert code == 0 and "out.xml" in out and (tmp_path / "out.xml").is_file()
     for arguments, hint in [(["exprot"], "export?"), (["status", "annotate.stor=x"], "store?")]:

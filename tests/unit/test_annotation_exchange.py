@@ -64,6 +64,11 @@ def test_label_studios_format(store):
     ]
 
 
+def test_an_export_to_another_format(store):
+    with pytest.raises(DataError, match=r"out\.xls"):
+        export_file(store, "out.xls")
+
+
 def test_a_labeling_config_of_odd_and_many_labels():
     labels = ['<a> & "b"', *(str(n) for n in range(10))]
     choices = list(ET.fromstring(labeling_config(labels)).iter("Choice"))

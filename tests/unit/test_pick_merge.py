@@ -217,12 +217,23 @@ def test_what_is_not_merged_is_counted_and_named(config, store):
     labelled(
         store, (f"{test.upper()} !!", "good"), (train, "good"), ("an utterly different sentence", "good", "bad"),
         ("not seen by anybody",), ("one that was skipped", None), ("something about trains and their delays", "bad"),
+        ("\u200b", "bad"),
     )  # fmt: skip
     result = merge_answers(store, config, Path("splits"), 1, 0.7)
-    assert result.counts == {"bad": 1} and result.known == 1 and result.open == 3 and result.tied == 1
+    assert result.counts == {"bad": 1} and result.known == 1 and result.open == 3 and result.tied == result.empty == 1
     assert result.leaking == [(f"{test.upper()} !!", test)]
     assert f"(test: {test!r})" in result.describe()
     assert merge_answers(store, config, Path("splits"), 2, 0.7).counts == {}
+
+
+def test_the_merge_command(config, store, run):
+    labelled(store, ("a quite new text, said by someone", "good"))
+    merge = ["annotate", "merge", "data=csv", "data.path=t.csv", "evaluate.splits_dir=splits", "annotate.store=store"]
+    code, out, _ = run(*merge)
+    (path,) = Path("data/raw/added/csv").iterdir()
+    assert code == 0 and out.startswith(f"{path}: 1 rows (good 1)")
+    code, out, _ = run(*merge)
+    assert code == 0 and str(path) not in out
 
 
 def test_labels_that_the_data_do_not_have(config, store):
