@@ -148,13 +148,13 @@ def main() -> None:
         [
             "# Drift, measured",
             "",
-            f"{N_WINDOWS} windows of {N_ROWS} requests for each row, drawn at random from {len(tweets)} tweets of the test "
-            f"split and {len(reviews)} product reviews; the settings are the defaults. The windows of a row share rows.",
+            f"Default settings, {N_WINDOWS} windows of {N_ROWS} requests per row, drawn at random from {len(tweets)} tweets of "
+            f"the test split and {len(reviews)} product reviews. The windows of a row overlap.",
             "",
             *power(asked.bundle, tweets, reviews),
             "",
-            f"Time, after evidently's import, medians of {asked.rounds} runs in turn. Ours reads the log's parts, tests, and "
-            "writes its page, evidently's page and the numbers; theirs is the drift preset on the raw texts, page not written.",
+            f"Time without evidently's import, medians of {asked.rounds} interleaved runs. Ours includes reading the log and "
+            "writing all reports; evidently's is its drift preset on the raw texts, without writing.",
             "",
             *speed(asked.bundle, tweets, reviews, asked.rounds),
             "",

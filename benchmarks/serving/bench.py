@@ -269,9 +269,9 @@ def format_table(servers: list[Server], results: dict, sizes: dict[str, float], 
     """The table as Markdown, and the ratios that follow from it."""
     medians = {name: {key: statistics.median(values) for key, values in keys.items()} for name, keys in results.items()}
     lines = [
-        f"Requests per second, and p50 / p99 in ms, by number of connections. Medians of {rounds} rounds, in which the servers "
-        f"take turns; {len(os.sched_getaffinity(0))} CPU cores shared with wrk. Cold: from start to first answer, median of "
-        "three starts per round. Memory: of the process tree after the load (PSS). Install: the environment on disk.",
+        f"Requests/s (p50 / p99 in ms) by connections: medians of {rounds} interleaved rounds, "
+        f"{len(os.sched_getaffinity(0))} CPU cores shared with wrk. Cold: from start to first answer, median of three starts. "
+        "Memory: of the process tree after the load (PSS). Install: size of the environment.",
         "",
         "| | 1 | 16 | 64 | cold | memory | install |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -285,16 +285,17 @@ def format_table(servers: list[Server], results: dict, sizes: dict[str, float], 
     faster = {name: ours["rps_16"] / other["rps_16"] for name, other in (("pipe", pipe), ("lit", lit), ("lits", lits))}
     lines += [
         "",
-        f"ONNX Runtime alone (int8, four texts of similar length per call, all cores): {limit:.0f} texts per second. SoDaOps "
-        f"reaches {ours['rps_16'] / limit:.0%} of that at 16 connections, with HTTP, cleaning, tokenisation and wrk.",
+        f"ONNX Runtime alone (int8, batches of four, all cores): {limit:.0f} texts/s; the service reaches "
+        f"{ours['rps_16'] / limit:.0%} of that at 16 connections.",
         "",
-        f"At 16 connections SoDaOps answers {faster['pipe']:.1f} times as many requests as the pipeline, {faster['lit']:.1f} "
-        f"times as many as LitServe, {faster['lits']:.1f} times as many as LitServe tuned (one worker per core, batches of 4, "
-        f"2 ms of waiting: the best setting found; ONNX Runtime alone has {limit / lits['rps_16']:.1f} times its rate), and "
-        f"{ours['rps_16'] / bento['rps_16']:.1f} times as many as BentoML. Relative to the pipeline, p99 is "
-        f"{ours['p99_ms_16'] / pipe['p99_ms_16']:.2f} and memory {ours['memory_mb'] / pipe['memory_mb']:.2f}; the cold start "
-        f"is {pipe['cold_s'] / ours['cold_s']:.1f} times as fast ({pipe['cold_s'] / barest['cold_s']:.1f} times with FastAPI "
-        f"and ONNX Runtime alone). The request log costs {1 - log['rps_16'] / ours['rps_16']:.0%} of the requests.",
+        f"At 16 connections the service answers {faster['pipe']:.1f} times as many requests as the pipeline, "
+        f"{faster['lit']:.1f} times LitServe, {faster['lits']:.1f} times LitServe tuned (a worker per core, batches of 4, 2 ms "
+        f"of waiting; ONNX Runtime alone reaches {limit / lits['rps_16']:.1f} times), "
+        f"{ours['rps_16'] / bento['rps_16']:.1f} times BentoML. p99 is {ours['p99_ms_16'] / pipe['p99_ms_16']:.2f} of the "
+        f"pipeline's, memory {ours['memory_mb'] / pipe['memory_mb']:.2f}. It starts "
+        f"{pipe['cold_s'] / ours['cold_s']:.1f} times as fast, a minimal FastAPI with ONNX Runtime "
+        f"{pipe['cold_s'] / barest['cold_s']:.1f} times. The request log "
+        f"costs {1 - log['rps_16'] / ours['rps_16']:.0%} of the requests.",
         "",
     ]
     return "\n".join(["# Serving, measured", "", *lines])
