@@ -351,11 +351,10 @@ def format_tables(
     lines = [
         "# Training speed", "",
         f"Written by `make bench-train`. {os.cpu_count()} cores, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; {args.rounds} rounds in turn, medians. MiniLM on "
+        f"{transformers.__version__}; medians of {args.rounds} interleaved rounds. MiniLM on "
         f"{results['ours, float32'][0]['examples']} tweets of the train split. The default on this machine is "
-        f"{precisions[-1]}. GEMM: what forward and backward do of the rate that this machine has in large matrix products of "
-        "that precision; over frozen embeddings without the first layer's gradients of queries, keys and values, which are not "
-        "computed.", "",
+        f"{precisions[-1]}. GEMM: the share of the machine's rate in large matrix products that forward and backward reach, "
+        "counting only the gradients that are computed.", "",
         "| side | examples/s | tokens/s without padding | padding | GEMM | memory, MB | ours, same precision | the default |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
@@ -373,7 +372,7 @@ def format_tables(
     for precision in precisions:
         rates = [run["gemm"] for runs in results.values() for run in runs if run["precision"] == precision]
         lines.append(f"The GEMM rate (1024 × 1024, {precision}) was {min(rates):.0f} to {max(rates):.0f} GFLOP/s.")
-    lines += ["", "Where the time goes, ms an example:", "",
+    lines += ["", "Milliseconds per example by part:", "",
               "| side | " + " | ".join(PARTS) + " | optimizer steps |", "| --- " * (len(PARTS) + 2) + "|"]  # fmt: skip
     shown = [f"ours, {precision}" for precision in precisions] + [name for name in results if "padded" in name]
     for name in [*shown, *(best_of(results, precision) for precision in precisions)]:
@@ -388,7 +387,8 @@ def to_goal_table(goals: dict[str, list[dict[str, Any]]], args: argparse.Namespa
     """The lines of the table of seconds to the goal."""
     if not goals:
         return []
-    lines = ["", f"Until macro-F1 on val is {GOAL}, seen each quarter epoch of at most 3; {args.seeds} seeds:", "",
+    title = f"Seconds until macro-F1 on val is {GOAL}, checked every quarter epoch, at most 3 epochs; {args.seeds} seeds:"
+    lines = ["", title, "",
              "| side | seconds, each seed | median | ours is |", "| --- | --- | --- | --- |"]  # fmt: skip
     ours = next(median(runs, seconds_to_goal) for runs in goals.values())
     for name, runs in goals.items():
