@@ -8,7 +8,7 @@ import threading
 from typing import Any, Self
 
 from sodaops.config.alerts import AlertsConfig
-from sodaops.config.validation import build
+from sodaops.config.validation import build_config
 from tests.conftest import configured
 
 RULES = {"drift", "errors", "latency", "confidence", "traffic", "log_lost", "down"}
@@ -26,7 +26,7 @@ def alerts_config(**changes: Any) -> AlertsConfig:
     """conf/alerts with some keys changed."""
     tree = copy.deepcopy(_composed())
     tree["alerts"] |= changes
-    return build(tree).alerts
+    return build_config(tree).alerts
 
 
 class Receiver:

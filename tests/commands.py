@@ -78,7 +78,7 @@ def _sodaops(words: list[str]) -> list[str]:
     from hydra.errors import HydraException
 
     from sodaops.cli import MODULE_OF
-    from sodaops.config.compose import compose, explain
+    from sodaops.config.compose import compose, explain_error
     from sodaops.errors import SodaOpsError
 
     if not words or words[0].startswith("-"):
@@ -92,5 +92,5 @@ def _sodaops(words: list[str]) -> list[str]:
     try:
         compose([re.sub(r"=([^,{\[]+),.*", r"=\1", key) if swept else key for key in keys])
     except (HydraException, SodaOpsError) as error:
-        return [f"{' '.join(keys)}: {explain(error) or error}"]
+        return [f"{' '.join(keys)}: {explain_error(error) or error}"]
     return []

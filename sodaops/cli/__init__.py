@@ -98,6 +98,6 @@ def _explained(error: Exception) -> SodaOpsError | None:
         return ConfigError(f"{error.name} is not installed; get it with `pip install 'sodaops[{_EXTRA_OF[package]}]'`.")
     if "hydra" not in sys.modules:
         return None
-    from sodaops.config.compose import explain
+    from sodaops.config.compose import explain_error
 
-    return explain(error)
+    return explain_error(error)

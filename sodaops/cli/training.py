@@ -73,11 +73,11 @@ def shown_path(path: str | Path) -> str:
 
 def run_train(rest: list[str]) -> None:
     """`sodaops train` and train.py."""
-    from sodaops.config.compose import from_params, run_hydra
+    from sodaops.config.compose import load_params, run_hydra
 
     params, rest = option(rest, "--params")
     if params is not None:
-        train(from_params(params, rest))
+        train(load_params(params, rest))
     else:
         run_hydra(train, rest)
 
@@ -140,11 +140,11 @@ def run_serve(rest: list[str]) -> None:
 
 def configured(rest: list[str]) -> "Config":
     """The configuration for a command's arguments: overrides of conf/, or of ``--params FILE``."""
-    from sodaops.config.compose import compose, from_params
+    from sodaops.config.compose import compose, load_params
 
     params, rest = option(rest, "--params")
     folder, rest = option(rest, "--config-dir")
-    return from_params(params, rest) if params is not None else compose(rest, folder)
+    return load_params(params, rest) if params is not None else compose(rest, folder)
 
 
 def option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:

@@ -1,4 +1,4 @@
-"""From conf/ or params.yaml to a typed configuration, and what Hydra says of a mistake in the project's own words."""
+"""Composes conf/ or reads params.yaml into a typed configuration, and explains Hydra's errors."""
 
 import os
 import re
@@ -15,102 +15,104 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sodaops.config.schema import Config
-from sodaops.config.validation import build, field_names
+from sodaops.config.validation import build_config, field_names
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some
 from sodaops.io.ranks import is_rank_zero
 
 
 def conf_dir() -> Path:
-    """The folder with config.yaml: inside the installed package, or beside it in the repository."""
+    """The folder with config.yaml: in the installed package, or beside it in the repository."""
     package = Path(__file__).resolve().parents[1]
     return next(folder for folder in (package / "conf", package.parent / "conf") if (folder / "config.yaml").is_file())
 
 
 def compose(overrides: Sequence[str] = (), extra_dir: str | None = None) -> Config:
-    """Composes conf/ with overrides in Hydra's grammar.
+    """Composes conf/ with overrides in Hydra's syntax.
 
     Args:
-        overrides: ``model=tiny``, ``trainer.max_epochs=1``.
+        overrides: for example ``model=tiny``, ``trainer.max_epochs=1``.
         extra_dir: a folder with more groups and options.
 
     Raises:
-        ConfigError, HydraException: a group, key or value that is not allowed.
+        ConfigError, HydraException: an invalid group, key or value.
     """
     if extra_dir is not None:
         if not Path(extra_dir).is_dir():
             raise ConfigError(f"--config-dir {extra_dir}: no such folder.")
         overrides = [*overrides, f'hydra.searchpath=["file://{Path(extra_dir).resolve()}"]']
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return typed(hydra_compose("config", overrides=list(overrides)))
+        return to_config(hydra_compose("config", overrides=list(overrides)))
 
 
-def from_params(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a composed tree, as DVC keeps it in params.yaml, and changes single keys of it.
+def load_params(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a composed configuration, such as params.yaml, and changes some of its keys.
 
     Args:
-        path: a YAML file with the whole tree.
-        overrides: ``KEY=VALUE`` for keys that are there.
+        path: a YAML file with the whole configuration.
+        overrides: ``KEY=VALUE`` for existing keys.
 
     Raises:
-        ConfigError: no such file, or a key or value that is not allowed.
+        ConfigError: no such file, or an invalid key or value.
     """
     try:
         tree = OmegaConf.load(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--params {path}: not readable ({error}); `python train.py --cfg job > {path}` makes it.") from None
+        raise ConfigError(
+            f"--params {path}: not readable ({error}); create it with `python train.py --cfg job > {path}`."
+        ) from None
     malformed = [text for text in overrides if "=" not in text]
     if malformed:
         raise ConfigError(f"{malformed[0]!r}: expected KEY=VALUE.")
-    return typed(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
+    return to_config(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
 
 
-def typed(tree: DictConfig) -> Config:
-    """A composed tree, resolved and checked."""
-    return build(OmegaConf.to_container(tree, resolve=True, throw_on_missing=True))
+def to_config(tree: DictConfig) -> Config:
+    """Resolves and validates a composed tree."""
+    return build_config(OmegaConf.to_container(tree, resolve=True, throw_on_missing=True))
 
 
-def run_hydra(verb: Callable[[Config], float | None], argv: Sequence[str]) -> None:
-    """Runs a verb as a Hydra application: run folders, ``--multirun``, ``--cfg job`` and the rest."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the command line says it
+def run_hydra(command: Callable[[Config], float | None], argv: Sequence[str]) -> None:
+    """Runs a command as a Hydra application, with run folders, ``--multirun``, ``--cfg job`` and Hydra's other options."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     for text in argv:
         if re.match(r"hydra\.(run|sweep)\.\w+=.*://", text):
-            raise ConfigError(f"{text}: expected a path on this machine; run_dir=gs://BUCKET/FOLDER lets a run land there.")
-    refused: list[SodaOpsError] = []
+            raise ConfigError(f"{text}: expected a local path; to upload a run, set run_dir=gs://BUCKET/FOLDER.")
+    errors: list[SodaOpsError] = []
 
     @hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(tree: DictConfig) -> float | None:
         hydra = HydraConfig.get()
         try:
-            config = typed(tree)
+            config = to_config(tree)
             if config.run_dir is not None and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError(
-                    f"run_dir={config.run_dir}: jobs would overwrite each other; set hydra.sweep.dir in its place."
+                    f"run_dir={config.run_dir}: the jobs of a sweep would overwrite each other; set hydra.sweep.dir instead."
                 )
             if config.search is not None and hydra.mode != RunMode.MULTIRUN and "WANDB_SWEEP_ID" not in os.environ:
                 raise ConfigError(f"search={hydra.runtime.choices.search} is a sweep; run it with -m: python train.py -m …")
             run_dir = config.run_dir or hydra.runtime.output_dir
-            return verb(config.model_copy(update={"run_dir": str(run_dir)}))
+            return command(config.model_copy(update={"run_dir": str(run_dir)}))
         except SodaOpsError as error:
             if hydra.mode == RunMode.MULTIRUN:
                 raise
-            refused.append(error)  # Hydra would print the command line before it
+            errors.append(error)  # raised below, since Hydra would print its own message first
             return None
 
     if not is_rank_zero(os.environ):
-        argv = [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"]  # one of several under torchrun: the first one writes
-    kept, sys.argv = sys.argv, ["sodaops train", *argv]
+        argv = [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"]  # of several processes only the first one writes
+    original, sys.argv = sys.argv, ["sodaops train", *argv]
     try:
         job()
     finally:
-        sys.argv = kept
-    if refused:
-        raise refused[0]
+        sys.argv = original
+    if errors:
+        raise errors[0]
 
 
-def explain(error: Exception) -> SodaOpsError | None:
-    """What a Hydra or OmegaConf error means for the user, or None for any other error."""
+def explain_error(error: Exception) -> SodaOpsError | None:
+    """Translates an error of Hydra or OmegaConf for the user; None for any other error."""
     if isinstance(error, MissingMandatoryValue):
-        return ConfigError(f"{error.full_key} is missing; give it as {error.full_key}=VALUE.")
+        return ConfigError(f"{error.full_key} is missing; set {error.full_key}=VALUE.")
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = str(error).strip()

@@ -1,4 +1,4 @@
-"""From a composed tree to a typed one, refused as a whole with every fault named at once."""
+"""Validates a composed tree, and reports all faults in one error."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,26 +10,26 @@ from sodaops.config.schema import FORMATS, Config, table_format
 from sodaops.errors import ConfigError, nearest, some
 
 
-def build(tree: Mapping[str, Any]) -> Config:
-    """Checks a composed tree and returns it typed.
+def build_config(tree: Mapping[str, Any]) -> Config:
+    """Validates a composed tree.
 
     Args:
-        tree: plain dictionaries, lists and scalars, as ``OmegaConf.to_container`` gives them.
+        tree: plain dictionaries, lists and scalars, as from ``OmegaConf.to_container``.
 
     Raises:
-        ConfigError: unknown keys, wrong types and values, and contradictions between keys, all at once.
+        ConfigError: all unknown keys, wrong types, invalid values and contradictions between keys.
     """
     try:
         config = Config.model_validate(dict(tree))
     except ValidationError as error:
-        raise _refuse([_fault(detail) for detail in error.errors()]) from None
+        raise _error([_fault(detail) for detail in error.errors()]) from None
     faults = list(_contradictions(config))
     if faults:
-        raise _refuse(faults)
+        raise _error(faults)
     return config
 
 
-def _refuse(faults: Sequence[str]) -> ConfigError:
+def _error(faults: Sequence[str]) -> ConfigError:
     lead = "" if len(faults) == 1 else f"{len(faults)} faults in the configuration:\n- "
     return ConfigError(lead + "\n- ".join(faults))
 
@@ -43,14 +43,14 @@ def _fault(detail: Mapping[str, Any]) -> str:
             some(section, shown=40) + "."
         )
     if detail["type"] == "missing":
-        return f"{key} is missing; give it as {key}=VALUE."
+        return f"{key} is missing; set {key}=VALUE."
     message = detail["msg"].replace("Input should be ", "expected ")
     hint = nearest(value, re.findall(r"'([^']+)'", message))
     return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."
 
 
 def field_names(loc: Sequence[str | int]) -> list[str]:
-    """The keys that a section of the tree has, given the way to it; empty for a free-form section.
+    """The keys of a section, given by its path; empty for a free-form section.
 
     >>> field_names(["data", "files"])
     ['train', 'val', 'test']
@@ -72,10 +72,10 @@ def _contradictions(config: Config) -> Iterator[str]:
     files = data.files.model_dump()
     given = [path is not None for path in files.values()]
     if (data.path is None and not all(given)) or (data.path is not None and any(given)):
-        yield "data.path and data.files: give one of them (data.path=FILE, or data.files.train=, .val= and .test=)."
+        yield "data.path and data.files: set one of them (data.path=FILE, or data.files.train=, .val= and .test=)."
     for key, path in {"data.path": data.path, **{f"data.files.{split}": path for split, path in files.items()}}.items():
         if path is not None and table_format(path) is None:
-            yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)} (or .gz after it)."
+            yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)}, with or without .gz."
     if abs(sum(data.fractions) - 1) > 1e-9:
         yield f"data.fractions={data.fractions}: they sum to {sum(data.fractions):g}; expected 1."
     shares = config.annotate.shares.model_dump()
@@ -84,7 +84,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     drift = config.drift
     if (drift.n_permutations + 1) * drift.alpha / 8 <= 1:  # eight features share alpha
         yield (
-            f"drift.alpha={drift.alpha:g} with drift.n_permutations={drift.n_permutations}: no p-value can be that small; set "
+            f"drift.alpha={drift.alpha:g} with drift.n_permutations={drift.n_permutations}: no p-value can be so small; set "
             f"drift.n_permutations={int(8 / drift.alpha) + 1} or more."
         )
     if drift.last > drift.max_rows:
@@ -101,9 +101,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     elif data.vote_columns is not None:
         yield "data.vote_columns needs data.labels."
     if "int8" in config.export.variants and "float32" not in config.export.variants:
-        yield f"export.variants={config.export.variants}: int8 is measured against float32; name both."
+        yield f"export.variants={config.export.variants}: int8 is compared with float32; list both."
     if not config.export.variants and config.evaluate.split != "none" and config.evaluate.bundle is None:
-        yield "export.variants=[]: evaluation answers with the ONNX model; set evaluate.split=none too."
+        yield "export.variants=[]: evaluation needs an ONNX model; set evaluate.split=none too."
     if config.optim.batch_tokens < config.model.max_tokens:
         yield (
             f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "
@@ -111,4 +111,4 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     for name, callback in config.callbacks.items():
         if not isinstance(callback, Mapping) or "_target_" not in callback:
-            yield f"callbacks.{name} has no _target_; expected the class to make, as callbacks.{name}._target_=PACKAGE.CLASS."
+            yield f"callbacks.{name} has no _target_; expected a class, as in callbacks.{name}._target_=PACKAGE.CLASS."

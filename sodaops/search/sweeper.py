@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from sodaops.config.validation import build
+from sodaops.config.validation import build_config
 from sodaops.errors import ConfigError, SodaOpsError, some
 from sodaops.io import storage
 from sodaops.io.runs import flatten
@@ -60,7 +60,7 @@ class Sweep:
         studies.silence_optuna_loggers()
         for launcher in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins"):
             logging.getLogger(launcher).setLevel(logging.WARNING)  # each job is logged here, in one line
-        self._config = config = build(self._tree)
+        self._config = config = build_config(self._tree)
         if config.search is None:
             raise ConfigError(
                 "hydra/sweeper=study: no search space; choose one with -m search=default, which sets the sweeper."

@@ -42,7 +42,7 @@ def cloud(bucket):
 
 @pytest.fixture
 def run(run, workdir, monkeypatch):
-    """With copies of what lies afar in a folder of the test's own."""
+    """With a cache of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(workdir.parent / "cache"))
     return run
 
@@ -51,7 +51,7 @@ def test_a_table(run, bucket, cloud, small_tweets, tmp_path):
     cloud.put_file(str(small_tweets), "bucket/data/tweets.csv")
     address = f"{bucket}/data/tweets.csv"
     code, out, err = run("preprocess", f"data.path={address}")
-    assert code == 0 and "600 rows read" in out, err
+    assert code == 0 and "600 rows" in out, err
     manifest = json.loads(Path("data/processed/tweets/manifest.json").read_text())
     here = preprocess(configured(f"data.path={small_tweets}").data, tmp_path / "here")
     assert manifest["sources"] == [{"path": address, "sha256": sha256_of(small_tweets)}]
@@ -64,9 +64,9 @@ def test_a_table(run, bucket, cloud, small_tweets, tmp_path):
     assert code == 2 and address in err, "the same rows in three splits are told by where they came from"
     cloud.pipe("bucket/data/bad.csv", b"text,sentiment\n\xff,positive\n")
     code, _, err = run("preprocess", "data=csv", f"data.path={bucket}/data/bad.csv", "data.label_column=sentiment")
-    assert code == 2 and f"DataError: {bucket}/data/bad.csv line 2, byte 1: 0xff is not UTF-8" in err
+    assert code == 2 and f"DataError: {bucket}/data/bad.csv line 2, byte 1: 0xff" in err
     code, _, err = run("preprocess", f"data.path={bucket}/data/none.csv")
-    assert code == 2 and f"StorageError: {bucket}/data/none.csv: could not be read; there is no such object" in err
+    assert code == 2 and f"StorageError: {bucket}/data/none.csv: " in err
 
 
 def test_a_bundle(run, bucket, cloud, trained):
@@ -133,7 +133,7 @@ def test_a_version_that_was_half_registered_is_no_version(run, bucket, cloud, tr
     assert run("register", bundle, registry)[0] == 0
     assert run("predict", f"{bucket}/cut@{version}", "x")[0] == 0
     code, _, err = run("resolve", "champion", "registry.path=gs://no-bucket/registry")
-    assert code == 2 and "there is no bucket no-bucket" in err
+    assert code == 2 and "gs://no-bucket/registry" in err and "buckets create gs://no-bucket" in err
 
 
 def test_a_drift_report(run, bucket, cloud, referenced, logged_rows):
@@ -154,7 +154,7 @@ def test_a_drift_report(run, bucket, cloud, referenced, logged_rows):
         assert client.get("/report").content == cloud.cat(f"bucket/watched/{PAGE}")
     with refusing(lambda method, path, body: method == "POST", message=DENIED):
         code, _, err = run(*asked)
-    assert code == 2 and f"{bucket}/drift: could not be written" in err and "roles/storage.objectUser" in err
+    assert code == 2 and f"{bucket}/drift: " in err and "roles/storage.objectUser" in err
 
 
 OVERRIDES = ("model=tiny", "logger=csv", "export.variants=[]", "evaluate.split=none", "early_stopping.patience=null")
@@ -202,7 +202,7 @@ def test_a_run_that_was_killed_goes_on_elsewhere_and_lands_whole(run, bucket, cl
 def test_a_run_that_is_told_to_end_says_where_to_go_on(run, bucket, cloud, small_tweets):
     stop = "+callbacks.stop={_target_: tests.integration.stop.SendSigterm, where: batch, epoch: 0, batch: 2}"
     code, _, err = run("train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/told", stop)
-    assert code == 143 and f"run_dir={bucket}/runs/told ckpt_path=last" in err
+    assert code == 143 and f"stopped; go on with run_dir={bucket}/runs/told ckpt_path=last" in err
     assert json.loads(cloud.cat("bucket/runs/told/run.json"))["status"] == "interrupted"
     assert cloud.exists("bucket/runs/told/checkpoints/last.ckpt")
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_that_lies_there(run, bucket, cloud, trained, small_tweets)
         cloud.put_file(f"{trained}/run/checkpoints/{name}", f"bucket/runs/old/checkpoints/{name}")
     asked = ("train", *TINY, f"data.path={small_tweets}", f"evaluate.splits_dir={trained / 'splits'}", "run_dir=here")
     code, _, err = run(*asked, f"ckpt_path={bucket}/runs/old/checkpoints/last.ckpt")
-    assert code == 2 and "last.ckpt" in err and "trainer.max_epochs" in err
+    assert code == 2 and "that run has done 2 epochs" in err
     code, _, err = run(*asked, f"ckpt_path={bucket}/runs/none/checkpoints/last.ckpt")
     assert code == 2 and f"ConfigError: ckpt_path={bucket}/runs/none/checkpoints/last.ckpt: no such file" in err
 
@@ -221,7 +221,7 @@ def test_a_run_without_rights_is_told_so_before_it_trains(run, bucket, small_twe
     with refusing(lambda method, path, body: method == "POST", message=DENIED):
         code, out, err = run("train", *TINY, f"data.path={small_tweets}", f"run_dir={bucket}/runs/two")
     assert code == 2 and "epoch" not in out and not Path("outputs/gs").exists()
-    assert f"{bucket}/runs/two/landed.json: could not be written" in err and "roles/storage.objectUser" in err
+    assert f"{bucket}/runs/two/landed.json: " in err and "roles/storage.objectUser" in err
 
 
 def test_a_run_that_cannot_land_is_whole_here(run, bucket, cloud, small_tweets):
@@ -239,9 +239,9 @@ def test_a_run_that_cannot_land_is_whole_here(run, bucket, cloud, small_tweets):
 def test_what_stays_on_this_machine(run):
     for key in ("annotate.store", "serve.journal_dir", "serve.feedback_store", "evaluate.splits_dir", "data.added"):
         code, _, err = run("preprocess", f"{key}=gs://bucket/x")
-        assert code == 2 and f"{key}='gs://bucket/x': expected a path on this machine, not an address." in err
+        assert code == 2 and f"{key}='gs://bucket/x': " in err
     code, _, err = run("train", "hydra.run.dir=gs://bucket/x")
-    assert code == 2 and "run_dir=gs://BUCKET/FOLDER lets a run land there" in err
+    assert code == 2 and "hydra.run.dir=gs://bucket/x: " in err and "run_dir=gs://BUCKET/FOLDER" in err
     code, _, err = run("train", "run_dir=gs://bucket")
     assert code == 2 and "run_dir=gs://bucket: expected a folder in a bucket" in err
     assert not Path("gs:").exists()

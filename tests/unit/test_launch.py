@@ -87,12 +87,12 @@ def test_rank_zero_and_world_size():
 def test_the_processes_get_the_composed_configuration(tmp_path):
     import yaml
 
-    from sodaops.config.compose import from_params
+    from sodaops.config.compose import load_params
 
     config = configured("data.label_map={yes: positive}", f"run_dir={tmp_path}", "+callbacks.c={_target_: x.Y, z: [1, null]}")
     path = Path(tmp_path / "tree.yaml")
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
-    assert from_params(path) == config
+    assert load_params(path) == config
 
 
 @pytest.fixture

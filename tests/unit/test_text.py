@@ -33,7 +33,7 @@ def test_social_and_letters():
 
 
 def test_unknown_policy_names_the_nearest():
-    with pytest.raises(ConfigError, match="data.cleaning='leters'.*did you mean letters"):
+    with pytest.raises(ConfigError, match=r"data.cleaning='leters'.*letters\?"):
         clean("x", "leters")
 
 

@@ -68,7 +68,7 @@ def test_real_texts(policy):
         assert clean_many(part, policy).to_pylist() == [clean(text, policy) for text in part.to_pylist()]
 
 
-def test_a_policy_that_is_none():
+def test_an_unknown_policy():
     with pytest.raises(ConfigError, match="data.cleaning='leters'"):
         clean_many(pa.array(["x"]), "leters")
 
