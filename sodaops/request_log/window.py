@@ -65,21 +65,24 @@ def read_window(
     if start and end and start >= end:
         raise ConfigError(f"drift.since={since} is not before drift.until={until}.")
     is_span = start is not None or end is not None
-    keeper: _Sample | _Newest = _Sample(max_rows) if is_span else _Newest(min(last, max_rows))
+    keeper, rng = _Smallest(max_rows if is_span else min(last, max_rows)), np.random.default_rng(0)
     window = Window(_SCHEMA.empty_table())
     # A part lies under the day of its first row, and its last rows may be of the next day.
     first_day, last_day = start.date() - timedelta(days=1) if start else date.min, end.date() if end else date.max
     paths = [path for path in part_addresses(log) if first_day <= day_of(path) <= last_day]
     with tqdm(total=len(paths), desc=f"reading {log}", unit="part", delay=2, leave=False, disable=None) as bar:
         for day in sorted({day_of(path) for path in paths}, reverse=True):
-            if isinstance(keeper, _Newest) and keeper.is_complete(day):
+            if not is_span and keeper.is_complete(day):
                 break
             for path in (path for path in paths if day_of(path) == day):
                 for batch in _read_part(path, window):
-                    keeper.add(_select(batch, start, end, now + _MAX_SKEW, window))
+                    rows = _select(batch, start, end, now + _MAX_SKEW, window)
+                    # Random keys make a uniform sample of the span; ages as keys keep the newest rows.
+                    ages = -rows["time"].cast(pa.int64()).to_numpy().astype(float)
+                    keeper.add(rows, rng.random(len(rows)) if is_span else ages)
                 bar.update()
     window.rows = keeper.rows().sort_by("time")
-    window.n_found = keeper.n_found if isinstance(keeper, _Sample) else len(window.rows)
+    window.n_found = keeper.n_added if is_span else len(window.rows)
     return window
 
 
@@ -96,50 +99,31 @@ def _select(batch: pa.Table, start: datetime | None, end: datetime | None, lates
     return batch.filter(keep)
 
 
-class _Newest:
-    """Keeps the newest rows."""
+class _Smallest:
+    """Keeps the ``n`` rows with the smallest keys, in bounded memory."""
 
     def __init__(self, n: int) -> None:
-        self._n, self._table = n, _SCHEMA.empty_table()
+        self._n, self._table, self._keys, self.n_added = n, _SCHEMA.empty_table(), np.empty(0), 0
 
-    def add(self, batch: pa.Table) -> None:
-        """Adds rows."""
+    def add(self, batch: pa.Table, keys: np.ndarray) -> None:
+        """Adds rows with their keys, float64 [n_rows]."""
+        self.n_added += len(batch)
         self._table = pa.concat_tables([self._table, batch])
-        if len(self._table) > 2 * self._n:
-            self._table = self.rows()
+        self._keys = np.concatenate([self._keys, keys])
+        if len(self._keys) > 2 * self._n:
+            self.rows()
+
+    def rows(self) -> pa.Table:
+        """The rows kept."""
+        if len(self._keys) > self._n:
+            kept = np.argsort(self._keys, kind="stable")[: self._n]
+            self._table, self._keys = self._table.take(kept), self._keys[kept]
+        return self._table
 
     def is_complete(self, day: date) -> bool:
         """Whether no part of ``day``, with rows of that day and the next, can hold a newer row than those kept."""
-        kept = self.rows()
-        return len(kept) == self._n and pc.min(kept["time"]).as_py().date() > day + timedelta(days=1)
-
-    def rows(self) -> pa.Table:
-        """The rows kept."""
-        if len(self._table) <= self._n:
-            return self._table
-        return self._table.take(pc.sort_indices(self._table, [("time", "descending")])[: self._n])
-
-
-class _Sample:
-    """Keeps a uniform sample: each row gets a random key, and those with the smallest keys are kept."""
-
-    def __init__(self, n: int) -> None:
-        self._n, self._table, self._keys, self.n_found = n, _SCHEMA.empty_table(), np.empty(0), 0
-        self._rng = np.random.default_rng(0)
-
-    def add(self, batch: pa.Table) -> None:
-        """Adds rows."""
-        self.n_found += len(batch)
-        self._table = pa.concat_tables([self._table, batch])
-        self._keys = np.concatenate([self._keys, self._rng.random(len(batch))])
-        if len(self._keys) > 2 * self._n:
-            self._table, self._keys = self.rows(), np.sort(self._keys)[: self._n]
-
-    def rows(self) -> pa.Table:
-        """The rows kept."""
-        if len(self._keys) <= self._n:
-            return self._table
-        return self._table.take(np.argsort(self._keys, kind="stable")[: self._n])
+        rows = self.rows()
+        return len(rows) == self._n and pc.min(rows["time"]).as_py().date() > day + timedelta(days=1)
 
 
 def _read_part(path: str, window: Window) -> Iterator[pa.Table]:

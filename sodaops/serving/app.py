@@ -97,8 +97,8 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     async def predict_texts(request: Request, texts: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
         _check_sizes(texts, settings)
         state = request.state
-        result = await service.predict(texts, state.request_id, _disconnection(request.receive), state.began)
-        return [vars(p) for p in result.predictions], {"bundle_version": result.info.bundle_id, "request_id": state.request_id}
+        predictions, info = await service.predict(texts, state.request_id, _disconnection(request.receive), state.began)
+        return [vars(p) for p in predictions], {"bundle_version": info.bundle_id, "request_id": state.request_id}
 
     async def predict_text(request: Request, text: str) -> Response:
         (prediction,), ids = await predict_texts(request, [text])

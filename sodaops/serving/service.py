@@ -10,7 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from starlette.exceptions import HTTPException
@@ -40,21 +40,6 @@ class DeadlineExceeded(Exception):  # noqa: N818 - a state of the service rather
 
 class ClientDisconnected(Exception):  # noqa: N818
     """The client disconnected before there was an answer."""
-
-
-class Result(NamedTuple):
-    """Predictions for a request, and the bundle that made them."""
-
-    predictions: list[Prediction]
-    info: BundleInfo
-
-
-class Explained(NamedTuple):
-    """A prediction, and the effect of each piece of the text on it."""
-
-    prediction: Prediction
-    pieces: list[tuple[str, float]]
-    info: BundleInfo
 
 
 class Service:
@@ -93,7 +78,7 @@ class Service:
 
     async def predict(
         self, texts: Sequence[str], request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
-    ) -> Result:
+    ) -> tuple[list[Prediction], BundleInfo]:
         """Predicts the labels of the raw texts of a request; when this returns, the predictions are in the journal.
 
         Args:
@@ -101,6 +86,9 @@ class Service:
             request_id: for the request log.
             disconnected: returns when the client has disconnected.
             began: ``time.perf_counter`` at the start of the request.
+
+        Returns:
+            A prediction for each text, and the bundle that made them.
 
         Raises:
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: why there is no answer.
@@ -115,11 +103,16 @@ class Service:
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         predictions = [predictor.prediction(output.probs) for output in outputs]
         await self._record(predictor, texts, prepared, predictions, outputs, request_id, began)
-        return Result(predictions, predictor.info)
+        return predictions, predictor.info
 
-    async def explain(self, text: str, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float) -> Explained:
+    async def explain(
+        self, text: str, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
+    ) -> tuple[Prediction, list[tuple[str, float]], BundleInfo]:
         """Predicts the label of a text and explains it by occlusion: the effect of a piece is the label's probability with
         the piece minus that without it. A piece is one word, or several if the text has more than 32 words.
+
+        Returns:
+            The prediction, each piece with its effect, and the bundle.
 
         Raises:
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: why there is no answer.
@@ -141,7 +134,7 @@ class Service:
         await self._record(predictor, [text], prepared, [prediction], outputs[:1], request_id, began)
         label_index = predictor.info.labels.index(prediction.label)
         probs = np.array([output.probs[label_index] for output in outputs], dtype=float)
-        return Explained(prediction, list(zip(pieces, (probs[0] - probs[1:]).tolist(), strict=True)), predictor.info)
+        return prediction, list(zip(pieces, (probs[0] - probs[1:]).tolist(), strict=True)), predictor.info
 
     async def store_feedback(self, request_id: str, place: int, label: str) -> None:
         """Stores the right label of an answered text in the annotation store; when this returns, it is on disk.

@@ -51,15 +51,9 @@ class Guard:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        metrics: HttpMetrics,
-        paths: set[str],
-        api_keys: Sequence[SecretStr],
-        admin_keys: Sequence[SecretStr],
-        max_body_bytes: int,
-        body_s: float,
-    ) -> None:
+        self, app: ASGIApp, metrics: HttpMetrics, paths: set[str], api_keys: Sequence[SecretStr],
+        admin_keys: Sequence[SecretStr], max_body_bytes: int, body_s: float,
+    ) -> None:  # fmt: skip
         self._app, self._metrics, self._paths = app, metrics, paths
         self._max_body_bytes, self._body_s = max_body_bytes, body_s
         self._too_large = 413, f"the request body is too large; the limit is {max_body_bytes} bytes"
