@@ -16,6 +16,7 @@ LONG = (
 )
 SLOWER = "{ const ask = fetch; window.fetch = (...all) => new Promise((go) => setTimeout(go, 500)).then(() => ask(...all)); }"
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=60_000)  # ms; it looks again until then
 
 
 class Annotator:
