@@ -38,7 +38,9 @@ class EnvironmentSettings(BaseSettings):
         unknown = [name for name in unknown if not name.startswith(other)]
         if unknown:
             hint = nearest(unknown[0], self.variables())
-            raise ConfigError(f"{unknown[0]} is no setting of the service{hint}; it has: {some(self.variables(), 40)}.")
+            raise ConfigError(
+                f"{unknown[0]} is not a setting of this service{hint}; its settings are {some(self.variables(), 40)}."
+            )
         for name in _KEYS:
             if name not in values:
                 values[name] = [key for key in map(str.strip, os.environ.get(PREFIX + name.upper(), "").split(",")) if key]
