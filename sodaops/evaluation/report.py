@@ -9,9 +9,7 @@ import pyarrow as pa
 from sodaops import pages
 from sodaops.bundle.layout import BundleInfo
 from sodaops.evaluation.plots import Picture
-from sodaops.evaluation.result import Evaluated
-
-_BASELINES = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
+from sodaops.evaluation.result import BASELINES, Evaluated, describe_rows
 
 
 def render_report(
@@ -28,11 +26,12 @@ def render_report(
         manifest: of the splits.
         pictures: to embed.
     """
-    rows = [(_BASELINES[name], values, False) for name, values in result.baselines.items()]
+    rows = [(BASELINES[name], values, False) for name, values in result.baselines.items()]
     rows.append(("this model", result.metrics, True))
     return pages.render_page(
-        "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows
-    )
+        "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows,
+        which=describe_rows(result.split, result.same_data),
+    )  # fmt: skip
 
 
 def worst_errors(table: pa.Table, probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:

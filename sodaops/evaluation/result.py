@@ -11,6 +11,21 @@ METRICS = "metrics.json"
 REPORT = "report.html"
 WRITTEN = (".gitignore", METRICS, "predictions.parquet", "plots", REPORT)  # all that an evaluation's folder may hold
 FOLDERS = {"test": "evaluation", "val": "evaluation-val", "train": "evaluation-train"}  # split -> folder beside the bundle
+BASELINES = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
+_ROWS = {
+    "train": "that the model was trained on",
+    "val": "that the epoch was chosen on",
+    "test": "that were not used in training",
+}
+
+
+def describe_rows(split: str, same_data: bool) -> str:
+    """The part of a sentence that follows "rows" in reports.
+
+    >>> describe_rows("test", same_data=True)
+    'that were not used in training'
+    """
+    return _ROWS.get(split, f"of {split}") if same_data else "of other data than the model was trained on"
 
 
 @dataclass(frozen=True)

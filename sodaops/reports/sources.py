@@ -13,16 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from sodaops.config.schema import Config
 from sodaops.drift.result import DriftResult
 from sodaops.errors import ConfigError, DataError
-from sodaops.evaluation.result import FOLDERS, METRICS, REPORT
+from sodaops.evaluation.result import BASELINES, FOLDERS, METRICS, REPORT, describe_rows
 from sodaops.io import remote
 from sodaops.registry.gate import GateResult
-
-_BASELINES = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
-_ROWS = {
-    "train": "that the model was trained on",
-    "val": "that the epoch was chosen on",
-    "test": "that were not used in training",
-}
 
 
 def _fields(**types: Any) -> type:
@@ -89,7 +82,7 @@ def read_evaluation(config: Config, run_dir: Path, bundle_id: str) -> Evaluation
 def _evaluation(folder: Path, about: Any, fix: str) -> Evaluation:
     read_json(folder / METRICS, _fields(**{about.split: _MEASURED}), fix)  # checks it; the page needs the plain content
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))[about.split]
-    rows = [(_BASELINES.get(name, name), values, False) for name, values in metrics["baselines"].items()]
+    rows = [(BASELINES.get(name, name), values, False) for name, values in metrics["baselines"].items()]
     plots = [(plot.title, folder / "plots" / Path(plot.file).name, plot.caption) for plot in about.plots]
     for _, path, _ in plots:
         if not path.is_file():
@@ -101,7 +94,7 @@ def _evaluation(folder: Path, about: Any, fix: str) -> Evaluation:
     errors = Counter((row["label"], row["predicted"]) for row in answers if row["label"] != row["predicted"])
     return Evaluation(
         split=about.split,
-        which=_ROWS.get(about.split, "") if about.same_data else "of other data than the model was trained on",
+        which=describe_rows(about.split, about.same_data),
         metrics=metrics,
         rows=[*rows, ("this model", metrics, True)] if rows else [],
         plots=plots,
