@@ -1,4 +1,4 @@
-"""The whole circle on one machine: serve, traffic that drifts, the alarm, labels, merge, retrain, gate, hot reload.
+"""The whole circle on one machine: serve, traffic that drifts, the alert, labels, merge, retrain, gate, hot reload.
 
 A model of tweets is asked for tweets and then, more and more, for product reviews. What people would answer is known here,
 since the reviews have labels; reviews of the test split are never asked and measure the result. Every step is a verb that a
@@ -35,8 +35,8 @@ TOLERANCE = 0.05
 TWEETS, REVIEWS = f"evaluate.splits_dir={HERE}/tweets", f"evaluate.splits_dir={HERE}/reviews"
 
 
-def run(*command: str, allowed: tuple[int, ...] = (0,)) -> str:
-    """A command as a person would type it; its output goes to the log too.
+def run(*command: str, allowed: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
+    """Runs a command; its output also goes to the log.
 
     Raises:
         SystemExit: another exit code than those allowed.
@@ -48,12 +48,12 @@ def run(*command: str, allowed: tuple[int, ...] = (0,)) -> str:
         log.write(f"$ {' '.join(command)}\n{done.stdout}\nexit code {done.returncode}\n\n")
     if done.returncode not in allowed:
         raise SystemExit(f"exit code {done.returncode}:\n{done.stdout[-3000:]}")
-    return done.stdout
+    return done
 
 
-def say(output: str, *beginnings: str) -> None:
-    """Prints the lines of an output that begin so."""
-    for line in output.splitlines():
+def say(done: subprocess.CompletedProcess[str], *beginnings: str) -> None:
+    """Prints the lines of a command's output that begin so."""
+    for line in done.stdout.splitlines():
         if line.startswith(beginnings):
             print(f"  {line}")
 
@@ -75,11 +75,11 @@ def replay(texts: list[str], what: str) -> set[str]:
 
 
 def look() -> bool:
-    """Holds the last requests against the reference; returns whether that is drift."""
-    output = run("sodaops", "drift", f"{HERE}/registry@champion", "--fail-on-drift", "drift.last=300", *COMMON,
+    """Compares the last requests with the reference; returns whether there is drift."""
+    done = run("sodaops", "drift", f"{HERE}/registry@champion", "--fail-on-drift", "drift.last=300", *COMMON,
                  f"drift.output_dir={HERE}/drift", allowed=(0, 4))  # fmt: skip
-    say(output, "DRIFT", "no drift")
-    return "DRIFT, " in output
+    say(done, "DRIFT", "no drift")
+    return done.returncode == 4
 
 
 def train(name: str, *more: str) -> Path:
@@ -170,7 +170,7 @@ def around(asked: argparse.Namespace, gate: list[str], tweets: list[str], pool: 
     run("sodaops", "register", str(new), *COMMON)
     decided = run("sodaops", "promote", "challenger", *gate, allowed=(0, 3))
     say(decided, "passed", "FAILED", "RefusedError")
-    if "is refused" in decided:
+    if decided.returncode == 3:
         raise SystemExit("the gate refuses the new model; the old one goes on answering.")
     bundles = set()
     while bundles != (now := {json.loads((new / "bundle.json").read_text())["bundle_id"]}):

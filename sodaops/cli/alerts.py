@@ -90,3 +90,5 @@ def _render(config: AlertsConfig, folder: Path) -> None:
     for name, text in files.items():
         storage.write_text(folder / name, text)
         print(shown_path(folder / name))
+    if config.webhook_url_file is None and config.email is None:
+        print(f"note: {ALERTMANAGER} notifies nobody; set alerts.webhook_url_file or alerts.email")
