@@ -1,9 +1,9 @@
-"""How fast is preprocessing, and how much memory does it take, from ten thousand rows to ten million?
+"""Speed and memory of preprocessing, from ten thousand rows to ten million.
 
-The real texts of data/raw, each made a text of its own by a number, and one row in a hundred a repeat of the one before. The
-command `sodaops preprocess` is held against the same in pandas: read, clean, drop repeats, split by the hash, write. Both are
-processes of their own, start-up included; memory is the resident sum over a process and all that it begins, sampled. Then
-cleaning alone, against pandas.Series.apply, on the real texts as they are. The sides take turns.
+The table holds the texts of data/raw, each made distinct by a number; every hundredth row repeats the one before. `sodaops
+preprocess` is compared with the same steps in pandas: read, clean, drop repeats, split by hash, write. Each runs in a process
+of its own, start-up included. Memory is the sampled resident memory of that process and its children. Cleaning alone is
+compared with pandas.Series.apply, on the original texts. The runs alternate.
 """
 
 import argparse
@@ -58,20 +58,20 @@ for name, part in rows.groupby(rows["text"].apply(assign_split)):
 
 @dataclass
 class Measured:
-    """One run of one side."""
+    """One run."""
 
     seconds: float
     peak_mb: float
 
 
 def texts_of(path: Path) -> list[tuple[str, str]]:
-    """The texts of a table and their labels."""
+    """Texts and labels of a table."""
     with open(path, encoding="utf-8", newline="") as file:
         return [(row["text"], row["sentiment"]) for row in csv.DictReader(file)]
 
 
 def generate(path: Path, n_rows: int) -> None:
-    """Writes a table of texts that are all different, but for one in a hundred."""
+    """Writes a table of texts that are distinct except for one in a hundred."""
     rows = [row for table in TABLES.values() for row in texts_of(table)]
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -83,14 +83,14 @@ def generate(path: Path, n_rows: int) -> None:
 
 
 def measured(command: Sequence[str]) -> Measured:
-    """Runs a command to its end and samples its memory."""
+    """Runs a command and samples its memory."""
     began, peak = time.perf_counter(), 0
     running = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     parent = psutil.Process(running.pid)
     while running.poll() is None:
         try:
             peak = max(peak, sum(one.memory_info().rss for one in [parent, *parent.children(recursive=True)]))
-        except psutil.NoSuchProcess:  # one that ended since
+        except psutil.NoSuchProcess:  # a child that has ended
             continue
         time.sleep(SAMPLED_S)
     seconds = time.perf_counter() - began
@@ -100,8 +100,8 @@ def measured(command: Sequence[str]) -> Measured:
 
 
 def pipelines(sizes: Sequence[int], pandas_rows: int, rounds: int) -> dict[str, dict[int, Measured]]:
-    """side -> rows -> the medians; prints the hashes of the splits."""
-    found: dict[str, dict[int, Measured]] = {"sodaops": {}, "pandas": {}}
+    """Implementation -> rows -> medians; prints the hashes of the splits."""
+    medians: dict[str, dict[int, Measured]] = {"sodaops": {}, "pandas": {}}
     for n_rows in sizes:
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
             table = Path(folder) / "t.csv"
@@ -117,27 +117,27 @@ def pipelines(sizes: Sequence[int], pandas_rows: int, rounds: int) -> dict[str, 
             manifest = json.loads((Path(folder) / "splits/manifest.json").read_text())
         for side, each in runs.items():
             median = Measured(float(np.median([r.seconds for r in each])), float(np.median([r.peak_mb for r in each])))
-            found[side][n_rows] = median
+            medians[side][n_rows] = median
             print(f"{n_rows:,} rows, {side}: {median.seconds:.1f} s, {median.peak_mb:.0f} MB", flush=True)
         print({split: entry["sha256"] for split, entry in manifest["splits"].items()}, flush=True)
-    return found
+    return medians
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """The duration of a call."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
 def cleaned_by(mapped: Callable[..., Iterable[pa.StringArray]], parts: Sequence[pa.StringArray], policy: str) -> None:
-    """Cleans parts by this function, or that of a pool."""
+    """Cleans parts with ``map`` or that of a pool."""
     for _ in mapped(partial(clean_many, policy=policy), parts):
         pass
 
 
 def cleaning(rounds: int) -> list[str]:
-    """A Markdown table of cleaning alone, by texts and policy."""
+    """A Markdown table of the speed of cleaning, by texts and policy."""
     lines = [
         "| texts | policy | one core | two threads | pandas apply | one core is | two threads are |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -161,14 +161,14 @@ def cleaning(rounds: int) -> list[str]:
     return lines
 
 
-def plot(found: dict[str, dict[int, Measured]], path: Path) -> None:
-    """Rows a second and memory by the size of the table."""
+def plot(medians: dict[str, dict[int, Measured]], path: Path) -> None:
+    """Plots rows per second and memory by the size of the table."""
     figure, (speed, memory) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for side, marker in (("sodaops", "o-"), ("pandas", "s--")):
-        sizes = list(found[side])
-        speed.loglog(sizes, [n / found[side][n].seconds for n in sizes], marker, label=side)
-        memory.loglog(sizes, [found[side][n].peak_mb for n in sizes], marker, label=side)
-    for axes, title in ((speed, "rows a second"), (memory, "peak resident memory in MB, all processes")):
+        sizes = list(medians[side])
+        speed.loglog(sizes, [n / medians[side][n].seconds for n in sizes], marker, label=side)
+        memory.loglog(sizes, [medians[side][n].peak_mb for n in sizes], marker, label=side)
+    for axes, title in ((speed, "rows per second"), (memory, "peak resident memory in MB, all processes")):
         axes.set(title=title, xlabel="rows")
         axes.grid(True, which="both", alpha=0.3)
         axes.legend()
@@ -176,45 +176,45 @@ def plot(found: dict[str, dict[int, Measured]], path: Path) -> None:
     plt.close(figure)
 
 
-def report(found: dict[str, dict[int, Measured]], cleaned: Sequence[str], rounds: int) -> str:
-    """The page."""
+def report(medians: dict[str, dict[int, Measured]], cleaned: Sequence[str], rounds: int) -> str:
+    """The page as Markdown."""
     lines = ["| rows | sodaops | | | pandas | | | |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    lines += ["| | time | rows a second | peak memory | time | rows a second | peak memory | faster |"]
-    for n_rows, mine in found["sodaops"].items():
-        other = found["pandas"].get(n_rows)
+    lines += ["| | time | rows per second | peak memory | time | rows per second | peak memory | faster |"]
+    for n_rows, ours in medians["sodaops"].items():
+        other = medians["pandas"].get(n_rows)
         cells = [
-            f"{side.seconds:.1f} s | {n_rows / side.seconds:,.0f} | {side.peak_mb:,.0f} MB" for side in (mine, other) if side
+            f"{side.seconds:.1f} s | {n_rows / side.seconds:,.0f} | {side.peak_mb:,.0f} MB" for side in (ours, other) if side
         ]
         lines.append(
-            f"| {n_rows:,} | {' | '.join(cells)} | " + (f"{other.seconds / mine.seconds:.1f} times |" if other else "| | | |")
+            f"| {n_rows:,} | {' | '.join(cells)} | " + (f"{other.seconds / ours.seconds:.1f} times |" if other else "| | | |")
         )
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, pyarrow {pa.__version__}, pandas {pd.__version__}"
     about = " ".join(__doc__.split("\n\n")[1].split())
     return "\n".join(
         [
             "# Preprocessing, measured", "", f"{about} Medians of {rounds} rounds; {machine}.", "", *lines, "",
-            "![rows a second and memory by the size of the table](preprocessing.png)", "",
+            "![rows per second and memory by the size of the table](preprocessing.png)", "",
             f"Cleaning alone, {N_CLEANED:,} texts in parts of {PART_ROWS:,}:", "", *cleaned, "",
         ]
     )  # fmt: skip
 
 
 def main() -> None:
-    """Measures, prints, and writes where told."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--max-rows", type=int, default=SIZES[-1], help="leave out larger tables")
     parser.add_argument("--pandas-rows", type=int, default=1_000_000, help="largest table for pandas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", type=Path, help="a Markdown file; preprocessing.png goes beside it")
-    asked = parser.parse_args()
-    cleaned = cleaning(asked.rounds)
+    args = parser.parse_args()
+    cleaned = cleaning(args.rounds)
     print("\n".join(cleaned), flush=True)
-    found = pipelines([n for n in SIZES if n <= asked.max_rows], asked.pandas_rows, asked.rounds)
-    text = report(found, cleaned, asked.rounds)
+    medians = pipelines([n for n in SIZES if n <= args.max_rows], args.pandas_rows, args.rounds)
+    text = report(medians, cleaned, args.rounds)
     print(text)
-    if asked.write:
-        asked.write.write_text(text, encoding="utf-8")
-        plot(found, asked.write.parent / "preprocessing.png")
+    if args.write:
+        args.write.write_text(text, encoding="utf-8")
+        plot(medians, args.write.parent / "preprocessing.png")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sodaops.config.schema import DataConfig
 from sodaops.data.parts import MAX_VALUES, Fault, Part, read_part
 from sodaops.data.splits import SPLITS
 from sodaops.errors import SHOWN, DataError, some
-from sodaops.text.labels import label_ids, label_order, no_label
+from sodaops.text.labels import label_ids, label_order, unknown_label_error
 
 ADDED = "added"  # stands for the split of an added table, whose rows are assigned by their hashes
 Dropped = dict[str, dict[str, Any]]  # reason -> number of rows, and where the first are
@@ -109,7 +109,9 @@ def _check_cells(
         )
     bad = np.flatnonzero(label_id < 0)
     if len(bad):
-        raise no_label(f"{path} {config.label_column}", cells[cell_id[bad[0]]], (bad + 1).tolist(), labels, config.label_map)
+        raise unknown_label_error(
+            f"{path} {config.label_column}", cells[cell_id[bad[0]]], (bad + 1).tolist(), labels, config.label_map
+        )
     for label in labels if config.vote_columns else ():
         if votes := faults.get(f"vote_{label}"):
             raise DataError(

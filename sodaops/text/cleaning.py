@@ -1,7 +1,6 @@
-"""Text cleaning: one module, named policies, used alike by training, evaluation and serving.
+"""Text cleaning by named policies, the same in training, evaluation and serving.
 
-A policy is a pure function from a raw string to a clean one; a bundle stores the policy's name, so what answers
-a request cleans as what was trained. An empty result means that nothing of the text was left.
+A policy is a pure function from a raw string to a clean one. A bundle stores the name of its policy.
 """
 
 import html
@@ -11,7 +10,7 @@ from sodaops.errors import ConfigError, nearest
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ud800-\udfff]")
 _SPACE = re.compile(r"\s+")
-_ZEROS = re.compile(r"&#0+(?=[0-9])")  # these two: html.unescape ends at 4,300 digits
+_ZEROS = re.compile(r"&#0+(?=[0-9])")  # html.unescape fails for more than 4,300 digits
 _NO_CHARACTER = re.compile(r"&#[1-9][0-9]{7,};?")
 _LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _HANDLE = re.compile(r"(?<!\w)@\w+")
@@ -43,10 +42,10 @@ def clean(text: str, policy: str = "minimal") -> str:
     Args:
         text: any string, lone surrogates included.
         policy: ``minimal`` (HTML entities, white space, control characters), ``social`` (also links to ``http``
-            and handles to ``@user``), or ``letters`` (lower case; links, mentions, hashtags and non-letters out).
+            and handles to ``@user``), or ``letters`` (lower case; without links, handles, hashtags and non-letters).
 
     Returns:
-        The clean text, without surrounding or doubled white space; empty when nothing is left.
+        The clean text, without surrounding or doubled white space; possibly empty.
 
     Raises:
         ConfigError: an unknown policy.

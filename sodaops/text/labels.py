@@ -1,4 +1,4 @@
-"""Labels: strings in a fixed order; a label_id is a place in it."""
+"""Labels, which are strings in a fixed order; a label_id is an index in it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from sodaops.errors import DataError, nearest, some
 
 
 def label_order(values: Sequence[str], labels: Sequence[object] | None, label_map: Mapping[Any, str] | None) -> list[str]:
-    """The labels in order: as configured, else the table's values, mapped and sorted (numbers as numbers).
+    """The labels in order: as configured, or the table's values, mapped and sorted (numbers by value).
 
     >>> label_order(["10", "9", "9"], None, None)
     ['9', '10']
@@ -22,12 +22,12 @@ def label_order(values: Sequence[str], labels: Sequence[object] | None, label_ma
 
 
 def label_ids(values: Sequence[str], labels: Sequence[str], label_map: Mapping[Any, str] | None) -> list[int]:
-    """The label_id of each value; -1 where it is no label.
+    """The label_id of each value; -1 if it is not a label.
 
     Args:
-        values: cells of a table, as they are.
+        values: cells of a table.
         labels: the labels in order.
-        label_map: cell -> label; cells without an entry stand for themselves.
+        label_map: cell -> label; other cells are their own labels.
 
     >>> label_ids(["0", "good", "god"], ["bad", "good"], {0: "bad"})
     [0, 1, -1]
@@ -37,15 +37,15 @@ def label_ids(values: Sequence[str], labels: Sequence[str], label_map: Mapping[A
     return [ids.get(mapping.get(value, value), -1) for value in values]
 
 
-def no_label(
+def unknown_label_error(
     place: str, value: str, rows: Sequence[int], labels: Sequence[str], label_map: Mapping[Any, str] | None
 ) -> DataError:
-    """What to say of values that are no label.
+    """The error for values that are not labels.
 
     Args:
         place: file and column.
-        value: the first of them.
-        rows: row numbers, from 1, of them all.
+        value: the first of the values.
+        rows: the row numbers, from 1, of all of them.
         labels: the labels in order.
         label_map: as for :func:`label_ids`.
     """

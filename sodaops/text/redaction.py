@@ -1,4 +1,4 @@
-"""Taking out of a text what points to a person, before the text is written anywhere."""
+"""Removes personal data from texts before they are stored."""
 
 import re
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ KINDS = {
 
 
 def redact(text: str, kinds: Sequence[str]) -> str:
-    """Puts a sign in the place of e-mail addresses, phone numbers (seven digits and more) or handles.
+    """Replaces e-mail addresses, phone numbers (seven digits and more) or handles by placeholders.
 
     Args:
-        text: any.
-        kinds: of :data:`KINDS`, applied in their order there.
+        text: any text.
+        kinds: names in :data:`KINDS`; they are applied in its order.
 
     >>> redact("mail ann.b+c@mail.example.org or call +45 (12) 34-56-78, says @ann in 2024", ["handle", "phone", "email"])
     'mail <email> or call <phone>, says <handle> in 2024'
     """
-    for kind, (pattern, sign) in KINDS.items():
+    for kind, (pattern, placeholder) in KINDS.items():
         if kind in kinds:
-            text = pattern.sub(sign, text)
+            text = pattern.sub(placeholder, text)
     return text

@@ -1,4 +1,5 @@
 import inspect
+from functools import cache
 
 import lightning as L
 import pydantic
@@ -13,8 +14,13 @@ from sodaops.training.trainer import _NOT_CONFIGURABLE, trainer_arguments
 from tests.conftest import REPO, configured
 
 
+@cache
+def default_config():
+    return configured()
+
+
 def tree(**changes):
-    root = configured().model_dump()
+    root = default_config().model_dump()
     for key, value in changes.items():
         *section, name = key.split("__")
         node = root
@@ -26,7 +32,7 @@ def tree(**changes):
 
 def test_params_yaml_is_conf_composed():
     # `make params` writes it anew after a change in conf/.
-    assert load_params(REPO / "params.yaml") == configured()
+    assert load_params(REPO / "params.yaml") == default_config()
 
 
 @pytest.mark.parametrize("group", ["data", "model", "optim", "trainer", "logger", "experiment", "debug", "evaluate"])
@@ -58,7 +64,7 @@ def test_conf_trainer_holds_lightnings_own_arguments_and_defaults():
 
 def test_frozen():
     with pytest.raises(pydantic.ValidationError):
-        configured().optim.lr = 1.0
+        default_config().optim.lr = 1.0
 
 
 @pytest.mark.parametrize(
