@@ -88,7 +88,7 @@ def read_info(path: str | Path) -> BundleInfo:
     try:
         fields = json.loads((path / INFO).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{path}: no {INFO} here; expected a folder that training wrote (RUN/bundle).") from None
+        raise BundleError(f"{path}: no {INFO}; expected a folder that training wrote (RUN/bundle).") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path / INFO}: damaged ({error}); copy the bundle again or train again.") from None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:

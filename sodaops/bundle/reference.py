@@ -99,7 +99,7 @@ def read_axes(path: str | Path, info: layout.BundleInfo) -> Axes:
 
 def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str]) -> dict[str, np.ndarray]:
     if layout.DRIFT not in info.files:
-        raise BundleError(f"{path}: holds no reference for drift; `sodaops export {path}` adds it.")
+        raise BundleError(f"{path}: has no drift reference; `sodaops export {path}` adds it.")
     try:
         with np.load(io.BytesIO(layout.read_file(path, info, layout.DRIFT)), allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
@@ -110,5 +110,5 @@ def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str]) -> 
             return {name: arrays[name] for name in names}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise BundleError(
-            f"{path}: {layout.DRIFT} is no reference ({error}); `sodaops export {path}` writes it again."
+            f"{path}: {layout.DRIFT} is not a drift reference ({error}); `sodaops export {path}` writes it again."
         ) from error

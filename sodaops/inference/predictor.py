@@ -168,7 +168,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def _choose_variant(path: str | Path, info: layout.BundleInfo, variant: str | None) -> str:
     if not info.onnx:
-        raise BundleError(f"{path}: holds no ONNX model; make one with `sodaops export {path}`.")
+        raise BundleError(f"{path}: has no ONNX model; make one with `sodaops export {path}`.")
     if variant is not None and variant not in info.onnx:
         known = "" if variant in layout.ONNX else nearest(variant, info.onnx)
         raise BundleError(f"{path}: has no variant {variant}{known}; it has {', '.join(info.onnx)}.")

@@ -79,5 +79,5 @@ def test_plots_of_many_labels_and_of_a_label_without_rows(tmp_path):
 def test_the_worst_errors_are_wrong_and_most_confident_first():
     labels = ["a", "b"]
     probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.01, 0.99], [0.6, 0.4], [0.2, 0.8]])
-    found = worst_errors(split(6, labels), probs, labels, 3)
-    assert [(entry["row"], entry["label"], entry["predicted"]) for entry in found] == [(1, "b", "a"), (2, "a", "b")]
+    result = worst_errors(split(6, labels), probs, labels, 3)
+    assert [(entry["row"], entry["label"], entry["predicted"]) for entry in result] == [(1, "b", "a"), (2, "a", "b")]

@@ -66,10 +66,10 @@ def test_an_8_bit_product_follows_its_formula():
     step = np.abs(x).max(-1, keepdims=True) / 127
     scale = np.where(np.abs(weight).max(0) > 0, np.abs(weight).max(0) / 63, 1)
     whole = np.rint(x / np.where(step > 0, step, 1)) @ np.rint(weight / scale)
-    found = output(quantised(product(weight)), x=x)
-    np.testing.assert_allclose(found, whole * step * scale, rtol=1e-4, atol=1e-4)
-    assert np.abs(found - x @ weight).max() < 0.03 * np.abs(x @ weight).max()
-    assert (found[1, 2] == 0).all() and (found[..., 3] == 0).all()
+    result = output(quantised(product(weight)), x=x)
+    np.testing.assert_allclose(result, whole * step * scale, rtol=1e-4, atol=1e-4)
+    assert np.abs(result - x @ weight).max() < 0.03 * np.abs(x @ weight).max()
+    assert (result[1, 2] == 0).all() and (result[..., 3] == 0).all()
 
 
 def test_a_token_does_not_depend_on_its_neighbours():
@@ -107,8 +107,8 @@ def test_packed_nodes_compute_no_padding():
     expected = output(model, **inputs)
     model = packed(model)
     onnx.checker.check_model(model, full_check=True)
-    found = output(model, **inputs)
-    np.testing.assert_allclose(found[mask == 1], expected[mask == 1], rtol=1e-4, atol=1e-4)
+    result = output(model, **inputs)
+    np.testing.assert_allclose(result[mask == 1], expected[mask == 1], rtol=1e-4, atol=1e-4)
     reads = {node.output[0].removesuffix("/packed"): node.input[0] for node in model.graph.node}
     assert [name for name in "hpbrnsc" if reads[name].endswith("/packed")] == list("pbrn")
 

@@ -33,10 +33,10 @@ def test_against_scikit_learn(seed):
     predicted = probs.argmax(1)
     matrix = confusion(ids, predicted, 3)
     assert matrix.tolist() == sk.confusion_matrix(ids, predicted).tolist()
-    found = summary(matrix)
-    assert found["macro_f1"] == pytest.approx(sk.f1_score(ids, predicted, average="macro"))
-    assert found["weighted_f1"] == pytest.approx(sk.f1_score(ids, predicted, average="weighted"))
-    assert found["accuracy"] == pytest.approx(sk.accuracy_score(ids, predicted))
+    result = summary(matrix)
+    assert result["macro_f1"] == pytest.approx(sk.f1_score(ids, predicted, average="macro"))
+    assert result["weighted_f1"] == pytest.approx(sk.f1_score(ids, predicted, average="weighted"))
+    assert result["accuracy"] == pytest.approx(sk.accuracy_score(ids, predicted))
     precision, recall, f1, n_rows = sk.precision_recall_fscore_support(ids, predicted)
     for i, values in enumerate(per_label(matrix, LABELS).values()):
         assert list(values.values()) == pytest.approx([precision[i], recall[i], f1[i], n_rows[i]])
@@ -45,18 +45,18 @@ def test_against_scikit_learn(seed):
 
 def test_curves_belong_to_their_labels():
     probs, ids = draw()
-    found = curves(probs, ids, LABELS)
+    result = curves(probs, ids, LABELS)
     for i, label in enumerate(LABELS):
-        assert found[label]["roc_auc"] == pytest.approx(sk.roc_auc_score(ids == i, probs[:, i]))
+        assert result[label]["roc_auc"] == pytest.approx(sk.roc_auc_score(ids == i, probs[:, i]))
     shuffled = curves(probs[:, [1, 2, 0]], ids, LABELS)
-    assert shuffled["a"]["roc_auc"] < 0.5 < 0.8 < found["a"]["roc_auc"]
+    assert shuffled["a"]["roc_auc"] < 0.5 < 0.8 < result["a"]["roc_auc"]
 
 
 def test_a_label_without_rows():
     probs = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]])
-    found = measure(probs, np.array([0, 1]), LABELS, 100)
-    assert found["macro_f1"] == found["accuracy"] == 1.0
-    assert found["labels"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n_rows": 0}
+    result = measure(probs, np.array([0, 1]), LABELS, 100)
+    assert result["macro_f1"] == result["accuracy"] == 1.0
+    assert result["labels"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n_rows": 0}
 
 
 def test_calibration_by_hand():

@@ -51,8 +51,8 @@ def cells(path):
     options = pa.csv.ParseOptions(delimiter="\t" if path.endswith("tsv") else ",", newlines_in_values=True)
     types = pa.csv.ConvertOptions(column_types={"id": pa.string(), "text": pa.string(), "label": pa.string()})
     content = pa.BufferReader(Path(path).read_bytes())  # Arrow would keep a file open for a while
-    found = pa.csv.read_csv(content, parse_options=options, convert_options=types).to_pydict()
-    return {**found, "label": [label or None for label in found["label"]]}
+    result = pa.csv.read_csv(content, parse_options=options, convert_options=types).to_pydict()
+    return {**result, "label": [label or None for label in result["label"]]}
 
 
 @pytest.mark.parametrize("given", ["t.csv", "t.tsv", "t.jsonl", "t.parquet", "t.csv.gz", "t.jsonl.gz"])
@@ -62,12 +62,12 @@ def test_formats(workdir, predictor, given, output):
     if given.endswith(".gz"):
         Path(given).write_bytes(gzip.compress(Path(given[:-3]).read_bytes()))
     assert predict_table(predictor, given, "text", output) == (7, 0)
-    found = cells(output)
+    result = cells(output)
     labels = predictor.info.labels
-    assert list(found) == ["id", "text", "label", "score", *(f"prob_{label}" for label in labels)]
-    assert found["id"] == ROWS["id"] and found["text"] == TEXTS
+    assert list(result) == ["id", "text", "label", "score", *(f"prob_{label}" for label in labels)]
+    assert result["id"] == ROWS["id"] and result["text"] == TEXTS
     for i, text in enumerate(TEXTS):
-        values = [found[name][i] for name in list(found)[2:]]
+        values = [result[name][i] for name in list(result)[2:]]
         if text.strip(" \u200b"):
             expected = predictor.predict([text])[0]
             assert values[0] == expected.label
@@ -84,12 +84,12 @@ def test_a_table_is_the_same_in_chunks_of_any_size(workdir, predictor, tweets):
     small, middle, whole = (pq.read_table(f"{n}.parquet") for n in (7, 100, 1000))
     assert pq.ParquetFile("100.parquet").metadata.num_row_groups == 5
     expected = predictor.probs(tweets["text"].to_pylist())
-    for found in (small, middle, whole):
-        assert found.select(["id", "text"]).equals(tweets)
-        probs = np.column_stack([found[f"prob_{label}"].to_numpy() for label in predictor.info.labels])
+    for result in (small, middle, whole):
+        assert result.select(["id", "text"]).equals(tweets)
+        probs = np.column_stack([result[f"prob_{label}"].to_numpy() for label in predictor.info.labels])
         assert np.abs(probs - expected).max() < 1e-5 and np.ptp(probs, axis=0).min() > 1e-3
         best = [predictor.info.labels[i] for i in probs.argmax(axis=1)]
-        assert found["label"].to_pylist() == best and found["score"].to_pylist() == probs.max(axis=1).tolist()
+        assert result["label"].to_pylist() == best and result["score"].to_pylist() == probs.max(axis=1).tolist()
 
 
 def test_batches_are_cut_and_joined_to_chunks():
@@ -103,17 +103,17 @@ def test_batches_are_cut_and_joined_to_chunks():
 
 
 def test_columns_with_the_names_of_the_added_ones(workdir, predictor):
-    write_table(pa.table({"text": ["x"], "label": ["mine"], "predicted_label": ["theirs"], "score": ["1"]}), "t.csv", "csv")
+    write_table(pa.table({"text": ["x"], "label": ["x"], "predicted_label": ["y"], "score": ["1"]}), "t.csv", "csv")
     predict_table(predictor, "t.csv", "text", "out.parquet")
-    found = pq.read_table("out.parquet").to_pydict()
+    result = pq.read_table("out.parquet").to_pydict()
     first = predictor.info.labels[0]
-    assert list(found)[:7] == [
+    assert list(result)[:7] == [
         "text", "label", "predicted_label", "score", "predicted_predicted_label", "predicted_score", f"prob_{first}"
     ]  # fmt: skip
-    assert (found["label"], found["predicted_label"], found["score"]) == (["mine"], ["theirs"], ["1"])
-    assert found["predicted_predicted_label"][0] in predictor.info.labels
+    assert (result["label"], result["predicted_label"], result["score"]) == (["x"], ["y"], ["1"])
+    assert result["predicted_predicted_label"][0] in predictor.info.labels
     predict_table(predictor, "out.parquet", "text", "again.parquet")  # its own output can be predicted again
-    assert len(set(pq.read_schema("again.parquet").names)) == len(found) + 2 + len(predictor.info.labels)
+    assert len(set(pq.read_schema("again.parquet").names)) == len(result) + 2 + len(predictor.info.labels)
 
 
 def test_the_input_may_be_the_output(workdir, predictor):
@@ -127,16 +127,16 @@ def test_texts_that_are_null_or_numbers(workdir, predictor):
     floats = pa.array([1.0, None, 2.5])
     pq.write_table(pa.table({"text": numbers, "f": floats, "none": pa.nulls(3)}), "t.parquet")
     predict_table(predictor, "t.parquet", "text", "out.jsonl")
-    found = cells("out.jsonl")
-    assert (found["text"], found["f"], found["none"]) == (["7", "", "9"], ["1", "", "2.5"], ["", "", ""])
-    assert [label is None for label in found["label"]] == [False, True, False]
+    result = cells("out.jsonl")
+    assert (result["text"], result["f"], result["none"]) == (["7", "", "9"], ["1", "", "2.5"], ["", "", ""])
+    assert [label is None for label in result["label"]] == [False, True, False]
     lines = [{"text": 7, "n": 1, "b": True}, {"text": None, "n": 1.5}, {"n": 2.50}, {"text": 12, "b": False}]
     Path("t.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
     predict_table(predictor, "t.jsonl", "text", "out.jsonl")
-    found = cells("out.jsonl")
-    assert (found["text"], found["b"]) == (["7", "", "", "12"], ["true", "", "", "false"])
-    assert found["n"] == ["1", "1.5", "2.5", ""]
-    assert [label is None for label in found["label"]] == [False, True, True, False]
+    result = cells("out.jsonl")
+    assert (result["text"], result["b"]) == (["7", "", "", "12"], ["true", "", "", "false"])
+    assert result["n"] == ["1", "1.5", "2.5", ""]
+    assert [label is None for label in result["label"]] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(
