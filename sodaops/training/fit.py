@@ -28,18 +28,10 @@ from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
 from sodaops.modeling.optim import freeze
+from sodaops.training import resume
 from sodaops.training.callbacks import Checkpoint, Terminate, make_profiler, profile_table
 from sodaops.training.peers import Peers
 from sodaops.training.precision import with_precision
-from sodaops.training.resume import (
-    LAST,
-    check_checkpoint,
-    check_signature,
-    continues_in_place,
-    resolve_last_checkpoint,
-    resume_hint,
-    run_signature,
-)
 from sodaops.training.tracking import Tracker, tracked
 from sodaops.training.trainer import make_callbacks, make_checkpoints, make_trainer, silence_loggers, trainer_arguments
 
@@ -87,7 +79,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
         PrunedError: a sweep stopped this trial.
         StorageError: a checkpoint or the bundle could not be written.
     """
-    config = with_precision(resolve_last_checkpoint(config))
+    config = with_precision(resume.resolve_last_checkpoint(config))
     if tracker is None:
         with tracked(config) as tracker:
             return fit(config, tracker, callbacks)
@@ -121,8 +113,8 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
     silence_loggers()
     run_dir, arguments = tracker.run_dir, trainer_arguments(config.trainer)
     if config.ckpt_path is not None:
-        in_place = continues_in_place(config, run_dir)  # then a finished run stays as it is
-        check_checkpoint(config.ckpt_path, None if in_place else arguments.get("max_epochs"))
+        in_place = resume.continues_in_place(config, run_dir)  # then a finished run stays as it is
+        resume.check_checkpoint(config.ckpt_path, None if in_place else arguments.get("max_epochs"))
     arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
     manifest = ensure_splits(config.data, config.splits_dir)
@@ -130,7 +122,7 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
     pretrained = load_pretrained(config.model)
     module, data = _module_and_data(config, manifest, pretrained)
     checkpoints = make_checkpoints(config, run_dir)
-    callbacks = [*make_callbacks(config, run_dir), *callbacks, Terminate(run_dir / LAST), *checkpoints]
+    callbacks = [*make_callbacks(config, run_dir), *callbacks, Terminate(run_dir / resume.LAST), *checkpoints]
     tracker.start(manifest)
     trainer = make_trainer(arguments, tracker.loggers, callbacks, run_dir)
     if trainer.world_size > 1 and not ranks.is_distributed(os.environ):
@@ -157,9 +149,9 @@ def _module_and_data(
     use_cpu_dropout(model)
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
     data.setup()
-    signature = run_signature(config, manifest)
+    signature = resume.run_signature(config, manifest)
     if config.ckpt_path is not None:
-        check_signature(config.ckpt_path, signature)
+        resume.check_signature(config.ckpt_path, signature)
     return TextClassifier(model, config.optim, config.seed, data.class_weights(), signature), data
 
 
@@ -181,7 +173,7 @@ def _run(job: _Job, run_dir: Path) -> None:
             raise
         # Lightning turns Ctrl-C and SIGTERM into an exit with code 1.
         kind = Terminated if isinstance(stop, SIGTERMException) else KeyboardInterrupt
-        raise kind(resume_hint(run_dir)) from None
+        raise kind(resume.resume_hint(run_dir)) from None
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
