@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sodaops.errors import StorageError
 from sodaops.io import remote, storage
@@ -78,7 +77,7 @@ class RemoteStore:
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None if it does not exist."""
-        with self._files(name, "read") as files:
+        with remote.filesystem(self._path(name), "read") as files:
             try:
                 return files.cat_file(self._path(name))
             except FileNotFoundError:
@@ -86,7 +85,7 @@ class RemoteStore:
 
     def names(self, folder: str) -> list[str]:
         """The names in a folder; empty if it does not exist."""
-        with self._files(folder, "listed") as files:
+        with remote.filesystem(self._path(folder), "listed") as files:
             try:
                 paths = files.ls(self._path(folder), detail=False, refresh=True)
             except FileNotFoundError:
@@ -97,7 +96,7 @@ class RemoteStore:
     def create(self, name: str, content: bytes) -> bool:
         """Creates a file atomically; False if it exists already."""
         try:
-            with self._files(name, "written") as files:
+            with remote.filesystem(self._path(name), "written") as files:
                 files.pipe_file(self._path(name), content, mode="create")
             return True
         except StorageError as error:
@@ -113,7 +112,7 @@ class RemoteStore:
 
     def delete(self, name: str) -> None:
         """Deletes a folder."""
-        with self._files(name, "deleted") as files, contextlib.suppress(FileNotFoundError):
+        with remote.filesystem(self._path(name), "deleted") as files, contextlib.suppress(FileNotFoundError):
             files.rm(self._path(name), recursive=True)
 
     @contextlib.contextmanager
@@ -126,11 +125,6 @@ class RemoteStore:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
-
-    @contextlib.contextmanager
-    def _files(self, name: str, verb: str) -> Iterator[Any]:
-        with remote.filesystem(self._path(name), verb) as files:
-            yield files
 
 
 def open_store(root: str) -> LocalStore | RemoteStore:

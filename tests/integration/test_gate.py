@@ -34,16 +34,16 @@ def macro_f1(label_ids, predicted, n_labels):
 def test_paired_gains_are_those_of_drawing_rows():
     rng = np.random.default_rng(1)
     labels, n_rows = rng.integers(0, 3, 300), 300
-    mine, theirs = (np.where(rng.random(n_rows) < right, labels, rng.integers(0, 3, n_rows)) for right in (0.8, 0.7))
-    fast = paired_gains(labels, mine, theirs, 3, 4000)
+    challenger, champion = (np.where(rng.random(n_rows) < right, labels, rng.integers(0, 3, n_rows)) for right in (0.8, 0.7))
+    fast = paired_gains(labels, challenger, champion, 3, 4000)
     slow = []
     for _ in range(2000):
         rows = rng.integers(0, n_rows, n_rows)
-        slow.append(macro_f1(labels[rows], mine[rows], 3) - macro_f1(labels[rows], theirs[rows], 3))
+        slow.append(macro_f1(labels[rows], challenger[rows], 3) - macro_f1(labels[rows], champion[rows], 3))
     for q in (0.05, 0.5, 0.95):
         assert np.quantile(fast, q) == pytest.approx(np.quantile(slow, q), abs=0.006)
-    assert fast.mean() == pytest.approx(macro_f1(labels, mine, 3) - macro_f1(labels, theirs, 3), abs=0.004)
-    assert (paired_gains(labels, mine, mine, 3, 100) == 0).all(), "the same rows for both"
+    assert fast.mean() == pytest.approx(macro_f1(labels, challenger, 3) - macro_f1(labels, champion, 3), abs=0.004)
+    assert (paired_gains(labels, challenger, challenger, 3, 100) == 0).all(), "the same rows for both"
 
 
 def test_a_label_that_nobody_names():

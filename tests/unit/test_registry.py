@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -169,6 +170,23 @@ def test_files_that_are_lost_come_back_by_registering_again(workdir, bundles):
     version = registry.register(bundles[0])
     shutil.rmtree(f"registry/versions/{version}")
     assert registry.register(bundles[0]) == version and layout.read_info(registry.resolve(version)).bundle_id == version
+
+
+def test_a_registry_of_an_earlier_version(workdir):
+    """The names of files, and the fields of an event."""
+    version = {"when": "2026-01-01T00:00:00+00:00", "who": "me@here", "why": "", "folder": "b1-2", "metrics": {}, "data": {}}
+    gate = {"passed": True, "against": "b0", "test": {"n_rows": 9, "sha256": "5"}, "rules": {"better": {"passed": True}}}
+    state = {"versions": {"b1": version}, "aliases": {"champion": "b1"}, "past": {"champion": ["b0"]}, "collected": ["b1"]}
+    event = {"format": 1, "n": 1, "event": "promote", "when": version["when"], "who": "me@here", "alias": "champion",
+             "version": "b1", "before": "b0", "why": "", "gate": gate, "nonce": "0", "state": state}  # fmt: skip
+    Path("models/history").mkdir(parents=True)
+    Path("models/history/00000001.json").write_text(json.dumps(event))
+    registry = Registry("models")
+    assert registry.resolve("champion") == "models/versions/b1-2" and registry.history()[0]["gate"] == gate
+    registry.move("stable", "b1", None, "")
+    assert sorted(json.loads(Path("models/history/00000002.json").read_text())) == [
+        "alias", "before", "event", "format", "n", "nonce", "state", "version", "when", "who", "why",
+    ]  # fmt: skip
 
 
 def test_a_damaged_history(workdir, bundles, capsys):
