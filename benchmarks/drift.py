@@ -1,8 +1,7 @@
-"""Is drift called when it is there, and not called when it is not? And how long does it take?
+"""How often drift is detected with and without drift, and how long a check takes.
 
-Windows of 200 requests each, drawn at random: tweets of the test split, which neither the model nor its reference has seen,
-and more and more product reviews among them. Then named disturbances, and the time for up to 100,000 requests beside that of
-evidently's own report on a raw text column.
+Random windows of 200 requests: tweets of the test split, which neither the model nor its reference has seen, and a growing
+share of product reviews. Then the time for up to 100,000 requests, compared with evidently's report on a raw text column.
 """
 
 import argparse
@@ -74,7 +73,7 @@ def logged(predictor: Predictor, texts: list[str]) -> pa.Table:
 
 
 def power(bundle: Path, tweets: pa.Table, reviews: pa.Table) -> list[str]:
-    """How many of the windows are called drifted, by the share of reviews in them."""
+    """How many of the windows are flagged, by the share of reviews in them."""
     info = Predictor(bundle).info
     known, settings, rng = reference.read_reference(bundle, info), DriftConfig(), np.random.default_rng(0)
     lines = [
@@ -87,19 +86,19 @@ def power(bundle: Path, tweets: pa.Table, reviews: pa.Table) -> list[str]:
             n_reviews = round(N_ROWS * mix)
             sides = [(tweets, N_ROWS - n_reviews), (reviews, n_reviews)]
             rows = pa.concat_tables([side.take(rng.permutation(len(side))[:n]) for side, n in sides])
-            found, _ = measure_drift(settings, info, known, Window(rows, len(rows)))
-            calls += found.drifted
-            drifted = {feature.name for feature in found.features if feature.drifted}
+            result, _ = measure_drift(settings, info, known, Window(rows, len(rows)))
+            calls += result.drifted
+            drifted = {feature.name for feature in result.features if feature.drifted}
             features["embedding"] += "embedding" in drifted
             features["single"] += bool(drifted - {"embedding"})
-            names.update(cause.name for cause in found.causes)
-        told = ", ".join(f"{name} {n}" for name, n in names.most_common()) or "–"
-        lines.append(f"| {mix:.0%} | {calls} % | {features['embedding']} % | {features['single']} % | {told} |")
+            names.update(cause.name for cause in result.causes)
+        causes = ", ".join(f"{name} {n}" for name, n in names.most_common()) or "–"
+        lines.append(f"| {mix:.0%} | {calls} % | {features['embedding']} % | {features['single']} % | {causes} |")
     return lines
 
 
 def seconds(script: str, *arguments: str) -> float:
-    """What a script in a process of its own measured."""
+    """The time that a script measures in its own process."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, *arguments], capture_output=True, text=True, check=True
     )
@@ -120,14 +119,14 @@ def speed(bundle: Path, tweets: pa.Table, reviews: pa.Table, rounds: int) -> lis
             log.mkdir(parents=True)
             for part in range(0, n, 2000):
                 pq.write_table(rows.slice(part, 2000), log / f"{part:08}.parquet", compression="zstd")
-            pq.write_table(rows.select(["text"]), f"{folder}/now.parquet")
-            pq.write_table(train.take(rng.integers(0, len(train), n)), f"{folder}/before.parquet")
-            ours, theirs = [], []
+            pq.write_table(rows.select(["text"]), f"{folder}/current.parquet")
+            pq.write_table(train.take(rng.integers(0, len(train), n)), f"{folder}/reference.parquet")
+            ours, evidently = [], []
             for _ in range(rounds):
                 ours.append(seconds(_OURS, str(bundle), f"{folder}/log", f"{folder}/out"))
-                theirs.append(seconds(_EVIDENTLY, f"{folder}/before.parquet", f"{folder}/now.parquet"))
-        mine, other = float(np.median(ours)), float(np.median(theirs))
-        lines.append(f"| {n:,} | {mine:.2f} s | {other:.2f} s | {other / mine:.1f} times |")
+                evidently.append(seconds(_EVIDENTLY, f"{folder}/reference.parquet", f"{folder}/current.parquet"))
+        own_s, evidently_s = float(np.median(ours)), float(np.median(evidently))
+        lines.append(f"| {n:,} | {own_s:.2f} s | {evidently_s:.2f} s | {evidently_s / own_s:.1f} times |")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Helpers for tests of the drift service: a bundle with a reference of many tweets, and request logs to hold against it."""
+"""Helpers for tests of drift detection: a bundle with a reference of many tweets, and request logs to compare with it."""
 
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ def tweets() -> list[str]:
 
 
 def reviews() -> list[str]:
-    """Texts that no tweet is like."""
+    """Texts unlike tweets."""
     return pyarrow.csv.read_csv(REPO / "data/raw/amazon_reviews.csv")["text"].to_pylist()
 
 
@@ -45,8 +45,8 @@ class Rows:
     """Rows of a request log of the last hour.
 
     Attributes:
-        fresh: of tweets that the reference does not know, and is the same as.
-        others: of reviews, which are something else.
+        fresh: tweets that are not in the reference, from the same source.
+        others: reviews, from another source.
     """
 
     def __init__(self, bundle: Path) -> None:
@@ -57,7 +57,7 @@ class Rows:
 
 
 def fill(log: Path, *tables: pa.Table) -> None:
-    """Makes a log hold these rows, a part for each table, and nothing else."""
+    """Replaces a log by these rows, one part for each table."""
     shutil.rmtree(log, ignore_errors=True)
     log.mkdir(parents=True)
     for n, table in enumerate(tables):
@@ -65,13 +65,13 @@ def fill(log: Path, *tables: pa.Table) -> None:
 
 
 def replaced(rows: pa.Table, column: str, value: object) -> pa.Table:
-    """Rows with a column that has the same value in each."""
+    """Rows with one column set to a value."""
     field = rows.schema.field(column)
     return rows.set_column(rows.column_names.index(column), field, pa.array([value] * len(rows), field.type))
 
 
 def metrics(client: httpx.Client) -> dict[str, float]:
-    """What /metrics says: ``name{label=value}`` -> number."""
+    """The metrics of a service: ``name{label=value}`` -> number."""
     text = client.get("/metrics").raise_for_status().text
     return {
         sample.name + "".join(f"{{{key}={value}}}" for key, value in sample.labels.items()): sample.value
