@@ -1,4 +1,4 @@
-"""Deploys to Cloud Run: a revision without traffic, a smoke test, then the traffic. A failure keeps the old revision.
+"""Deploys to Cloud Run: tests a new revision before it gets the traffic. After a failure the old revision serves.
 
 python3 cloudbuild/deploy.py serve --service=sodaops --region=… --project=… --image=… --tag=COMMIT --release=FILE …
 python3 cloudbuild/deploy.py drift --service=sodaops-drift …
@@ -13,9 +13,9 @@ from typing import Any
 from cloud import StepError, ask, explain_failure, gcloud, log, run_step, undo_on_failure, warn
 from smoke import Smoke, check_drift, check_predictor
 
-# Google's collector: sends /metrics to Cloud Monitoring as configured in the secret sodaops-metrics.
+# Google's collector sends /metrics to Cloud Monitoring. The secret sodaops-metrics holds its configuration.
 COLLECTOR = "us-docker.pkg.dev/cloud-ops-agents-artifacts/cloud-run-gmp-sidecar/cloud-run-gmp-sidecar:1.2.0"
-PREVIOUS = "sodaops-previous"  # label of a revision: the revision that had the traffic before it
+PREVIOUS = "sodaops-previous"  # label on a revision that names the revision with the traffic before it
 
 
 class Service:
@@ -26,17 +26,17 @@ class Service:
         self.where = [f"--region={region}", f"--project={project}"]
 
     def status(self) -> dict[str, Any]:
-        """Its ``status``: URL, and traffic by revision and tag."""
+        """The service's ``status`` from gcloud: URL, and traffic by revision and tag."""
         look = ["run", "services", "describe", self.name, *self.where, "--format=json"]
         result = ask(look)
         if result.missing:
-            raise StepError(f"{self.name}: no such service in this region; create it with `make gcp-apply`.")
+            raise StepError(f"{self.name}: there is no such service in this region; create it with `make gcp-apply`.")
         if result.code:
             raise StepError(explain_failure(look, result))
         return json.loads(result.stdout)["status"]
 
     def traffic(self) -> dict[str, int]:
-        """Percent of the traffic per revision.
+        """The percentage of the traffic per revision.
 
         Raises:
             StepError: no revision has traffic.
@@ -50,7 +50,7 @@ class Service:
         return shares
 
     def tagged(self, tag: str = "", revision: str = "") -> dict[str, Any]:
-        """The traffic target with this tag, or of this revision if it has a tag and so a URL; empty if there is none."""
+        """The tagged traffic target (which has its own URL) with this tag or revision; empty if there is none."""
         targets = [target for target in self.status()["traffic"] if target.get("tag")]
         return next((target for target in targets if tag == target["tag"] or revision == target["revisionName"]), {})
 
@@ -59,12 +59,12 @@ class Service:
         gcloud(["run", "deploy", self.name, *self.where, *flags])
 
     def move(self, traffic: dict[str, int]) -> None:
-        """Sets the percent of the traffic per revision."""
+        """Sets the percentage of the traffic per revision."""
         shares = ",".join(f"{revision}={percent}" for revision, percent in traffic.items())
         gcloud(["run", "services", "update-traffic", self.name, *self.where, f"--to-revisions={shares}"])
 
     def label(self, revision: str, name: str) -> str:
-        """The value of a revision's label, or empty."""
+        """The value of a revision's label; empty if it has none."""
         look = ["run", "revisions", "describe", revision, *self.where, f"--format=value(metadata.labels.{name})"]
         return gcloud(look)
 
@@ -78,64 +78,64 @@ def release(
         service: an existing service.
         flags: options of `gcloud run deploy`.
         tag: the new revision's tag.
-        smoke_test: takes a URL and the audience of its token; raises StepError.
+        smoke_test: takes a URL and the audience of the identity token; raises StepError if the test fails.
         done: see ``move_traffic``.
 
     Raises:
-        StepError: the release failed; the traffic is where it was.
+        StepError: the release failed; the message says which revision has the traffic.
     """
     old = service.traffic()
-    stays = f"{service.name}: traffic stays on {', '.join(old)}"
+    stays = f"{service.name}: the traffic stays on {', '.join(old)}"
     first = ["--no-traffic", f"--tag={tag}", f"--update-labels={PREVIOUS}={max(old, key=lambda name: old[name])}"]
     try:
         service.deploy([*first, *flags])
         new, audience = service.tagged(tag), service.status()["url"]
         if not new:
-            raise StepError(f"{service.name}: no revision has the tag {tag}, which was just deployed.")
-        log(f"{new['revisionName']}: deployed without traffic, at {new['url']}")
+            raise StepError(f"{service.name}: no revision has the tag {tag} after the deployment.")
+        log(f"{new['revisionName']}: deployed without traffic at {new['url']}")
     except StepError as error:
-        raise StepError(f"{error}\n{stays}; there is no new revision.") from None
+        raise StepError(f"{error}\n{stays}; the new revision was not deployed.") from None
     revision = new["revisionName"]
     try:
         smoke_test(new["url"], audience)
     except StepError as error:
         raise StepError(f"{error}\n{stays}. {revision} failed its smoke test; see {new['url']} (tag {tag}).") from None
     move_traffic(service, old, revision, lambda: smoke_test(audience, audience), done)
-    log(f"{revision}: has the traffic of {audience}; before: {', '.join(old)}")
+    log(f"{revision} now has the traffic of {audience}; before: {', '.join(old)}")
     _remove_old_tags(service, {revision, *old})
 
 
 def move_traffic(
     service: Service, old: dict[str, int], new: str, smoke_test: Callable[[], None], done: Path | None = None
 ) -> None:
-    """Moves the traffic to one revision and tests the service; a failure or a signal moves the traffic back.
+    """Moves the traffic to one revision and tests the service; after a failure or a signal moves the traffic back.
 
     Args:
         service: the service.
-        old: the expected traffic before.
-        new: the revision.
-        smoke_test: raises StepError.
-        done: a file for settle.py with the revision and whether its test passed; deleted when the traffic is moved back.
+        old: the expected current traffic.
+        new: the revision to move it to.
+        smoke_test: raises StepError if the test fails.
+        done: a file to write for settle.py: the revision, and whether its test passed. Deleted if the traffic is moved back.
 
     Raises:
-        StepError: someone else moved the traffic meanwhile, or the test failed.
+        StepError: the traffic is not as expected, or the test failed.
     """
     now = service.traffic()
     if now != old:
         raise StepError(
-            f"{service.name}: someone else moved the traffic meanwhile, from {_percents(old)} to {_percents(now)}; it was "
-            "not changed. Run the build again."
+            f"{service.name}: the traffic was changed during the build, from {_percents(old)} to {_percents(now)}. It stays "
+            "there; run the build again."
         )
 
     def back() -> None:
         try:
             service.move(old)
         except StepError as error:
-            warn(f"{error}\n{service.name}: {new} may have the traffic; move it by hand.")
+            warn(f"{error}\n{service.name}: {new} may still have the traffic; move it by hand.")
             return
         if done:
             done.unlink()
-        warn(f"{service.name}: traffic is back on {_percents(old)}; {new} has none.")
+        warn(f"{service.name}: the traffic was moved back to {_percents(old)}; {new} has none.")
 
     if done:
         _write(done, new, good=False)
@@ -155,18 +155,18 @@ def _percents(traffic: dict[str, int]) -> str:
 
 
 def _remove_old_tags(service: Service, keep: set[str]) -> None:
-    """Removes the tags of older revisions, so that Cloud Run may delete them; a failure is only logged."""
+    """Removes the tags of older revisions, so that Cloud Run can delete these; a failure is only logged."""
     try:
         targets = service.status()["traffic"]
         old = [target["tag"] for target in targets if target.get("tag") and target["revisionName"] not in keep]
         if old:
             gcloud(["run", "services", "update-traffic", service.name, *service.where, f"--remove-tags={','.join(old)}"])
     except StepError as error:
-        log(f"warning: older tags were not removed: {error}")
+        log(f"warning: the tags of older revisions were not removed: {error}")
 
 
 def serve_flags(options: argparse.Namespace, bundle: str) -> list[str]:
-    """Options of the predictor. Its bundle is a version, not an alias, so that a revision is code and model together."""
+    """Options of the predictor. Its bundle is a fixed version, not an alias, so a revision determines code and model."""
     variables = {
         "SODAOPS_BUNDLE": bundle, "SODAOPS_RELOAD_S": "null", "SODAOPS_HOST": "0.0.0.0", "SODAOPS_PORT": "8080",
         "SODAOPS_REQUEST_LOG": options.requests, "SODAOPS_JOURNAL_DIR": "/tmp/journal",
@@ -185,7 +185,7 @@ def serve_flags(options: argparse.Namespace, bundle: str) -> list[str]:
 
 
 def drift_flags(options: argparse.Namespace) -> list[str]:
-    """Options of the drift service. The scheduler triggers its checks, so its own interval is a day."""
+    """Options of the drift service. Cloud Scheduler triggers its checks, so its own interval is a day."""
     variables = {
         "SODAOPS_DRIFT_BUNDLE": options.bundle, "SODAOPS_DRIFT_REQUEST_LOG": options.requests, "SODAOPS_DRIFT_EVERY_S": "86400",
         "SODAOPS_DRIFT_HOST": "0.0.0.0", "SODAOPS_DRIFT_PORT": "8080", "SODAOPS_DRIFT_OUTPUT_DIR": "/tmp/drift",
@@ -213,11 +213,11 @@ def schedule(options: argparse.Namespace, url: str) -> None:
         f"--schedule={options.schedule}", f"--uri={url}/look", "--http-method=post", "--attempt-deadline=600s",
         "--max-retry-attempts=2", f"--oidc-service-account-email={options.account}", f"--oidc-token-audience={url}",
     ])  # fmt: skip
-    log(f"{options.service}: {url}/look is called on the schedule {options.schedule!r} (UTC)")
+    log(f"{options.service}: Cloud Scheduler calls {url}/look on the schedule {options.schedule!r} (UTC)")
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
-    """The step's options; the build sets those without a default."""
+    """Parses the options of this step. The build files set those without a default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True)
     serve, drift = commands.add_parser("serve"), commands.add_parser("drift")
@@ -226,13 +226,13 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
             command.add_argument(f"--{name}", required=True)
         command.add_argument("--cpu", default="1")
         command.add_argument("--memory", default="1Gi")
-        command.add_argument("--smoke-s", type=float, default=180, help="seconds for the smoke test to succeed")
+        command.add_argument("--smoke-s", type=float, default=180, help="seconds within which the smoke test must succeed")
     serve.add_argument("--release", type=Path, required=True, help="the file that gate.py wrote")
     serve.add_argument("--done", type=Path, required=True, help="file to write for settle.py")
-    serve.add_argument("--keys-secret", default="", help="a secret with the service's API keys; empty: none")
+    serve.add_argument("--keys-secret", default="", help="the secret with the service's API keys; empty for no keys")
     serve.add_argument("--min-instances", default="0")
     serve.add_argument("--max-instances", default="4")
-    drift.add_argument("--bundle", required=True, help="the bundle with the reference")
+    drift.add_argument("--bundle", required=True, help="the bundle with the drift reference")
     drift.add_argument("--schedule", default="*/30 * * * *", help="cron expression, UTC")
     return parser.parse_args(given)
 
@@ -256,7 +256,7 @@ def main(given: Sequence[str]) -> int:
 
 
 def key_of(secret: str, project: str) -> str:
-    """The first of the service's own API keys, for the smoke test."""
+    """The first API key of the service, for the smoke test; empty if it has none."""
     if not secret:
         return ""
     look = ["secrets", "versions", "access", "latest", f"--secret={secret}", f"--project={project}"]

@@ -1,4 +1,4 @@
-"""The stages wired together: preprocess, train (fit, evaluate), export and evaluate. The command line calls these functions."""
+"""The pipeline's stages as functions, called by the command line: preprocess, train, export, evaluate."""
 
 import logging
 import os
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training produced; the parts that were not asked for are None.
+    """What a training produced; parts that were not requested are None.
 
-    A process that started others to train, and each of these but the first, has nothing but ``run_dir`` and ``score``.
+    In distributed training, the launching process and all ranks but the first have at most ``run_dir`` and ``score``.
     """
 
-    run_dir: str  # a folder or an address
-    score: float | None = None  # the monitored metric of the kept epoch on val
+    run_dir: str  # a local folder or a remote address
+    score: float | None = None  # the monitored metric on val, at the epoch that was kept
     bundle_dir: Path | None = None
     info: "BundleInfo | None" = None
     exported: "Exported | None" = None
@@ -34,13 +34,13 @@ class TrainResult:
 
 
 def prepare(config: Config) -> dict[str, Any]:
-    """Makes the Parquet splits of ``config.data``.
+    """Writes the Parquet splits of ``config.data``.
 
     Returns:
         The manifest of the splits.
 
     Raises:
-        DataError: a table, column or label that cannot be used.
+        DataError: a table, column or label is missing or not valid.
     """
     from sodaops.data.preprocess import preprocess
 
@@ -50,11 +50,11 @@ def prepare(config: Config) -> dict[str, Any]:
 def train(config: Config) -> TrainResult:
     """Preprocesses if needed, trains, writes the bundle, exports and evaluates it.
 
-    A ``run_dir`` at gs:// is filled in a local folder and uploaded while the training runs.
+    A run with a ``run_dir`` at gs:// is written to a local folder and uploaded during the training.
 
     Raises:
-        SodaOpsError: what the user can fix.
-        KeyboardInterrupt: the user stopped it; its message says how to resume.
+        SodaOpsError: a problem that the user can fix.
+        KeyboardInterrupt: the user stopped the training; the message says how to resume.
     """
     from sodaops.training import launch
     from sodaops.training.upload import download_checkpoint, uploading
@@ -92,7 +92,7 @@ def _train_locally(config: Config) -> TrainResult:
         trained = fit(config, tracker, trial_callbacks(trial, config.checkpoint.monitor))
         if trained.bundle_dir is None:
             if ranks.is_rank_zero(os.environ):
-                log.warning("no bundle was written: no epoch was validated with checkpoints on")
+                log.warning("no bundle was written, because no epoch was validated with checkpoints enabled")
             return TrainResult(config.run_dir)
         evaluated = None
         if config.evaluate.split != "none":
@@ -103,25 +103,25 @@ def _train_locally(config: Config) -> TrainResult:
 
 
 def export_bundle(config: Config, bundle: str | Path) -> "Exported":
-    """Adds ``config.export.variants`` to a bundle in a local folder, checked on the splits that it was trained with.
+    """Adds the ONNX variants of ``config.export.variants`` to a local bundle, after checks on its training's splits.
 
     Raises:
-        ConfigError: a bundle at an address, or other splits.
-        ModelError: the ONNX graph does not answer as torch does.
+        ConfigError: the bundle is remote, or the splits are not those of its training.
+        ModelError: the outputs of the ONNX graph differ from torch's.
     """
     from sodaops.bundle.layout import read_info
     from sodaops.export.onnx_export import export_onnx
 
     if remote.is_address(str(bundle)):
-        raise ConfigError(f"sodaops export {bundle}: expected a local bundle; download it first.")
+        raise ConfigError(f"sodaops export {bundle}: export needs a local bundle; download it first.")
     return export_onnx(bundle, config.splits_of(read_info(bundle).data["name"]), config.export.variants)
 
 
 def evaluate(config: Config) -> "Evaluated":
-    """Measures ``config.evaluate.bundle`` (or the run's own) on ``config.evaluate.split``, and writes the evaluation.
+    """Evaluates ``config.evaluate.bundle``, or the run's own bundle, on ``config.evaluate.split``; writes the results.
 
     Raises:
-        BundleError, ConfigError, DataError, RegistryError, StorageError: what the user can fix.
+        BundleError, ConfigError, DataError, RegistryError, StorageError: a problem that the user can fix.
     """
     from sodaops.evaluation.evaluate import evaluate as evaluate_split
     from sodaops.registry.bundles import bundle_at, predictor_files
@@ -136,10 +136,10 @@ def evaluate(config: Config) -> "Evaluated":
 
 
 def _output_dir_of(bundle: str, split: str) -> str | None:
-    """The default folder for the evaluation of a bundle; None for a local one, for which evaluate knows it."""
+    """The default folder for the evaluation of a remote bundle; None for a local one, whose folder evaluate chooses."""
     from sodaops.evaluation.result import FOLDERS
     from sodaops.registry.registry import address_of
 
     if address_of(bundle) != bundle:
-        raise ConfigError(f"evaluate.output_dir is missing; {bundle} never changes, so name a folder or gs://BUCKET/FOLDER.")
+        raise ConfigError(f"evaluate.output_dir is missing; a registry cannot hold evaluations, so name a folder or gs://BUCKET/FOLDER.")
     return remote.join(bundle.rstrip("/").rpartition("/")[0], FOLDERS.get(split, "")) if remote.is_address(bundle) else None

@@ -13,8 +13,8 @@ from sodaops.io import storage
 
 FORMAT = 2
 INFO = "store.json"
-# A later row of a table has a larger number. `batch` is the NAME of `add_tasks`. The label of a skipped task is NULL.
-# Feedback names a request and a place in it, and belongs to the task that was picked from there, if there is one.
+# Later rows have larger numbers. `batch` is the argument of `Store.add_tasks`. The label of a skipped task is NULL.
+# A feedback row has a request id and the text's place in the request; it counts for the task picked from there, if any.
 _SCHEMA = """
 PRAGMA journal_mode = WAL;
 CREATE TABLE tasks (
@@ -33,51 +33,51 @@ CREATE VIEW current_answers AS
     ON tasks.task = answers.task OR (tasks.request_id = answers.request_id AND tasks.place = answers.place)
     WHERE NOT answers.undone;
 """
-_FIX = "`sodaops annotate pick` or `sodaops annotate import FILE` makes one, or name another with annotate.store"
+_FIX = "create one with `sodaops annotate pick` or `sodaops annotate import FILE`, or choose another with annotate.store"
 _FIXES = {
     sqlite3.SQLITE_BUSY: "another process is using it; try again",
-    sqlite3.SQLITE_FULL: "make room there",
-    sqlite3.SQLITE_IOERR: "make room there, or check the disk",
+    sqlite3.SQLITE_FULL: "free disk space there",
+    sqlite3.SQLITE_IOERR: "free disk space there, or check the disk",
 }
-_BUSY_TIMEOUT_S = 10.0  # another process writes for some milliseconds; after this the page shows an error and tries again
+_BUSY_TIMEOUT_S = 10.0  # other processes write for milliseconds; after this time the page shows an error and retries
 
 
 def write_info(folder: Path, labels: Sequence[str]) -> None:
-    """Writes store.json, which makes a folder a store."""
+    """Writes store.json, which marks a folder as a store."""
     storage.write_json(folder / INFO, {"format": FORMAT, "labels": labels})
 
 
 def read_info(folder: Path) -> tuple[int, list[str]]:
-    """The format of the store in a folder, and its labels in order.
+    """Reads the format and the ordered labels of the store in a folder.
 
     Raises:
-        DataError: no store, or a damaged store.json.
+        DataError: there is no store, or store.json is damaged.
     """
     path = folder / INFO
     if not path.is_file():
         reason = f"there is no {INFO}" if folder.is_dir() else "no such folder"
-        raise DataError(f"{folder}: no annotation store, {reason}; {_FIX}.")
+        raise DataError(f"{folder}: not an annotation store ({reason}); {_FIX}.")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version, labels = info["format"], info["labels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not readable ({error!r}); restore it from a backup, or {_FIX}.") from None
+        raise DataError(f"{path}: could not be read ({error!r}); restore it from a backup, or {_FIX}.") from None
     if version not in range(1, FORMAT + 1) or not isinstance(labels, list) or not all(isinstance(a, str) for a in labels):
-        raise DataError(f"{path}: format={version!r}, labels={labels!r}; expected format 1 to {FORMAT}, and strings.")
+        raise DataError(f"{path}: format={version!r}, labels={labels!r}; expected format 1 to {FORMAT} and a list of strings.")
     return version, labels
 
 
 def create_database(path: Path) -> None:
-    """Creates the tables in an empty file. The mode WAL is kept in the file."""
+    """Creates the tables in an empty file and sets WAL mode, which the file keeps."""
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.executescript(_SCHEMA)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Opens a database that exists, for all threads of the process; transactions are begun explicitly.
+    """Opens an existing database for all threads of the process. Callers begin transactions explicitly.
 
     Raises:
-        StorageError: no such file, or no database.
+        StorageError: the file does not exist or is not a store's database.
     """
     with database_errors(path):
         database = sqlite3.connect(
@@ -85,7 +85,7 @@ def connect(path: Path) -> sqlite3.Connection:
             check_same_thread=False,
         )  # fmt: skip
         try:
-            # NORMAL would survive kill -9, too. FULL syncs at each commit, so that a power cut loses no acknowledged answer.
+            # FULL syncs at each commit, so a power failure loses no acknowledged answer. NORMAL would only survive kill -9.
             database.execute("PRAGMA synchronous = FULL")
             database.execute("SELECT 1 FROM tasks LIMIT 1")  # fails now if this is not a store's database
         except sqlite3.Error:
@@ -96,7 +96,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def database_errors(path: Path) -> Iterator[None]:
-    """Turns an error of SQLite into one that names the file and what to do."""
+    """Converts SQLite errors to a StorageError that names the file and the fix."""
     try:
         yield
     except sqlite3.Error as error:
@@ -105,7 +105,7 @@ def database_errors(path: Path) -> Iterator[None]:
 
 
 def insert_tasks(database: sqlite3.Connection, batch: str, tasks: Iterable[Task]) -> int:
-    """Adds the tasks whose text is not a task already, and returns how many these are."""
+    """Adds the tasks whose text is new, and returns their number."""
     columns = ("batch", *TASK_FIELDS)
     rows = [(batch, *astuple(task)) for task in tasks]
     probs = columns.index("probs")
@@ -116,14 +116,14 @@ def insert_tasks(database: sqlite3.Connection, batch: str, tasks: Iterable[Task]
 
 
 def select_tasks(database: sqlite3.Connection) -> list[Task]:
-    """All tasks, batch by batch in the order of the batches' names."""
+    """Returns all tasks, ordered by the name of their batch."""
     rows = database.execute(f"SELECT {', '.join(TASK_FIELDS)} FROM tasks ORDER BY batch, number")
     tasks = [dict(zip(TASK_FIELDS, row, strict=True)) for row in rows]
     return [Task(**{**task, "probs": task["probs"] and json.loads(task["probs"])}) for task in tasks]
 
 
 def insert_answers(database: sqlite3.Connection, answers: Iterable[dict[str, object]]) -> None:
-    """Adds answers, given by the columns that they have."""
+    """Adds answers, each a mapping from column to value."""
     for answer in answers:
         database.execute(f"INSERT INTO answers ({', '.join(answer)}) VALUES ({_marks(answer)})", tuple(answer.values()))
 

@@ -1,4 +1,4 @@
-"""Picks requests that are worth annotating: uncertain answers, drifted texts, diverse texts, and a random share."""
+"""Picks requests to annotate: uncertain predictions, drifted texts, diverse texts and random ones."""
 
 import itertools
 from collections import defaultdict
@@ -22,13 +22,13 @@ RequestKey = tuple[str, int]  # request id and position in the request
 
 @dataclass(frozen=True)
 class PickResult:
-    """The new tasks, and how many texts there were.
+    """The new tasks, and the numbers of texts considered.
 
     Attributes:
-        tasks: their fields.
-        n_candidates: distinct texts that are neither in the data nor tasks.
-        n_known: distinct texts that are.
-        n_hidden: requests whose text is not in the log.
+        tasks: the fields of each task.
+        n_candidates: number of distinct texts that are new.
+        n_known: number of distinct texts that are already in the data or the store, or have feedback.
+        n_hidden: number of rows whose text is not in the log.
     """
 
     tasks: list[dict[str, Any]]
@@ -48,50 +48,50 @@ def pick_tasks(
 ) -> PickResult:
     """Picks texts to annotate from a window of the request log.
 
-    The ``random`` ones are drawn first, from all candidates, so that their labels give an unbiased estimate of the accuracy;
-    the other kinds are picked from the rest. Requests with feedback are added in any case, if their text is no task yet.
+    ``random`` texts are drawn first, from all candidates, so that their labels give an unbiased estimate of the accuracy; the
+    other kinds are picked from the rest. New texts with feedback are always added, in addition to the n texts.
 
     Args:
-        info: the bundle that answered.
-        reference: its reference.
-        rows: of the request log, from :func:`~sodaops.request_log.window.read_window`.
-        store: its tasks are not picked again.
+        info: the bundle whose answers are considered.
+        reference: the drift reference of that bundle.
+        rows: rows of the request log, from :func:`~sodaops.request_log.window.read_window`.
+        store: the annotation store; its tasks are not picked again.
         known: SHA-256 of the cleaned texts that are in the data.
-        n: number of texts.
-        shares: uncertain, drifted, diverse, random -> fraction of n; they sum to 1.
+        n: number of texts to pick.
+        shares: fraction of n for each kind (uncertain, drifted, diverse, random); the fractions sum to 1.
 
     Raises:
-        DataError: the window has no request of this bundle, or none with a text.
+        DataError: the window has no request answered by this bundle, or none with a text.
     """
     answered = rows.filter(pc.and_(pc.equal(rows["bundle_id"], info.bundle_id), pc.is_valid(rows["label"])))
     if not len(answered):
         raise DataError(f"no request in the window was answered by bundle {info.bundle_id}; see drift.last and drift.since.")
     with_text = answered.filter(pc.is_valid(answered["text"]))
     if not len(with_text):
-        raise DataError("the request log has hashes, but no texts to annotate; set serve.log_texts=true for the service.")
+        raise DataError("the request log has hashes but no texts; set serve.log_texts=true for the service to log them.")
     known = set(known) | {task.text_sha256 for task in store.state().tasks}
     texts = _texts_of_requests(with_text)
     feedback = _feedback_tasks(with_text, texts, store, known)
     candidates = _first_of_each_text(with_text, known | {task["text_sha256"] for task in feedback})
-    # Rounding the ends of the shares, not each share, gives n texts in all.
+    # Rounding the cumulative shares instead of each share makes the counts sum to n.
     ends = [0, *(round(n * part) for part in itertools.accumulate(shares.values()))]
     counts = {kind: end - start for kind, (start, end) in zip(shares, itertools.pairwise(ends), strict=True)}
     picked = [{**_fields(candidates, row, info), "why": why} for row, why in _pick(candidates, reference, info, counts).items()]
     for task in picked:
-        if len(texts[task["request_id"], task["place"]]) > 1:  # feedback on this id could be about another text
+        if len(texts[task["request_id"], task["place"]]) > 1:  # feedback on this request id could concern another text
             task |= {"request_id": None, "place": None}
     n_distinct = len(pc.unique(with_text["text_sha256"]))
     return PickResult([*feedback, *picked], len(candidates), n_distinct - len(candidates), len(answered) - len(with_text))
 
 
 def _pick(rows: pa.Table, reference: Reference, info: BundleInfo, counts: dict[str, int]) -> dict[int, str]:
-    """Row -> kind, in random order, so that annotators do not get all texts of one kind in a row."""
+    """Picked row -> kind, in random order, so that the kinds are mixed for annotators."""
     if not len(rows):
         return {}
     rng = np.random.default_rng(0)
     picked = dict.fromkeys(rng.permutation(len(rows))[: counts["random"]].tolist(), "random")
     sketches = _sketches(rows)
-    scores: dict[str, Callable[[], np.ndarray]] = {"uncertain": lambda: _margins(rows)}  # the lowest are picked
+    scores: dict[str, Callable[[], np.ndarray]] = {"uncertain": lambda: _margins(rows)}  # the lowest scores are picked
     if sketches is not None:
         scores["drifted"] = lambda: -_drift_scores(rows, sketches, reference, info)
     for kind, score in scores.items():
@@ -103,28 +103,28 @@ def _pick(rows: pa.Table, reference: Reference, info: BundleInfo, counts: dict[s
 
 
 def _margins(rows: pa.Table) -> np.ndarray:
-    """The difference of the two highest probabilities, float [n]; it is small where the model is uncertain."""
+    """Difference between the two highest probabilities, float [n]; small where the model is uncertain."""
     ordered = np.sort(np.array(rows["probs"].to_pylist()), axis=1)
     return ordered[:, -1] - ordered[:, -2]
 
 
 def _drift_scores(rows: pa.Table, sketches: np.ndarray, reference: Reference, info: BundleInfo) -> np.ndarray:
-    """How much closer each text is to the window than to the reference, among the answers of its label; float [n]."""
+    """How much closer each text is to the window than to the reference, within its predicted label; float [n]."""
     labels = pc.index_in(rows["label"], pa.array(info.labels)).to_numpy()
-    unseen = ~reference.seen  # of the reference's texts, those that the model was not trained on
+    unseen = ~reference.seen  # texts of the reference that the model was not trained on
     reference_sketches = reference.sketches[unseen].astype(np.float32)
     scores = np.zeros(len(rows), dtype=np.float32)
     for label in np.unique(labels):
         of_label = labels == label
         compared = reference_sketches[reference.label_ids[unseen] == label]
-        if not len(compared):  # the reference has no answer of this label
+        if not len(compared):  # the reference has no text with this predicted label
             compared = reference_sketches
         scores[of_label] = drift_scores(compared, sketches[of_label], sketches[of_label])
     return scores
 
 
 def _farthest(sketches: np.ndarray, picked: list[int], n: int) -> list[int]:
-    """n rows, each the farthest from all rows picked before (farthest-first traversal, Gonzalez 1985)."""
+    """Picks n rows, each farthest from all rows picked before (farthest-first traversal, Gonzalez 1985)."""
     new: list[int] = []
     # distance of each row to the nearest picked one; -1 for picked rows, so that they are not picked again
     distances = np.full(len(sketches), np.inf)
@@ -139,7 +139,7 @@ def _farthest(sketches: np.ndarray, picked: list[int], n: int) -> list[int]:
 
 
 def _sketches(rows: pa.Table) -> np.ndarray | None:
-    """float32 [n, n_axes]; None if a row has none."""
+    """The embedding sketches, float32 [n, n_axes]; None if a row has none."""
     if not len(rows) or rows["sketch"].null_count:
         return None
     return np.array(rows["sketch"].combine_chunks().flatten(), dtype=np.float32).reshape(len(rows), -1)
@@ -156,7 +156,7 @@ def _first_of_each_text(rows: pa.Table, known: set[str]) -> pa.Table:
 
 
 def _texts_of_requests(rows: pa.Table) -> dict[RequestKey, dict[str, int]]:
-    """Request -> SHA-256 of its texts -> first row. Clients may choose request ids, so several texts may share one."""
+    """Request key -> SHA-256 of text -> first row. Clients may choose request ids, so several texts may share a key."""
     texts: dict[RequestKey, dict[str, int]] = defaultdict(dict)
     keys = zip(rows["request_id"].to_pylist(), rows["place"].to_pylist(), strict=True)
     for row, (key, digest) in enumerate(zip(keys, rows["text_sha256"].to_pylist(), strict=True)):
@@ -167,7 +167,7 @@ def _texts_of_requests(rows: pa.Table) -> dict[RequestKey, dict[str, int]]:
 def _feedback_tasks(
     rows: pa.Table, texts: dict[RequestKey, dict[str, int]], store: Store, known: set[str]
 ) -> list[dict[str, Any]]:
-    """Requests with feedback as tasks; their label is in the store already. An id that several texts share is left out."""
+    """Tasks for texts with feedback, whose label is already in the store. Keys that several texts share are left out."""
     with_feedback = [texts[key] for key in store.feedback_without_task() if key in texts]
     first = {digest: row for by_text in with_feedback if len(by_text) == 1 for digest, row in by_text.items()}
     return [{**_fields(rows, row, None), "why": "feedback"} for digest, row in first.items() if digest not in known]

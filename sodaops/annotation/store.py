@@ -1,4 +1,4 @@
-"""A folder with texts to annotate and the answers to them; several processes of one machine may use it at once."""
+"""The annotation store: texts to annotate and their answers. Several processes on one machine may use it at once."""
 
 import contextlib
 import re
@@ -39,14 +39,14 @@ _SESSION = re.compile("[0-9a-f]{8,32}")
 
 
 class Store:
-    """An annotation store that exists; :meth:`create` makes one. A store of format 1 is converted when it is opened.
+    """An existing annotation store; :meth:`create` makes a new one. Opening a store of format 1 converts it.
 
     Args:
-        folder: with store.json.
-        labels: the labels that it must have; None: any.
+        folder: the folder that holds store.json.
+        labels: the labels that the store must have, in this order; None accepts any.
 
     Raises:
-        DataError: no store, a damaged store.json, or a store with other labels.
+        DataError: there is no store, store.json is damaged, or the labels differ.
         StorageError: the database could not be opened.
     """
 
@@ -56,12 +56,12 @@ class Store:
         version, self.labels = read_info(self.folder)
         if labels is not None and list(labels) != self.labels:
             raise DataError(
-                f"{self.folder}: has the labels {some(self.labels, 20)}; expected {some(labels, 20)}. "
-                "Name another folder with annotate.store, or give the store's labels in its order."
+                f"{self.folder}: the store has the labels {some(self.labels, 20)}; expected {some(labels, 20)}. "
+                "Choose another folder with annotate.store, or use the store's labels in the same order."
             )
         if version < FORMAT:
             self._convert()
-        # One connection for all threads of the process: a transaction takes the lock.
+        # All threads of the process share one connection; each transaction holds the lock.
         self._lock, self._database = threading.RLock(), connect(self._path)
         weakref.finalize(self, self._database.close)
         self._tasks: list[Task] = []
@@ -69,22 +69,23 @@ class Store:
 
     @classmethod
     def create(cls, folder: str | Path, labels: Sequence[str]) -> "Store":
-        """Makes a store, or opens the one that exists.
+        """Creates a store, or opens the existing one.
 
         Raises:
-            DataError: fewer than two labels, or one twice; a store with other labels; a folder with other files.
-            StorageError: it could not be written.
+            DataError: there are fewer than two labels or a repeated one, the existing store has other labels, or the folder
+                holds other files.
+            StorageError: the store could not be written.
         """
         folder, labels = Path(folder), list(labels)
         if len(set(labels)) < max(2, len(labels)) or not all(isinstance(label, str) and label.strip() for label in labels):
-            raise DataError(f"labels={labels}; expected at least two different ones, none of them empty.")
+            raise DataError(f"labels={labels}; expected at least two labels, all different and none empty.")
         with storage.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with storage.writing(folder), FileLock(folder / LOCK):
             if not (folder / INFO).exists():
                 foreign = sorted(file.name for file in folder.iterdir() if file.name != LOCK)
                 if foreign:
-                    raise DataError(f"{folder}: holds other files ({some(foreign)}); name a new folder.")
+                    raise DataError(f"{folder}: holds other files ({some(foreign)}); choose a new or empty folder.")
                 with storage.atomic_path(folder / DATABASE, 0o600) as temporary, database_errors(folder / DATABASE):
                     create_database(temporary)
                 write_info(folder, labels)
@@ -98,17 +99,17 @@ class Store:
                 write_info(self.folder, self.labels)
 
     def add_tasks(self, batch: str, tasks: Iterable[Mapping[str, Any]]) -> int:
-        """Adds texts to annotate, except those that are tasks already.
+        """Adds texts to annotate, except those that are already in the store.
 
         Args:
-            batch: tasks are shown batch by batch, in the order of the batches' names. A batch may grow.
-            tasks: the fields of :class:`~sodaops.annotation.tasks.Task`.
+            batch: name of the batch. Annotators see batches in the order of their names. Tasks may be added to a batch later.
+            tasks: for each task, the fields of :class:`~sodaops.annotation.tasks.Task`.
 
         Returns:
             The number of new tasks.
 
         Raises:
-            DataError: the name of the batch or a task is not valid; then nothing is added.
+            DataError: the batch name or a task is not valid; nothing is added.
             StorageError: the database could not be written.
         """
         if not _NAME.fullmatch(batch):
@@ -124,15 +125,15 @@ class Store:
             raise DataError(f"{position}: {error}") from None
 
     def forget(self, request_ids: Collection[str], text_hashes: Collection[str]) -> int:
-        """Deletes the texts of these requests, and those with these SHA-256, so that no file holds them any more.
+        """Deletes the texts of these requests and the texts with these SHA-256 from all files of the store.
 
-        Answers hold no text, and stay. The files that a conversion kept hold texts, and are deleted altogether.
+        Answers are kept, since they hold no text. The files of a converted store, which hold texts, are all deleted.
 
         Returns:
             The number of deleted texts.
 
         Raises:
-            StorageError: the database could not be written, or another process was reading it all the time.
+            StorageError: the database could not be written, or another process that reads it prevented the deletion.
         """
         with storage.writing(self.folder):
             shutil.rmtree(self.folder / CONVERTED, ignore_errors=True)
@@ -146,27 +147,27 @@ class Store:
                 self._database.execute("VACUUM")  # a deleted row's bytes stay in the file until then
                 busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # and in the -wal file
         if busy:
-            raise StorageError(f"{self._path}-wal: may still hold deleted texts, since another process reads; run it again.")
+            raise StorageError(f"{self._path}-wal: may still hold deleted texts, as another process is reading; try again.")
         return n_deleted
 
     def session(self, annotator: str, code: str | None = None, source: str = "page") -> "Session":
-        """The answers of an annotator in one sitting.
+        """Starts or continues a session: the answers of one annotator in one sitting.
 
         Args:
-            annotator: a name.
-            code: 8 to 32 hexadecimal digits that identify the sitting; None: random ones.
-            source: where the answers come from.
+            annotator: the annotator's name.
+            code: 8 to 32 hexadecimal digits that identify the session; None generates them.
+            source: where the answers come from, for example ``page``.
 
         Raises:
-            DataError: a name or a code that is not valid.
+            DataError: the name or the code is not valid.
         """
         return Session(self, check_annotator(annotator), code, source)
 
     def append_feedback(self, request_id: str, place: int, label: str, annotator: str = "feedback") -> None:
-        """Writes what an answer of the service should have been; it is on the disk when this returns.
+        """Stores the correct label of a text that the service classified; it is on disk when this returns.
 
         Raises:
-            DataError: a label that the store does not have, or a name that is not valid.
+            DataError: the store does not have the label, or the name is not valid.
             StorageError: the database could not be written.
         """
         check_label(label, self.labels)
@@ -175,13 +176,13 @@ class Store:
             insert_answers(database, [{**key, "time": _now(), "label": label, "source": "feedback"}])
 
     def feedback_without_task(self) -> set[tuple[str, int]]:
-        """Request ids and places with feedback that are no task."""
+        """The (request id, place) pairs with feedback whose texts are not tasks."""
         with self._transaction("DEFERRED") as database:
             keys = "SELECT request_id, place FROM {} WHERE request_id IS NOT NULL"
             return set(database.execute(f"{keys.format('answers')} EXCEPT {keys.format('tasks')}"))
 
     def state(self) -> AnnotationState:
-        """What the store holds now, including what other processes wrote.
+        """The current contents, including what other processes wrote.
 
         Raises:
             StorageError: the database could not be read.
@@ -189,13 +190,13 @@ class Store:
         with self._transaction("DEFERRED") as database:
             answers: dict[str, dict[str, str | None]] = defaultdict(dict)
             for task, annotator, label in database.execute(
-                "SELECT task, annotator, label FROM current_answers ORDER BY number"  # an annotator's last one counts
+                "SELECT task, annotator, label FROM current_answers ORDER BY number"  # an annotator's last answer counts
             ):
                 answers[task][annotator] = label
             ((n_strays,),) = database.execute(
                 "SELECT count(*) FROM answers WHERE NOT undone AND task NOTNULL AND task NOT IN (SELECT task FROM tasks)"
             )
-            # Tasks never change, and no number is given twice: with the same count and last number they are the same.
+            # Tasks never change and numbers are not reused, so an equal count and last number mean that the tasks are equal.
             version = database.execute("SELECT count(*), max(number) FROM tasks").fetchone()
             if version != self._tasks_version:
                 self._tasks, self._tasks_version = select_tasks(database), version
@@ -203,17 +204,17 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        """One transaction; IMMEDIATE waits for other writers, and DEFERRED reads one snapshot."""
+        """A transaction: IMMEDIATE waits for other writers, DEFERRED reads a consistent snapshot."""
         with self._lock, database_errors(self._path), self._database:
             self._database.execute(f"BEGIN {kind}")
             yield self._database
 
 
 class Session:
-    """The answers of one annotator in one sitting, or of one import; :meth:`Store.session` makes it.
+    """The answers of one annotator in one sitting or one import; created by :meth:`Store.session`.
 
     Raises:
-        DataError: a code that is not valid.
+        DataError: the code is not valid.
     """
 
     def __init__(self, store: Store, annotator: str, code: str | None, source: str) -> None:
@@ -223,10 +224,10 @@ class Session:
         self._code = code or secrets.token_hex(8)
 
     def answer(self, task: str, label: str | None) -> None:
-        """Writes a label, or a skip with None; it is on the disk when this returns. A repeated call changes nothing.
+        """Stores a label, or None for a skip; it is on disk when this returns. Repeating the call has no effect.
 
         Raises:
-            DataError: a label or a task that the store does not have.
+            DataError: the store does not have the label or the task.
             StorageError: the database could not be written.
         """
         if label is not None:
@@ -239,7 +240,7 @@ class Session:
                 self._insert(database, [(self._annotator, task, label)])
 
     def answer_all(self, answers: Iterable[tuple[str, str, str | None]]) -> None:
-        """Writes annotators' labels of tasks, which the caller has checked: all of them or none.
+        """Stores (annotator, task, label) triples, all or none of them. The caller has validated them.
 
         Raises:
             StorageError: the database could not be written.
@@ -248,13 +249,13 @@ class Session:
             self._insert(database, answers)
 
     def undo(self, task: str | None = None) -> str:
-        """Takes the last answer of this session back, and returns its task.
+        """Undoes the last answer of this session, and returns its task.
 
         Args:
-            task: the expected one. If its answer was taken back already, nothing changes.
+            task: the expected task, or None for any. If its answer is already undone, nothing changes.
 
         Raises:
-            DataError: this session has no answer, or its last one was to another task.
+            DataError: this session has no answer, or its last answer was to another task.
             StorageError: the database could not be written.
         """
         with self._store._transaction() as database:
@@ -263,19 +264,19 @@ class Session:
                 self._check_task(database, task)
                 return task
             if not answered:
-                raise DataError("there is no answer in this session to take back.")
+                raise DataError("this session has no answer to undo.")
             last = next(reversed(answered))
             if task not in (None, last):
-                raise DataError(f"task={task!r}: not the last answer of this session, which was to {last}.")
+                raise DataError(f"task={task!r}: only the last answer can be undone; it was to task {last}.")
             database.execute("UPDATE answers SET undone = 1 WHERE number = ?", (answered[last],))
             return last
 
     def _check_task(self, database: sqlite3.Connection, task: str) -> None:
         if database.execute("SELECT 1 FROM tasks WHERE task = ?", (task,)).fetchone() is None:
-            raise DataError(f"task={task!r}: {self._store.folder} has no such task.")
+            raise DataError(f"task={task!r}: no such task in {self._store.folder}.")
 
     def _answered(self, database: sqlite3.Connection) -> dict[str, int]:
-        """Tasks that this session answered and did not take back -> number of the last answer, in that order."""
+        """Answered task -> number of its last answer, without undone answers, oldest first."""
         rows = database.execute(
             "SELECT task, max(number) AS last FROM answers WHERE session = ? AND annotator = ? AND NOT undone GROUP BY task "
             "ORDER BY last", (self._code, self._annotator),

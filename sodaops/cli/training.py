@@ -1,4 +1,4 @@
-"""The commands from a table to a bundle that answers: preprocess, train, export, evaluate, predict, serve."""
+"""The commands preprocess, train, export, evaluate, predict and serve."""
 
 import argparse
 import os
@@ -20,11 +20,11 @@ def train(config: "Config") -> float | None:
     """Trains as configured and prints the results.
 
     Returns:
-        The monitored metric of the kept epoch on val, for sweeps; None if no epoch was kept.
+        The monitored metric on val at the epoch that was kept, for sweeps; None if no epoch was kept.
     """
     from sodaops import pipeline
 
-    configure_logging()  # here as well, since launchers call this in processes of their own
+    configure_logging()  # also here, since launchers call this function in new processes
     result = pipeline.train(config)
     if result.exported is not None:
         show_export(result.exported)
@@ -36,7 +36,7 @@ def train(config: "Config") -> float | None:
 
 
 def show_export(exported: "Exported") -> None:
-    """Prints which variants an export wrote, with the measurements of their gates."""
+    """Prints which ONNX variants were written, with the measurements of their checks."""
     for variant, gate in exported.gates.items():
         passed = variant in exported.info.onnx
         print(
@@ -60,19 +60,19 @@ def show_evaluation(evaluated: "Evaluated") -> None:
     for name, values in evaluated.baselines.items():
         print(f"{names[name]:<31}{values['macro_f1']:10.3f}{values['accuracy']:27.3f}   {values['weighted_f1']:11.3f}")
     if not evaluated.same_data:
-        print("note: these are not the splits that the bundle was trained with; they may contain rows that it was trained on")
+        print("note: the bundle was trained with other splits, so these rows may include its training data")
     print(f"\nreport: {shown_path(evaluated.report_path)}")
 
 
 def shown_path(path: str | Path) -> str:
-    """A path relative to the current folder where it is inside it; an address unchanged."""
+    """Shortens a path inside the current folder to a relative one; leaves remote addresses unchanged."""
     if remote.is_address(path):
         return str(path)
     return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
 
 
 def run_train(rest: list[str]) -> None:
-    """`sodaops train` and train.py."""
+    """Runs `sodaops train` and train.py."""
     from sodaops.config.compose import load_params, run_hydra
 
     params, rest = option(rest, "--params")
@@ -83,7 +83,7 @@ def run_train(rest: list[str]) -> None:
 
 
 def run_preprocess(rest: list[str]) -> None:
-    """`sodaops preprocess`."""
+    """Runs `sodaops preprocess`."""
     from sodaops import pipeline
     from sodaops.data.preprocess import summarize_manifest
 
@@ -93,7 +93,7 @@ def run_preprocess(rest: list[str]) -> None:
 
 
 def run_export(rest: list[str]) -> None:
-    """`sodaops export BUNDLE`."""
+    """Runs `sodaops export BUNDLE`."""
     from sodaops import pipeline
 
     if not rest or not _is_positional(rest[0]):
@@ -105,7 +105,7 @@ def run_export(rest: list[str]) -> None:
 
 
 def run_evaluate(rest: list[str]) -> None:
-    """`sodaops evaluate [BUNDLE]`."""
+    """Runs `sodaops evaluate [BUNDLE]`."""
     from sodaops import pipeline
 
     if rest and _is_positional(rest[0]):
@@ -118,13 +118,13 @@ def _is_positional(argument: str) -> bool:
 
 
 def run_serve(rest: list[str]) -> None:
-    """`sodaops serve BUNDLE`: turns conf/serve into environment variables and replaces this process with the service."""
+    """Runs `sodaops serve BUNDLE`: passes conf/serve as environment variables and replaces this process by the service."""
     import importlib.util
 
     from sodaops.config.schema import ServeConfig
 
     if importlib.util.find_spec("fastapi") is None:
-        raise ConfigError("fastapi is not installed; get it with `pip install 'sodaops[serve]'`.")
+        raise ConfigError("fastapi is not installed; install it with `pip install 'sodaops[serve]'`.")
     from sodaops.web.settings import as_environment
 
     if rest and _is_positional(rest[0]):
@@ -132,14 +132,14 @@ def run_serve(rest: list[str]) -> None:
     if "SODAOPS_BUNDLE" not in os.environ:
         raise ConfigError("the bundle is missing; give it as `sodaops serve RUN/bundle`, or in SODAOPS_BUNDLE.")
     explicit = [override.partition("=")[0].removeprefix("serve.") for override in rest]
-    serve = configured(rest).serve if rest else ServeConfig()  # the defaults equal conf/serve, which a test checks
+    serve = configured(rest).serve if rest else ServeConfig()  # a test checks that the defaults equal conf/serve
     sys.stdout.flush()
     command = [sys.executable, "-m", "sodaops.serving"]
     os.execve(sys.executable, command, {**os.environ, **as_environment(serve, explicit)})
 
 
 def configured(rest: list[str]) -> "Config":
-    """The configuration for a command's arguments: overrides of conf/, or of ``--params FILE``."""
+    """Composes the configuration from a command's overrides and conf/, or ``--params FILE``."""
     from sodaops.config.compose import compose, load_params
 
     params, rest = option(rest, "--params")
@@ -148,7 +148,7 @@ def configured(rest: list[str]) -> "Config":
 
 
 def option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """Takes ``flag VALUE`` out of the arguments; returns the value and the other arguments."""
+    """Removes ``flag VALUE`` from the arguments; returns the value, or None, and the other arguments."""
     parser = argparse.ArgumentParser(prog="sodaops", add_help=False, allow_abbrev=False)
     parser.add_argument(flag, dest="value")
     parsed, others = parser.parse_known_args(rest)
@@ -156,17 +156,17 @@ def option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def run_predict(rest: list[str]) -> None:
-    """`sodaops predict BUNDLE TEXT ...` or `--file TABLE --output TABLE`."""
+    """Runs `sodaops predict BUNDLE TEXT ...`, or with `--file TABLE --output TABLE` for a table."""
     from sodaops.inference.predictor import Predictor
     from sodaops.inference.table import bulk_predictor, predict_table
     from sodaops.registry.bundles import bundle_at, predictor_files
 
-    parser = argparse.ArgumentParser(prog="sodaops predict", description="Answer from a bundle.")
+    parser = argparse.ArgumentParser(prog="sodaops predict", description="Predict the labels of texts or of a table.")
     parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
     parser.add_argument("texts", nargs="*", metavar="text")
-    parser.add_argument("--file", help="a table, local or at gs://: .csv, .tsv, .jsonl or .parquet")
+    parser.add_argument("--file", help="input table, local or at gs://: .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--text-column", default="text", help="the column with the texts (default: text)")
-    parser.add_argument("--output", help="where to write the table with label, score and probabilities added")
+    parser.add_argument("--output", help="local file for the table with label, score and probabilities added")
     parser.add_argument("--variant", help="float32 or int8 (default: int8 where it passed its gate)")
     arguments = parser.parse_args(rest)
     if bool(arguments.texts) == bool(arguments.file) or bool(arguments.file) != bool(arguments.output):
@@ -175,7 +175,7 @@ def run_predict(rest: list[str]) -> None:
         predictor = (bulk_predictor if arguments.file else Predictor)(folder, arguments.variant)
     if arguments.file:
         written = predict_table(predictor, arguments.file, arguments.text_column, arguments.output)
-        resumed = f", {written.n_resumed:,} of them answered before" if written.n_resumed else ""
+        resumed = f", {written.n_resumed:,} of them predicted by an earlier run" if written.n_resumed else ""
         print(f"{arguments.output}: {written.n_rows:,} rows{resumed}")
         return
     for text, answer in zip(arguments.texts, predictor.predict(arguments.texts), strict=True):
