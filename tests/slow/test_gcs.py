@@ -101,7 +101,7 @@ def test_a_bundle(run, bucket, cloud, trained):
     code, out, err = run("promote", "challenger", registry, *gate)
     assert code == 3 and f"report: {bucket}/gate/{version}/gate.html" in out, err
     assert json.loads(cloud.cat(f"bucket/gate/{version}/gate.json"))["passed"] is False
-    assert "expected a bundle on this machine" in run("export", bundle)[2]
+    assert f"ConfigError: sodaops export {bundle}: " in run("export", bundle)[2]
 
 
 def test_half_a_bundle(run, bucket, cloud, trained):
