@@ -141,5 +141,5 @@ def _output_dir_of(bundle: str, split: str) -> str | None:
     from sodaops.registry.registry import address_of
 
     if address_of(bundle) != bundle:
-        raise ConfigError("evaluate.output_dir is missing; a registry holds no evaluations, so name a folder or gs://BUCKET/FOLDER.")
+        raise ConfigError(f"evaluate.output_dir is missing; {bundle} is in a registry, so name a folder or gs://BUCKET/FOLDER.")
     return remote.join(bundle.rstrip("/").rpartition("/")[0], FOLDERS.get(split, "")) if remote.is_address(bundle) else None
