@@ -1,1 +1,1 @@
-"""SoDaOps: from a table of labelled texts to a watched service, and back."""
+"""SoDaOps trains, deploys and monitors text classifiers."""
