@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """Undoes what a test's command and Hydra did to logging: their handlers would write to a test's closed streams."""
-    loggers = (logging.root, logging.getLogger("sodaops"))
+    loggers = [logging.root, *map(logging.getLogger, ("sodaops", "hydra", "hydra_plugins"))]
     before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     yield
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
@@ -68,24 +68,24 @@ def write(workdir: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a verb in an empty folder; gives its exit code, and what it printed on both streams."""
+    """Runs a command in an empty folder; returns its exit code, standard output and standard error."""
     from sodaops.cli import main
 
-    def verb(*argv: object) -> tuple[int, str, str]:
+    def command(*argv: object) -> tuple[int, str, str]:
         capsys.readouterr()
         code = main([str(arg) for arg in argv])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return code, output.out, output.err
 
-    return verb
+    return command
 
 
 def free_port() -> int:
-    """A port of loopback that nobody uses just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """A port of 127.0.0.1 that is not in use."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def configured(*overrides: str) -> Any:

@@ -1,4 +1,4 @@
-"""The log of the package on a terminal: messages of `sodaops` loggers on standard error."""
+"""The log of the package and of Hydra on a terminal: messages on standard error."""
 
 import logging
 import os
@@ -27,7 +27,8 @@ def configure_logging() -> None:
     """
     from sodaops.io import ranks
 
-    logger = logging.getLogger("sodaops")
-    logger.setLevel(logging.INFO if ranks.is_rank_zero(os.environ) else logging.WARNING)
-    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
-        logger.addHandler(ConsoleHandler())
+    for name in ("sodaops", "hydra", "hydra_plugins"):  # Hydra's launchers log which jobs they start
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO if ranks.is_rank_zero(os.environ) else logging.WARNING)
+        if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+            logger.addHandler(ConsoleHandler())
