@@ -1,4 +1,4 @@
-"""The sweep behind ``-m search=NAME``: Optuna chooses trials, Hydra's launchers run them, and a stopped sweep resumes."""
+"""The sweep that ``-m search=NAME`` runs: Optuna proposes trials, and Hydra's launcher runs them."""
 
 import logging
 import os
@@ -24,9 +24,9 @@ from sodaops.search.space import Dimension, check_keys, read_space, swept_dimens
 from sodaops.search.trials import TrialRunner
 
 log = logging.getLogger(__name__)
-_MAX_FIRST_FAILURES = 3  # if the first trials all fail, they have a cause in common, and the sweep ends
+_MAX_FIRST_FAILURES = 3  # if so many trials fail and none succeeds, the sweep ends: they must have a common cause
 _POLL_S = 2.0
-_MAX_OUTAGE = 5  # grace periods that the database may be away: long enough for an update or a failover
+_MAX_OUTAGE = 5  # grace periods for which the database may be unreachable, as during an update or a failover
 _NOT_SEARCHABLE = ("seed", "ckpt_path", "checkpoint.monitor")
 _NOT_TRAINING = ("evaluate", "export", "logger", "registry", "run_dir", "search", "serve")  # sections
 
@@ -34,11 +34,11 @@ _NOT_TRAINING = ("evaluate", "export", "logger", "registry", "run_dir", "search"
 class Sweep:
     """Runs ``search.n_trials`` trials of ``search.space``, together with all other processes that work on the study.
 
-    Each trial is a job, or ``search.n_seeds`` jobs: the first seed may be pruned, and the others run only if it was not.
+    A trial is one job for each of ``search.n_seeds`` seeds. The first one may be pruned; the others run only if it was not.
 
     Args:
-        config: the composed tree, with the ``hydra`` section.
-        launcher: runs the jobs.
+        config: the composed configuration, with the ``hydra`` section.
+        launcher: Hydra's, which runs the jobs.
     """
 
     def __init__(self, config: DictConfig, launcher: Launcher) -> None:
@@ -51,15 +51,15 @@ class Sweep:
         """Runs trials until the study has as many as asked for.
 
         Args:
-            arguments: overrides from the command line, sweeps among them.
+            arguments: overrides from the command line, with one value or several.
 
         Raises:
-            ConfigError: a space or a study that does not fit.
-            SodaOpsError: the first trials all failed; the last one's error.
+            ConfigError: the space is invalid, or the study was made with other settings.
+            SodaOpsError: the first trials all failed; of the class of the last error.
         """
         studies.silence_optuna_loggers()
         for launcher in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins"):
-            logging.getLogger(launcher).setLevel(logging.WARNING)  # each job is logged here, in one line
+            logging.getLogger(launcher).setLevel(logging.WARNING)  # TrialRunner logs each job in one line
         self._config = config = build_config(self._tree)
         if config.search is None:
             raise ConfigError(
@@ -74,7 +74,7 @@ class Sweep:
         url = search.storage or studies.default_url(self._folder)
         studies.check_sweep_folder(self._folder, url, search.study)
         metric, direction = config.checkpoint.monitor, "minimize" if config.checkpoint.mode == "min" else "maximize"
-        studies.make_pruner(search.pruner, search.pruner_options)  # faults in these keys are found before the first trial
+        studies.make_pruner(search.pruner, search.pruner_options)  # invalid options fail here, before the first trial
         studies.make_sampler(search.sampler, search.sampler_options, 0)
         with database.storage_errors(url):
             self._study = studies.open_study(url, search.study, search.grace_s, direction, self._comparable_settings())
@@ -91,7 +91,7 @@ class Sweep:
             self._log_result()
 
     def _dimensions(self, swept: Sequence[Override]) -> list[Dimension]:
-        """The space of conf/search. What the command line sweeps replaces its entries or is added to them."""
+        """The search space: that of conf/search, updated with the keys that the command line sweeps over."""
         configured = read_space(self._search.space) if self._search.space or not swept else []
         dimensions = {dimension.key: dimension for dimension in configured}
         dimensions |= {override.get_key_element(): swept_dimension(override) for override in swept}
@@ -105,7 +105,7 @@ class Sweep:
         return list(dimensions.values())
 
     def _comparable_settings(self) -> dict[str, Any]:
-        """All settings that must be the same for trials to be comparable: the space, and every other key of the training."""
+        """The settings that all trials of a study must share: the space, and all keys of training that are not searched."""
         dimensions = {
             f"search.space.{d.key}": [d.type, d.low, d.high, d.log, d.step, list(d.values)] for d in self._space.values()
         }
@@ -123,13 +123,13 @@ class Sweep:
             f"{key}={to_override(current.get(key))}" for key, d in self._space.items() if not d.contains(current.get(key))
         ]
         if outside:
-            log.info("the current configuration is not in the space (%s), and is not tried", some(outside))
+            log.info("the current configuration is outside the search space (%s), so no trial runs it", some(outside))
             return
         params = {key: dimension.stored(current[key]) for key, dimension in self._space.items()}
         self._study.enqueue_trial(params, skip_if_exists=True)
 
     def _run_until_done(self) -> None:
-        """Starts trials while fewer than ``search.n_trials`` have ended or run; then waits for those of other processes."""
+        """Runs trials while fewer than ``search.n_trials`` are running or ended; then waits for those of other processes."""
         waiting = False
         with tqdm(total=self._search.n_trials, desc=self._search.study, unit="trial", disable=None) as bar:
             while True:
@@ -141,20 +141,21 @@ class Sweep:
                     self._runner.run(min(n_left, self._n_jobs()))
                     database.retry_once(self._write_page)
                     self._check_first_failures()
-                elif n_running and n_ended < self._search.n_trials:  # running in other processes, any of which may die
+                elif n_running and n_ended < self._search.n_trials:  # in other processes; if one dies, its trial runs again
                     if not waiting:
-                        log.info("waiting for %d trials of other processes; lost ones are run again", n_running)
+                        log.info("waiting for %d trials of other processes; lost trials run again", n_running)
                         waiting = True
                     time.sleep(_POLL_S)
                 else:
                     return
 
     def _n_jobs(self) -> int:
-        """How many trials run at once: as configured, or as many as joblib's launcher runs."""
+        """The number of trials to run at once; by default, the number of jobs that the launcher runs at once."""
         n = self._search.n_jobs or self._hydra.launcher.get("n_jobs") or 1
         return int(n) if n > 0 else os.cpu_count()
 
     def _check_first_failures(self) -> None:
+        """Ends the sweep if its first trials all failed."""
         n, error = studies.count_trials(self._study), self._runner.last_error
         if error is not None and n["FAIL"] >= _MAX_FIRST_FAILURES and not n["COMPLETE"] + n["PRUNED"]:
             if isinstance(error, SodaOpsError):
@@ -189,7 +190,7 @@ class Sweep:
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], list[Override]]:
-    """Overrides with one value, as they were given, and those that sweep over several."""
+    """The overrides with one value, unparsed, and those that sweep over several values, parsed."""
     parsed = OverridesParser.create().parse_overrides(arguments)
     fixed = [text for text, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
     return fixed, [override for override in parsed if override.is_sweep_override()]

@@ -1,8 +1,9 @@
-"""Running trials of a study: asks Optuna for parameters, starts the jobs through Hydra's launcher, reports the results."""
+"""Runs trials of a study: asks Optuna for parameters, starts jobs through Hydra's launcher, and reports their results."""
 
 import contextlib
 import functools
 import logging
+import math
 import shutil
 import socket
 import statistics
@@ -25,20 +26,20 @@ Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]  # overri
 
 
 class TrialRunner:
-    """Runs trials of one study in this process's folder.
+    """Runs trials of one study; their runs are written to a folder of this process.
 
     Args:
         config: the configuration that the trials vary.
         study: shared with other processes.
         space: the searched keys.
         fixed: overrides that every trial gets.
-        folder: of the sweep.
-        url: of the study's database.
-        reconnector: waits for the database; stops waiting when the sweep is stopped.
+        folder: the sweep's folder.
+        url: the address of the study's database.
+        reconnector: waits for the database while it is unreachable.
         launch: Hydra's launcher.
 
     Attributes:
-        last_error: of the last trial that failed.
+        last_error: the error of the trial that failed last.
     """
 
     def __init__(
@@ -65,22 +66,22 @@ class TrialRunner:
                     database.retry_once(functools.partial(heartbeats.add, trial._trial_id))
             if not trials:
                 return
-            # The first seed of every trial. Only trials that end with a score run with the other seeds too.
+            # Run every trial with the first seed, then those that ended with a score with the other seeds.
             seed = self._config.seed
             first = self._launch_jobs([(trial, seed) for trial in trials])
             scored = [trial for trial, result in zip(trials, first, strict=True) if _score(result) is not None]
             jobs = [(trial, seed + i) for trial in scored for i in range(1, self._search.n_seeds)]
             others = self._launch_jobs(jobs) if jobs else []
             for trial, result in zip(trials, first, strict=True):
-                more = [other for (of, _), other in zip(jobs, others, strict=True) if of is trial]
+                more = [other for (owner, _), other in zip(jobs, others, strict=True) if owner is trial]
                 self._report(trial, [result, *more])
 
     def _ask(self) -> optuna.Trial | None:
-        """The next trial; None if another process took the last one."""
+        """The next trial; None if all trials have been started, perhaps by other processes."""
         with database.database_lock(database.engine_of(self._study)):
             if sum(self.count()) >= self._search.n_trials:
                 return None
-            # The seed depends on the number of trials, so that a resumed sweep does not draw the same values again.
+            # Depends on the number of trials, so that a resumed sweep does not draw the same values again.
             seed = self._config.seed + len(self._study.get_trials(deepcopy=False))
             self._study.sampler = studies.make_sampler(self._search.sampler, self._search.sampler_options, seed)
             try:
@@ -89,7 +90,7 @@ class TrialRunner:
                 raise ConfigError(f"search.sampler={self._search.sampler}: {error}") from error
 
     def _launch_jobs(self, jobs: Sequence[tuple[optuna.Trial, int]]) -> Sequence[JobReturn]:
-        """Runs jobs, each a trial and a seed, through Hydra's launcher."""
+        """Runs jobs (trial, seed) through Hydra's launcher."""
         overrides = []
         for trial, seed in jobs:
             chosen = [self._space[key].override(value) for key, value in trial.params.items()]
@@ -108,15 +109,15 @@ class TrialRunner:
         return self._launch(overrides, jobs[0][0].number)
 
     def run_name(self, number: int, seed: int | None = None) -> str:
-        """The name of a run's folder in the sweep's folder; None is the first seed."""
+        """The name of a run's folder in the sweep's folder; ``seed=None`` means the first seed."""
         return f"{number:04d}" if seed in (None, self._config.seed) else f"{number:04d}-seed{seed}"
 
     def _report(self, trial: optuna.Trial, results: Sequence[JobReturn]) -> None:
-        """Reports a trial's results, unless another process marked it as lost meanwhile."""
+        """Reports a trial's results, unless another process has marked the trial as lost."""
         try:
             database.retry_once(functools.partial(self._tell, trial, results))
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
-            # The trial is finished already. If not as lost, an earlier attempt reported it before its connection broke.
+            # The trial has ended: it was marked as lost, or an earlier attempt reported it before its connection broke.
             lost = studies.was_marked_lost(self._study, trial)
             if isinstance(error, ValueError) and not lost:
                 raise
@@ -124,6 +125,7 @@ class TrialRunner:
                 log.warning("trial %d was marked as lost by another process, which runs it again; not counted", trial.number)
 
     def _tell(self, trial: optuna.Trial, results: Sequence[JobReturn]) -> None:
+        """Writes a trial's attributes, and its state or mean score."""
         folders = [self._folder / self.run_name(trial.number, self._config.seed + i) for i in range(len(results))]
         seconds = [read_run(folder).seconds for folder in folders if (folder / RECORD).is_file()]
         trial.set_user_attr("folders", [str(folder) for folder in folders])
@@ -148,20 +150,20 @@ class TrialRunner:
 
     @contextlib.contextmanager
     def _requeue_if_stopped(self, trials: list[optuna.Trial]) -> Iterator[None]:
-        """If the sweep is stopped, requeues the trials that have not ended."""
+        """Requeues the trials that have not ended if an exception, such as Ctrl-C, ends the block."""
         try:
             yield
-        except BaseException as stop:
+        except BaseException as error:
             self._reconnector.stop_waiting()
             try:
                 self._mark_stopped(trials)
             except database.DATABASE_ERRORS:
-                numbers = some([trial.number for trial in trials])
                 log.warning(
-                    "trials %s could not be marked as stopped: they run again, their runs stay in %s", numbers, self._folder
-                )
-            if isinstance(stop, KeyboardInterrupt):
-                raise type(stop)(f"the same command resumes search.study={self._search.study}") from None
+                    "trials %s could not be marked as stopped; they will run again, and their runs stay in %s",
+                    some([trial.number for trial in trials]), self._folder,
+                )  # fmt: skip
+            if isinstance(error, KeyboardInterrupt):
+                raise type(error)(f"the same command resumes search.study={self._search.study}") from None
             raise
 
     def _mark_stopped(self, trials: Sequence[optuna.Trial]) -> None:
@@ -177,7 +179,7 @@ class TrialRunner:
 def _score(result: JobReturn) -> float | None:
     """A job's score; None if it failed, kept no checkpoint, or its score is not a number."""
     value = result._return_value
-    usable = result.status == JobStatus.COMPLETED and isinstance(value, int | float) and value == value
+    usable = result.status == JobStatus.COMPLETED and isinstance(value, int | float) and not math.isnan(value)
     return float(value) if usable else None
 
 

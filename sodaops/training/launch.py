@@ -1,4 +1,4 @@
-"""Starts a training of several processes: torch's elastic agent starts one for each device, and ends all when one dies.
+"""Trains in several processes: torch's elastic agent starts one for each device, and stops all of them if one fails.
 
 Each process runs ``sodaops train`` on the composed configuration. Only the first one (rank 0) writes files.
 """
@@ -31,34 +31,34 @@ from sodaops.training.resume import LAST, resume_hint
 from sodaops.training.trainer import make_trainer, silence_loggers, trainer_arguments
 
 log = logging.getLogger(__name__)
-_END_S = 60  # for a process to write its checkpoint and end, before it is killed
+_END_S = 60  # within which a process that is stopped must write its checkpoint, before it is killed
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
-CONFIG = "ranks.yaml"
+CONFIG = "ranks.yaml"  # the configuration that the processes read
 
 
 class KilledError(TrainingError):
-    """A signal killed a process of the training."""
+    """A process of the training was killed by a signal."""
 
 
 class Node(NamedTuple):
-    """A machine's rank among those that train together."""
+    """A machine among those that train together."""
 
     rank: int
-    address: str  # of the first machine
-    port: int
+    address: str  # of the machine with rank 0
+    port: int  # on that machine
 
 
 def processes(config: Config) -> tuple[int, int]:
-    """The number of processes on this machine, and of machines, in conf/trainer.
+    """The number of processes on this machine, and the number of machines, by conf/trainer.
 
     Raises:
-        ConfigError: this machine lacks the devices, or torchrun started another number of processes.
+        ConfigError: this machine does not have the devices, or torchrun started a different number of processes.
     """
     arguments = trainer_arguments(config.trainer)
     if (arguments["devices"], arguments["num_nodes"]) == (1, 1) and not ranks.is_distributed(os.environ):
         return 1, 1
     silence_loggers()
-    if arguments["precision"] == "auto":  # each process chooses by itself, and Peers compares the choices
+    if arguments["precision"] == "auto":  # chosen later, in each process; Peers compares the choices
         arguments["precision"] = None
     trainer = make_trainer(arguments | {"profiler": None}, [], [], Path(config.run_dir or "."))
     n_devices, n_nodes = trainer.num_devices, trainer.num_nodes
@@ -73,21 +73,21 @@ def processes(config: Config) -> tuple[int, int]:
 
 
 def node_of(environment: Mapping[str, str], n_nodes: int) -> Node:
-    """This machine's rank among several, from the environment variables of Vertex AI or another scheduler.
+    """This machine's rank, from the environment variables of Vertex AI or another scheduler.
 
     Args:
         environment: with CLUSTER_SPEC (Vertex AI); or with MASTER_ADDR, MASTER_PORT and NODE_RANK (or RANK).
         n_nodes: the number of machines in the configuration.
 
     Raises:
-        ConfigError: the variables are missing or invalid, or are for another number of machines.
+        ConfigError: the variables are missing or invalid, or belong to a different number of machines.
 
     >>> node_of({"MASTER_ADDR": "a", "MASTER_PORT": "2222", "RANK": "1"}, 2)
     Node(rank=1, address='a', port=2222)
     """
     try:
         if "CLUSTER_SPEC" in environment:
-            spec = json.loads(environment["CLUSTER_SPEC"])
+            spec = json.loads(environment["CLUSTER_SPEC"])  # workerpool0 has the first machine, workerpool1 the others
             pools = [spec["cluster"][name] for name in ("workerpool0", "workerpool1") if name in spec["cluster"]]
             address, _, port = pools[0][0].rpartition(":")
             rank = int(spec["task"]["index"]) + (len(pools[0]) if spec["task"]["type"] == "workerpool1" else 0)
@@ -151,7 +151,7 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
     tree = run_dir / (CONFIG if node is None else f"{node.rank}.{CONFIG}")
     storage.write_text(tree, yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
     command = ["-m", "sodaops.cli", "train", "--params", str(tree)]
-    with tempfile.TemporaryDirectory() as logs, _own_threads(n_processes), _own_signals():
+    with tempfile.TemporaryDirectory() as logs, _divided_cores(n_processes), _restored_signal_handlers():
         settings = LaunchConfig(
             min_nodes=n_nodes, max_nodes=n_nodes, nproc_per_node=n_processes, run_id="sodaops" if node else uuid.uuid4().hex,
             max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=logs), shutdown_timeout=_END_S,
@@ -175,10 +175,10 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
 
 
 def _raise_first_failure(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
-    """Raises the error of the process that ended first by itself, not because another one had ended."""
+    """Raises the error of the process that caused the others to fail."""
 
-    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, float]:  # those that the agent terminated come last
-        code = item[1].exitcode
+    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, float]:
+        code = item[1].exitcode  # first those killed by a signal, then those with an error, last those the agent terminated
         return code == -signal.SIGTERM, code > 0, item[1].timestamp
 
     rank, failure = min(error.failures.items(), key=order)
@@ -198,12 +198,12 @@ def _raise_first_failure(error: ChildFailedError, run_dir: Path, n_all: int) -> 
 
 
 @contextlib.contextmanager
-def _own_threads(n_processes: int) -> Iterator[None]:
-    """Divides the cores among the processes; the agent would give each process one thread."""
+def _divided_cores(n_processes: int) -> Iterator[None]:
+    """Divides the cores among the processes, to each of which the agent would give one thread; silences the agent's log."""
     cores = max(1, n_cores() // n_processes)
     previous = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = previous or str(cores)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # launch raises what failed
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # launch raises the error
     try:
         yield
     finally:
@@ -212,8 +212,8 @@ def _own_threads(n_processes: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Restores the signal handlers that the agent replaces."""
+def _restored_signal_handlers() -> Iterator[None]:
+    """Restores the signal handlers afterwards, which the agent replaces."""
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield

@@ -1,7 +1,7 @@
-"""Lets the processes of one training agree, before they start, that all are ready and train the same thing.
+"""Checks, before a training in several processes starts, that all of them are ready and have the same settings.
 
-Without this, the others would wait for a process that failed while preparing, and machines with different tables would train
-one model on both.
+Without this check, the others would wait for a process that failed while preparing, and machines with different tables would
+train one model on both.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import torch.distributed as dist
 from sodaops.errors import ConfigError, TrainingError, some
 from sodaops.io import ranks
 
-JOIN_S = 600  # for all machines to reach the store
-READY_S = 1800  # for the slowest process to prepare its splits; torch allows as long for joining the process group
+JOIN_S = 600  # within which all machines must reach the store
+READY_S = 1800  # within which all processes must have prepared their splits; torch's limit for joining is the same
 _POLL_S = 0.1
 
 
@@ -28,8 +28,8 @@ class Peers:
     Keep the object until the training ends: the first process may host the store.
 
     Args:
-        environment: RANK, WORLD_SIZE and so on, as the elastic agent sets them; nothing of that with one process.
-        store: the store to use; None: the one that torch's rendezvous finds.
+        environment: with RANK and WORLD_SIZE, as the elastic agent sets them; without them for a single process.
+        store: None uses the one that torch's rendezvous gives.
 
     Raises:
         TrainingError: the first process cannot be reached.
@@ -48,7 +48,7 @@ class Peers:
                 timeout = timedelta(seconds=JOIN_S)
                 store, *_ = next(dist.rendezvous("env://", self._rank, self._world_size, timeout=timeout))
             self._store = dist.PrefixStore("sodaops", store)
-            for keys in (self._ready_keys, self._failed_keys):  # torchrun may keep the store over a restart
+            for keys in (self._ready_keys, self._failed_keys):  # torchrun may keep the store when it restarts
                 self._store.delete_key(keys[self._rank])
 
     @contextlib.contextmanager
@@ -65,7 +65,7 @@ class Peers:
         error = sys.exception()
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         with contextlib.suppress(dist.DistError):
-            # A process that was ready ends because of another one's failure, which is reported already.
+            # A process that was ready fails only because another one did, which has reported it.
             if not self._store.check([self._ready_keys[self._rank]]):
                 message = f"process {self._rank} of {self._world_size} could not start ({reason})"
                 self._store.set(self._failed_keys[self._rank], message)
@@ -87,10 +87,11 @@ class Peers:
             self._wait_until_ready()
             first, *others = (json.loads(self._store.get(key)) for key in self._ready_keys)
         for rank, other in enumerate(others, 1):
-            unlike = [f"{key}={other.get(key)}, process 0 with {first[key]}" for key in first if other.get(key) != first[key]]
-            if unlike:
+            keys = [key for key in first if other.get(key) != first[key]]
+            if keys:
+                differences = some([f"{key}={other.get(key)}, process 0 with {first[key]}" for key in keys])
                 raise ConfigError(
-                    f"process {rank} of {self._world_size} would train with {some(unlike)}. Give all machines the same tables, "
+                    f"process {rank} of {self._world_size} would train with {differences}. Give all machines the same tables, "
                     "configuration and run_dir."
                 )
 

@@ -1,4 +1,4 @@
-"""Uploads a run to remote storage while it trains, and downloads the checkpoint that a run resumes from."""
+"""Uploads a run to remote storage during training, and downloads the checkpoint from which a run resumes."""
 
 import contextlib
 import json
@@ -18,35 +18,35 @@ from sodaops.io import remote, storage
 from sodaops.io.run_record import RECORD
 
 log = logging.getLogger(__name__)
-UPLOAD_RECORD = "landed.json"  # written before the training, which checks access, and after it, with the hash of every file
+UPLOAD_RECORD = "landed.json"  # written before training, to check access, and after it, with the hash of every file
 _INTERVAL_S = 5.0
 CHECKPOINTS = "checkpoints"
 LAST = f"{CHECKPOINTS}/last.ckpt"
-_UPLOADED_LAST = (LAST, "bundle/bundle.json", RECORD)  # where one of these is, the files that it describes are too
+_UPLOADED_LAST = (LAST, "bundle/bundle.json", RECORD)  # each is uploaded after the files that it describes
 
 
 @contextlib.contextmanager
 def uploading(config: Config, is_uploader: bool = True) -> Iterator[Config]:
-    """Lets a run with a remote ``run_dir`` train in a local folder, outputs/gs/BUCKET/FOLDER, and uploads that folder.
+    """Replaces a remote ``run_dir`` by a local folder, outputs/gs/BUCKET/FOLDER, and uploads that folder.
 
-    While the block runs, changed checkpoints and run.json are uploaded every few seconds. After the block everything else
-    is, landed.json last. With ``ckpt_path=last`` the remote checkpoints are downloaded first.
+    While the block runs, changed checkpoints and run.json are uploaded every few seconds. After the block, all other files are
+    uploaded, and landed.json last. With ``ckpt_path=last``, the remote checkpoints are downloaded before the block.
 
     Args:
         config: with a remote ``run_dir``.
-        is_uploader: false in all but one of the processes or machines that train together.
+        is_uploader: whether this process uploads; true for one of the processes or machines that train together.
 
     Yields:
         The configuration with the local folder as ``run_dir``.
 
     Raises:
-        ConfigError: the address names no folder.
+        ConfigError: ``run_dir`` is not a folder in a bucket.
         StorageError: no rights, no connection or no bucket, raised before the training; or an upload failed.
     """
     address, folder = config.run_dir.rstrip("/"), _local_folder("run_dir", config.run_dir)
     uploader = _Uploader(folder, address)
     if is_uploader:
-        uploader.write_record(whole=False)
+        uploader.write_record(complete=False)
     if config.ckpt_path == "last":
         uploader.mark_uploaded(_download(f"{address}/{LAST}", folder))
     config = config.model_copy(update={"run_dir": str(folder)})
@@ -62,20 +62,20 @@ def uploading(config: Config, is_uploader: bool = True) -> Iterator[Config]:
         except StorageError as failure:  # the error that ended the run is the one to raise
             log.warning("%s The files are in %s.", failure, folder)
             raise error from None
-        if isinstance(error, KeyboardInterrupt | TrainingError):  # the hint to resume holds on every machine
+        if isinstance(error, KeyboardInterrupt | TrainingError):  # the hint to resume should work on every machine
             raise type(error)(str(error).replace(f"run_dir={folder}", f"run_dir={address}")) from None
         raise
     try:
-        uploader.write_record(whole=True, files=uploader.upload_all())
+        uploader.write_record(complete=True, files=uploader.upload_all())
     except StorageError as error:
         raise StorageError(f"{error} The run is complete in {folder}; copy it from there.") from error
 
 
 def download_checkpoint(config: Config) -> Config:
-    """Replaces a remote ``ckpt_path`` by a local copy; the other checkpoints of that run are downloaded too.
+    """Replaces a remote ``ckpt_path`` by a local copy; also downloads the run's other checkpoints.
 
     Raises:
-        ConfigError: no such checkpoint.
+        ConfigError: the checkpoint does not exist.
         StorageError: no rights, no connection or no bucket.
     """
     if not remote.is_address(config.ckpt_path):
@@ -87,6 +87,7 @@ def download_checkpoint(config: Config) -> Config:
 
 
 def _local_folder(key: str, address: str) -> Path:
+    """outputs/gs/BUCKET/FOLDER for gs://BUCKET/FOLDER."""
     scheme, _, rest = address.partition("://")
     names = [name for name in rest.split("/") if name]
     if len(names) < 2 or {".", ".."} & set(names):
@@ -95,10 +96,10 @@ def _local_folder(key: str, address: str) -> Path:
 
 
 def _download(checkpoint: str, folder: Path) -> list[str]:
-    """Downloads a checkpoint, the other checkpoints of its run and run.json into a run folder.
+    """Downloads a checkpoint, the other checkpoints of its run, and run.json into a run folder.
 
     Returns:
-        The names of the checkpoints within the run folder; none if the checkpoint does not exist.
+        The paths of the checkpoints relative to the run folder; empty if the checkpoint does not exist.
     """
     remote_folder, _, name = checkpoint.rpartition("/")
     with remote.filesystem(remote_folder, "listed") as files:
@@ -121,7 +122,7 @@ def _download(checkpoint: str, folder: Path) -> list[str]:
 class _Snapshot(NamedTuple):
     """A file to upload."""
 
-    name: str  # within the run folder
+    name: str  # path relative to the run folder
     path: Path  # the file itself, or a copy that training does not replace
     modified_ns: int
 
@@ -136,12 +137,12 @@ class _Uploader:
         self._stop = threading.Event()
 
     def mark_uploaded(self, names: Collection[str]) -> None:
-        """Notes that the remote versions of these files equal the local ones."""
+        """Records that these files are the same in the remote folder."""
         self._uploaded |= {name: (self._folder / name).stat().st_mtime_ns for name in names}
 
-    def write_record(self, whole: bool, files: dict[str, str] | None = None) -> None:
+    def write_record(self, complete: bool, files: dict[str, str] | None = None) -> None:
         """Writes landed.json."""
-        record: dict[str, Any] = {"whole": whole, "host": socket.gethostname(), "begun": self._started, "files": files or {}}
+        record: dict[str, Any] = {"whole": complete, "host": socket.gethostname(), "begun": self._started, "files": files or {}}
         address = remote.join(self._address, UPLOAD_RECORD)
         with remote.filesystem(address, "written") as filesystem:
             filesystem.pipe_file(address, json.dumps(record, indent=1).encode())
@@ -163,7 +164,7 @@ class _Uploader:
             try:
                 self._upload_checkpoints()
                 logged = ""
-            except (StorageError, OSError) as error:  # not fatal: upload_all after the training must succeed
+            except (StorageError, OSError) as error:  # not fatal: upload_all runs after training
                 if str(error) != logged:
                     log.warning("%s It will be tried again.", error)
                 logged = str(error)
@@ -171,11 +172,11 @@ class _Uploader:
     def _upload_checkpoints(self) -> None:
         """Uploads changed checkpoints, then run.json.
 
-        last.ckpt is copied first and uploaded last, so that no remote checkpoint beside it is older than it.
+        last.ckpt is copied first and uploaded last, so that the other remote checkpoints are at least as new.
         """
-        if not self._folder.is_dir():  # nothing was written yet
+        if not self._folder.is_dir():  # nothing has been written yet
             return
-        with tempfile.TemporaryDirectory(prefix=".landing.", dir=self._folder) as copies:
+        with tempfile.TemporaryDirectory(prefix=".upload.", dir=self._folder) as copies:
             last = self._snapshot(LAST, Path(copies))
             if last is not None:
                 for path in sorted((self._folder / CHECKPOINTS).glob("*.ckpt")):
@@ -185,7 +186,7 @@ class _Uploader:
             self._upload(self._snapshot(RECORD, Path(copies)))
 
     def _snapshot(self, name: str, copies: Path) -> _Snapshot | None:
-        """A copy of a file that may be replaced meanwhile; None if the file has not changed since its upload."""
+        """A copy of a file, which training may replace; None if the file has not changed since its upload."""
         if not self._has_changed(name):
             return None
         modified_ns = (self._folder / name).stat().st_mtime_ns
@@ -200,7 +201,7 @@ class _Uploader:
         """Uploads every changed file; files that describe others come last.
 
         Returns:
-            Name -> SHA-256 of all files, in the order of their upload.
+            Relative path -> SHA-256 of all files, in the order of upload.
         """
         paths = [path for path in self._folder.rglob("*") if path.is_file()]
         names = [path.relative_to(self._folder).as_posix() for path in paths]
