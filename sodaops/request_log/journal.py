@@ -1,8 +1,8 @@
 """First stage of the request log: an append-only journal of JSON lines on local disk.
 
-An answer is in the journal before it is sent. So every answered request survives the end of the process, kill -9 included;
-if the machine itself fails, at most the last second is lost. Rows that the journal cannot take, because the disk is full or
-``max_bytes`` is reached, are counted in ``sodaops_request_log_lost_total``; their requests are answered all the same.
+An answer is written to the journal before it is sent, so no answered request is lost when the process is killed; if the
+machine fails, the last second may be lost. If the disk is full or ``max_bytes`` is reached, requests are still answered, but
+their rows are lost, and counted in ``sodaops_request_log_lost_total``.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SEGMENT = ".jsonl"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _TICK_S = 1.0
-_WRITER_S = 300.0  # longest run of the process that writes parts
+_WRITER_S = 300.0  # time limit of the process that writes parts
 _MAX_RETRY_S = 60.0
 
 
@@ -40,19 +40,19 @@ class JournalMetrics:
 
 
 class Journal:
-    """Writes segments, files of JSON lines, and has closed ones turned into Parquet parts.
+    """Writes segments, which are files of JSON lines, and lets another process convert closed segments to Parquet parts.
 
-    The open segment is locked, so other processes leave it alone; the lock of a process that died is released by the
-    operating system, and the next process to run on the folder takes over its segments.
+    The open segment is locked, so that other processes do not read it. If a process dies, the operating system releases its
+    lock, and the next process that uses the folder converts its segments.
 
     Args:
-        folder: local folder of the segments; created if missing.
-        destination: folder or gs:// address of the Parquet parts.
+        folder: local folder for the segments; created if missing.
+        destination: folder or gs:// address for the Parquet parts.
         part_s: age in seconds at which a segment is closed.
-        part_bytes: size at which it is closed.
-        max_bytes: limit of all segments together.
+        part_bytes: size in bytes at which a segment is closed.
+        max_bytes: limit for the total size of all segments.
         metrics: counts rows written and lost, and parts.
-        keep_days: days whose parts are kept; None: all.
+        keep_days: age in days at which parts are deleted; None keeps all.
 
     Raises:
         OSError: the folder cannot be created or written to.
@@ -76,7 +76,7 @@ class Journal:
         """Writes all rows in one call, or none.
 
         Returns:
-            Whether they are in the journal; if not, they are counted as lost.
+            Whether the rows were written; otherwise they are counted as lost.
         """
         lines = b"".join(_encode(row).encode() + b"\n" for row in rows)
         written = 0
@@ -93,7 +93,7 @@ class Journal:
         return False
 
     async def run(self) -> None:
-        """Syncs to disk every second and turns closed segments into parts, until cancelled."""
+        """Syncs to disk every second and converts closed segments to parts, until cancelled."""
         await self._write_parts()  # segments of an earlier process
         while True:
             await asyncio.sleep(_TICK_S)
@@ -111,7 +111,7 @@ class Journal:
             await self._write_parts()
 
     async def close(self) -> None:
-        """Closes the open segment and writes the last parts; if that fails, the next start does it."""
+        """Closes the open segment and writes the last parts; if this fails, the next start writes them."""
         self._rotate()
         await self._write_parts()
         os.close(self._descriptor)
@@ -119,7 +119,7 @@ class Journal:
             self._path.unlink()
 
     def _open(self) -> None:
-        """Creates a segment. It is locked before it gets a name that other processes look for."""
+        """Creates a segment. Only after it is locked does it get the suffix that other processes look for."""
         path = self._folder / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(6).hex()}{SEGMENT}"
         unlocked = path.with_suffix(".new")
         descriptor = os.open(unlocked, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
@@ -129,7 +129,7 @@ class Journal:
         self._size, self._opened_at = 0, time.monotonic()
 
     def _rotate(self) -> None:
-        """Closes the segment and opens a new one, unless it is empty or no file can be created."""
+        """Closes the open segment and creates a new one, unless it is empty or no file can be created."""
         if not self._size:
             return
         closed, size = self._descriptor, self._size
@@ -149,7 +149,7 @@ class Journal:
             log.error("request log: cannot sync the journal (%s)", error.strerror)
 
     async def _write_parts(self) -> None:
-        """Turns closed segments into parts; after a failure the next try waits twice as long."""
+        """Converts closed segments to parts; each failure doubles the time until the next attempt."""
         if not self._closed_bytes:
             return
         try:
@@ -172,7 +172,7 @@ class Journal:
         """Runs ``python -m sodaops.request_log``, so that pyarrow and gcsfs stay out of the service's process.
 
         Returns:
-            Number of parts written, or None if that failed; and what failed.
+            The number of parts written, None if that failed; and the error message, if any.
         """
         days = [] if self._keep_days is None else [str(self._keep_days)]
         process = await asyncio.create_subprocess_exec(
@@ -191,7 +191,7 @@ class Journal:
         return (int(n_parts) if n_parts.isdigit() else None), reason
 
     def _measure_closed(self) -> int:
-        """Bytes of the segments that no process holds; another process may delete some meanwhile."""
+        """The total size of the segments that no process has locked; another process may delete some meanwhile."""
         total = 0
         for path in self._folder.glob(f"*{SEGMENT}"):
             with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as segment:

@@ -1,4 +1,4 @@
-"""Dynamic batching: texts that wait at the same time are computed together, and no text waits for a batch to fill."""
+"""Dynamic batching: texts that wait at the same time are computed together, but none waits for a batch to fill."""
 
 import asyncio
 import itertools
@@ -14,8 +14,8 @@ import numpy as np
 
 from sodaops.inference.predictor import Predictor
 
-INLINE_CHARS = 4000  # requests with more are tokenised in a thread, so that the event loop is not blocked
-_NICE = 5
+INLINE_CHARS = 4000  # longer requests are tokenised in a thread, so that the event loop is not blocked
+_NICE = 5  # of the worker threads
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the service rather than an error
@@ -35,7 +35,7 @@ class EmptyText(Exception):  # noqa: N818
 
 
 class WorkerDied(Exception):  # noqa: N818
-    """A worker thread has ended, so requests may never be answered."""
+    """A worker thread has died, so some requests may never be answered."""
 
 
 class ModelOutput(NamedTuple):
@@ -46,47 +46,47 @@ class ModelOutput(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Texts of a request, ready for the model."""
+    """The texts of a request, cleaned and tokenised."""
 
     cleaned: list[str]
     rows: list[np.ndarray]  # token ids of each text, int64 [n_tokens]
 
 
 class _Request:
-    """A queued request: token ids of its texts, the outputs so far, and the future that gets them all."""
+    """A queued request: the token ids of its texts, the outputs so far, and the future for all outputs."""
 
     __slots__ = ("future", "n_left", "outputs", "predictor", "rows")
 
     def __init__(self, predictor: Predictor, rows: list[np.ndarray], future: asyncio.Future[list[ModelOutput]]) -> None:
         self.predictor, self.rows, self.future = predictor, rows, future
-        self.outputs: list[Any] = [None] * len(rows)  # replaced one by one by ModelOutput
+        self.outputs: list[Any] = [None] * len(rows)  # each is replaced by a ModelOutput
         self.n_left = len(rows)
 
 
-_Item = tuple[_Request, int]  # one text: its request, and its position there
+_Item = tuple[_Request, int]  # a text: its request, and its position in the request
 
 
 class Batcher:
     """A bounded queue and the worker threads that empty it.
 
-    A free thread immediately takes the oldest texts, at most its share of those waiting. All texts of a batch belong to one
-    predictor, so after a reload the texts queued before it are still answered by the bundle that tokenised them.
+    An idle thread immediately takes the oldest texts, at most its share of those waiting. All texts of a batch belong to one
+    predictor: texts that were queued before a reload are answered by the bundle that tokenised them.
 
     Args:
         n_workers: number of threads; each computes one batch at a time.
         max_queue: number of texts that may wait or be tokenised at once.
-        max_tokens: tokens of a batch; a longer text is computed alone.
+        max_tokens: most tokens in a batch; a longer text is computed alone.
         observe: called with the size of each batch.
     """
 
     def __init__(self, n_workers: int, max_queue: int, max_tokens: int, observe: Callable[[int], None]) -> None:
         self._n_workers, self._max_queue, self._max_tokens, self._observe = n_workers, max_queue, max_tokens, observe
-        self._work_or_end = threading.Condition()  # guards _waiting and _ended
+        self._condition = threading.Condition()  # guards _waiting and _closed
         self._waiting: list[_Item] = []
-        self._ended = False
+        self._closed = False
         self._n_reserved = 0  # texts being tokenised in a thread
         self._seconds_per_text = 0.01
-        self._threads = [threading.Thread(target=self._work, name=f"model-{i}", daemon=True) for i in range(n_workers)]
+        self._threads = [threading.Thread(target=self._run_worker, name=f"model-{i}", daemon=True) for i in range(n_workers)]
         for thread in self._threads:
             thread.start()
 
@@ -99,7 +99,7 @@ class Batcher:
         """Checks that all worker threads are alive.
 
         Raises:
-            WorkerDied: one has ended.
+            WorkerDied: a thread is not alive.
         """
         if not all(thread.is_alive() for thread in self._threads):
             raise WorkerDied
@@ -110,14 +110,14 @@ class Batcher:
         Args:
             predictor: whose cleaning and tokenizer are used.
             texts: raw.
-            cleaned: the texts are clean already. They may then be empty, which leaves only the special tokens.
+            cleaned: whether the texts are cleaned already; they may then be empty, and only have the special tokens.
 
         Raises:
             QueueFull: the queue has no room for the texts.
             EmptyText: a text is empty after cleaning.
         """
         if self.n_waiting + len(texts) > self._max_queue:
-            with self._work_or_end:
+            with self._condition:
                 self._drop_abandoned()
         if self.n_waiting + len(texts) > self._max_queue:
             raise QueueFull(max(1, math.ceil(self.n_waiting * self._seconds_per_text / self._n_workers)))
@@ -133,39 +133,39 @@ class Batcher:
         """Queues the token ids of a request.
 
         Returns:
-            The output for each text. Cancel it to drop the texts that still wait.
+            A future with the output for each text. Cancel it to drop the texts that still wait.
         """
         request = _Request(predictor, rows, asyncio.get_running_loop().create_future())
-        with self._work_or_end:
+        with self._condition:
             self._waiting += [(request, place) for place in range(len(rows))]
-            self._work_or_end.notify(len(rows))
+            self._condition.notify(len(rows))
         return request.future
 
     def close(self) -> None:
         """Ends the threads after their current batches."""
-        with self._work_or_end:
-            self._ended = True
-            self._work_or_end.notify_all()
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
+    def _run_worker(self) -> None:
         """Loop of a worker thread."""
-        if sys.platform == "linux":  # lower the thread's own priority: reading and answering requests comes first
+        if sys.platform == "linux":  # lower this thread's priority, so that requests are read and answered first
             thread_id = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, thread_id, max(_NICE, os.getpriority(os.PRIO_PROCESS, thread_id)))
         while True:
-            with self._work_or_end:
+            with self._condition:
                 batch = self._next_batch()
                 while not batch:
-                    if self._ended:
+                    if self._closed:
                         return
-                    self._work_or_end.wait()
+                    self._condition.wait()
                     batch = self._next_batch()
             self._observe(len(batch))
             began = perf_counter()
             outputs = _compute(batch)
-            # Exponential moving average, from which Retry-After is estimated.
+            # An exponential moving average, to estimate Retry-After.
             self._seconds_per_text += 0.1 * ((perf_counter() - began) / len(batch) - self._seconds_per_text)
             loop = batch[0][0].future.get_loop()
             if not loop.is_closed():
@@ -190,18 +190,18 @@ class Batcher:
 
 
 def _compute(batch: list[_Item]) -> Sequence[ModelOutput | Exception]:
-    """Output for each text. If the batch fails, each text is computed alone, so that only the faulty ones fail."""
+    """The output or error for each text. If the batch fails, each text is computed alone, so that only some fail."""
     predictor = batch[0][0].predictor
     try:
         probs, embeddings = predictor.run([request.rows[place] for request, place in batch])
         sketches = predictor.sketch(embeddings)
         return list(map(ModelOutput, probs, itertools.repeat(None) if sketches is None else sketches))
-    except Exception as error:  # any error goes to the request; the thread must go on
+    except Exception as error:  # the error goes to the request; the thread must not die
         return [error] if len(batch) == 1 else [_compute([item])[0] for item in batch]
 
 
 def _deliver(batch: list[_Item], outputs: Sequence[ModelOutput | Exception]) -> None:
-    """Hands outputs to their requests, in the event loop's thread; the last one completes a request's future."""
+    """Gives the outputs to their requests, in the event loop's thread; the last output completes a request's future."""
     for (request, place), output in zip(batch, outputs, strict=True):
         if request.future.done():
             continue

@@ -1,4 +1,4 @@
-"""The predictor without HTTP: texts in, predictions out, with metrics and the request log."""
+"""Predictions for the routes, with metrics and the request log; independent of HTTP."""
 
 import asyncio
 import contextlib
@@ -29,21 +29,21 @@ from sodaops.text.redaction import redact
 if TYPE_CHECKING:
     from sodaops.annotation.store import Store
 
-_WATCH_AFTER_S = 0.1
+_WATCH_AFTER_S = 0.1  # see Service._outputs_in_time
 _MAX_PIECES = 32  # of an explanation
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 
 class DeadlineExceeded(Exception):  # noqa: N818 - a state of the service rather than an error
-    """The deadline passed before there was an answer."""
+    """The deadline passed before the request was answered."""
 
 
 class ClientDisconnected(Exception):  # noqa: N818
-    """The client disconnected before there was an answer."""
+    """The client disconnected before the request was answered."""
 
 
 class Service:
-    """The bundle, the queue and the request log behind the routes.
+    """Holds the bundle, the queue and the request log that the routes use.
 
     Raises:
         SodaOpsError: the bundle cannot be loaded, or the journal's folder cannot be used.
@@ -62,7 +62,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Runs the background tasks; at the end, what is in the journal becomes parts."""
+        """Runs the background tasks during the block; afterwards writes the rest of the journal as Parquet parts."""
         tasks = [asyncio.create_task(self.journal.run())] if self.journal else []
         if self.settings.reload_s is not None:
             tasks.append(asyncio.create_task(self.models.watch(self.settings.reload_s)))
@@ -79,24 +79,24 @@ class Service:
     async def predict(
         self, texts: Sequence[str], request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
     ) -> tuple[list[Prediction], BundleInfo]:
-        """Predicts the labels of the raw texts of a request; when this returns, the predictions are in the journal.
+        """Predicts the labels of a request's texts. The predictions are in the journal when this returns.
 
         Args:
             texts: raw.
             request_id: for the request log.
             disconnected: returns when the client has disconnected.
-            began: ``time.perf_counter`` at the start of the request.
+            began: ``time.perf_counter()`` at the start of the request.
 
         Returns:
             A prediction for each text, and the bundle that made them.
 
         Raises:
-            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: why there is no answer.
+            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
         predictor = self.models.current
         try:
             prepared = await self.batcher.prepare(predictor, texts)
-        except EmptyText as error:  # logged too: many empty texts may mean that their source is broken
+        except EmptyText as error:  # logged too, since many empty texts may mean that their source is broken
             empty = {"place": error.place, "n_chars": 0, "text_sha256": _EMPTY_SHA256}
             self._append_to_journal(predictor, [empty], request_id, began)
             raise
@@ -108,26 +108,28 @@ class Service:
     async def explain(
         self, text: str, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
     ) -> tuple[Prediction, list[tuple[str, float]], BundleInfo]:
-        """Predicts the label of a text and explains it by occlusion: the effect of a piece is the label's probability with
-        the piece minus that without it. A piece is one word, or several if the text has more than 32 words.
+        """Predicts the label of a text and explains it by occlusion.
+
+        The effect of a piece is the label's probability with the piece minus that without it. A piece is one word, or several
+        words if the text has more than 32.
 
         Returns:
             The prediction, each piece with its effect, and the bundle.
 
         Raises:
-            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: why there is no answer.
+            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
         predictor = self.models.current
         cleaned = predictor.clean(text)
         if not cleaned:
             raise EmptyText(0)
-        # Split the words into at most _MAX_PIECES runs of about equal length; piece i is words[ends[i]:ends[i + 1]].
+        # Split the words into at most _MAX_PIECES pieces of about equal length; piece i is words[bounds[i]:bounds[i + 1]].
         words = re.findall(r"\S+\s*", cleaned)
         n_pieces = min(len(words), _MAX_PIECES, self.settings.max_queue - 1)
-        ends = [len(words) * i // n_pieces for i in range(n_pieces + 1)] if n_pieces else [0]
-        pieces = ["".join(words[start:end]) for start, end in itertools.pairwise(ends)]
-        # The model sees the whole text first, then the text without each piece.
-        occluded = ["".join(words[:start] + words[end:]).strip() for start, end in itertools.pairwise(ends)]
+        bounds = [len(words) * i // n_pieces for i in range(n_pieces + 1)] if n_pieces else [0]
+        pieces = ["".join(words[start:end]) for start, end in itertools.pairwise(bounds)]
+        # Predict the whole text, and the text without each of the pieces.
+        occluded = ["".join(words[:start] + words[end:]).strip() for start, end in itertools.pairwise(bounds)]
         prepared = await self.batcher.prepare(predictor, [cleaned, *occluded], cleaned=True)
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         prediction = predictor.prediction(outputs[0].probs)
@@ -137,12 +139,12 @@ class Service:
         return prediction, list(zip(pieces, (probs[0] - probs[1:]).tolist(), strict=True)), predictor.info
 
     async def store_feedback(self, request_id: str, place: int, label: str) -> None:
-        """Stores the right label of an answered text in the annotation store; when this returns, it is on disk.
+        """Stores the correct label of an answered text in the annotation store. It is on disk when this returns.
 
         Raises:
-            ConfigError: no store for feedback is configured.
-            DataError: the store does not have the label.
-            StorageError: it could not be written.
+            ConfigError: no annotation store is configured.
+            DataError: the store does not have this label.
+            StorageError: the store cannot be written.
         """
         if self._feedback is None:
             raise ConfigError("feedback is off; set SODAOPS_FEEDBACK_STORE to the folder of an annotation store.")
@@ -163,7 +165,7 @@ class Service:
 
         def start_watch() -> None:
             nonlocal watch
-            watch = loop.create_task(_abandon(outputs, disconnected, remaining_s - delay_s))
+            watch = loop.create_task(_fail_if_abandoned(outputs, disconnected, remaining_s - delay_s))
 
         timer = loop.call_later(delay_s, start_watch)
         try:
@@ -178,7 +180,7 @@ class Service:
         self, predictor: Predictor, texts: Sequence[str], prepared: Prepared, predictions: Sequence[Prediction],
         outputs: Sequence[ModelOutput], request_id: str, began: float,
     ) -> None:  # fmt: skip
-        """Updates the metrics, and writes a row per text to the journal."""
+        """Updates the metrics, and writes one row for each text to the journal."""
         for prediction in predictions:
             self.metrics.predicted(prediction.label).inc()
             self.metrics.confidence.observe(prediction.score)
@@ -216,9 +218,9 @@ class Service:
         self.journal.append([{**shared, **row} for row in rows])
 
     def _loggable(self, text: str) -> str | None:
-        """The text for the request log, redacted as configured; None unless texts are logged.
+        """The text for the request log, redacted as configured; None if texts are not logged.
 
-        Cleaning comes first, since HTML entities or invisible characters could hide what is to be redacted.
+        The text is cleaned before, since HTML entities or invisible characters could hide what must be redacted.
         """
         if not self.settings.log_texts:
             return None
@@ -232,11 +234,11 @@ def prediction_fields(
     """Columns of the request log for one answered text, without the text itself.
 
     Args:
-        predictor: that answered.
+        predictor: the predictor that answered.
         cleaned: the cleaned text.
         row: its token ids, int64 [n_tokens].
-        prediction: the answer.
-        sketch: of its embedding, float32 [n_axes]; None for a bundle without a drift reference.
+        prediction: its prediction.
+        sketch: the sketch of its embedding, float32 [n_axes]; None for a bundle without a drift reference.
     """
     return {
         "label": prediction.label,
@@ -249,7 +251,7 @@ def prediction_fields(
     }
 
 
-async def _abandon(
+async def _fail_if_abandoned(
     outputs: asyncio.Future[list[ModelOutput]], disconnected: Callable[[], Awaitable[None]], remaining_s: float
 ) -> None:
     """Fails the outputs when the client disconnects or the deadline passes."""
@@ -268,7 +270,7 @@ async def _abandon(
 def _open_feedback(settings: ServeSettings, labels: Sequence[str]) -> "Store | None":
     if settings.feedback_store is None:
         return None
-    from sodaops.annotation.store import Store  # only where feedback is on
+    from sodaops.annotation.store import Store  # imported only if feedback is on
 
     return Store.create(settings.feedback_store, labels)
 
@@ -281,4 +283,4 @@ def _open_journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
     try:
         return Journal(folder, str(settings.request_log), *sizes, metrics.journal, settings.keep_days)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot hold the journal ({error.strerror}); set SODAOPS_JOURNAL_DIR.") from error
+        raise StorageError(f"{folder}: cannot write the journal ({error.strerror}); set SODAOPS_JOURNAL_DIR.") from error
