@@ -73,7 +73,7 @@ def train(config: Config) -> TrainResult:
 
 
 def _train_locally(config: Config) -> TrainResult:
-    from sodaops.evaluation.evaluate import evaluate as evaluate_split
+    from sodaops.evaluation.evaluate import evaluate_split
     from sodaops.search.context import trial_of
     from sodaops.search.pruning import trial_callbacks
     from sodaops.training import launch
@@ -123,7 +123,7 @@ def evaluate(config: Config) -> "Evaluated":
     Raises:
         BundleError, ConfigError, DataError, RegistryError, StorageError: a problem that the user can fix.
     """
-    from sodaops.evaluation.evaluate import evaluate as evaluate_split
+    from sodaops.evaluation.evaluate import evaluate_split
     from sodaops.registry.bundles import bundle_at, predictor_files
 
     settings = config.evaluate

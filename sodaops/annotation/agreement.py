@@ -55,12 +55,12 @@ def cohen_kappa(pairs: Sequence[Pair]) -> float | None:
     return None if expected == n * n else (observed - expected) / (n * n - expected)
 
 
-def majority(labels: Sequence[str]) -> str | None:
+def majority_label(labels: Sequence[str]) -> str | None:
     """The label that was given most often; None on a tie, and without labels.
 
-    >>> majority(["good", "bad", "good"])
+    >>> majority_label(["good", "bad", "good"])
     'good'
-    >>> majority(["good", "bad"]) is None
+    >>> majority_label(["good", "bad"]) is None
     True
     """
     first, *rest = Counter(labels).most_common(2) or [(None, 0)]

@@ -42,12 +42,12 @@ _FIXES = {
 _BUSY_TIMEOUT_S = 10.0  # other processes write for milliseconds; after this time the page shows an error and retries
 
 
-def write_info(folder: Path, labels: Sequence[str]) -> None:
+def write_store_info(folder: Path, labels: Sequence[str]) -> None:
     """Writes store.json, which marks a folder as a store."""
     storage.write_json(folder / INFO, {"format": FORMAT, "labels": labels})
 
 
-def read_info(folder: Path) -> tuple[int, list[str]]:
+def read_store_info(folder: Path) -> tuple[int, list[str]]:
     """Reads the format and the ordered labels of the store in a folder.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 
-from sodaops.annotation.agreement import majority
+from sodaops.annotation.agreement import majority_label
 from sodaops.annotation.store import Store
 from sodaops.annotation.tasks import Task
 from sodaops.config.schema import DataConfig
@@ -104,7 +104,7 @@ def _merge(
     n_known, n_empty, n_tied, n_open, leaking = 0, 0, 0, 0, []
     for task in state.tasks:
         answers = state.labels_of(task.task)
-        label = majority(list(answers.values()))
+        label = majority_label(list(answers.values()))
         cleaned = clean(task.text, data.cleaning)
         if len(answers) < min_annotators or label is None:
             n_open += 1

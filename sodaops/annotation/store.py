@@ -24,9 +24,9 @@ from sodaops.annotation.database import (
     database_errors,
     insert_answers,
     insert_tasks,
-    read_info,
+    read_store_info,
     select_tasks,
-    write_info,
+    write_store_info,
 )  # fmt: skip
 from sodaops.annotation.state import AnnotationState
 from sodaops.annotation.tasks import Task, check_annotator, check_label, task_of
@@ -53,7 +53,7 @@ class Store:
     def __init__(self, folder: str | Path, labels: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
         self._path = self.folder / DATABASE
-        version, self.labels = read_info(self.folder)
+        version, self.labels = read_store_info(self.folder)
         if labels is not None and list(labels) != self.labels:
             raise DataError(
                 f"{self.folder}: the store has the labels {some(self.labels, 20)}; expected {some(labels, 20)}. "
@@ -88,15 +88,15 @@ class Store:
                     raise DataError(f"{folder}: holds other files ({some(foreign)}); choose a new or empty folder.")
                 with storage.atomic_path(folder / DATABASE, 0o600) as temporary, database_errors(folder / DATABASE):
                     create_database(temporary)
-                write_info(folder, labels)
+                write_store_info(folder, labels)
         return cls(folder, labels)
 
     def _convert(self) -> None:
         with storage.writing(self.folder), FileLock(self.folder / LOCK):
-            if read_info(self.folder)[0] < FORMAT:  # another process may have converted it
+            if read_store_info(self.folder)[0] < FORMAT:  # another process may have converted it
                 with database_errors(self._path):
                     convert_files(self.folder, self._path, self.labels)
-                write_info(self.folder, self.labels)
+                write_store_info(self.folder, self.labels)
 
     def add_tasks(self, batch: str, tasks: Iterable[Mapping[str, Any]]) -> int:
         """Adds texts to annotate, except those that are already in the store.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sodaops.export.onnx_export import Exported
 
 
-def train(config: "Config") -> float | None:
+def train_and_show(config: "Config") -> float | None:
     """Trains as configured and prints the results.
 
     Returns:
@@ -77,9 +77,9 @@ def run_train(rest: list[str]) -> None:
 
     params, rest = option(rest, "--params")
     if params is not None:
-        train(load_params(params, rest))
+        train_and_show(load_params(params, rest))
     else:
-        run_hydra(train, rest)
+        run_hydra(train_and_show, rest)
 
 
 def run_preprocess(rest: list[str]) -> None:

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_union
 _STRENGTHS = (1.0, 3.0, 10.0)  # inverse regularisation strengths; the best on val is taken
 
 
-def majority(train_ids: np.ndarray, n_rows: int, n_labels: int) -> np.ndarray:
+def most_frequent(train_ids: np.ndarray, n_rows: int, n_labels: int) -> np.ndarray:
     """The label shares of the train split for every row, float [n_rows, n_labels]; their argmax is its most frequent label."""
     shares = np.bincount(train_ids, minlength=n_labels) / len(train_ids)
     return np.tile(shares, (n_rows, 1))

@@ -19,7 +19,7 @@ from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 
 
-def evaluate(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
+def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
     """Measures a bundle on ``evaluate.split`` and writes metrics, predictions, plots and a report.
 
     Of the configuration only ``evaluate`` is read. Labels, cleaning and token limit are the bundle's, and so is the data
@@ -106,7 +106,7 @@ def _baselines(splits_dir: Path, table: pa.Table, labels: list[str]) -> dict[str
         for split in (read_split(splits_dir, name) for name in ("train", "val"))
     )
     label_ids = table["label_id"].to_numpy().astype(np.int64)
-    probs_of = {"majority": baselines.majority(train[1], len(table), len(labels))}
+    probs_of = {"majority": baselines.most_frequent(train[1], len(table), len(labels))}
     with contextlib.suppress(ValueError):  # texts without a word, emoji alone for example, have no TF-IDF baseline
         probs_of["tfidf"] = baselines.tfidf(train, val, table["text"].to_pylist(), len(labels))
     matrices = {name: metrics.confusion(label_ids, probs.argmax(1), len(labels)) for name, probs in probs_of.items()}

@@ -76,7 +76,7 @@ def write_parts(folder: str | Path, destination: str) -> int:
                 continue
             if table.num_rows:
                 day = table["time"][0].as_py().date()  # of the first row, however long the segment has waited
-                write_part(table, f"{destination.rstrip('/')}/date={day}/{path.stem}.parquet")
+                write_log_part(table, f"{destination.rstrip('/')}/date={day}/{path.stem}.parquet")
                 n_written += 1
             path.unlink(missing_ok=True)
     if damaged:
@@ -139,7 +139,7 @@ def open_part(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
     return remote.open_remote(path, "rb") if "://" in path else open(path, "rb")
 
 
-def write_part(table: pa.Table, path: str) -> None:
+def write_log_part(table: pa.Table, path: str) -> None:
     """Writes a part, whole or not at all; an existing one is replaced.
 
     Raises:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from sodaops.io import remote, storage
-from sodaops.request_log.parts import day_of, lock_segment, open_part, part_addresses, write_part
+from sodaops.request_log.parts import day_of, lock_segment, open_part, part_addresses, write_log_part
 
 
 @dataclass
@@ -102,7 +102,7 @@ def _forget_in_part(path: str, request_ids: Sequence[str], text_hashes: Sequence
     deletion.request_ids |= set(table.filter(matches)["request_id"].to_pylist())
     kept = table.filter(pc.invert(matches))
     if len(kept):
-        write_part(kept, path)
+        write_log_part(kept, path)
     else:
         _delete(path)
     deletion.rows[path] = n_matches

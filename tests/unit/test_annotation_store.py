@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from sodaops.annotation.agreement import cohen_kappa, majority, raw_agreement
+from sodaops.annotation.agreement import cohen_kappa, majority_label, raw_agreement
 from sodaops.annotation.state import SKIP
 from sodaops.annotation.store import Store
 from sodaops.errors import DataError, StorageError
@@ -276,8 +276,8 @@ def test_kappa_against_scikit_learn():
     pairs = [("a", "a"), ("a", "b"), ("c", "b"), ("b", "b"), ("c", "c"), ("a", "c"), ("a", "a")]
     assert cohen_kappa(pairs) == pytest.approx(cohen_kappa_score(*zip(*pairs, strict=True)), abs=1e-12)
     assert raw_agreement(pairs) == pytest.approx(4 / 7)
-    assert cohen_kappa([]) is None and raw_agreement([]) is None and majority([]) is None
-    assert majority(["a", "b", "b", "a", "c"]) is None
+    assert cohen_kappa([]) is None and raw_agreement([]) is None and majority_label([]) is None
+    assert majority_label(["a", "b", "b", "a", "c"]) is None
 
 
 def test_a_forgotten_text_is_in_no_file(folder):
@@ -333,7 +333,7 @@ def test_a_store_of_format_1_is_converted_once(old, caplog):
     assert b"an earlier batch" not in bytes_of(old)  # nor in the old files
 
 
-@pytest.mark.parametrize("step", ["sodaops.annotation.convert.create_database", "sodaops.annotation.store.write_info"])
+@pytest.mark.parametrize("step", ["sodaops.annotation.convert.create_database", "sodaops.annotation.store.write_store_info"])
 def test_a_conversion_that_is_interrupted_starts_again(old, monkeypatch, step):
     def stop(*_):
         raise KeyboardInterrupt

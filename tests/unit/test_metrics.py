@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from sodaops.errors import DataError
-from sodaops.evaluation.baselines import majority, tfidf
+from sodaops.evaluation.baselines import most_frequent, tfidf
 from sodaops.evaluation.metrics import (
     bootstrap,
     confusion,
@@ -112,7 +112,7 @@ def test_bad_input(probs, ids, named):
 def test_baselines():
     texts = ["good day", "nice good", "bad day", "awful bad", "good nice"] * 6
     ids = np.array([0, 0, 2, 2, 0] * 6)
-    assert majority(ids, 2, 3).tolist() == [[0.6, 0, 0.4]] * 2
+    assert most_frequent(ids, 2, 3).tolist() == [[0.6, 0, 0.4]] * 2
     probs = tfidf((texts, ids), (texts, ids), ["good", "bad"], 3)
     assert probs.argmax(1).tolist() == [0, 2] and probs[:, 1].tolist() == [0, 0]
     np.testing.assert_allclose(probs.sum(1), 1)
