@@ -1,0 +1,47 @@
+"""A few whole messages, word by word, as examples of the house style: place, value, what is allowed, how to fix it.
+
+All other tests of errors assert the class, the key or file that a message names, and the exit code.
+"""
+
+import pytest
+
+from tests.conftest import many, table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "optim.lrr=1"],
+            "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: lr, head_lr, weight_decay, layer_decay, "
+            "frozen_layers, warmup, schedule, batch_tokens, vote_weight, label_smoothing, class_weights.\n",
+        ),
+        (
+            ["train", "model=tinny"],
+            "ConfigError: model=tinny: no such option (did you mean tiny?); model has: distilbert, minilm, roberta_twitter, "
+            "tiny.\n",
+        ),
+        (
+            ["train", "optim.lr=fast", "seed=x"],
+            "ConfigError: 2 faults in the configuration:\n- seed='x': expected a valid integer.\n"
+            "- optim.lr='fast': expected a valid number.\n",
+        ),
+        (
+            ["preprocess", "data=csv", "data.path=reviews.csv", "data.label_column=lable"],
+            "DataError: reviews.csv: no column lable (did you mean label?); the table has text, label. Set data.text_column, "
+            "data.label_column, data.vote_columns or data.slice_columns.\n",
+        ),
+        (
+            ["evaluate", "outputs/bundle"],
+            "BundleError: outputs/bundle: no bundle.json; expected a folder that training wrote (RUN/bundle).\n",
+        ),
+        (
+            ["promote", "challenger"],
+            "RegistryError: challenger: registry has none yet; add a version with `sodaops register BUNDLE`.\n",
+        ),
+    ],
+)
+def test_messages(run, write, arguments, message):
+    write("reviews.csv", table(many()))
+    code, _, err = run(*arguments)
+    assert (code, err) == (2, message)
