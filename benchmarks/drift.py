@@ -131,7 +131,7 @@ def speed(bundle: Path, tweets: pa.Table, reviews: pa.Table, rounds: int) -> lis
 
 
 def main() -> None:
-    """Measures, prints, and writes where told."""
+    """Runs the benchmark, prints the results, and writes the page that `--write` names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=REPO / "artifacts/train/bundle")
     parser.add_argument("--rounds", type=int, default=3, help="of the timing")

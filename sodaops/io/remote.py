@@ -202,7 +202,7 @@ def check_bucket(files: Any, path: str) -> None:
         raise StorageError(
             f"{path}: there is no bucket {bucket}. Check the name, or create it: `gcloud storage buckets create gs://{bucket}`."
         ) from None
-    except Exception:  # without the right to list it nothing can be told, and the caller reports the first error
+    except Exception:  # listing is not allowed either; the caller reports the first error
         return
 
 

@@ -61,7 +61,7 @@ def test_a_table(run, bucket, cloud, small_tweets, tmp_path):
     )
     given = [f"data.files.{split}={address}" for split in ("train", "val", "test")]
     code, _, err = run("preprocess", "data.path=null", *given)
-    assert code == 2 and address in err, "the same rows in three splits are told by where they came from"
+    assert code == 2 and address in err, "the same rows in three splits are named by their source"
     cloud.pipe("bucket/data/bad.csv", b"text,sentiment\n\xff,positive\n")
     code, _, err = run("preprocess", "data=csv", f"data.path={bucket}/data/bad.csv", "data.label_column=sentiment")
     assert code == 2 and f"DataError: {bucket}/data/bad.csv line 2, byte 1: 0xff" in err
@@ -74,8 +74,8 @@ def test_a_bundle(run, bucket, cloud, trained):
     cloud.put_file(f"{trained}/run/run.json", "bucket/run/run.json")
     bundle, splits = f"{bucket}/run/bundle", f"evaluate.splits_dir={trained / 'splits'}"
     Path("texts.csv").write_text("text\nwhat a day\n")
-    code, told, err = run("predict", bundle, "what a day")
-    assert code == 0 and "what a day" in told, err
+    code, answer, err = run("predict", bundle, "what a day")
+    assert code == 0 and "what a day" in answer, err
     cloud.put_file("texts.csv", "bucket/texts.csv")
     assert run("predict", bundle, "--file", f"{bucket}/texts.csv", "--output", "answers.csv")[0] == 0
     assert "what a day" in Path("answers.csv").read_text()
@@ -94,7 +94,7 @@ def test_a_bundle(run, bucket, cloud, trained):
     assert code == 0 and out.startswith(f"{version}: ") and f"{bucket}/registry" in out, err
     listed = json.loads(run("registry", "list", "--json", registry)[1])["versions"][version]
     assert listed["metrics"]["test"]["macro_f1"] == mine["macro_f1"], "the run's record lies beside the bundle"
-    assert run("predict", f"{bucket}/registry@challenger", "what a day")[1] == told
+    assert run("predict", f"{bucket}/registry@challenger", "what a day")[1] == answer
     code, _, err = run("evaluate", f"{bucket}/registry@challenger", splits)
     assert code == 2 and "ConfigError: evaluate.output_dir is missing" in err
     gate = ["registry.gate.behaviour=null", "registry.gate.n_bootstrap=1000", f"registry.report_dir={bucket}/gate", splits]
@@ -201,10 +201,10 @@ def test_a_run_that_was_killed_goes_on_elsewhere_and_lands_whole(run, bucket, cl
 
 def test_a_run_that_is_told_to_end_says_where_to_go_on(run, bucket, cloud, small_tweets):
     stop = "+callbacks.stop={_target_: tests.integration.stop.SendSigterm, where: batch, epoch: 0, batch: 2}"
-    code, _, err = run("train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/told", stop)
-    assert code == 143 and f"run_dir={bucket}/runs/told ckpt_path=last" in err
-    assert json.loads(cloud.cat("bucket/runs/told/run.json"))["status"] == "interrupted"
-    assert cloud.exists("bucket/runs/told/checkpoints/last.ckpt")
+    code, _, err = run("train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/stopped", stop)
+    assert code == 143 and f"run_dir={bucket}/runs/stopped ckpt_path=last" in err
+    assert json.loads(cloud.cat("bucket/runs/stopped/run.json"))["status"] == "interrupted"
+    assert cloud.exists("bucket/runs/stopped/checkpoints/last.ckpt")
 
 
 def test_a_checkpoint_that_lies_there(run, bucket, cloud, trained, small_tweets):
