@@ -23,7 +23,7 @@ PART_ROWS = 65_536
 PART_BYTES = 8 * 2**20  # of raw cells; a part has at least one row
 MAX_VALUES = 65_536  # distinct cells in the label column
 _CRC_BYTES = 4
-_DECISIVE = ["hash_hi", "hash_lo", "label"]  # the first columns, which decide what is kept
+_SELECTION_COLUMNS = ["hash_hi", "hash_lo", "label"]  # a part's first columns, which select_rows needs
 
 
 class PartsKeptError(DataError):
@@ -130,12 +130,12 @@ def write_part(path: Path, rows: pa.RecordBatch) -> None:
         file.write(content)
 
 
-def read_part(part: Part, decisive: bool = False) -> tuple[pa.RecordBatch, dict[str, Fault]]:
+def read_part(part: Part, selection_only: bool = False) -> tuple[pa.RecordBatch, dict[str, Fault]]:
     """Reads a part.
 
     Args:
         part: the part.
-        decisive: read only hash_hi, hash_lo and label.
+        selection_only: read only hash_hi, hash_lo and label.
 
     Returns:
         Its rows, as :func:`prepare_rows` made them, and their faults.
@@ -152,7 +152,7 @@ def read_part(part: Part, decisive: bool = False) -> tuple[pa.RecordBatch, dict[
     if crc != zlib.crc32(content).to_bytes(_CRC_BYTES, "big"):
         part.path.unlink(missing_ok=True)
         raise PartsKeptError(f"{part.path}: damaged part ({fault}); run the command again, which makes it again.")
-    options = pa.ipc.IpcReadOptions(included_fields=list(range(len(_DECISIVE))) if decisive else None)
+    options = pa.ipc.IpcReadOptions(included_fields=list(range(len(_SELECTION_COLUMNS))) if selection_only else None)
     with pa.ipc.open_file(pa.py_buffer(content), options=options) as reader:
         rows, faults = reader.get_batch(0), json.loads(reader.schema.metadata[b"faults"])
     return rows, {name: Fault(**values) for name, values in faults.items()}

@@ -1,7 +1,7 @@
-"""Selects the rows to keep and assigns them to splits, from their hashes, labels and positions.
+"""Selects the rows to keep and assigns them to splits, by their hashes, labels and positions.
 
-Rows are numbered from 0 through all tables, one after another. Two texts count as equal if 128 bits of their SHA-256 are;
-among ten million texts the chance of an error is 1 in 10^25.
+Rows are numbered from 0 through all tables in order. Texts are compared by the first 128 bits of their SHA-256; among ten
+million texts, the probability of a collision is about 1 in 10^25.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ from sodaops.data.splits import SPLITS
 from sodaops.errors import SHOWN, DataError, some
 from sodaops.text.labels import label_ids, label_order, unknown_label_error
 
-ADDED = "added"  # stands for the split of an added table, whose rows are assigned by their hashes
+ADDED = "added"  # in Rows.given: an added table, see assign_splits
 Dropped = dict[str, dict[str, Any]]  # reason -> number of rows, and where the first are
-_CHUNK_ROWS = 2**20  # about so many are sorted at once, to bound memory
+_CHUNK_ROWS = 2**20  # rows that are processed at once, approximately; bounds memory
 _EMPTY_HI, _EMPTY_LO = np.frombuffer(hashlib.sha256(b"").digest(), ">u8")[:2].astype(np.uint64)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the decisions about rows need; arrays of length n_rows."""
+    """The columns by which rows are selected and assigned to splits; arrays of length n_rows."""
 
     tables: list[str]
-    given: list[str | None]  # of each table: its split, ADDED, or None if its rows are split by hash
-    starts: np.ndarray  # int64 [n_tables + 1]: the first row of each table
+    given: list[str | None]  # for each table: the split it was given as, ADDED, or None if its rows are split by hash
+    starts: np.ndarray  # int64 [n_tables + 1]: the first row of each table, then n_rows
     hash_hi: np.ndarray  # uint64
     hash_lo: np.ndarray  # uint64
     label_id: np.ndarray  # int32
@@ -53,7 +53,7 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
     Args:
         config: conf/data.
         sources: split, ``all`` or the path of an added table -> table.
-        parts: of all tables, in order.
+        parts: the parts of all tables, in order.
 
     Returns:
         The labels in order, and the rows.
@@ -67,7 +67,7 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
     faults: list[dict[str, Fault]] = [{} for _ in sources]
     start = 0
     for part in parts:
-        rows, part_faults = read_part(part, decisive=True)
+        rows, part_faults = read_part(part, selection_only=True)
         span = slice(start, start + part.n_rows)
         hash_hi[span], hash_lo[span] = rows["hash_hi"].to_numpy(), rows["hash_lo"].to_numpy()
         ids = [id_of.setdefault(cell, len(id_of)) for cell in rows["label"].dictionary.to_pylist()]
@@ -77,9 +77,9 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
                 f"{part.first + part.n_rows - 1:,} rows; expected labels. Set data.label_column to the column that holds them."
             )
         cell_id[span] = np.array(ids, np.int32)[rows["label"].indices.to_numpy()]
-        of_table = faults[part.source]
+        table_faults = faults[part.source]
         for name, fault in part_faults.items():
-            of_table[name] = of_table[name].merge(fault) if name in of_table else fault
+            table_faults[name] = table_faults[name].merge(fault) if name in table_faults else fault
         start += part.n_rows
     labels = label_order(list(id_of), config.labels, config.label_map)
     if len(labels) < 2:
@@ -101,10 +101,11 @@ def _check_cells(
     path: str, faults: Mapping[str, Fault], labels: Sequence[str], cells: Sequence[str], cell_id: np.ndarray,
     label_id: np.ndarray, config: DataConfig,
 ) -> None:  # fmt: skip
+    """Raises an error for the first fault in a table's cells."""
     if long := faults.get("long"):
         raise DataError(
             f"{path} row {long.rows[0]}: {config.text_column} has {long.value:,} characters; at most "
-            f"{config.max_chars:,} are allowed ({long.n_rows} rows: {_some(long.rows, long.n_rows)}). "
+            f"{config.max_chars:,} are allowed ({long.n_rows} rows: {_list_first(long.rows, long.n_rows)}). "
             "The usual cause is an unclosed quote; if the texts are that long, set data.max_chars."
         )
     bad = np.flatnonzero(label_id < 0)
@@ -116,7 +117,7 @@ def _check_cells(
         if votes := faults.get(f"vote_{label}"):
             raise DataError(
                 f"{path} row {votes.rows[0]}: {config.vote_columns[label]}={votes.value!r}; expected a number of votes, at "
-                f"least 0 ({votes.n_rows} bad rows: {_some(votes.rows, votes.n_rows)})."
+                f"least 0 ({votes.n_rows} bad rows: {_list_first(votes.rows, votes.n_rows)})."
             )
 
 
@@ -129,8 +130,8 @@ def select_rows(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[
         config: conf/data.
 
     Returns:
-        bool [n_rows]: the rows to keep; and what is dropped: empty texts, added ones that the other tables hold already
-        (whose label and split are kept), repeated texts, and texts with two labels.
+        The rows to keep, bool [n_rows]; and the dropped rows: empty texts, added texts that are already in another table,
+        repeated texts, and texts with two labels.
 
     Raises:
         DataError: all texts are empty, a text occurs in two given splits, or it has two labels and ``data.conflicts`` is
@@ -142,23 +143,23 @@ def select_rows(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[
         raise DataError(
             f"{rows.tables[0]}: all {len(kept)} texts are empty after cleaning; check data.text_column and data.cleaning."
         )
-    _record(dropped, "empty_text", rows, ~kept)
+    _record_dropped(dropped, "empty_text", rows, ~kept)
     if ADDED in rows.given:
         known = _known(rows, kept)
-        _record(dropped, "known_text", rows, known)
+        _record_dropped(dropped, "known_text", rows, known)
         kept &= ~known
     repeated, conflicting = _repeated(rows, kept, labels, config)
-    _record(dropped, "repeated_text", rows, repeated)
-    _record(dropped, "two_labels", rows, conflicting)
+    _record_dropped(dropped, "repeated_text", rows, repeated)
+    _record_dropped(dropped, "two_labels", rows, conflicting)
     return kept & ~repeated & ~conflicting, dropped
 
 
 def assign_splits(rows: Rows, config: DataConfig) -> np.ndarray:
     """The split of each row, int8, as an index of SPLITS.
 
-    Rows of given splits stay there. Added rows go to train, or to val by their hash if val is made by hash too; never to test,
-    so that models of before and after can be compared on it. The other rows go where
-    :func:`sodaops.data.splits.assign_split` says.
+    A table that was given as a split keeps it. Added rows go to train or, if the other rows are split by hash, to val by their
+    hash. They never go to test, so that models trained before and after the addition can be compared on it. All other rows
+    are assigned as by :func:`sodaops.data.splits.assign_split`.
     """
     splits = np.empty(len(rows.label_id), np.int8)
     train, val = config.fractions[0], config.fractions[0] + config.fractions[1]
@@ -173,7 +174,7 @@ def assign_splits(rows: Rows, config: DataConfig) -> np.ndarray:
     return splits
 
 
-def _record(dropped: Dropped, reason: str, rows: Rows, is_dropped: np.ndarray) -> None:
+def _record_dropped(dropped: Dropped, reason: str, rows: Rows, is_dropped: np.ndarray) -> None:
     if is_dropped.any():
         first = np.flatnonzero(is_dropped)[:SHOWN]
         dropped[reason] = {"n_rows": int(is_dropped.sum()), "first": [rows.place(i) for i in first]}
@@ -184,15 +185,15 @@ def _groups(rows: Rows, candidates: np.ndarray) -> Iterator[tuple[np.ndarray, np
 
     Args:
         rows: all rows.
-        candidates: bool [n_rows]; the others are ignored.
+        candidates: bool [n_rows]; other rows are ignored.
 
     Yields:
-        Batches of whole groups: rows, int64 [n], sorted by text and then by number; starts, int64 [n_texts]: where each text's
-        rows begin in them; and text, int64 [n]: the index in ``starts`` of each row's text.
+        Batches of complete groups: the rows, int64 [n], sorted by text and then by number; the position in them at which each
+        text's rows start, int64 [n_texts]; and for each row the index of its text, int64 [n].
     """
     n_slices = len(candidates) // _CHUNK_ROWS + 1
     for k in range(n_slices):
-        # Rows in an equal slice of the range of hashes: all rows of a text are in the same slice.
+        # Take the hashes from low to high, so that all rows of a text are in the same slice.
         low, high = 2**64 * k // n_slices, 2**64 * (k + 1) // n_slices - 1
         order = np.flatnonzero(candidates & (rows.hash_hi >= np.uint64(low)) & (rows.hash_hi <= np.uint64(high)))
         # Sort by hash. The sort is stable, so the rows of a text stay in order.
@@ -208,18 +209,19 @@ def _groups(rows: Rows, candidates: np.ndarray) -> Iterator[tuple[np.ndarray, np
             yield order[grouped], np.flatnonzero(is_first), np.cumsum(is_first) - 1
 
 
-def _some(first: Sequence[object], n: int) -> str:
+def _list_first(first: Sequence[object], n: int) -> str:
+    """The first of ``n`` items, and how many more there are."""
     return some(first) + (f" and {n - len(first)} more" if n > len(first) else "")
 
 
-def _some_pairs(pairs: np.ndarray, text: Callable[[int, int], str]) -> str:
-    """The first pairs of rows in words, by the later row, and how many more there are; int64 [n, 2] of earlier and later."""
+def _list_pairs(pairs: np.ndarray, text: Callable[[int, int], str]) -> str:
+    """The first pairs (int64 [n, 2]: earlier and later row) by their later row, and how many more there are."""
     first = pairs[np.argsort(pairs[:, 1])[:SHOWN]].tolist()
-    return _some([text(earlier, later) for earlier, later in first], len(pairs))
+    return _list_first([text(earlier, later) for earlier, later in first], len(pairs))
 
 
 def _known(rows: Rows, candidates: np.ndarray) -> np.ndarray:
-    """Added rows whose text is in a table that is not added, bool [n_rows]."""
+    """Added rows whose text is also in a table that was not added, bool [n_rows]."""
     known = np.zeros(len(candidates), bool)
     is_added = np.array([given == ADDED for given in rows.given])
     for group, starts, text in _groups(rows, candidates):
@@ -231,7 +233,7 @@ def _known(rows: Rows, candidates: np.ndarray) -> np.ndarray:
 def _repeated(
     rows: Rows, candidates: np.ndarray, labels: Sequence[str], config: DataConfig
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Repetitions of a text that has one label, and all rows of a text that has two; bool [n_rows] each."""
+    """Later rows of texts with one label, and all rows of texts with two labels; bool [n_rows] each."""
     repeated, conflicting = np.zeros(len(candidates), bool), np.zeros(len(candidates), bool)
     kind_of = {kind: i for i, kind in enumerate(dict.fromkeys(rows.given))}
     kinds = np.array([kind_of[given] for given in rows.given])
@@ -245,22 +247,22 @@ def _repeated(
         two_labels = np.logical_or.reduceat(differs, starts)[text]
         repeated[group] = is_later & ~two_labels
         conflicting[group] = two_labels
-        # The same text in two given splits.
+        # Rows whose text is first in a table that was given as another split.
         elsewhere = is_later & (kinds[rows.table_of(group)] != kinds[rows.table_of(first)])
         leaks.append(np.stack([first[elsewhere], group[elsewhere]], axis=1))
-        # Of each text with two labels, the first row with another label than the text's first row.
+        # For each text with two labels, the first row whose label differs from that of the text's first row.
         other = np.flatnonzero(differs)
         other = other[np.unique(text[other], return_index=True)[1]]
         conflicts.append(np.stack([first[other], group[other]], axis=1))
     leak, conflict = np.concatenate(leaks), np.concatenate(conflicts)
     if len(leak):
-        where = _some_pairs(leak, lambda i, j: f"{rows.place(i)} and {rows.place(j)}")
+        where = _list_pairs(leak, lambda i, j: f"{rows.place(i)} and {rows.place(j)}")
         raise DataError(
             f"{len(leak)} texts are in two of the given splits: {where}. A test text must not be trained on: remove them from "
-            "one split, or put all rows into one table (data.path), which is then split by the texts."
+            "one split, or put all rows into one table (data.path), which is then split by the texts' hashes."
         )
     if len(conflict) and config.conflicts == "error":
-        where = _some_pairs(
+        where = _list_pairs(
             conflict,
             lambda i, j: f"{rows.place(i)} {labels[rows.label_id[i]]}, row {rows.number(j)} {labels[rows.label_id[j]]}",
         )

@@ -1,4 +1,4 @@
-"""Reads a table in batches, with the types of its format: CSV, TSV, JSON lines or Parquet; in memory of a few blocks."""
+"""Reads CSV, TSV, JSON lines and Parquet tables in batches, so that only a few blocks are in memory."""
 
 import csv
 import gzip
@@ -19,8 +19,8 @@ BLOCK_BYTES = 2 * 2**20  # Arrow reads about 30 of them ahead
 MAX_BLOCK_BYTES = 64 * 2**20  # the longest row
 MAX_BATCH_ROWS = 65_536
 _COLUMN_KEYS = "Set data.text_column, data.label_column, data.vote_columns or data.slice_columns."
-# How Arrow widens the type of a JSON column with later values.
-_WIDER = ([pa.null(), pa.int64(), pa.float64()], [pa.null(), pa.timestamp("s"), pa.timestamp("ns"), pa.string()])
+# From narrow to wide: how Arrow changes the type of a JSON column when later values need a wider one.
+_WIDENING_ORDERS = ([pa.null(), pa.int64(), pa.float64()], [pa.null(), pa.timestamp("s"), pa.timestamp("ns"), pa.string()])
 
 
 def stream_batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, frozenset[str]]]:
@@ -35,7 +35,7 @@ def stream_batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.Recor
         the whole table.
 
     Raises:
-        DataError: a missing column, or rows of another length than the header.
+        DataError: a missing column, or rows with more or fewer cells than the header.
         pyarrow.ArrowException, OSError, EOFError, csv.Error: the table is unreadable.
     """
     if table_format(path) != "parquet" and local_copy(path).stat().st_size == 0:
@@ -45,8 +45,8 @@ def stream_batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.Recor
     return read(path, columns)
 
 
-def names_in(path: str) -> list[str]:
-    """The names of a table's columns, in order; of JSON lines, those of all lines."""
+def column_names(path: str) -> list[str]:
+    """The names of a table's columns, in order; for JSON lines, the keys of all lines."""
     kind = table_format(path)
     if kind == "parquet":
         return pq.read_schema(local_copy(path)).names
@@ -71,7 +71,7 @@ def check_columns(path: str, columns: Sequence[str], present: Sequence[str], fix
 
 
 def all_whole(column: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether all numbers are whole, and small enough for a float to be exact; nulls are ignored."""
+    """Whether all numbers are whole and below 2**53, where floats are exact; nulls are ignored."""
     whole = pc.and_(pc.equal(column, pc.floor(column)), pc.less(pc.abs(column), 2**53))
     return pc.all(whole).as_py() is not False
 
@@ -83,12 +83,11 @@ def _csv(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, fr
         for batch in _csv_batches(path, columns, BLOCK_BYTES):
             n_read += batch.num_rows
             yield batch, frozenset()
-    except pa.ArrowInvalid as error:
-        if "straddling" not in str(error):
-            raise
-    else:
         return
-    # A row is longer than a block: start again with larger blocks, and skip the rows that were yielded before.
+    except pa.ArrowInvalid as error:
+        if "straddling" not in str(error):  # Arrow's message if a row is longer than a block
+            raise
+    # Start again with larger blocks, and skip the rows that were yielded already.
     for batch in _csv_batches(path, columns, MAX_BLOCK_BYTES):
         n_skipped = min(n_read, batch.num_rows)
         n_read -= n_skipped
@@ -100,7 +99,7 @@ def _csv_batches(path: str, columns: Sequence[str], block_bytes: int) -> Iterato
     ragged: list[pa.csv.InvalidRow] = []
     n_ragged = 0
 
-    def record(row: pa.csv.InvalidRow) -> str:
+    def record(row: pa.csv.InvalidRow) -> str:  # skips the row, to find all of them before the error
         nonlocal n_ragged
         n_ragged += 1
         if n_ragged <= SHOWN:
@@ -143,6 +142,7 @@ def _parquet(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch
         for group in (footer.row_group(i) for i in range(footer.num_row_groups)):
             chunks = (group.column(j) for j in range(group.num_columns))
             n_bytes += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+        # Batches in which the requested columns have about BLOCK_BYTES.
         n_rows = min(MAX_BATCH_ROWS, max(1, BLOCK_BYTES * footer.num_rows // max(n_bytes, 1)))
 
         def read(names: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -155,6 +155,7 @@ def _parquet(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch
 
 
 def _whole_columns(read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]], floats: Sequence[str]) -> frozenset[str]:
+    """Those of the float columns that hold only whole numbers in the whole table."""
     whole = set(floats)
     for batch in read(floats):
         whole -= {name for name in whole if not all_whole(batch[name])}
@@ -178,22 +179,24 @@ def _json_types(path: str) -> tuple[dict[str, pa.DataType], frozenset[str]]:
     for table in _json_tables(path, pa.json.ParseOptions()):
         for field in table.schema:
             types[field.name] = _widened(field, types.get(field.name, pa.null()))
-            if pa.types.is_floating(field.type) or pa.types.is_integer(field.type):
-                fractional |= set() if all_whole(table[field.name].cast(pa.float64(), safe=False)) else {field.name}
+            is_number = pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
+            if is_number and not all_whole(table[field.name].cast(pa.float64(), safe=False)):
+                fractional.add(field.name)
     if not types:
         raise pa.ArrowInvalid("Empty JSON file")
     return types, frozenset(name for name, kind in types.items() if pa.types.is_floating(kind)) - fractional
 
 
 def _widened(field: pa.Field, before: pa.DataType) -> pa.DataType:
+    """The type that Arrow gives a column of type ``before`` when the field's values follow."""
     kinds = [before, field.type]
     if before == field.type or before == pa.null() or all(map(pa.types.is_nested, kinds)):
         return field.type
     if field.type == pa.null():
         return before
-    for ladder in _WIDER:
-        if all(kind in ladder for kind in kinds):
-            return max(kinds, key=ladder.index)
+    for order in _WIDENING_ORDERS:
+        if all(kind in order for kind in kinds):
+            return max(kinds, key=order.index)
     raise pa.ArrowInvalid(f"JSON parse error: Column(/{field.name}) changed from {before} to {field.type}")
 
 

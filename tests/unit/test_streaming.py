@@ -1,4 +1,4 @@
-"""Tables in batches give the splits that the rules give row by row, whatever the batches are; and errors name the row."""
+"""Tables that are read in batches: the splits do not depend on the batches, errors name the row, and runs resume."""
 
 import contextlib
 import json
@@ -27,8 +27,8 @@ from sodaops.errors import DataError, StorageError
 from sodaops.text.cleaning import clean
 from tests.conftest import REPO, configured, many, table
 
-SMALL = ["text", "label"]
-OWN_SCRIPT = """
+COLUMNS = ["text", "label"]
+SCRIPT_WITHOUT_GUARD = """
 import sys
 sys.path.insert(0, REPO)
 from sodaops.data import parts, workers
@@ -43,11 +43,11 @@ def config_of(path="t.csv", *overrides):
     return configured("data=csv", f"data.path={path}", *overrides).data
 
 
-def tables(splits="splits"):
+def read_splits(splits="splits"):
     return {split: read_split(splits, split).to_pylist() for split in SPLITS}
 
 
-def left_over():
+def temporary_files():
     return sorted(path.name for path in Path().iterdir() if path.name.startswith("."))
 
 
@@ -59,33 +59,32 @@ def tiny_batches(monkeypatch):
     monkeypatch.setattr(parts, "PART_ROWS", 7)
 
 
-def by_the_rules(first, added):
-    """The splits and what was dropped, row by row; tables are path -> rows of text and label."""
+def split_row_by_row(first, added):
+    """The expected splits and dropped rows, computed row by row; tables are given as path -> [(text, label)]."""
     rows = [
         (path, i, clean(text), label, path in added)
-        for path, of in (first | added).items()
-        for i, (text, label) in enumerate(of, 1)
+        for path, cells in (first | added).items()
+        for i, (text, label) in enumerate(cells, 1)
     ]
     known = {text for *_, text, _, is_added in rows if not is_added}
-    dropped, firsts, out = {}, {}, {split: [] for split in SPLITS}
-    labels_of = {}
+    dropped, seen, splits, labels_of = {}, set(), {split: [] for split in SPLITS}, {}
     for _, _, text, label, is_added in rows:
         if text and not (is_added and text in known):
             labels_of.setdefault(text, set()).add(label)
     for path, i, text, label, is_added in rows:
-        why = "empty_text" if not text else "known_text" if is_added and text in known else None
-        why = why or ("two_labels" if len(labels_of[text]) > 1 else "repeated_text" if text in firsts else None)
-        if why:
-            dropped.setdefault(why, []).append(f"{path} row {i}")
+        reason = "empty_text" if not text else "known_text" if is_added and text in known else None
+        reason = reason or ("two_labels" if len(labels_of[text]) > 1 else "repeated_text" if text in seen else None)
+        if reason:
+            dropped.setdefault(reason, []).append(f"{path} row {i}")
             continue
-        firsts[text] = i
+        seen.add(text)
         split = assign_split(text)
-        out["train" if is_added and split == "test" else split].append((path, i, text, label))
-    return out, {why: {"n_rows": len(places), "first": places[:5]} for why, places in dropped.items()}
+        splits["train" if is_added and split == "test" else split].append((path, i, text, label))
+    return splits, {reason: {"n_rows": len(places), "first": places[:5]} for reason, places in dropped.items()}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_same_as_row_by_row(write, tiny_batches, monkeypatch, seed):
+def test_batches_give_the_same_splits_as_single_rows(write, tiny_batches, monkeypatch, seed):
     monkeypatch.setattr("sodaops.data.rows._CHUNK_ROWS", 50)
     rng = random.Random(seed)
     texts = [f"text {i} &amp;  more" for i in range(150)] + ["", " \u200b", "&#32;", "é" * 30]
@@ -93,33 +92,33 @@ def test_the_same_as_row_by_row(write, tiny_batches, monkeypatch, seed):
     def rows(n):
         return [(text, "good" if len(text) % 3 else "bad") for text in rng.choices(texts, k=n)]
 
-    odd = [("text 3 &amp; more", "good"), ("text 3 & more", "bad")]
-    first = {"t.csv": [*rows(300), *odd, *rows(5)]}
+    conflict = [("text 3 &amp; more", "good"), ("text 3 & more", "bad")]
+    first = {"t.csv": [*rows(300), *conflict, *rows(5)]}
     added = {"added/x.csv": rows(90), "added/y.csv": [*rows(40), *[(f"new {i}", "bad") for i in range(30)] * 2]}
     Path("added").mkdir()
-    for path, of in (first | added).items():
-        write(path, table(of))
+    for path, cells in (first | added).items():
+        write(path, table(cells))
     manifest = preprocess(config_of("t.csv", "data.added=added", "data.conflicts=drop"), "splits")
-    expected, dropped = by_the_rules(first, added)
-    found = {split: [(r["source"], r["row"], r["text"], r["label"]) for r in rows] for split, rows in tables().items()}
+    expected, dropped = split_row_by_row(first, added)
+    found = {split: [(r["source"], r["row"], r["text"], r["label"]) for r in rows] for split, rows in read_splits().items()}
     assert found == expected
     assert manifest["dropped"] == dropped and len(dropped) == 4
     assert manifest["n_kept"] == sum(map(len, expected.values())) and manifest["n_read"] == 307 + 90 + 100
 
 
-def test_whatever_the_batches_are(write, monkeypatch):
+def test_batch_sizes_do_not_change_the_splits(write, monkeypatch):
     rows = [(text, label, i % 4 or "", "ab"[i % 2]) for i, (text, label) in enumerate(many(500))]
     write("t.csv", table([*rows, *rows[:9]], ("text", "label", "votes", "side")))
     config = config_of(
         "t.csv", "data.labels=[good,bad]", "data.vote_columns={bad: votes, good: votes}", "data.slice_columns=[side]"
     )
     manifest = preprocess(config, "splits")
-    before = tables()
+    before = read_splits()
     monkeypatch.setattr(streams, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(parts, "PART_ROWS", 3)
     monkeypatch.setattr("sodaops.data.split_files._GROUP_ROWS", 40)
     assert preprocess(config, "splits2")["dropped"] == manifest["dropped"]
-    assert tables("splits2") == before and pq.ParquetFile("splits2/train.parquet").num_row_groups > 5
+    assert read_splits("splits2") == before and pq.ParquetFile("splits2/train.parquet").num_row_groups > 5
     again = json.loads(Path("splits2/manifest.json").read_text())
     assert {**again, "splits": 0} == {**manifest, "splits": 0}
     assert [{**entry, "sha256": 0} for entry in again["splits"].values()] == [
@@ -135,8 +134,8 @@ def test_every_format_in_small_blocks(workdir, tiny_batches, kind):
     write_table(rows, f"t.{kind.split('.')[0]}", kind.split(".")[0])
     if kind.endswith(".gz"):
         subprocess.run(["gzip", f"t.{kind[:-3]}"], check=True)
-    assert read_table(f"t.{kind}", SMALL).to_pydict() == rows.to_pydict()
-    assert read_table(f"t.{kind}", SMALL, 25).to_pydict() == rows.slice(0, 25).to_pydict()
+    assert read_table(f"t.{kind}", COLUMNS).to_pydict() == rows.to_pydict()
+    assert read_table(f"t.{kind}", COLUMNS, 25).to_pydict() == rows.slice(0, 25).to_pydict()
 
 
 @pytest.mark.parametrize(
@@ -152,26 +151,26 @@ def test_every_format_in_small_blocks(workdir, tiny_batches, kind):
         (2**60, 0.5),
     ],
 )
-def test_the_type_of_a_json_column_is_that_of_all_its_rows(write, tiny_batches, early, late):
+def test_a_json_column_has_the_type_of_all_its_rows(write, tiny_batches, early, late):
     rows = [{"text": f"some text {i}", "label": early if i < 60 else late} for i in range(120)]
     write("t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     whole = pa.json.read_json("t.jsonl")["label"]
     if pa.types.is_floating(whole.type) and all(value is None or value.is_integer() for value in whole.to_pylist()):
         whole = whole.cast(pa.int64())
     expected = ["" if value is None else value for value in whole.cast(pa.string()).to_pylist()]
-    assert read_table("t.jsonl", SMALL)["label"].to_pylist() == expected
+    assert read_table("t.jsonl", COLUMNS)["label"].to_pylist() == expected
 
 
-def test_one_float_late_in_a_parquet_table(workdir, tiny_batches):
+def test_parquet_floats_are_read_as_integers_only_if_all_are_whole(workdir, tiny_batches):
     numbers = [1.0, None, 2.0] * 40
     pq.write_table(pa.table({"text": ["x"] * 121, "label": [*numbers, 3.0]}), "whole.parquet")
     pq.write_table(pa.table({"text": ["x"] * 121, "label": [*numbers, 0.5]}), "broken.parquet", row_group_size=10)
-    assert read_table("whole.parquet", SMALL)["label"].to_pylist() == ["1", "", "2"] * 40 + ["3"]
-    assert read_table("broken.parquet", SMALL)["label"].to_pylist()[-2:] == ["2", "0.5"]
+    assert read_table("whole.parquet", COLUMNS)["label"].to_pylist() == ["1", "", "2"] * 40 + ["3"]
+    assert read_table("broken.parquet", COLUMNS)["label"].to_pylist()[-2:] == ["2", "0.5"]
 
 
-LATE = 900
-BAD = {
+N_VALID = 900
+INVALID = {
     "ragged": (
         "t.csv",
         lambda rows: rows + b"one,two,three\n" + rows[11:] + b"one\n",
@@ -192,19 +191,19 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_late_row_that_cannot_be_read(write, tiny_batches, case):
-    name, spoil, message = BAD[case]
-    texts = many(LATE)
+@pytest.mark.parametrize("case", INVALID)
+def test_errors_name_an_invalid_row_in_a_later_block(write, tiny_batches, case):
+    name, corrupt, message = INVALID[case]
+    texts = many(N_VALID)
     csv_rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in texts)
     json_rows = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in texts)
-    write(name, spoil((csv_rows if name == "t.csv" else json_rows).encode()))
+    write(name, corrupt((csv_rows if name == "t.csv" else json_rows).encode()))
     with pytest.raises(DataError, match=message):
         preprocess(config_of(name), "splits")
     assert os.listdir() == [name]
 
 
-def test_parquet_that_is_cut_off_or_damaged(workdir, tiny_batches, capsys):
+def test_truncated_and_damaged_parquet_files(workdir, tiny_batches, capsys):
     rows = pa.table({"text": [f"text {i} {random.random()}" for i in range(3000)], "label": ["good", "bad"] * 1500})
     pq.write_table(rows, "t.parquet", row_group_size=500)
     whole = Path("t.parquet").read_bytes()
@@ -219,21 +218,21 @@ def test_parquet_that_is_cut_off_or_damaged(workdir, tiny_batches, capsys):
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_a_huge_text_next_to_others(workdir, kind):
+def test_a_very_long_text(workdir, kind):
     rows = [*many(300), ("huge " * 2_000_000, "good"), *[(f"after {text}", label) for text, label in many(300)]]
     write_table(pa.table({"text": [text for text, _ in rows], "label": [label for _, label in rows]}), f"t.{kind}", kind)
     with pytest.raises(DataError, match=f"t.{kind} row 301: text .*10,000,000 .*100,000 .*301.*data.max_chars"):
         preprocess(config_of(f"t.{kind}"), "splits")
     assert preprocess(config_of(f"t.{kind}", "data.max_chars=20_000_000"), "splits")["n_kept"] == 601
-    lengths = {row["row"]: len(row["text"]) for rows in tables().values() for row in rows}
+    lengths = {row["row"]: len(row["text"]) for rows in read_splits().values() for row in rows}
     assert lengths[301] == 9_999_999 and len(lengths) == 601
 
 
-def test_a_full_disk_leaves_the_old_splits_and_nothing_else(write, monkeypatch):
+def test_a_full_disk_leaves_only_the_old_splits(write, monkeypatch):
     write("t.csv", table(many(200)))
     first = preprocess(config_of(), "splits")
     write("t.csv", table([(f"{text} {random.random()}", label) for text, label in many(5000)]))
-    for n_bytes, n_rows in ((2000, 5000), (12_000, 50)):  # too few for a part; enough for that, too few for the splits
+    for n_bytes, n_rows in ((2000, 5000), (12_000, 50)):  # too small for a part; large enough for parts, not for splits
         monkeypatch.setattr(parts, "PART_ROWS", n_rows)
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
         try:
@@ -241,10 +240,10 @@ def test_a_full_disk_leaves_the_old_splits_and_nothing_else(write, monkeypatch):
                 preprocess(config_of(), "splits")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        assert left_over() == [] and json.loads(Path("splits/manifest.json").read_text()) == first
+        assert temporary_files() == [] and json.loads(Path("splits/manifest.json").read_text()) == first
 
 
-def test_a_place_that_cannot_be_written_to(write):
+def test_a_folder_that_cannot_be_created(write):
     write("t.csv", table(many()))
     write("taken", "a file")
     with pytest.raises(StorageError, match="taken/splits: "):
@@ -253,22 +252,22 @@ def test_a_place_that_cannot_be_written_to(write):
 
 
 @pytest.fixture
-def in_processes(write, monkeypatch):
-    """A table of 3,000 rows in 60 parts, all but the first made by other processes."""
+def two_workers(write, monkeypatch):
+    """A table of 3,000 rows in 60 parts, all but the first of which two worker processes make."""
     monkeypatch.setattr(workers, "LOCAL_ROWS", 1)
     monkeypatch.setattr(workers, "_n_workers", lambda: 2)
     monkeypatch.setattr(parts, "PART_ROWS", 50)
     write("t.csv", table(many(3000)))
 
 
-def test_other_processes_make_the_same(in_processes, monkeypatch):
+def test_worker_processes_give_the_same_splits(two_workers, monkeypatch):
     manifest = preprocess(config_of(), "splits")
     monkeypatch.setattr(workers, "LOCAL_ROWS", 10**9)
     assert preprocess(config_of(), "here") == manifest
-    assert tables() == tables("here") and left_over() == []
+    assert read_splits() == read_splits("here") and temporary_files() == []
 
 
-def test_a_fault_in_a_worker_is_raised_here(in_processes):
+def test_errors_in_worker_processes_are_raised(two_workers):
     long = [(f"{i} {random.randbytes(500).hex()}", label) for i, (_, label) in enumerate(many(1000))]
     Path("t.csv").write_text(table([*many(1000), *long]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, resource.RLIM_INFINITY))
@@ -280,7 +279,7 @@ def test_a_fault_in_a_worker_is_raised_here(in_processes):
     assert os.listdir() == ["t.csv"]
 
 
-def test_a_process_that_is_killed_is_an_error_and_what_was_done_is_kept(in_processes):
+def test_finished_parts_are_kept_if_a_worker_process_is_killed(two_workers):
     stop = threading.Event()
 
     def kill():
@@ -303,20 +302,20 @@ def test_a_process_that_is_killed_is_an_error_and_what_was_done_is_kept(in_proce
     (folder,) = Path().glob(".splits.work.*")
     assert "000-000000000001-000050.arrow" in os.listdir(folder) and not Path("splits").exists()
     assert preprocess(config_of(), "splits")["n_kept"] == 3000
-    assert left_over() == []
+    assert temporary_files() == []
 
 
-def test_folders_of_other_fingerprints_go(write):
+def test_work_folders_of_other_fingerprints_are_deleted(write):
     write("t.csv", table(many()))
     Path(".splits.work.0123456789abcdef").mkdir()
     Path(".splits2.work.0123456789abcdef").mkdir()
     preprocess(config_of(), "splits")
-    assert left_over() == [".splits2.work.0123456789abcdef"]
+    assert temporary_files() == [".splits2.work.0123456789abcdef"]
 
 
 @pytest.fixture
-def stopped(in_processes, monkeypatch):
-    """A run that was stopped after its first four parts; gives their folder."""
+def stopped_run(two_workers, monkeypatch):
+    """The work folder of a run that was stopped after its first four parts."""
     write_part, n_written = workers.write_part, 0
 
     def four_parts(path, rows):
@@ -335,43 +334,43 @@ def stopped(in_processes, monkeypatch):
     return folder
 
 
-def test_a_damaged_part_is_made_anew_and_the_others_are_kept(stopped):
-    damaged = stopped / "000-000000000101-000050.arrow"
+def test_only_a_damaged_part_is_computed_again(stopped_run):
+    damaged = stopped_run / "000-000000000101-000050.arrow"
     damaged.write_bytes(damaged.read_bytes()[:200])
     with pytest.raises(DataError, match="000101-000050.arrow"):
         preprocess(config_of(), "splits")
-    assert len(os.listdir(stopped)) == 59 and not damaged.exists()
+    assert len(os.listdir(stopped_run)) == 59 and not damaged.exists()
     assert preprocess(config_of(), "splits")["n_kept"] == 3000
-    assert left_over() == []
+    assert temporary_files() == []
 
 
-def test_one_bit_of_a_part_is_enough(tmp_path):
-    """Of such flips, Arrow itself takes four fifths for another content, and dies of a few."""
+def test_one_flipped_bit_in_a_part_is_detected(tmp_path):
+    """Arrow itself reads four fifths of these files with wrong content and no error, and crashes on a few."""
     part = parts.Part(tmp_path / "0.arrow", "t.csv", 0, 1, 50)
     raw = pa.RecordBatch.from_pydict({"text": [text for text, _ in many(50)], "label": 25 * ["a", "b"]})
     parts.write_part(part.path, parts.prepare_rows(raw, 1, config_of()))
     whole, rng = part.path.read_bytes(), random.Random(0)
     assert parts.read_part(part)[0].num_rows == 50
     for place in [0, len(whole) - 1, *rng.sample(range(len(whole)), 300)]:
-        spoiled = bytearray(whole)
-        spoiled[place] ^= 1 << rng.randrange(8)
-        for decisive in (True, False):
-            part.path.write_bytes(spoiled)
+        corrupted = bytearray(whole)
+        corrupted[place] ^= 1 << rng.randrange(8)
+        for selection_only in (True, False):
+            part.path.write_bytes(corrupted)
             with pytest.raises(parts.PartsKeptError, match="0.arrow"):
-                parts.read_part(part, decisive)
+                parts.read_part(part, selection_only)
             assert not part.path.exists()
 
 
 @pytest.mark.parametrize("module", preprocessing.PART_CODE, ids=lambda module: module.__name__)
-def test_parts_that_other_code_made_are_stale(module, stopped, workdir, monkeypatch):
+def test_parts_of_other_code_versions_are_deleted(module, stopped_run, workdir, monkeypatch):
     changed = workdir / "changed.py"
     changed.write_bytes(Path(module.__file__).read_bytes() + b"# changed")
     monkeypatch.setattr(module, "__file__", str(changed))
     preprocess(config_of(), "splits")
-    assert not stopped.exists() and left_over() == []
+    assert not stopped_run.exists() and temporary_files() == []
 
 
-def test_no_code_that_makes_parts_is_forgotten():
+def test_part_code_lists_every_module_that_parts_depend_on():
     known = {module.__name__ for module in preprocessing.PART_CODE} | {
         "sodaops.io.storage",
         "sodaops.config.schema",
@@ -386,12 +385,12 @@ def test_no_code_that_makes_parts_is_forgotten():
 
 def test_a_script_without_a_main_guard(write):
     write("t.csv", table(many(300)))
-    write("own.py", OWN_SCRIPT)
+    write("own.py", SCRIPT_WITHOUT_GUARD)
     subprocess.run([sys.executable, "own.py"], check=True, timeout=300)
-    assert sum(map(len, tables().values())) == 300
+    assert sum(map(len, read_splits().values())) == 300
 
 
-def test_a_column_of_ids_is_no_column_of_labels(write, monkeypatch):
+def test_a_label_column_with_too_many_values(write, monkeypatch):
     monkeypatch.setattr(rows, "MAX_VALUES", 40)
     monkeypatch.setattr(parts, "PART_ROWS", 50)
     write("t.csv", table([(text, f"id{i}") for i, (text, _) in enumerate(many(200))]))
@@ -399,12 +398,12 @@ def test_a_column_of_ids_is_no_column_of_labels(write, monkeypatch):
         preprocess(config_of(), "splits")
 
 
-def test_two_at_once(write):
+def test_two_concurrent_runs(write):
     write("t.csv", table(many(2000)))
     code = "import sys; from sodaops.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "preprocess", "data=csv", "data.path=t.csv", "evaluate.splits_dir=splits"]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     assert [(one.communicate(timeout=300)[1], one.returncode) for one in both] == [("", 0), ("", 0)]
-    assert sum(map(len, tables().values())) == 2000
-    assert left_over() == []
+    assert sum(map(len, read_splits().values())) == 2000
+    assert temporary_files() == []
