@@ -1,4 +1,4 @@
-"""The drift service: checks the request log repeatedly, and serves the last result over HTTP."""
+"""The drift service: checks the request log at intervals, and serves the last result over HTTP."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,8 @@ from sodaops.web.metrics import HttpMetrics
 
 log = logging.getLogger(__name__)
 _TYPES = {".html": "text/html", ".json": "application/json"}
-_POLICY = {  # our page has no script; evidently's page contains its own
+_NO_TELEMETRY: Any = {"logs": False, "metrics": False, "operation_spans": False, "auto_configure": False, "tracing": False}
+_POLICY = {  # our page has no scripts; evidently's page has inline scripts
     PAGE: "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
     EVIDENTLY: "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
     "font-src data:; worker-src blob:; frame-ancestors 'none'",
@@ -32,7 +33,7 @@ _POLICY = {  # our page has no script; evidently's page contains its own
 
 
 class DriftMetrics(HttpMetrics):
-    """Metrics of the drift service. Those of the verdict are absent until there is one."""
+    """Metrics of the drift service. Those of a result are absent until there is one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class DriftMetrics(HttpMetrics):
         self.runs = Counter("sodaops_drift_runs", "Checks of the log, by outcome.", ("outcome",), registry=self.registry)
 
     def update(self, result: DriftResult | None) -> None:
-        """Shows the last result; None: there was no request."""
+        """Sets the gauges to the last result; ``None`` means that the window was empty."""
         for gauge in (self.detected, self.p, self.effect, self.causes):
             gauge.clear()
         self.when.set(time.time())
@@ -66,11 +67,11 @@ class DriftMetrics(HttpMetrics):
 
 
 class Watcher:
-    """Checks on a schedule and on demand, one check at a time: a request during a check gets the result of that one.
+    """Checks for drift at intervals and on demand, one check at a time: a call during a check gets that check's result.
 
     Attributes:
-        result: of the last check; None before it, or if the window was empty.
-        pages: the reports of that check, by file name. They are kept in memory, since files may change during a request.
+        result: of the last check; None before the first check, or if the window was empty.
+        pages: the reports of that check, by file name. They are kept in memory, since the files may change during a request.
         problem: why there is no current result; None after a successful check.
     """
 
@@ -82,7 +83,7 @@ class Watcher:
         self.problem: str | None = "no check has run yet"
 
     async def check(self) -> DriftResult | None:
-        """Checks now, or waits for the check that is running; None: the window was empty.
+        """Runs a check, or waits for the one that is running; returns None if the window was empty.
 
         Raises:
             SodaOpsError: the log or the bundle cannot be read.
@@ -97,7 +98,7 @@ class Watcher:
             result, self.pages = await asyncio.to_thread(_run_check, settings)
             outcome = "drift" if result.drifted else "no_drift" if result.judged else "no_verdict"
             self.result, self.problem = result, None
-        except DataError as error:  # an empty window is no failure of this service
+        except DataError as error:  # an empty window is not an error of this service
             self.result, self.pages, self.problem, outcome = None, {}, str(error), "no_data"
         except Exception as error:
             self.problem = str(error) if isinstance(error, SodaOpsError) else repr(error)
@@ -115,7 +116,7 @@ class Watcher:
         while True:
             try:
                 await self.check()
-            except Exception as error:  # the next check may succeed
+            except Exception as error:  # logged only: the next check may succeed
                 log.error("drift check failed", extra={"reason": str(error)})
             await asyncio.sleep(self._settings.every_s)
 
@@ -130,7 +131,7 @@ def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
     """The application; `python -m sodaops.drift` runs it.
 
     Args:
-        settings: None reads the environment.
+        settings: None reads them from the environment.
 
     Raises:
         ConfigError: a setting is missing or not allowed.
@@ -156,9 +157,6 @@ def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
         max_body_bytes=1024, body_s=10.0,
     )  # fmt: skip
     return app
-
-
-_NO_TELEMETRY: Any = {"logs": False, "metrics": False, "operation_spans": False, "auto_configure": False, "tracing": False}
 
 
 def _routes(app: FastAPI, watcher: Watcher, metrics: DriftMetrics) -> None:

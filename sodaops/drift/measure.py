@@ -1,4 +1,4 @@
-"""Compares a window of requests with a bundle's reference."""
+"""Measures drift: compares requests with the reference of the bundle that answered them."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from sodaops.request_log.window import Window, count_by_bundle
 if TYPE_CHECKING:
     import pandas as pd
 
-MODEL_FREE = ("n_chars", "letters", "non_ascii")  # features that do not depend on the bundle that answered
+_MODEL_INDEPENDENT = ("n_chars", "letters", "non_ascii")  # features that are the same for every bundle
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 _N_EXAMPLES = 12
 _N_BINS = 16
@@ -32,12 +32,12 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
 
     Args:
         settings: conf/drift.
-        info: of the bundle.
-        reference: of the bundle.
+        info: the bundle's.
+        reference: the bundle's.
         window: rows of the request log.
 
     Returns:
-        The result, and evidently's snapshot; None with too few rows.
+        The result; and evidently's snapshot, None if there are too few rows.
     """
     rows = window.rows
     own_rows = rows.filter(pc.equal(rows["bundle_id"], info.bundle_id))
@@ -56,7 +56,7 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
 
     features: list[Feature] = []
     embedding, snapshot = None, None
-    if len(answered) >= settings.min_rows:  # otherwise only repetitions and empty texts can be judged
+    if len(answered) >= settings.min_rows:  # with fewer, only repeated and empty texts can be judged
         features, embedding, snapshot = _compare_features(settings, info, reference, answered, level)
     causes = find_causes(settings, features, facts["empty"], facts["repeated"], facts["repeated_text"])
     result = DriftResult(
@@ -93,7 +93,7 @@ def _window_facts(info: BundleInfo, window: Window, own_rows: pa.Table) -> dict[
 
 
 def _most_frequent(rows: pa.Table) -> tuple[int, str | None]:
-    """Count of the most frequent non-empty text, and the text, or its hash where texts are not logged."""
+    """The count of the most frequent non-empty text, and the text itself, or its hash if texts are not logged."""
     texts = rows.filter(pc.not_equal(rows["text_sha256"], _EMPTY_SHA256))
     if not len(texts):
         return 0, None
@@ -106,7 +106,7 @@ def _most_frequent(rows: pa.Table) -> tuple[int, str | None]:
 
 
 def _distinct_texts(rows: pa.Table) -> pa.Table:
-    """The first row of each text; the reference also holds each text once."""
+    """The first row of each text, since the reference also has each text once."""
     digests = rows["text_sha256"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     return rows.take(np.sort(np.unique(digests, return_index=True)[1]))
 
@@ -114,8 +114,9 @@ def _distinct_texts(rows: pa.Table) -> pa.Table:
 def _compare_features(
     settings: DriftConfig, info: BundleInfo, reference: Reference, rows: pa.Table, level: float
 ) -> tuple[list[Feature], EmbeddingTest | None, Any]:
+    """Tests all features, and returns them with the test of the embeddings and evidently's snapshot."""
     reference_frame, current_frame = _frames(info, reference, rows)
-    # An older log has no descriptors; its columns are reported as not logged.
+    # Logs of earlier versions have no descriptors. These features get no p-value.
     logged = [column for column in current_frame.columns if current_frame[column].notna().any()]
     p_values, snapshot = (
         column_tests(reference_frame[logged], current_frame[logged], ["label"], level) if logged else ({}, None)
@@ -131,10 +132,10 @@ def _compare_features(
 
 
 def _frames(info: BundleInfo, reference: Reference, rows: pa.Table) -> tuple["pd.DataFrame", "pd.DataFrame"]:
-    """Reference and current rows with the same columns."""
+    """The rows of the reference and those of the window, with the same columns."""
     reference_frame = _descriptor_frame(reference)
     reference_frame["label"] = np.array(info.labels, dtype=object)[reference.label_ids]
-    # A model is more confident on texts that it was trained on, so only those of val are comparable.
+    # A model is more confident on its training texts, so scores are compared with those of val only.
     reference_frame["score"] = np.where(reference.seen, np.nan, reference.scores.astype(float))
     current_frame = rows.select([*Descriptors._fields, "label", "score"]).to_pandas()
     return reference_frame, current_frame.astype(dict.fromkeys([*Descriptors._fields, "score"], float))
@@ -149,7 +150,7 @@ def _descriptor_frame(reference: Reference) -> "pd.DataFrame":
 def _compare_column(
     settings: DriftConfig, name: str, reference: "pd.Series", current: "pd.Series", p: float | None, level: float
 ) -> Feature:
-    """Drift needs significance and a minimal distance: with many rows even a tiny shift is significant."""
+    """Drift requires significance and a minimum effect, since with many rows even a tiny shift is significant."""
     if p is None:
         return Feature(name, None, None, False, None, None)
     medians: tuple[float | None, float | None] = (None, None)
@@ -166,7 +167,7 @@ def _compare_column(
 
 
 def _histogram(sides: list[np.ndarray]) -> list[Bin]:
-    """Bins of equal width between the 0.5th and the 99.5th percentile; values outside count in the first or last bin."""
+    """Bins of equal width between the 0.5th and 99.5th percentiles; values outside count in the first or last bin."""
     low, high = np.quantile(np.concatenate(sides), (0.005, 0.995))
     edges = np.linspace(low, high if high > low else low + 1, _N_BINS + 1)
     shares = [np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0] / len(side) for side in sides]
@@ -174,11 +175,11 @@ def _histogram(sides: list[np.ndarray]) -> list[Bin]:
 
 
 def _bins(starts: list[Any], shares: list[np.ndarray]) -> list[Bin]:
-    return [Bin(start, float(r), float(c)) for start, r, c in zip(starts, *shares, strict=True)]
+    return [Bin(start, float(old), float(new)) for start, old, new in zip(starts, *shares, strict=True)]
 
 
 def _compare_embeddings(settings: DriftConfig, info: BundleInfo, reference: Reference, rows: pa.Table) -> EmbeddingTest | None:
-    """None where the log has no sketches, or those of another size."""
+    """Tests the embeddings for drift; None if the log has no sketches, or sketches of another size."""
     rows = rows.select(["sketch", "label"])
     if not len(rows) or rows["sketch"].null_count:
         return None
@@ -186,26 +187,26 @@ def _compare_embeddings(settings: DriftConfig, info: BundleInfo, reference: Refe
     if sketches.shape[1] != reference.sketches.shape[1]:
         return None
     label_ids = pc.index_in(rows["label"], pa.array(info.labels)).to_numpy()
-    val = ~reference.seen  # embeddings of training texts are unlike those of new texts of the same kind
+    val = ~reference.seen  # training texts have other embeddings than new texts from the same source
     return embedding_test(
         reference.sketches[val].astype(np.float32), sketches, reference.label_ids[val], label_ids, settings.n_permutations
     )
 
 
 def _examples(rows: pa.Table, embedding: EmbeddingTest) -> list[Example]:
-    """The rows with the highest drift scores."""
+    """The rows whose embeddings have the highest drift scores."""
     order = embedding.indices[np.argsort(-embedding.scores)][:_N_EXAMPLES]
     names = ["text", "text_sha256", "label", "score", "request_id"]
     return [Example(**row) for row in rows.select(names).take(order).to_pylist()]
 
 
 def _compare_other_bundle(settings: DriftConfig, reference: Reference, rows: pa.Table, level: float) -> dict[str, Any]:
-    """Compares rows that another bundle answered by the features that do not depend on the model."""
+    """Compares the rows that another bundle answered, by the features that do not depend on the bundle."""
     n_rows = len(rows)
     rows = rows.filter(pc.is_valid(rows["letters"]))
     if len(rows) < settings.min_rows:
         return {"n_rows": n_rows, "drifted": None}
-    names = list(MODEL_FREE)
+    names = list(_MODEL_INDEPENDENT)
     reference_frame = _descriptor_frame(reference)[names]
     current_frame = _distinct_texts(rows).select(names).to_pandas().astype(float)
     p_values, _ = column_tests(reference_frame, current_frame, [], level)

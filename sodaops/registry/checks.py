@@ -1,4 +1,4 @@
-"""The checks of the gate: each compares one number with one limit of conf/registry."""
+"""The checks of the gate. Each compares a number with a limit of conf/registry."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from sodaops.config.schema import GateConfig
 from sodaops.evaluation import metrics
 from sodaops.inference.predictor import Predictor
 
-_N_WARM_UP = 8  # texts that are answered before the time is measured
-_N_TIMED = 120  # texts for the latency
+_N_WARM_UP = 8  # texts that are predicted before the latency is measured
+_N_TIMED = 120  # texts on which the latency is measured
 _N_PARITY = 64  # texts on which ONNX is compared with torch
 
 
@@ -25,16 +25,16 @@ class Verdict:
     passed: bool
     value: float | None  # None: the check does not apply
     limit: str
-    said: str  # explanation in words
+    said: str  # explanation
 
 
 def paired_gains(
     label_ids: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_labels: int, n_samples: int
 ) -> np.ndarray:
-    """Differences of macro-F1 over bootstrap samples of the rows, with the same sample for both models.
+    """Differences of macro-F1 on bootstrap samples of the rows; each sample is used for both models.
 
-    Rows with the same label and the same two answers are interchangeable. So their counts are drawn from a multinomial
-    distribution, instead of the rows themselves (Efron 1979).
+    Rows with the same label and the same two predictions are interchangeable, so the bootstrap (Efron 1979) draws the number
+    of each kind from a multinomial distribution, instead of single rows.
 
     Args:
         label_ids: int [n_rows].
@@ -46,15 +46,15 @@ def paired_gains(
     Returns:
         Challenger minus champion, float [n_samples].
     """
-    # cells: the distinct (label, challenger, champion) combinations, int [3, n_cells]
+    # cells: the distinct combinations of label, challenger and champion, int [3, n_cells]
     cells, counts = np.unique(np.stack([label_ids, challenger, champion]), axis=1, return_counts=True)
-    # draws: rows of each cell in each sample, int [n_samples, n_cells]
+    # draws: the number of rows of each cell in each sample, int [n_samples, n_cells]
     draws = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=n_samples)
     macro_f1 = []
-    for answers in (cells[1], cells[2]):
-        # Add up the cells of each (label, answer) pair: one confusion matrix a sample, [n_samples, n_labels, n_labels].
+    for predicted in (cells[1], cells[2]):
+        # Sum the cells with the same label and prediction: one confusion matrix for each sample.
         matrices = np.zeros((n_samples, n_labels * n_labels), dtype=np.int64)
-        for pair, n_rows in zip(cells[0] * n_labels + answers, draws.T, strict=True):
+        for pair, n_rows in zip(cells[0] * n_labels + predicted, draws.T, strict=True):
             matrices[:, pair] += n_rows
         macro_f1.append(metrics.summary(matrices.reshape(n_samples, n_labels, n_labels))["macro_f1"])
     return macro_f1[0] - macro_f1[1]
@@ -85,18 +85,18 @@ def check_calibration(ece: float, ceiling: float) -> Verdict:
 
 
 def check_latency(challenger: Predictor, champion: Predictor | None, texts: Sequence[str], ceiling: float) -> Verdict:
-    """The challenger's median time for one text, relative to the champion's, is not above the ceiling."""
+    """The challenger's median time per text, divided by the champion's, is not above the ceiling."""
     if champion is None:
         return Verdict("latency", True, None, f"≤ {ceiling:g}", "no champion to compare with")
     timed = [texts[i] for i in np.linspace(0, len(texts) - 1, min(_N_TIMED, len(texts))).astype(int)]
     times_s: tuple[list[float], list[float]] = ([], [])
-    # The models take turns on each text, so that whatever slows down the machine slows down both.
+    # The models alternate, so that other load on the machine affects both.
     for text in timed[:_N_WARM_UP] + timed:
-        for predictor, spent_s in zip((challenger, champion), times_s, strict=True):
+        for predictor, elapsed_s in zip((challenger, champion), times_s, strict=True):
             start_s = time.perf_counter()
             predictor.run([predictor.encode(text)])
-            spent_s.append(time.perf_counter() - start_s)
-    own_s, champion_s = (float(np.median(spent_s[_N_WARM_UP:])) for spent_s in times_s)
+            elapsed_s.append(time.perf_counter() - start_s)
+    own_s, champion_s = (float(np.median(elapsed_s[_N_WARM_UP:])) for elapsed_s in times_s)
     text = (
         f"{1000 * own_s:.2f} ms for a text, the champion {1000 * champion_s:.2f} ms (medians of {len(timed)}, one thread)"
     )  # fmt: skip
@@ -122,7 +122,7 @@ def check_parity(bundle: Path, texts: Sequence[str], ceiling: float) -> Verdict:
 
 
 def check_agreement(bundle: Path, predictor: Predictor, texts: Sequence[str], probs: np.ndarray, floor: float) -> Verdict:
-    """The served variant gives the same label as float32 for at least this share of the texts."""
+    """The served variant predicts the label of float32 for at least ``floor`` of the texts."""
     full = probs if predictor.variant == "float32" else Predictor(bundle, "float32").probs_of_cleaned(texts)
     share = float((full.argmax(1) == probs.argmax(1)).mean())
     text = f"{predictor.variant} serves; {share:.1%} of its labels are those of float32"
@@ -138,7 +138,6 @@ def check_behaviour(abilities: Mapping[str, Mapping[str, Any]], rules: GateConfi
         if result["champion"] is not None:
             floor = max(floor, result["champion"] - rules.behaviour.max_drop)
             text += f", the champion {result['champion']:.0%}"
-        # the tolerance absorbs rounding in the subtraction above
-        passed = result["rate"] >= floor - 1e-9
+        passed = result["rate"] >= floor - 1e-9  # a tolerance for rounding errors
         verdicts.append(Verdict(f"behaviour: {ability}", passed, result["rate"], f"≥ {floor:.2f}", text))
     return verdicts

@@ -1,4 +1,4 @@
-"""The gate before production: evaluates a version on the test split, and checks the result against conf/registry."""
+"""The gate before a promotion: evaluates a version on the test split, and checks the results against conf/registry."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -26,14 +26,14 @@ GATE_PAGE, GATE_JSON = "gate.html", "gate.json"
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate measured and decided. Its fields are written to gate.json."""
+    """The measurements and verdicts of the gate. The fields are written to gate.json."""
 
     version: str
     against: str  # the champion's version, or the baseline's name
     test: dict[str, Any]  # number of rows and hash of the test split
     verdicts: list[Verdict]
     scores: dict[str, dict[str, float]]  # challenger, and champion or baseline -> macro-F1, accuracy, ECE
-    gain: dict[str, float]  # of macro-F1: measured, low and high of the two-sided 95 % interval, bound of the rule
+    gain: dict[str, float]  # of macro-F1: measured; low and high of its 95 % interval; bound: the lower one of the rule
     histogram: dict[str, list[float]]  # of the bootstrapped gains: edges, shares
     slices: list[dict[str, Any]] = field(default_factory=list)
     abilities: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class GateResult:
         return all(verdict.passed for verdict in self.verdicts)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """All fields and ``passed``, for JSON."""
         return {"passed": self.passed, **asdict(self)}
 
     def summary(self) -> dict[str, Any]:
@@ -56,14 +56,14 @@ class GateResult:
 def run_gate(
     version: str, challenger_dir: Path, champion: tuple[str, Path] | None, splits_dir: Path, rules: GateConfig
 ) -> GateResult:
-    """Compares a version with the champion, on the test split that was not used for its training.
+    """Compares a version with the champion on the test split, which its training did not use.
 
     Args:
-        version: the challenger's.
+        version: the challenger's version.
         challenger_dir: its bundle.
-        champion: version and bundle; None: TF-IDF with logistic regression is used instead.
+        champion: version and bundle; if None, the challenger is compared with TF-IDF and logistic regression.
         splits_dir: the splits of the challenger's data.
-        rules: conf/registry's gate.
+        rules: conf/registry's section ``gate``.
 
     Raises:
         ConfigError: the splits are not the challenger's.
@@ -86,7 +86,7 @@ def run_gate(
     slices = _slices(table, probs, label_ids, labels, rules.slice_rows)
     abilities = _abilities(challenger, champion_model, rules)
     scores = {"challenger": _scores(probs, label_ids), "champion" if champion else "baseline": _scores(other_probs, label_ids)}
-    configured: list[tuple[Any, Callable[[], Verdict]]] = [  # limit, check; a check whose limit is null does not run
+    configured: list[tuple[Any, Callable[[], Verdict]]] = [  # (limit, check); a check whose limit is null is skipped
         (rules.min_gain, lambda: checks.check_gain(gain, against, rules)),
         (rules.slice_floor, lambda: checks.check_slices(slices, rules.slice_floor)),
         (rules.max_ece, lambda: checks.check_calibration(scores["challenger"]["ece"], rules.max_ece)),
@@ -105,8 +105,8 @@ def write_gate_report(folder: str, result: GateResult, introduction: str) -> str
 
     Args:
         folder: path or address; created, or replaced.
-        result: of the gate.
-        introduction: the page's first sentences.
+        result: the gate's result.
+        introduction: the first sentences of the page.
 
     Returns:
         The page's path or address.
@@ -124,15 +124,15 @@ def _test_split(bundle: Path, challenger: Predictor, splits_dir: Path) -> tuple[
     actual = manifest["splits"]["test"]["sha256"]
     if _test_hash(bundle, challenger) != actual:
         raise ConfigError(
-            f"evaluate.splits_dir={splits_dir}: not the test split that was kept aside when {challenger.info.bundle_id} was "
-            "trained, so it may hold rows of its training. Set evaluate.splits_dir to the splits that it was trained with."
+            f"evaluate.splits_dir={splits_dir}: not the test split that was held out when {challenger.info.bundle_id} was "
+            "trained, so it may have rows of its training. Set evaluate.splits_dir to the splits that it was trained with."
         )
     table = read_split(splits_dir, "test")
     return table, {"n_rows": table.num_rows, "sha256": actual}
 
 
 def _test_hash(bundle: Path, predictor: Predictor) -> str:
-    """The hash of the test split that was kept aside when a bundle was trained."""
+    """The hash of the test split that was held out when a bundle was trained."""
     return json.loads(layout.read_file(bundle, predictor.info, layout.DATA))["splits"]["test"]["sha256"]
 
 
@@ -144,8 +144,8 @@ def _load_champion(path: Path, challenger: layout.BundleInfo) -> Predictor:
     ):
         if own != other:
             raise RegistryError(
-                f"the champion's {what} {own} and the challenger's {other} differ, so they cannot be compared. Use a registry "
-                "for each (registry.path=FOLDER)."
+                f"the champion's {what} {own} and the challenger's {other} differ, so they cannot be compared. Use a separate "
+                "registry for each (registry.path=FOLDER)."
             )
     return champion
 
@@ -179,7 +179,7 @@ def _scores(probs: np.ndarray, label_ids: np.ndarray) -> dict[str, float]:
 def _slices(
     table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], min_rows: int
 ) -> list[dict[str, Any]]:
-    """F1 of each label, and macro-F1 by text length and by each slice column; slices with enough rows are judged."""
+    """F1 by label, and macro-F1 by text length and by each slice column; ``judged`` if a slice has ``min_rows`` rows."""
     predicted = probs.argmax(1)
     per_label = metrics.per_label(metrics.confusion(label_ids, predicted, len(labels)), labels)
     slices: list[dict[str, Any]] = [
@@ -203,7 +203,7 @@ def _slices(
 
 
 def _abilities(challenger: Predictor, champion: Predictor | None, rules: GateConfig) -> dict[str, dict[str, Any]]:
-    """Results of the behavioural tests, with the champion's pass rates beside them."""
+    """The challenger's results in the behavioural tests, with the champion's pass rates."""
     if rules.behaviour is None:
         return {}
     cases = behaviour.read_suite(rules.behaviour.suite, challenger.info.labels)

@@ -1,4 +1,4 @@
-"""The registry, in a folder and on an emulated bucket: versions do not change, and no change of an alias is lost."""
+"""The registry in a folder and in an emulated bucket: versions do not change, and concurrent changes are all kept."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from tests.serving import copy_bundle
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
-    """An address of an emulated bucket of Google Cloud Storage, one that honours preconditions."""
+    """The address of an emulated bucket of Google Cloud Storage that supports preconditions."""
     with emulated_bucket(tmp_path_factory.mktemp("gcs")) as address:
         yield address
 
 
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def root(request, tmp_path):
-    """Where an empty registry is."""
+    """The address of an empty registry."""
     if request.param == "folder":
         return str(tmp_path / "registry")
     return f"{request.getfixturevalue('bucket')}/{tmp_path.name}/registry"
@@ -38,11 +38,10 @@ def root(request, tmp_path):
 
 @pytest.fixture
 def bundles(trained, tmp_path):
-    """Three bundles."""
     return [copy_bundle(trained / "run/bundle", tmp_path / f"bundle{i}", f"{i}") for i in range(3)]
 
 
-def test_register_resolve_roll_back(root, bundles):
+def test_register_promote_and_roll_back(root, bundles):
     registry = Registry(root)
     first, second, third = (registry.register(bundle, f"number {i}") for i, bundle in enumerate(bundles))
     assert len({first, second, third}) == 3 and registry.version("challenger") == third
@@ -50,16 +49,16 @@ def test_register_resolve_roll_back(root, bundles):
         registry.move("champion", version, before, "better")
     assert registry.version("champion") == third == registry.version(third[:6])
     assert registry.resolve("champion") == f"{root}/versions/{third}"
-    assert registry.roll_back("it failed") == second and registry.roll_back("so did this") == first
+    assert registry.roll_back("first failure") == second and registry.roll_back("second failure") == first
     with pytest.raises(RegistryError, match="^champion of "):
         registry.roll_back("again")
     events = [(entry["event"], entry.get("version"), entry["why"]) for entry in registry.history()]
     assert events[0] == ("register", first, "number 0") and events[5] == ("promote", third, "better")
-    assert events[6:] == [("rollback", None, "it failed"), ("rollback", None, "so did this")]
+    assert events[6:] == [("rollback", None, "first failure"), ("rollback", None, "second failure")]
     assert all("@" in entry["who"] and entry["when"].startswith("20") for entry in registry.history())
 
 
-def test_a_version_is_what_was_registered(root, bundles, tmp_path):
+def test_a_registered_version_does_not_change(root, bundles, tmp_path):
     registry = Registry(root)
     version = registry.register(bundles[0])
     with registry.local(version) as folder:
@@ -75,7 +74,7 @@ def test_a_version_is_what_was_registered(root, bundles, tmp_path):
     assert list(registry.state().versions) == [version]
 
 
-def test_names_that_mean_nothing(root, bundles):
+def test_unknown_versions_and_invalid_aliases(root, bundles):
     registry = Registry(root)
     for name in ("champion", "challenger"):
         with pytest.raises(RegistryError, match=rf"^{name}: .*sodaops register"):
@@ -102,8 +101,7 @@ def test_the_second_of_two_concurrent_promotions_fails(root, bundles):
     assert registry.version("champion") == second
 
 
-def test_no_update_is_lost(root, bundles):
-    """Twelve writers at once, each on a name of its own: all twelve stand afterwards, each written down once."""
+def test_concurrent_moves_are_all_kept(root, bundles):
     version = Registry(root).register(bundles[0])
 
     def move(i):
@@ -117,7 +115,7 @@ def test_no_update_is_lost(root, bundles):
     assert [entry["n"] for entry in registry.history()] == list(range(1, 14))
 
 
-def test_one_of_many_creates(root):
+def test_only_one_of_many_concurrent_creates_succeeds(root):
     store = open_store(root)
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda i: store.create("history/1", b"%d" % i * 1000), range(16)))
@@ -125,7 +123,7 @@ def test_one_of_many_creates(root):
     assert store.names("history") == ["1"] and store.names("nowhere") == [] and store.read("nowhere") is None
 
 
-def test_gc_deletes_nothing_that_is_needed(root, bundles, trained, tmp_path):
+def test_gc_deletes_only_unused_versions(root, bundles, trained, tmp_path):
     registry = Registry(root)
     more = [copy_bundle(trained / "run/bundle", tmp_path / f"more{i}", f"{10 + i}") for i in range(3)]
     versions = [registry.register(bundle) for bundle in [*bundles, *more]]
@@ -134,30 +132,30 @@ def test_gc_deletes_nothing_that_is_needed(root, bundles, trained, tmp_path):
     assert registry.gc(keep=9) == [] and registry.gc(keep=1, dry=True) == [versions[0], versions[1]]
     assert len(registry.state().versions) == 6
     assert set(registry.gc(keep=1)) == {versions[0], versions[1]}
-    assert set(registry.state().versions) == set(versions[2:]), "champion, the one before, challenger, and its one before"
+    assert set(registry.state().versions) == set(versions[2:]), "champion and challenger, and the version before each"
     assert set(open_store(root).names("versions")) == set(versions[2:])
-    assert registry.roll_back("still there") == versions[2]
+    assert registry.roll_back("this version was kept") == versions[2]
     with pytest.raises(RegistryError, match="^champion "):
-        registry.roll_back("those are gone")
-    assert registry.register(bundles[0]) == versions[0], "a deleted version can come back"
+        registry.roll_back("earlier versions were deleted")
+    assert registry.register(bundles[0]) == versions[0], "a deleted version can be registered again"
 
 
-def test_gc_keeps_as_many_as_it_says():
+def test_unused_versions_without_the_latest_ones():
     state = State(versions={key: {} for key in "abcde"}, aliases={"champion": "e"}, past={"champion": ["a", "b", "c", "d"]})
     assert [state.unused(keep) for keep in (0, 1, 3, 4, 5, 9)] == [["a", "b", "c", "d"], ["a", "b", "c"], ["a"], [], [], []]
 
 
-def test_registering_while_gc_collects(root, bundles, monkeypatch):
+def test_registering_a_version_while_gc_deletes_it(root, bundles, monkeypatch):
     registry = Registry(root)
     first, second = registry.register(bundles[0]), registry.register(bundles[1])
     delete = type(registry._store).delete
 
-    def meanwhile(store, name):
+    def register_then_delete(store, name):
         monkeypatch.undo()
         assert Registry(root).register(bundles[0]) == first
         delete(store, name)
 
-    monkeypatch.setattr(type(registry._store), "delete", meanwhile)
+    monkeypatch.setattr(type(registry._store), "delete", register_then_delete)
     assert registry.gc(keep=0) == [first]
     assert registry.version("challenger") == first and registry.resolve("challenger") == f"{root}/versions/{first}-2"
     with registry.local(first) as folder:
@@ -165,7 +163,7 @@ def test_registering_while_gc_collects(root, bundles, monkeypatch):
     assert second in registry.state().versions
 
 
-def test_files_that_are_lost_come_back_by_registering_again(workdir, bundles):
+def test_registering_again_restores_lost_files(workdir, bundles):
     registry = Registry("registry")
     version = registry.register(bundles[0])
     shutil.rmtree(f"registry/versions/{version}")
@@ -173,7 +171,6 @@ def test_files_that_are_lost_come_back_by_registering_again(workdir, bundles):
 
 
 def test_a_registry_of_an_earlier_version(workdir):
-    """The names of files, and the fields of an event."""
     version = {"when": "2026-01-01T00:00:00+00:00", "who": "me@here", "why": "", "folder": "b1-2", "metrics": {}, "data": {}}
     gate = {"passed": True, "against": "b0", "test": {"n_rows": 9, "sha256": "5"}, "rules": {"better": {"passed": True}}}
     state = {"versions": {"b1": version}, "aliases": {"champion": "b1"}, "past": {"champion": ["b0"]}, "collected": ["b1"]}
@@ -207,7 +204,7 @@ def test_a_folder_that_cannot_be_written_to(workdir, bundles, capsys):
 
 
 @pytest.mark.skipif(
-    os.name == "nt" or not os.path.exists("/usr/bin/setpriv"), reason="needs setpriv, to be somebody else than root"
+    os.name == "nt" or not os.path.exists("/usr/bin/setpriv"), reason="needs setpriv, to run as another user than root"
 )
 def test_a_read_only_registry(tmp_path, bundles):
     root = tmp_path / "registry"
