@@ -1,4 +1,4 @@
-"""Validates a composed tree, and reports all faults in one error."""
+"""Validates a composed configuration, and reports all faults in one error."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from sodaops.errors import ConfigError, nearest, some
 
 
 def build_config(tree: Mapping[str, Any]) -> Config:
-    """Validates a composed tree.
+    """Validates a composed configuration.
 
     Args:
         tree: plain dictionaries, lists and scalars, as from ``OmegaConf.to_container``.
@@ -30,18 +30,18 @@ def build_config(tree: Mapping[str, Any]) -> Config:
 
 
 def _error(faults: Sequence[str]) -> ConfigError:
-    lead = "" if len(faults) == 1 else f"{len(faults)} faults in the configuration:\n- "
-    return ConfigError(lead + "\n- ".join(faults))
+    heading = "" if len(faults) == 1 else f"{len(faults)} faults in the configuration:\n- "
+    return ConfigError(heading + "\n- ".join(faults))
 
 
 def _fault(detail: Mapping[str, Any]) -> str:
-    loc = [part for part in detail["loc"] if not (isinstance(part, str) and part in ("str", "int"))]
+    """One of pydantic's errors in words."""
+    loc = [part for part in detail["loc"] if part not in ("str", "int")]  # without the members of a union of types
     key, value = ".".join(map(str, loc)), detail["input"]
     if detail["type"] == "extra_forbidden":
         section = field_names(loc[:-1])
-        return f"{key} is not a key{nearest(loc[-1], section)}; {'.'.join(loc[:-1]) or 'the top level'} has: " + (
-            some(section, shown=40) + "."
-        )
+        parent = ".".join(loc[:-1]) or "the top level"
+        return f"{key} is not a key{nearest(loc[-1], section)}; {parent} has: {some(section, shown=40)}."
     if detail["type"] == "missing":
         return f"{key} is missing; set {key}=VALUE."
     message = detail["msg"].replace("Input should be ", "expected ")
@@ -50,7 +50,7 @@ def _fault(detail: Mapping[str, Any]) -> str:
 
 
 def field_names(loc: Sequence[str | int]) -> list[str]:
-    """The keys of a section, given by its path; empty for a free-form section.
+    """The keys of the section at a path; empty if the section has no fixed keys.
 
     >>> field_names(["data", "files"])
     ['train', 'val', 'test']
@@ -68,6 +68,7 @@ def field_names(loc: Sequence[str | int]) -> list[str]:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
+    """Faults that involve several values."""
     data = config.data
     files = data.files.model_dump()
     given = [path is not None for path in files.values()]
@@ -81,8 +82,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     shares = config.annotate.shares.model_dump()
     if abs(sum(shares.values()) - 1) > 1e-9:
         yield f"annotate.shares={shares}: they sum to {sum(shares.values()):g}; expected 1."
-    drift = config.drift
-    if (drift.n_permutations + 1) * drift.alpha / 8 <= 1:  # eight features share alpha
+    drift = config.drift  # eight features share alpha, and the smallest p-value is 1 / (n_permutations + 1)
+    if (drift.n_permutations + 1) * drift.alpha / 8 <= 1:
         yield (
             f"drift.alpha={drift.alpha:g} with drift.n_permutations={drift.n_permutations}: no p-value can be so small; set "
             f"drift.n_permutations={int(8 / drift.alpha) + 1} or more."

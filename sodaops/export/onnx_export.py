@@ -22,7 +22,7 @@ from sodaops.data.tokens import pad, plan_batches, tokenise
 from sodaops.errors import ModelError
 from sodaops.export.drift_reference import make_reference
 from sodaops.export.packing import pack
-from sodaops.export.quantization import quantise
+from sodaops.export.quantization import quantize
 from sodaops.inference.predictor import Predictor
 from sodaops.io import storage
 
@@ -119,7 +119,7 @@ def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts
         _write_float32(bundle, file)
         expected = _predict_with_torch(bundle)
     else:
-        onnx.save(quantise(onnx.load(folder / layout.ONNX["float32"])), file)
+        onnx.save(quantize(onnx.load(folder / layout.ONNX["float32"])), file)
         expected = _predict_with_onnx(folder, "float32")
     opset = next(o.version for o in onnx.load(file).opset_import if o.domain == "")
     fields["onnx"][variant] = {"opset": opset}

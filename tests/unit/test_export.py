@@ -46,10 +46,10 @@ def output(model, **inputs):
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, inputs)[0]
 
 
-def quantised(model):
-    from sodaops.export.quantization import quantise
+def quantized(model):
+    from sodaops.export.quantization import quantize
 
-    return quantise(model)
+    return quantize(model)
 
 
 def packed(model):
@@ -66,7 +66,7 @@ def test_an_8_bit_product_follows_its_formula():
     step = np.abs(x).max(-1, keepdims=True) / 127
     scale = np.where(np.abs(weight).max(0) > 0, np.abs(weight).max(0) / 63, 1)
     whole = np.rint(x / np.where(step > 0, step, 1)) @ np.rint(weight / scale)
-    result = output(quantised(product(weight)), x=x)
+    result = output(quantized(product(weight)), x=x)
     np.testing.assert_allclose(result, whole * step * scale, rtol=1e-4, atol=1e-4)
     assert np.abs(result - x @ weight).max() < 0.03 * np.abs(x @ weight).max()
     assert (result[1, 2] == 0).all() and (result[..., 3] == 0).all()
@@ -74,7 +74,7 @@ def test_an_8_bit_product_follows_its_formula():
 
 def test_a_token_does_not_depend_on_its_neighbours():
     weight = RNG.normal(size=(48, 20)).astype(np.float32)
-    model = quantised(product(weight))
+    model = quantized(product(weight))
     one = RNG.normal(size=(1, 3, 48)).astype(np.float32)
     loud = np.concatenate([one, 1000 * RNG.normal(size=(1, 3, 48)).astype(np.float32)])
     np.testing.assert_array_equal(output(model, x=loud)[:1], output(model, x=one))
@@ -123,7 +123,7 @@ def test_a_weight_that_another_node_reads_stays():
     model = product(np.eye(4, dtype=np.float32))
     model.graph.node.append(helper.make_node("Identity", ["w"], ["z"]))
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [4, 4]))
-    assert "w" in [tensor.name for tensor in quantised(model).graph.initializer]
+    assert "w" in [tensor.name for tensor in quantized(model).graph.initializer]
 
 
 def test_a_bundle_that_is_replaced_while_it_is_read(bundle, monkeypatch):
@@ -201,7 +201,7 @@ def test_other_encoders_are_packed_and_give_torchs_output(kind, tmp_path):
     rows = [RNG.integers(3, 900, n) for n in (3, 4, 17, 40, 64)]
     expected = np.concatenate([model(*map(torch.from_numpy, pad([row], 0))).logits.detach().numpy() for row in rows])
     ids, mask = pad(rows, 0)
-    for graph, atol in ((exported, 1e-5), (quantised(onnx.load(tmp_path / "float32.onnx")), 0.05)):
+    for graph, atol in ((exported, 1e-5), (quantized(onnx.load(tmp_path / "float32.onnx")), 0.05)):
         np.testing.assert_allclose(output(graph, input_ids=ids, attention_mask=mask), expected, atol=atol)
 
 
@@ -228,13 +228,13 @@ def test_a_graph_that_ignores_its_mask_is_refused(bundle, exporting, trained, mo
 
 def test_an_int8_that_loses_too_much_is_not_written(bundle, exporting, trained, monkeypatch, run):
     def coarse(model):
-        model = quantised(model)
+        model = quantized(model)
         for tensor in model.graph.initializer:
             if tensor.name.endswith("/bytes"):
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 0, tensor.name))
         return model
 
-    monkeypatch.setattr(exporting, "quantise", coarse)
+    monkeypatch.setattr(exporting, "quantize", coarse)
     old = layout.read_info(bundle)
     code, out, error = run("export", bundle, f"evaluate.splits_dir={trained / 'splits'}")
     assert code == 0 and "float32" in out and "int8" in error
