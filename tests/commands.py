@@ -1,4 +1,4 @@
-"""Commands in documents and workflows: reads them from their blocks and checks that what they name exists."""
+"""Reads commands from documents and workflows, and checks that the files, targets and keys that they name exist."""
 
 import re
 import shlex
@@ -10,16 +10,16 @@ from tests.conftest import REPO
 PAGES = sorted([*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")])
 NOT_RUN = re.compile(r"<!-- not run: (\S.+?) -->")  # on the line above a block
 TARGETS = set(re.findall(r"^([a-z][a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-_OURS = re.compile(r"^(\w+=\S+ +)*(sodaops|make|dvc|python|uvicorn|pip|gcloud|gh|docker|podman|curl|promtool|git) ")
+_COMMAND = re.compile(r"^(\w+=\S+ +)*(sodaops|make|dvc|python|uvicorn|pip|gcloud|gh|docker|podman|curl|promtool|git) ")
 
 
 class Block(NamedTuple):
-    """A fenced block of a page: its first line, its language, the reason why it is not run (if any), its text."""
+    """A fenced code block of a page."""
 
     path: Path
-    line: int
+    line: int  # of the opening fence, from 1
     language: str
-    not_run: str | None
+    not_run: str | None  # the reason why it is not run, if there is one
     text: str
 
     def __str__(self) -> str:
@@ -27,14 +27,14 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """One per line, without comments; lines that end with a backslash are joined with the next."""
+        """The commands, without comments; a line that ends with a backslash is joined with the next one."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        return [bare for line in lines if (bare := re.sub(r"(^|\s+)#(\s.*|$)", "", line).strip())]
+        return [command for line in lines if (command := re.sub(r"(^|\s+)#(\s.*|$)", "", line).strip())]
 
     @property
-    def is_ours(self) -> bool:
-        """Whether a line looks like a command."""
-        return any(_OURS.match(line.strip()) for line in self.text.splitlines())
+    def has_command(self) -> bool:
+        """Whether a line starts with one of the programs that the documents use."""
+        return any(_COMMAND.match(line.strip()) for line in self.text.splitlines())
 
 
 def blocks(path: Path) -> list[Block]:
@@ -48,12 +48,12 @@ def blocks(path: Path) -> list[Block]:
             text = "\n".join(lines[start + 1 : number])
             parsed.append(Block(path, start + 1, language, above[1] if above else None, text))
             start = None
-    assert start is None, f"{path}:{start}: a block that does not end"
+    assert start is None, f"{path}:{start + 1}: the block has no closing fence"
     return parsed
 
 
 def faults(command: str) -> list[str]:
-    """What a command names but does not exist: a make target, a sodaops command, a file, a configuration key."""
+    """Faults of a command: a make target, sodaops command, Python file or configuration key that does not exist."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -75,6 +75,7 @@ def faults(command: str) -> list[str]:
 
 
 def _sodaops(words: list[str]) -> list[str]:
+    """Faults in the arguments of ``sodaops``, whose overrides are composed."""
     from hydra.errors import HydraException
 
     from sodaops.cli import MODULE_OF
@@ -85,10 +86,11 @@ def _sodaops(words: list[str]) -> list[str]:
         return []
     if words[0] not in MODULE_OF:
         return [f"sodaops {words[0]}: no such command"]
+    # Overrides without placeholders such as $NAME or <name>.
     keys = [word for word in words[1:] if re.match(r"[+~a-z][\w./@]*=", word) and not re.search(r"[$<>]|=.*…", word)]
     if not keys:
         return []
-    swept = {"-m", "--multirun"} & {*words}
+    swept = {"-m", "--multirun"} & {*words}  # then of KEY=A,B only KEY=A is composed
     try:
         compose([re.sub(r"=([^,{\[]+),.*", r"=\1", key) if swept else key for key in keys])
     except (HydraException, SodaOpsError) as error:

@@ -1,4 +1,4 @@
-"""Shared pieces: small tables made from the real tweets, and one trained run that many tests read."""
+"""Shared fixtures and helpers: small tables of real tweets, and a trained run that many tests use."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shel
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if "PYTEST_XDIST_WORKER" in os.environ:  # the tests beside this one have the other cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # other tests use the other cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read when gcsfs is imported; see sodaops.io.storage
 
@@ -27,14 +27,14 @@ TINY = ("model=tiny", "trainer.max_epochs=2", "evaluate.n_bootstrap=200", "evalu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that the two processes end at about the same time."""
+    """Runs the longest tests first, so that the parallel processes end at about the same time."""
     longest = ("test_readme", "test_dvc")
     items.sort(key=lambda item: (item.path.stem not in longest, item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Undoes what a test's command and Hydra did to logging: their handlers would write to a test's closed streams."""
+def restore_logging() -> Iterator[None]:
+    """Removes the log handlers that a test's command and Hydra added; they would write to the test's closed streams."""
     loggers = [logging.root, *map(logging.getLogger, ("sodaops", "hydra", "hydra_plugins"))]
     before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     yield
@@ -50,14 +50,14 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
+    """Makes an empty folder the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def write(workdir: Path) -> Callable[..., str]:
-    """Writes a file of the current folder from text or bytes, and returns its name."""
+    """Writes text or bytes to a file in the current folder, and returns the file's name."""
 
     def make(name: str, content: str | bytes) -> str:
         Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -96,25 +96,25 @@ def configured(*overrides: str) -> Any:
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ("text", "label")) -> str:
-    """CSV text of a small table, every cell quoted."""
+    """A small table as CSV, with every cell quoted."""
     lines = [header, *rows]
     return "".join(",".join('"' + str(cell).replace('"', '""') + '"' for cell in line) + "\n" for line in lines)
 
 
 def many(n: int = 120, labels: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
-    """Distinct texts with labels in turn, enough to fill every split."""
+    """Distinct texts with alternating labels; enough for every split to have rows."""
     return [(f"text number {i} is {labels[i % len(labels)]}", labels[i % len(labels)]) for i in range(n)]
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A copy for this worker of a folder that the first worker to need it makes."""
+    """A copy for this worker of a folder that only the first worker makes."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     original, done = shared / f"shared_{name}", shared / f"{name}.done"
     with FileLock(shared / f"{name}.lock"):
         if not done.exists():
-            shutil.rmtree(original, ignore_errors=True)  # of a worker that failed
+            shutil.rmtree(original, ignore_errors=True)  # an incomplete one of a worker that failed
             original.mkdir()
             make(original)
             done.touch()
@@ -123,7 +123,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 @pytest.fixture(scope="session")
 def small_tweets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first 600 tweets, as a table of their own."""
+    """A table of the first 600 tweets."""
     path = tmp_path_factory.mktemp("tweets") / "tweets.csv"
     pyarrow.csv.write_csv(pyarrow.csv.read_csv(TWEETS).slice(0, 600), path)
     return path
@@ -133,7 +133,7 @@ def run_overrides(folder: Path, tweets: Path, *more: str) -> list[str]:
     """Overrides for a short training of the tiny model in ``folder``."""
     return [
         *TINY,
-        "trainer.precision=32-true",  # on every machine
+        "trainer.precision=32-true",  # the same on every machine
         f"data.path={tweets}",
         f"run_dir={folder / 'run'}",
         f"evaluate.splits_dir={folder / 'splits'}",
@@ -143,7 +143,7 @@ def run_overrides(folder: Path, tweets: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any:
-    """A finished run: folder ``run`` with checkpoints, bundle and evaluation; folder ``splits`` beside it."""
+    """The folder of a finished run: ``run`` with checkpoints, bundle and evaluation, and ``splits``."""
 
     def make(folder: Path) -> None:
         from sodaops.pipeline import train
@@ -155,7 +155,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any
 
 @pytest.fixture(scope="session")
 def referenced(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained bundle with a reference of 2,000 tweets in place of the 491 that it was made from."""
+    """The trained bundle with a drift reference of 2,000 tweets, instead of the 491 it was trained and validated on."""
 
     def make(folder: Path) -> None:
         from tests import watching
@@ -167,7 +167,7 @@ def referenced(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def logged_rows(referenced: Path) -> Any:
-    """Rows of a request log that this bundle wrote."""
+    """Rows of a request log that the bundle ``referenced`` answered."""
     from tests.watching import Rows
 
     return Rows(referenced)

@@ -1,4 +1,4 @@
-"""Training the tiny model: what a run writes, that it repeats itself, resumes, and refuses what it cannot do."""
+"""Training the tiny model: the files of a run, reproducibility, resuming, and settings that are refused."""
 
 import csv
 import json
@@ -33,11 +33,11 @@ from sodaops.training.precision import has_bfloat16
 from tests.conftest import REPO, configured, run_overrides
 from tests.integration.stop import Seen
 
-BARE = ("export.variants=[]", "evaluate.split=none")
+NO_EXPORT = ("export.variants=[]", "evaluate.split=none")
 
 
-def fitted(folder, tweets, *more, **arguments):
-    return fit(configured(*run_overrides(folder, tweets, *BARE, *more)), **arguments)
+def fit_tiny(folder, tweets, *more, **arguments):
+    return fit(configured(*run_overrides(folder, tweets, *NO_EXPORT, *more)), **arguments)
 
 
 def weights(folder):
@@ -48,27 +48,27 @@ def checkpoint(folder, name="last"):
     return torch.load(folder / f"run/checkpoints/{name}.ckpt", weights_only=True)
 
 
-def same(first, second):
+def are_equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="session")
-def unbroken(small_tweets, tmp_path_factory):
-    """Gives the folder of a run of three epochs without interruption; made once for all workers."""
+def uninterrupted(small_tweets, tmp_path_factory):
+    """Returns a function that gives the folder of an uninterrupted run of three epochs; made once for all workers."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
     def run(n_accumulated):
-        folder = root / f"unbroken-{n_accumulated}"
+        folder = root / f"uninterrupted-{n_accumulated}"
         with FileLock(f"{folder}.lock"):
             if not (folder / "run/bundle/bundle.json").is_file():
-                fitted(folder, small_tweets, *STEADY, f"trainer.accumulate_grad_batches={n_accumulated}")
+                fit_tiny(folder, small_tweets, *CONSTANT_RATE, f"trainer.accumulate_grad_batches={n_accumulated}")
         return folder
 
     return run
 
 
-def test_the_run_folder_holds_everything(trained):
+def test_files_of_a_run(trained):
     run = trained / "run"
     files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     assert [name for name in files if not name.startswith("evaluation/plots/")] == [
@@ -82,7 +82,7 @@ def test_the_run_folder_holds_everything(trained):
     assert plots == {"confusion", "reliability", "roc", "precision_recall", "confidence_by_predicted"}
 
 
-def test_the_bundle_gives_the_metrics_that_training_saw(trained):
+def test_the_bundle_reproduces_the_metrics_of_training(trained):
     predictor = Predictor(trained / "run/bundle", "float32")
     val = read_split(trained / "splits", "val")
     probs = predictor.probs_of_cleaned(val["text"].to_pylist())
@@ -94,16 +94,16 @@ def test_the_bundle_gives_the_metrics_that_training_saw(trained):
     assert -np.log(probs[np.arange(len(ids)), ids]).mean() == pytest.approx(seen["loss"], abs=1e-4)
 
 
-def test_the_kept_epoch_is_the_best(trained):
+def test_the_bundle_is_of_the_best_epoch(trained):
     with open(trained / "run/metrics/metrics.csv", newline="") as file:
         scores = [float(row["val/macro_f1"]) for row in csv.DictReader(file) if row["val/macro_f1"]]
     assert len(scores) == 2
     assert Predictor(trained / "run/bundle").info.metrics["val"]["macro_f1"] == pytest.approx(max(scores), abs=1e-6)
 
 
-def test_last_is_the_last_epoch_and_best_the_best(small_tweets, tmp_path):
-    # Without learning, the first epoch is the best one; last.ckpt must be that of the last epoch all the same.
-    fitted(tmp_path, small_tweets, "optim.lr=1e-12", "optim.head_lr=1e-12", "trainer.max_epochs=3")
+def test_checkpoints_of_the_best_and_the_last_epoch(small_tweets, tmp_path):
+    # Without learning, the first epoch is the best one.
+    fit_tiny(tmp_path, small_tweets, "optim.lr=1e-12", "optim.head_lr=1e-12", "trainer.max_epochs=3")
     assert {name: checkpoint(tmp_path, name)["epoch"] for name in ("best", "last")} == {"best": 0, "last": 2}
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
 
@@ -121,19 +121,20 @@ def test_metrics_json_can_be_computed_from_the_predictions(trained):
     assert interval["low"] <= metrics["test"]["macro_f1"] <= interval["high"]
 
 
-def test_fit_repeats_itself_and_its_bundle_answers_without_the_command_line(trained, small_tweets, tmp_path):
-    again = fitted(tmp_path / "again", small_tweets, "seed=42", "export.variants=[float32]")
-    fitted(tmp_path / "zero", small_tweets, "seed=0")
-    assert same(weights(trained), weights(tmp_path / "again")) and not same(weights(trained), weights(tmp_path / "zero"))
+def test_the_same_seed_gives_the_same_weights(trained, small_tweets, tmp_path):
+    again = fit_tiny(tmp_path / "again", small_tweets, "seed=42", "export.variants=[float32]")
+    fit_tiny(tmp_path / "zero", small_tweets, "seed=0")
+    assert are_equal(weights(tmp_path / "again"), weights(trained))
+    assert not are_equal(weights(tmp_path / "zero"), weights(trained))
     texts = ["a good day", "I hate this"]
     expected = Predictor(trained / "run/bundle", "float32").probs(texts)
     assert again.exported.gates["float32"].max_gap < 1e-4
     np.testing.assert_allclose(Predictor(again.bundle_dir).probs(texts), expected, atol=1e-6)
 
 
-STEADY = ("optim.schedule=constant", "optim.warmup=0.0", "trainer.max_epochs=3")
+CONSTANT_RATE = ("optim.schedule=constant", "optim.warmup=0.0", "trainer.max_epochs=3")
 SIGTERM = "+callbacks.stop={{_target_: tests.integration.stop.SendSigterm, where: {}, epoch: {}}}"
-STOPS = {  # what ends the first run, with which error, the checkpoint to resume from, and whether that is within an epoch
+STOPS = {  # overrides that end the first run, its error, the checkpoint to resume from, and whether that is within an epoch
     "after an epoch": (("trainer.max_epochs=1",), None, "last", False),
     "crash": (("+callbacks.stop._target_=tests.integration.stop.Crash",), KeyError, "step", True),
     "SIGTERM": ((SIGTERM.format("batch", 1),), Terminated, "last", True),
@@ -145,30 +146,30 @@ STOPS = {  # what ends the first run, with which error, the checkpoint to resume
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", STOPS)
-def test_a_resumed_run_equals_an_unbroken_one(small_tweets, unbroken, tmp_path, how):
-    stop, error, name, within = STOPS[how]
+def test_a_resumed_run_equals_an_uninterrupted_one(small_tweets, uninterrupted, tmp_path, how):
+    stop, error, name, within_epoch = STOPS[how]
     n_accumulated = 3 if "accumulating" in how else 1
-    steady = [*STEADY, f"trainer.accumulate_grad_batches={n_accumulated}"]
-    steady += ["checkpoint.every_n_train_steps=7"] if name == "step" else []
-    whole, broken = unbroken(n_accumulated), tmp_path / "broken"
-    hint = f"run_dir={broken / 'run'} ckpt_path=last" if error is Terminated else "crash"
+    settings = [*CONSTANT_RATE, f"trainer.accumulate_grad_batches={n_accumulated}"]
+    settings += ["checkpoint.every_n_train_steps=7"] if name == "step" else []
+    complete, interrupted = uninterrupted(n_accumulated), tmp_path / "interrupted"
+    hint = f"run_dir={interrupted / 'run'} ckpt_path=last" if error is Terminated else "crash"
     with pytest.raises(error, match=hint) if error else nullcontext():
-        fitted(broken, small_tweets, *steady, *stop)
-    step, n_batches = checkpoint(broken, name)["global_step"], checkpoint(whole)["global_step"] // 3
-    assert (step % n_batches != 0) == within and step >= n_batches
+        fit_tiny(interrupted, small_tweets, *settings, *stop)
+    step, n_batches = checkpoint(interrupted, name)["global_step"], checkpoint(complete)["global_step"] // 3
+    assert (step % n_batches != 0) == within_epoch and step >= n_batches
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    resumed = broken if "last" in how else tmp_path / "resumed"  # in another folder a finished run cannot be resumed
-    fitted(resumed, small_tweets, *steady, f"ckpt_path={broken}/run/checkpoints/{name}.ckpt")
-    first, second = checkpoint(whole), checkpoint(resumed)
-    assert first["global_step"] == second["global_step"] and same(first["state_dict"], second["state_dict"])
-    assert same(weights(whole), weights(resumed))
-    first, second = (end["optimizer_states"][0]["state"] for end in (first, second))
+    resumed = interrupted if "last" in how else tmp_path / "resumed"  # in another folder a finished run cannot be resumed
+    fit_tiny(resumed, small_tweets, *settings, f"ckpt_path={interrupted}/run/checkpoints/{name}.ckpt")
+    first, second = checkpoint(complete), checkpoint(resumed)
+    assert first["global_step"] == second["global_step"] and are_equal(first["state_dict"], second["state_dict"])
+    assert are_equal(weights(complete), weights(resumed))
+    first, second = (last["optimizer_states"][0]["state"] for last in (first, second))
     assert all(torch.equal(first[key]["exp_avg_sq"], second[key]["exp_avg_sq"]) for key in first)
 
 
 @pytest.mark.slow
-def test_overfit_learns_a_batch_by_heart(small_tweets, tmp_path):
-    overrides = [o for o in run_overrides(tmp_path, small_tweets, *BARE) if "max_epochs" not in o]
+def test_debug_overfit_reaches_a_low_loss(small_tweets, tmp_path):
+    overrides = [o for o in run_overrides(tmp_path, small_tweets, *NO_EXPORT) if "max_epochs" not in o]
     fit(configured(*overrides, "debug=overfit", "optim.lr=3e-3", "optim.head_lr=3e-3", "logger=csv", "optim.batch_tokens=256"))
     with open(tmp_path / "run/metrics/metrics.csv", newline="") as file:
         losses = [float(row["train/loss_epoch"]) for row in csv.DictReader(file) if row.get("train/loss_epoch")]
@@ -183,69 +184,69 @@ def test_overfit_learns_a_batch_by_heart(small_tweets, tmp_path):
         ("optim.batch_tokens=256", "trainer.max_steps=7", "trainer.val_check_interval=6"),  # ends while recording
     ],
 )
-def test_the_profile_has_a_table_by_operator_and_a_trace(small_tweets, tmp_path, caplog, batches):
+def test_debug_profile_logs_a_table_and_writes_a_trace(small_tweets, tmp_path, caplog, batches):
     caplog.set_level(logging.INFO, "sodaops")
-    fitted(tmp_path, small_tweets, "debug=profile", *batches)
+    fit_tiny(tmp_path, small_tweets, "debug=profile", *batches)
     assert "aten::addmm" in caplog.text and "backward" in caplog.text
     names = {event.get("name") for event in json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]}
     assert "aten::addmm" in names
 
 
-def test_few_steps_are_logged_and_frozen_random_weights_refused(small_tweets, tmp_path, caplog):
+def test_too_few_steps_are_logged_and_frozen_random_weights_are_refused(small_tweets, tmp_path, caplog):
     caplog.set_level(logging.INFO, "sodaops")
-    fitted(tmp_path, small_tweets, "optim.batch_tokens=4096", "trainer.max_epochs=1")
+    fit_tiny(tmp_path, small_tweets, "optim.batch_tokens=4096", "trainer.max_epochs=1")
     assert "optim.batch_tokens=4096" in caplog.text
     with pytest.raises(ConfigError, match=r"optim\.frozen_layers=0.*model\.random_weights"):
-        fitted(tmp_path / "frozen", small_tweets, "optim.frozen_layers=0")
+        fit_tiny(tmp_path / "frozen", small_tweets, "optim.frozen_layers=0")
 
 
-def test_fast_dev_run_keeps_nothing(small_tweets, tmp_path):
+def test_fast_dev_run_writes_no_bundle(small_tweets, tmp_path):
     overrides = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o]
     result = train(configured(*overrides, "debug=fast_dev_run"))
     assert result.score is None and result.bundle_dir is None and not (tmp_path / "run/bundle").exists()
 
 
 def test_split_none_skips_the_evaluation(small_tweets, tmp_path):
-    assert train(configured(*run_overrides(tmp_path, small_tweets, *BARE))).score > 0
+    assert train(configured(*run_overrides(tmp_path, small_tweets, *NO_EXPORT))).score > 0
     assert (tmp_path / "run/bundle").exists() and not (tmp_path / "run/evaluation").exists()
 
 
-def test_balanced_weights_and_hard_labels_train(small_tweets, tmp_path):
+def test_training_with_balanced_weights_and_hard_labels(small_tweets, tmp_path):
     changed = ["optim.class_weights=balanced", "optim.vote_weight=0.0", "optim.label_smoothing=0.1", "model.pooling=cls"]
-    result = fitted(tmp_path, small_tweets, *changed)
+    result = fit_tiny(tmp_path, small_tweets, *changed)
     assert result.info.pooling == "cls" and result.score == result.metrics["macro_f1"]
 
 
-def test_divergence_is_an_error(small_tweets, tmp_path):
-    wild = ["optim.lr=1e30", "optim.head_lr=1e30", "trainer.gradient_clip_val=null", "optim.warmup=0.0"]
+def test_a_loss_that_is_not_finite_is_an_error(small_tweets, tmp_path):
+    settings = ["optim.lr=1e30", "optim.head_lr=1e30", "trainer.gradient_clip_val=null", "optim.warmup=0.0"]
     with pytest.raises(ModelError, match=r"(nan|inf).*optim\.lr"):
-        fitted(tmp_path, small_tweets, *wild)
+        fit_tiny(tmp_path, small_tweets, *settings)
     assert not (tmp_path / "run/bundle").exists()
 
 
 @pytest.mark.slow
-def test_ckpt_path_last_resumes_in_the_run_folder_also_after_its_last_epoch(small_tweets, tmp_path):
-    """As when a scheduler repeats a command: without a checkpoint, after one epoch of two, and after both."""
+def test_ckpt_path_last_in_a_command_that_is_repeated(small_tweets, tmp_path):
+    """A scheduler may repeat a command: before the first checkpoint, after one of two epochs, and after both."""
     ends = []
     for epochs in (1, 2, 2):
-        fitted(tmp_path, small_tweets, f"trainer.max_epochs={epochs}", "ckpt_path=last")
+        fit_tiny(tmp_path, small_tweets, f"trainer.max_epochs={epochs}", "ckpt_path=last")
         ends.append(checkpoint(tmp_path))
     assert [end["epoch"] for end in ends] == [0, 1, 1] and ends[1]["global_step"] == ends[2]["global_step"]
-    assert same(ends[1]["state_dict"], ends[2]["state_dict"])
+    assert are_equal(ends[1]["state_dict"], ends[2]["state_dict"])
     assert runs.read_run(tmp_path / "run").status == "finished"
 
 
 @pytest.mark.slow
-def test_ckpt_path_last_leaves_a_run_that_stopped_early(small_tweets, tmp_path):
-    still = ("optim.lr=1e-12", "optim.head_lr=1e-12", "trainer.max_epochs=9", "early_stopping.patience=1", "ckpt_path=last")
+def test_ckpt_path_last_does_not_continue_a_run_that_stopped_early(small_tweets, tmp_path):
+    not_learning = ("optim.lr=1e-12", "optim.head_lr=1e-12", "early_stopping.patience=1")
     for _ in range(2):
-        fitted(tmp_path, small_tweets, *still)
+        fit_tiny(tmp_path, small_tweets, *not_learning, "trainer.max_epochs=9", "ckpt_path=last")
         assert checkpoint(tmp_path)["epoch"] == 1
 
 
 @pytest.fixture
 def checkpoints(trained, tmp_path):
-    """Checkpoints by name: a finished run's, one of two processes, and two that are none."""
+    """The last checkpoint of a finished run; one of two processes and two invalid ones are in ``tmp_path``."""
     last = checkpoint(trained)
     torch.save({**last, "begun_with": {**last["begun_with"], "processes": 2}}, tmp_path / "two.ckpt")
     torch.save({"state_dict": last["state_dict"]}, tmp_path / "weights.ckpt")
@@ -269,10 +270,10 @@ def checkpoints(trained, tmp_path):
         ("two", "seed=42", "processes=1"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(checkpoints, small_tweets, tmp_path, name, change, key):
+def test_a_checkpoint_of_other_settings_is_refused(checkpoints, small_tweets, tmp_path, name, change, key):
     path = checkpoints.get(name, tmp_path / f"{name}.ckpt")
     with pytest.raises(ConfigError, match=rf"ckpt_path=.*{name}\.ckpt.*{key}"):
-        fitted(tmp_path, small_tweets, "trainer.max_epochs=4", change, f"ckpt_path={path}")
+        fit_tiny(tmp_path, small_tweets, "trainer.max_epochs=4", change, f"ckpt_path={path}")
     assert not (tmp_path / "run/bundle").exists()
 
 
@@ -287,20 +288,20 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoints, small_tweets, tm
         ("+callbacks.mine._target_=collections.Counter", r"callbacks\.mine.*Counter"),
     ],
 )
-def test_settings_that_cannot_be_trained_are_refused(small_tweets, tmp_path, change, key):
+def test_unusable_training_settings_are_refused(small_tweets, tmp_path, change, key):
     with pytest.raises(ConfigError, match=key):
-        fitted(tmp_path, small_tweets, "trainer.accelerator=cpu", change)
+        fit_tiny(tmp_path, small_tweets, "trainer.accelerator=cpu", change)
     assert not (tmp_path / "run/bundle").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu(small_tweets, tmp_path):
     with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu"):
-        fitted(tmp_path, small_tweets, "trainer.accelerator=gpu")
+        fit_tiny(tmp_path, small_tweets, "trainer.accelerator=gpu")
 
 
-class Steps(Callback):
-    """Notes the gradient's norm in every optimizer step, and whether the optimizer is fused."""
+class Gradients(Callback):
+    """Records the norm of the gradient in every optimizer step, and whether the optimizer is fused."""
 
     norms: ClassVar[list[float]] = []
     fused: ClassVar[set[bool]] = set()
@@ -313,23 +314,23 @@ class Steps(Callback):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_gradients_are_clipped_before_a_fused_optimizer(small_tweets, tmp_path, precision):
-    Steps.norms.clear()
+def test_gradients_are_clipped_with_a_fused_optimizer(small_tweets, tmp_path, precision):
+    Gradients.norms.clear()
     settings = [f"trainer.precision={precision}", "trainer.max_epochs=1", "trainer.gradient_clip_val=0.001"]
-    fitted(tmp_path, small_tweets, *settings, callbacks=[Steps()])
-    assert len(Steps.norms) > 2 and max(Steps.norms) == pytest.approx(0.001, rel=0.01) and Steps.fused == {True}
+    fit_tiny(tmp_path, small_tweets, *settings, callbacks=[Gradients()])
+    assert len(Gradients.norms) > 2 and max(Gradients.norms) == pytest.approx(0.001, rel=0.01) and Gradients.fused == {True}
 
 
-def test_the_precision_that_auto_stands_for_is_saved(small_tweets, tmp_path):
+def test_the_precision_that_auto_chooses_is_saved(small_tweets, tmp_path):
     settings = ("logger=csv", "trainer.accelerator=cpu", "trainer.precision=auto", "trainer.max_epochs=1")
-    fitted(tmp_path, small_tweets, *settings)
+    fit_tiny(tmp_path, small_tweets, *settings)
     expected = "bf16-mixed" if has_bfloat16("cpu") else "32-true"
     for path in ("run/bundle/config.yaml", "run/metrics/hparams.yaml"):
         assert f"precision: {expected}\n" in (tmp_path / path).read_text()
 
 
-def test_epochs_differ_and_the_rate_follows_the_steps(small_tweets, tmp_path):
-    fitted(tmp_path, small_tweets, "+callbacks.seen._target_=tests.integration.stop.Seen")
+def test_batches_are_shuffled_and_the_learning_rate_changes_by_step(small_tweets, tmp_path):
+    fit_tiny(tmp_path, small_tweets, "+callbacks.seen._target_=tests.integration.stop.Seen")
     first, second = Seen.batches[: len(Seen.batches) // 2], Seen.batches[len(Seen.batches) // 2 :]
     assert first != second and sorted(chain(*first)) == sorted(chain(*second))
     assert len(set(Seen.rates)) > len(Seen.rates) // 2 and Seen.rates[0] < max(Seen.rates) > Seen.rates[-1]
@@ -341,17 +342,17 @@ COMPILE = "+callbacks.compile._target_=sodaops.training.callbacks.Compile"
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_training_learns_alike(small_tweets, trained, tmp_path):
-    traced = "+callbacks.compile.backend=aot_eager"  # everything but a minute of C++
-    compiled = fitted(tmp_path, small_tweets, COMPILE, traced)
+def test_compiled_training_gives_a_similar_loss(small_tweets, trained, tmp_path):
+    traced = "+callbacks.compile.backend=aot_eager"  # without compiling C++, which takes a minute
+    compiled = fit_tiny(tmp_path, small_tweets, COMPILE, traced)
     plain = layout.read_info(trained / "run/bundle")
     assert compiled.metrics["loss"] == pytest.approx(plain.metrics["val"]["loss"], rel=0.05)
 
 
-def test_compiling_without_a_compiler(small_tweets, tmp_path, monkeypatch):
+def test_compiling_needs_a_compiler(small_tweets, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(ConfigError, match=r"callbacks: .*C\+\+"):
-        fitted(tmp_path, small_tweets, COMPILE)
+        fit_tiny(tmp_path, small_tweets, COMPILE)
 
 
 @pytest.mark.slow
@@ -377,13 +378,13 @@ def _tiny_params(folder, tweets):
     ]
 
 
-def test_storage_errors_name_the_run(small_tweets, tmp_path):
+def test_storage_errors_name_the_run_folder(small_tweets, tmp_path):
     (tmp_path / "run").write_text("a file in the way")
     with pytest.raises(StorageError, match=str(tmp_path / "run")):
-        fitted(tmp_path, small_tweets)
+        fit_tiny(tmp_path, small_tweets)
 
 
-def test_evaluate_needs_splits_that_fit(trained, small_tweets, tmp_path, capsys):
+def test_evaluate_refuses_other_splits(trained, small_tweets, tmp_path, capsys):
     bundle = f"evaluate.bundle={trained / 'run/bundle'}"
     other = [f"data.path={small_tweets}", f"evaluate.splits_dir={tmp_path / 'social'}", "data.cleaning=social"]
     assert main(["preprocess", *other]) == 0

@@ -10,7 +10,7 @@ BASH = [block for block in BLOCKS if block.language == "bash"]
 
 def test_commands_stand_in_bash_blocks():
     """A block with commands needs ```bash, and <!-- not run: REASON --> above it where it cannot run here."""
-    assert [str(block) for block in BLOCKS if block.is_ours and block.language != "bash"] == []
+    assert [str(block) for block in BLOCKS if block.has_command and block.language != "bash"] == []
 
 
 def test_commands_are_bash():
