@@ -141,7 +141,7 @@ def read_part(part: Part, selection_only: bool = False) -> tuple[pa.RecordBatch,
         Its rows, as :func:`prepare_rows` made them, and their faults.
 
     Raises:
-        PartsKeptError: it is damaged or missing; it is deleted, so that the next run makes it again.
+        PartsKeptError: the part is missing or damaged; a damaged one is deleted, so that the next run recomputes it.
     """
     try:
         data, fault = memoryview(part.path.read_bytes()), "wrong checksum"
@@ -151,7 +151,7 @@ def read_part(part: Part, selection_only: bool = False) -> tuple[pa.RecordBatch,
     # Arrow itself accepts most damaged files, and crashes on some.
     if crc != zlib.crc32(content).to_bytes(_CRC_BYTES, "big"):
         part.path.unlink(missing_ok=True)
-        raise PartsKeptError(f"{part.path}: damaged part ({fault}); run the command again, which makes it again.")
+        raise PartsKeptError(f"{part.path}: damaged part ({fault}); run the command again to recompute it.")
     options = pa.ipc.IpcReadOptions(included_fields=list(range(len(_SELECTION_COLUMNS))) if selection_only else None)
     with pa.ipc.open_file(pa.py_buffer(content), options=options) as reader:
         rows, faults = reader.get_batch(0), json.loads(reader.schema.metadata[b"faults"])

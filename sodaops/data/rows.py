@@ -193,7 +193,7 @@ def _groups(rows: Rows, candidates: np.ndarray) -> Iterator[tuple[np.ndarray, np
     """
     n_slices = len(candidates) // _CHUNK_ROWS + 1
     for k in range(n_slices):
-        # Take the hashes from low to high, so that all rows of a text are in the same slice.
+        # One slice of the range of hashes; all rows of a text are in the same slice.
         low, high = 2**64 * k // n_slices, 2**64 * (k + 1) // n_slices - 1
         order = np.flatnonzero(candidates & (rows.hash_hi >= np.uint64(low)) & (rows.hash_hi <= np.uint64(high)))
         # Sort by hash. The sort is stable, so the rows of a text stay in order.

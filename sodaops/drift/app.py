@@ -93,9 +93,8 @@ class Watcher:
         return await asyncio.shield(self._running)
 
     async def _check(self) -> DriftResult | None:
-        settings = self._settings
         try:
-            result, self.pages = await asyncio.to_thread(_run_check, settings)
+            result, self.pages = await asyncio.to_thread(_run_check, self._settings)
             outcome = "drift" if result.drifted else "no_drift" if result.judged else "no_verdict"
             self.result, self.problem = result, None
         except DataError as error:  # an empty window is not an error of this service

@@ -117,10 +117,8 @@ def _compare_features(
     """Tests all features, and returns them with the test of the embeddings and evidently's snapshot."""
     reference_frame, current_frame = _frames(info, reference, rows)
     # Logs of earlier versions have no descriptors. These features get no p-value.
-    logged = [column for column in current_frame.columns if current_frame[column].notna().any()]
-    p_values, snapshot = (
-        column_tests(reference_frame[logged], current_frame[logged], ["label"], level) if logged else ({}, None)
-    )
+    names = [name for name in current_frame.columns if current_frame[name].notna().any()]
+    p_values, snapshot = column_tests(reference_frame[names], current_frame[names], ["label"], level) if names else ({}, None)
     features = [
         _compare_column(settings, name, reference_frame[name].dropna(), current_frame[name].dropna(), p_values.get(name), level)
         for name in current_frame.columns

@@ -97,9 +97,7 @@ def check_latency(challenger: Predictor, champion: Predictor | None, texts: Sequ
             predictor.run([predictor.encode(text)])
             elapsed_s.append(time.perf_counter() - start_s)
     own_s, champion_s = (float(np.median(elapsed_s[_N_WARM_UP:])) for elapsed_s in times_s)
-    text = (
-        f"{1000 * own_s:.2f} ms for a text, the champion {1000 * champion_s:.2f} ms (medians of {len(timed)}, one thread)"
-    )  # fmt: skip
+    text = f"{1000 * own_s:.2f} ms for a text, the champion {1000 * champion_s:.2f} ms (medians of {len(timed)}, one thread)"
     return Verdict("latency", own_s / champion_s <= ceiling, own_s / champion_s, f"≤ {ceiling:g}", text)
 
 

@@ -169,9 +169,7 @@ class Sweep:
         """Writes the page, and logs the best trial and the commands to run next."""
         self._write_page()
         n = studies.count_trials(self._study)
-        log.info(
-            "%s: %d trials finished, %d pruned, %d failed", self._search.study, n["COMPLETE"], n["PRUNED"], n["FAIL"]
-        )  # fmt: skip
+        log.info("%s: %d trials finished, %d pruned, %d failed", self._search.study, n["COMPLETE"], n["PRUNED"], n["FAIL"])
         if not n["COMPLETE"]:
             raise ConfigError(f"search.study={self._search.study}: no trial finished; see the errors above.")
         best = self._study.best_trial

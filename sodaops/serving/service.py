@@ -123,7 +123,7 @@ class Service:
         cleaned = predictor.clean(text)
         if not cleaned:
             raise EmptyText(0)
-        # Split the words into at most _MAX_PIECES pieces of about equal length; piece i is words[bounds[i]:bounds[i + 1]].
+        # Pieces of about equal length, as many as the queue can hold; piece i is words[bounds[i]:bounds[i + 1]].
         words = re.findall(r"\S+\s*", cleaned)
         n_pieces = min(len(words), _MAX_PIECES, self.settings.max_queue - 1)
         bounds = [len(words) * i // n_pieces for i in range(n_pieces + 1)] if n_pieces else [0]

@@ -150,7 +150,6 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
     run_dir = Path(config.run_dir)
     tree = run_dir / (CONFIG if node is None else f"{node.rank}.{CONFIG}")
     storage.write_text(tree, yaml.safe_dump(config.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
-    command = ["-m", "sodaops.cli", "train", "--params", str(tree)]
     with tempfile.TemporaryDirectory() as logs, _divided_cores(n_processes), _restored_signal_handlers():
         settings = LaunchConfig(
             min_nodes=n_nodes, max_nodes=n_nodes, nproc_per_node=n_processes, run_id="sodaops" if node else uuid.uuid4().hex,
@@ -160,7 +159,7 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
             rdzv_endpoint=f"{node.address}:{node.port}" if node else "127.0.0.1:0", local_addr=None if node else "127.0.0.1",
         )  # fmt: skip
         try:
-            elastic_launch(settings, sys.executable)(*command)
+            elastic_launch(settings, sys.executable)("-m", "sodaops.cli", "train", "--params", str(tree))
         except ChildFailedError as error:
             _raise_first_failure(error, run_dir, n_processes * n_nodes)
         except SignalException as stop:
