@@ -1,8 +1,8 @@
 """The whole circle on one machine: serve, traffic that drifts, the alert, labels, merge, retrain, gate, hot reload.
 
 A model of tweets is asked for tweets and then, more and more, for product reviews. What people would answer is known here,
-since the reviews have labels; reviews of the test split are never asked and measure the result. Every step is a verb that a
-person would type. The steps' output, and the keys that keep it all in outputs/loop, go to outputs/loop/loop.log.
+since the reviews have labels; reviews of the test split are never asked and measure the result. Every step is a
+command that a user could type. The output of the steps goes to outputs/loop/loop.log.
 """
 
 import argparse
@@ -192,7 +192,7 @@ def gain(first: Path, new: Path, where: str) -> tuple[float, float]:
     rng, gains = np.random.default_rng(0), []
     for _ in range(2000):
         rows = rng.integers(0, len(true), len(true))
-        scores = [summary(confusion(true[rows], said[rows], len(labels)))["macro_f1"] for said in (before, after)]
+        scores = [summary(confusion(true[rows], predicted[rows], len(labels)))["macro_f1"] for predicted in (before, after)]
         gains.append(float(scores[1] - scores[0]))
     return tuple(np.quantile(gains, (0.025, 0.975)).tolist())
 

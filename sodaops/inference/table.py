@@ -70,10 +70,7 @@ def predict_table(
         DataError: a table that cannot be read or that changes meanwhile, or an unknown output format.
         StorageError: the output cannot be written, or another process is writing it.
     """
-    if remote.is_address(output):
-        raise DataError(f"--output {output}: expected a local file; copy it to its address afterwards.")
-    if table_format(output) is None or output.endswith(".gz") or Path(output).is_dir():
-        raise DataError(f"--output {output}: expected a file whose name ends in {', '.join(FORMATS)}.")
+    _check_output(output)
     names = column_names(path, [text_column], "Set --text-column.")
     streams.check_columns(path, names, names)
     table = _identity(path)
@@ -94,6 +91,13 @@ def predict_table(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the same command resumes after {parts.n_rows:,} of {n_rows:,} rows") from None
     return PredictedTable(n_rows, parts.n_resumed)
+
+
+def _check_output(output: str) -> None:
+    if remote.is_address(output):
+        raise DataError(f"--output {output}: expected a local file; copy it to its address afterwards.")
+    if table_format(output) is None or output.endswith(".gz") or Path(output).is_dir():
+        raise DataError(f"--output {output}: expected a file whose name ends in {', '.join(FORMATS)}.")
 
 
 def _identity(path: str) -> dict[str, Any]:

@@ -30,20 +30,14 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
         "",
         "## Metrics",
         "",
-        "| split | " + " | ".join(_SHOWN.values()) + " |",
-        "| --- |" + " --- |" * len(_SHOWN),
-    ]
-    for split, values in metrics.items():
-        cells = [f"{values[key]:.4f}" if isinstance(values.get(key), int | float) else "–" for key in _SHOWN]
-        lines.append(f"| {split} | " + " | ".join(cells) + " |")
-    lines += [
+        *_metrics_table(metrics),
         "",
         "The epoch was chosen on val, so its metrics are optimistic; test, if listed, was not used in training.",
         "",
         "## Inference",
         "",
+        f"- cleaning `{info.cleaning}`, at most {info.max_tokens} tokens, {info.pooling} pooling",
     ]
-    lines += [f"- cleaning `{info.cleaning}`, at most {info.max_tokens} tokens, {info.pooling} pooling"]
     for variant, gate in info.onnx.items():
         serves = " (default)" if variant == info.default_variant else ""
         lines.append(
@@ -66,3 +60,11 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
         LIMITS,
     ]
     return "\n".join(lines) + "\n"
+
+
+def _metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["| split | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
+    for split, values in metrics.items():
+        cells = [f"{values[key]:.4f}" if isinstance(values.get(key), int | float) else "–" for key in _SHOWN]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    return lines

@@ -49,15 +49,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         SystemExit: 2, after printing what is wrong with the settings or the bundle.
     """
     configure_json_logging()
-    try:
-        settings = settings or ServeSettings()
-        service = Service(settings)
-        traces = telemetry_config()
-    except SodaOpsError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        if isinstance(error, BundleError):
-            print(_HINT, file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    settings, service, traces = _load(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -66,7 +58,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         async with service.running():
             yield
         if "tracer_provider" in traces:
-            traces["tracer_provider"].shutdown()  # type: ignore[union-attr]  # sends the remaining spans
+            traces["tracer_provider"].shutdown()  # sends the remaining spans
         log.info("stopped")
 
     app = FastAPI(
@@ -75,6 +67,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     _add_predictions(app, service)
+    _add_explanations(app, service)
     _add_operations(app, service)
     _add_pages(app)
     _add_error_handlers(app, service.metrics)
@@ -89,6 +82,17 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         )
     app.openapi = lambda: _openapi(app, bool(settings.api_keys))  # type: ignore[method-assign]  # as FastAPI's docs do
     return app
+
+
+def _load(settings: ServeSettings | None) -> tuple[ServeSettings, Service, Any]:
+    try:
+        settings = settings or ServeSettings()
+        return settings, Service(settings), telemetry_config()
+    except SodaOpsError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, BundleError):
+            print(_HINT, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:
@@ -122,6 +126,10 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     async def predict_batch(request: Request, body: schemas.BatchRequest) -> Response:
         predictions, ids = await predict_texts(request, body.texts)
         return _json({"predictions": predictions, **ids})
+
+
+def _add_explanations(app: FastAPI, service: Service) -> None:
+    settings = service.settings
 
     @app.post("/explain", tags=["predict"], summary="Classify one text, and show the effect of its pieces")
     async def explain(request: Request, body: schemas.TextRequest) -> schemas.Explanation:

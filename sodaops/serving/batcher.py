@@ -19,7 +19,7 @@ _NICE = 5  # of the worker threads
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the service rather than an error
-    """The queue has no room for the texts of a request."""
+    """The queue cannot take the texts of a request."""
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(retry_after_s)
@@ -113,7 +113,7 @@ class Batcher:
             cleaned: whether the texts are cleaned already; they may then be empty, and only have the special tokens.
 
         Raises:
-            QueueFull: the queue has no room for the texts.
+            QueueFull: the queue cannot take the texts.
             EmptyText: a text is empty after cleaning.
         """
         if self.n_waiting + len(texts) > self._max_queue:

@@ -42,16 +42,16 @@ def test_a_bar_on_a_terminal(small_tweets, tmp_path):
     import struct
     import termios
 
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     arguments = [*run_overrides(tmp_path, small_tweets, *UNMEASURED), f"hydra.run.dir={tmp_path / 'hydra'}"]
-    running = subprocess.Popen([sys.executable, "train.py", *arguments], stdout=theirs, stderr=theirs, cwd=REPO)
-    os.close(theirs)
+    running = subprocess.Popen([sys.executable, "train.py", *arguments], stdout=terminal, stderr=terminal, cwd=REPO)
+    os.close(terminal)
     shown = b""
     with contextlib.suppress(OSError):  # the end of a pseudo-terminal
-        while part := os.read(ours, 65536):
+        while part := os.read(reader, 65536):
             shown += part
-    os.close(ours)
+    os.close(reader)
     assert running.wait(300) == 0
     text = shown.decode()
     assert re.search(r"epoch 2: 100%\|█+\| \d+/\d+ .*loss=", text) and "epoch 2/2  train loss" in text

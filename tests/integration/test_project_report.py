@@ -140,7 +140,7 @@ def test_what_was_decided_later(run, workdir):
     text = report(RUN)[1]
     assert f"(reason given: “the newer one is slow”): it became champion again: {second} was rolled back." in text
     assert "Yes: it is the champion" in text and "No later events in the registry" in text
-    registry.move("champion", second, run, "mended", gate={"passed": False, "error": "no splits"}, forced=True)
+    registry.move("champion", second, run, "fixed", gate={"passed": False, "error": "no splits"}, forced=True)
     registry.roll_back("no")
     assert [event["aliases"]["champion"] for event in registry.history()[-2:]] == [second, run]
 

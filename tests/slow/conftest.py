@@ -20,7 +20,7 @@ FLAGS = (
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-# A verb in a process of its own, which tells at the end how much memory it took at most, as the program that it is.
+# A command in a process of its own, which prints its peak memory at the end.
 PEAK = """
 import sys
 from sodaops.cli import main
@@ -33,7 +33,7 @@ sys.exit(code)
 
 @pytest.fixture
 def begin() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts a Python process in a folder, its words in a log there; at the end it is killed with its children."""
+    """Starts a Python process in a folder, with its output in a log there; at the end it is killed with its children."""
     started: list[subprocess.Popen] = []
 
     def go(command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen:
