@@ -176,9 +176,12 @@ def _run(config: Config, n_processes: int, n_nodes: int, node: Node | None) -> N
 def _raise_first_failure(error: ChildFailedError, run_dir: Path, n_all: int) -> None:
     """Raises the error of the process that caused the others to fail."""
 
-    def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, float]:
-        code = item[1].exitcode  # first those killed by a signal, then those with an error, last those the agent terminated
-        return code == -signal.SIGTERM, code > 0, item[1].timestamp
+    def order(item: tuple[int, ProcessFailure]) -> tuple[int, float]:
+        # First those killed from outside, then those with an error, then those that aborted, as gloo may when its peer is
+        # gone; last those that the agent terminated.
+        code = item[1].exitcode
+        rank = {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(code, int(code > 0))
+        return rank, item[1].timestamp
 
     rank, failure = min(error.failures.items(), key=order)
     if (run_dir / runs.RECORD).is_file():

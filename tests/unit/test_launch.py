@@ -142,6 +142,7 @@ def test_a_restart_ignores_the_checkpoint_of_an_earlier_run(killed):
         ({0: -15, 1: -9}, KilledError, 1),  # the agent terminated rank 0 after rank 1 was killed
         ({0: 2, 1: -15}, TrainingError, 0),
         ({0: 1, 1: -9}, KilledError, 1),  # rank 0 failed since its peer was killed
+        ({0: -6, 1: -9}, KilledError, 1),  # gloo aborted rank 0 for the same reason
         ({0: -15, 1: 130}, KeyboardInterrupt, None),
         ({0: 143, 1: 143}, Terminated, None),
     ],
