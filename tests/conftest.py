@@ -101,7 +101,7 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ("text", "la
     return "".join(",".join('"' + str(cell).replace('"', '""') + '"' for cell in line) + "\n" for line in lines)
 
 
-def many(n: int = 120, labels: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
+def make_rows(n: int = 120, labels: Sequence[str] = ("bad", "good")) -> list[tuple[str, str]]:
     """Distinct texts with alternating labels; enough for every split to have rows."""
     return [(f"text number {i} is {labels[i % len(labels)]}", labels[i % len(labels)]) for i in range(n)]
 
@@ -154,20 +154,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any
 
 
 @pytest.fixture(scope="session")
-def referenced(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drift_bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained bundle with a drift reference of 2,000 tweets, instead of the 491 it was trained and validated on."""
 
     def make(folder: Path) -> None:
         from tests import watching
 
-        watching.referenced(trained / "run/bundle", folder / "bundle")
+        watching.with_reference(trained / "run/bundle", folder / "bundle")
 
-    return made_once(tmp_path_factory, "referenced", make) / "bundle"
+    return made_once(tmp_path_factory, "drift_bundle", make) / "bundle"
 
 
 @pytest.fixture(scope="session")
-def logged_rows(referenced: Path) -> Any:
-    """Rows of a request log that the bundle ``referenced`` answered."""
+def logged_rows(drift_bundle: Path) -> Any:
+    """Rows of a request log that the bundle ``drift_bundle`` answered."""
     from tests.watching import Rows
 
-    return Rows(referenced)
+    return Rows(drift_bundle)

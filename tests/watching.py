@@ -31,7 +31,7 @@ def reviews() -> list[str]:
     return pyarrow.csv.read_csv(REPO / "data/raw/amazon_reviews.csv")["text"].to_pylist()
 
 
-def referenced(bundle: Path, folder: Path) -> Path:
+def with_reference(bundle: Path, folder: Path) -> Path:
     """A copy of a bundle whose reference is of the first 2,000 of :func:`tweets`."""
     shutil.copytree(bundle, folder)
     predictor = Predictor(folder)

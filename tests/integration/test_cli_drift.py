@@ -42,9 +42,9 @@ def refused(outcome, *parts):
 
 
 @pytest.mark.slow
-def test_no_drift(run, referenced, logged_rows):
+def test_no_drift(run, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.fresh)
-    code, out, err = run("drift", referenced, "drift.request_log=log", "--fail-on-drift")
+    code, out, err = run("drift", drift_bundle, "drift.request_log=log", "--fail-on-drift")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     result = json.loads(Path("outputs/drift/drift.json").read_text())
@@ -57,10 +57,10 @@ def test_no_drift(run, referenced, logged_rows):
     assert {path.name for path in Path("outputs/drift").iterdir()} == {"drift.html", "drift.json", "evidently.html"}
 
 
-def test_drift_with_the_champion_of_a_registry(run, referenced, logged_rows):
+def test_drift_with_the_champion_of_a_registry(run, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.others)
     registry = Registry("models")
-    registry.move("champion", registry.register(str(referenced), "first", {}), None, "")
+    registry.move("champion", registry.register(str(drift_bundle), "first", {}), None, "")
     arguments = ("drift", "models@champion", "serve.request_log=log", "drift.output_dir=found")
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
@@ -70,12 +70,12 @@ def test_drift_with_the_champion_of_a_registry(run, referenced, logged_rows):
     assert err.startswith("AlarmError: ") and logged_rows.bundle_id in err and "texts" in err
 
 
-def test_notes_beside_the_verdict(run, referenced, logged_rows):
+def test_notes_beside_the_verdict(run, drift_bundle, logged_rows):
     future = refused_rows(7, logged_rows.bundle_id, datetime.now(UTC) + timedelta(days=1))
     fill(Path("log"), logged_rows.fresh.slice(0, 30), replaced(logged_rows.others, "bundle_id", "b2"), future)
     damaged = write_log_part(Path("log"), logged_rows.fresh, "damaged")
     damaged.write_bytes(b"no Parquet")
-    code, out, _ = run("drift", referenced, "drift.request_log=log", "--fail-on-drift")
+    code, out, _ = run("drift", drift_bundle, "drift.request_log=log", "--fail-on-drift")
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
     assert code == 0 and len(notes) == 3
     assert "200" in notes[0] and "b2" in notes[0] and str(damaged) in notes[1] and "7" in notes[2]
@@ -83,10 +83,10 @@ def test_notes_beside_the_verdict(run, referenced, logged_rows):
     assert not Path("outputs/drift/evidently.html").exists()
 
 
-def test_a_span_of_time(run, referenced, logged_rows):
+def test_a_span_of_time(run, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.fresh, replaced(logged_rows.others, "bundle_id", "b2"))
     since, until = ((RECENTLY + timedelta(seconds=s)).isoformat() for s in (50, 70))
-    code, out, _ = run("drift", referenced, "drift.request_log=log", f"drift.since='{since}'", f"drift.until='{until}'")
+    code, out, _ = run("drift", drift_bundle, "drift.request_log=log", f"drift.since='{since}'", f"drift.until='{until}'")
     assert code == 0 and "no verdict, 20 requests of bundle" in out and "note: 20 requests of bundle b2" in out
 
 
@@ -107,17 +107,17 @@ def test_a_span_of_time(run, referenced, logged_rows):
         (["drift.request_log=log", "drift.alpha=7"], ["ConfigError", "drift.alpha"]),
     ],
 )
-def test_refused_arguments(run, referenced, logged_rows, keys, parts):
+def test_refused_arguments(run, drift_bundle, logged_rows, keys, parts):
     fill(Path("log"), logged_rows.fresh.slice(0, 1))
     fill(Path("bad"), logged_rows.fresh.slice(0, 1))
     next(Path("bad").glob("date=*/*.parquet")).write_bytes(b"")
     Path("empty").mkdir()
-    refused(run("drift", referenced, *keys), *parts)
+    refused(run("drift", drift_bundle, *keys), *parts)
 
 
-def test_refused_bundles(run, referenced, logged_rows):
+def test_refused_bundles(run, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.fresh.slice(0, 1))
-    shutil.copytree(referenced, "bundle")
+    shutil.copytree(drift_bundle, "bundle")
     Path("bundle", layout.DRIFT).write_bytes(b"changed")
     refused(run("drift", "bundle", "drift.request_log=log"), "BundleError: bundle:", layout.DRIFT)
     Path("bundle", layout.DRIFT).unlink()
@@ -127,23 +127,23 @@ def test_refused_bundles(run, referenced, logged_rows):
     refused(run("drift", "models@champion", "drift.request_log=log"), "RegistryError: ")
 
 
-def test_a_folder_with_other_files_stays(run, referenced, logged_rows):
+def test_a_folder_with_other_files_stays(run, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.fresh.slice(0, 30))
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
     Path("mine/drift.json").write_text("old")
-    code, out, err = run("drift", referenced, "drift.request_log=log", "drift.output_dir=mine")
+    code, out, err = run("drift", drift_bundle, "drift.request_log=log", "drift.output_dir=mine")
     assert code == 2 and out == "" and "mine: " in err and "notes.txt" in err
     assert {path.name: path.read_text() for path in Path("mine").iterdir()} == {"notes.txt": "mine", "drift.json": "old"}
     assert {path.name for path in Path().iterdir()} == {"log", "mine", ".mine.lock"}
 
 
 @pytest.mark.slow
-def test_a_bundle_and_a_log_in_a_bucket(run, bucket, referenced, logged_rows):
+def test_a_bundle_and_a_log_in_a_bucket(run, bucket, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.others, logged_rows.fresh)
     files = fsspec.core.url_to_fs(bucket, use_listings_cache=False)[0]
     files.put("log", f"{bucket}/log", recursive=True)
-    files.put(str(referenced), f"{bucket}/bundle", recursive=True)
+    files.put(str(drift_bundle), f"{bucket}/bundle", recursive=True)
     asked = ("drift", f"{bucket}/bundle", f"drift.request_log={bucket}/log", "drift.last=400")
     code, out, err = run(*asked, "--fail-on-drift")
     assert code == 4, err

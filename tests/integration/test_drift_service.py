@@ -37,12 +37,12 @@ def until(condition, seconds=120):
 
 
 @pytest.fixture(scope="module")
-def watched(referenced, logged_rows, tmp_path_factory):
+def watched(drift_bundle, logged_rows, tmp_path_factory):
     """A drift service in this process that has run once on an empty log, and then runs when asked to."""
     from sodaops.drift import app
 
     folder = tmp_path_factory.mktemp("watched")
-    bundle = shutil.copytree(referenced, folder / "bundle")
+    bundle = shutil.copytree(drift_bundle, folder / "bundle")
     fill(folder / "log")
     settings = WatchSettings(
         bundle=str(bundle), request_log=str(folder / "log"), output_dir=str(folder / "out"), every_s=9999, n_permutations=1000
@@ -277,17 +277,17 @@ def test_refused_settings_end_the_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_from_the_predictor_to_the_metrics(referenced, tmp_path):
+def test_from_the_predictor_to_the_metrics(drift_bundle, tmp_path):
     """The predictor logs texts unlike its training data, and the drift service reports drift; no log holds keys or texts."""
     log = tmp_path / "log"
     settings = {"request_log": log, "log_texts": "true", "part_s": 1}
     environ = {"SODAOPS_API_KEYS": KEY}
-    with Server(referenced, environ=environ, **settings) as server, server.client(headers={"x-api-key": KEY}) as client:
+    with Server(drift_bundle, environ=environ, **settings) as server, server.client(headers={"x-api-key": KEY}) as client:
         for first in range(0, 120, 8):
             assert client.post("/predict/batch", json={"texts": reviews()[first : first + 8]}).status_code == 200
         until(lambda: log.is_dir() and sum(pq.ParquetFile(p).metadata.num_rows for p in part_addresses(str(log))) == 120)
     settings = {"request_log": log, "output_dir": tmp_path / "out", "every_s": 9999}
-    with Server(referenced, prefix=DRIFT, environ=environ, **settings) as server, server.client() as client:
+    with Server(drift_bundle, prefix=DRIFT, environ=environ, **settings) as server, server.client() as client:
         for path in ("/report", "/report/evidently", "/drift.json", "/metrics"):
             refused = client.get(path)
             assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
@@ -305,7 +305,7 @@ def test_from_the_predictor_to_the_metrics(referenced, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_becomes_the_service(referenced, logged_rows, tmp_path, monkeypatch):
+def test_the_command_becomes_the_service(drift_bundle, logged_rows, tmp_path, monkeypatch):
     """SIGTERM ends it during a run that does not end; before that it passes the smoke test of a deployment."""
     monkeypatch.syspath_prepend(str(REPO / "cloudbuild"))
     import smoke
@@ -313,7 +313,7 @@ def test_the_command_becomes_the_service(referenced, logged_rows, tmp_path, monk
     fill(tmp_path / "log", logged_rows.fresh)
     os.mkfifo(tmp_path / f"log/date={RECENTLY.date()}/pipe.parquet")  # a run that never ends
     command = [
-        sys.executable, "-m", "sodaops.cli", "watch", str(referenced), f"drift.request_log={tmp_path / 'log'}",
+        sys.executable, "-m", "sodaops.cli", "watch", str(drift_bundle), f"drift.request_log={tmp_path / 'log'}",
         "drift.port=0", f"drift.output_dir={tmp_path / 'out'}",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPO)

@@ -37,12 +37,12 @@ def part(rows, first, n):
     [(20_000, "drift.since=2020-01-01"), pytest.param(100_000, "drift.last=100000", marks=pytest.mark.deep)],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_many_requests(referenced, logged_rows, tmp_path, n_rows, key):
+def test_many_requests(drift_bundle, logged_rows, tmp_path, n_rows, key):
     size = n_rows // N_PARTS
     for n in range(N_PARTS):
         write_log_part(tmp_path / "log", part(logged_rows.fresh, n * size, size), f"part{n:02}")
     command = [
-        sys.executable, "-c", PEAK, "drift", str(referenced), f"drift.request_log={tmp_path / 'log'}",
+        sys.executable, "-c", PEAK, "drift", str(drift_bundle), f"drift.request_log={tmp_path / 'log'}",
         f"drift.output_dir={tmp_path / 'out'}", key,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)

@@ -17,16 +17,16 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def watched(referenced, logged_rows, tmp_path_factory):
+def watched(drift_bundle, logged_rows, tmp_path_factory):
     """A drift service that has seen hostile texts, a bundle with a hostile id, and a part with a long name."""
     folder = tmp_path_factory.mktemp("watched")
     texts = [f"{MARKUP} {n} {'ü' * 300} {'https://example.test/' + 'a' * 200}" for n in range(60)]
-    hostile = log_rows(Predictor(referenced), [*texts, *[HOSTILE] * 60], RECENTLY)
+    hostile = log_rows(Predictor(drift_bundle), [*texts, *[HOSTILE] * 60], RECENTLY)
     fill(folder / "log", hostile, logged_rows.fresh.slice(0, 60), replaced(logged_rows.others, "bundle_id", BUNDLE_ID))
     bad = write_log_part(folder / "log", logged_rows.fresh, "x" * 200)
     bad.write_bytes(b"")
     settings = {"request_log": folder / "log", "output_dir": folder / "out", "every_s": 9999}
-    with Server(referenced, prefix=DRIFT, **settings) as server, server.client() as client:
+    with Server(drift_bundle, prefix=DRIFT, **settings) as server, server.client() as client:
         result = client.post("/look").json()
         assert result["drifted"], result
         yield SimpleNamespace(url=server.url, numbers=client.get("/drift.json").json())

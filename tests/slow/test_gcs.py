@@ -136,20 +136,20 @@ def test_a_version_that_was_half_registered_is_no_version(run, bucket, cloud, tr
     assert code == 2 and "gs://no-bucket/registry" in err and "buckets create gs://no-bucket" in err
 
 
-def test_a_drift_report(run, bucket, cloud, referenced, logged_rows):
+def test_a_drift_report(run, bucket, cloud, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.others)
     cloud.pipe("bucket/drift/evidently.html", b"of an earlier look")
-    asked = ("drift", referenced, "drift.request_log=log", f"drift.output_dir={bucket}/drift", "drift.last=40")
+    asked = ("drift", drift_bundle, "drift.request_log=log", f"drift.output_dir={bucket}/drift", "drift.last=40")
     code, out, err = run(*asked)
     assert code == 0 and f"report: {bucket}/drift/{PAGE}" in out, err
     assert {path.rpartition("/")[2] for path in cloud.find("bucket/drift")} == {PAGE, "drift.json"}
-    shutil.copytree(referenced, "run/bundle")
+    shutil.copytree(drift_bundle, "run/bundle")
     assert run("report", "run", f"drift.output_dir={bucket}/drift")[0] == 0
     assert "No drift look was given" not in Path("run/project_report.html").read_text()
     code, _, err = run("report", "run", f"evaluate.output_dir={bucket}/evaluation")
     assert code == 2 and f"evaluate.output_dir={bucket}/evaluation: " in err
     settings = {"request_log": Path("log").resolve(), "output_dir": f"{bucket}/watched", "every_s": 9999}
-    with Server(referenced, prefix=DRIFT, **settings) as server, server.client() as client:
+    with Server(drift_bundle, prefix=DRIFT, **settings) as server, server.client() as client:
         client.post("/look")
         assert client.get("/report").content == cloud.cat(f"bucket/watched/{PAGE}")
     with refusing(lambda method, path, body: method == "POST", message=DENIED):

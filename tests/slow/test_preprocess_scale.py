@@ -13,7 +13,7 @@ import pytest
 from sodaops.data import parts, workers
 from sodaops.data.preprocess import preprocess, read_manifest
 from sodaops.data.splits import SPLITS
-from tests.conftest import REPO, TWEETS, configured, many, table
+from tests.conftest import REPO, TWEETS, configured, make_rows, table
 
 pytestmark = pytest.mark.slow
 CLI = "import sys; from sodaops.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -84,7 +84,7 @@ def test_a_large_table_stays_within_its_memory(workdir, n_rows):
 
 
 def test_a_killed_run_continues(write, monkeypatch):
-    write("t.csv", table(many(3000)))
+    write("t.csv", table(make_rows(3000)))
     running = start(STUCK + CLI)
     assert running.stdout.readline() == "four parts\n"
     processes = family(running.pid)

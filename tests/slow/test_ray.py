@@ -11,7 +11,7 @@ import pytest
 from sodaops.data import parts, workers
 from sodaops.data.preprocess import preprocess
 from sodaops.errors import ConfigError, StorageError
-from tests.conftest import configured, many, table
+from tests.conftest import configured, make_rows, table
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # ray's own
 pytest.importorskip("ray", reason="ray is not installed (pip install 'sodaops[ray]')")
@@ -21,7 +21,7 @@ pytest.importorskip("ray", reason="ray is not installed (pip install 'sodaops[ra
 def config(write, monkeypatch):
     """60 parts."""
     monkeypatch.setattr(parts, "PART_ROWS", 50)
-    write("t.csv", table(many(3000)))
+    write("t.csv", table(make_rows(3000)))
     return lambda *more: configured("data=csv", "data.path=t.csv", *more).data
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.commands import PAGES, blocks
-from tests.conftest import REPO, free_port, many, table
+from tests.conftest import REPO, free_port, make_rows, table
 
 pytestmark = pytest.mark.slow
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ def test_the_commands_run(clone, shell):
     for name in ("tweets", "amazon_reviews"):
         path = clone.folder / f"data/raw/{name}.csv"
         pyarrow.csv.write_csv(pyarrow.csv.read_csv(path).slice(0, 500), path)
-    stars = [(f"{text}, said {i}", {"bad": 1, "good": 5}[label]) for i, (text, label) in enumerate(many(200))]
+    stars = [(f"{text}, said {i}", {"bad": 1, "good": 5}[label]) for i, (text, label) in enumerate(make_rows(200))]
     (clone.folder / "reviews.csv").write_text(table(stars, ("review", "stars")))
     with contextlib.ExitStack() as services:
         for command in COMMANDS[2:]:
@@ -118,7 +118,7 @@ def _run(command, clone, shell, services):
 
 def _run_docs(clone, shell, services):
     """Runs the docs' commands; services get ports of their own, and each must answer."""
-    body = [(f"{text}, wrote {i}", label) for i, (text, label) in enumerate(many(40, ("negative", "positive")))]
+    body = [(f"{text}, wrote {i}", label) for i, (text, label) in enumerate(make_rows(40, ("negative", "positive")))]
     (clone.folder / "texts.csv").write_text(table(body))
     (clone.folder / "reviews.csv.gz").write_bytes(gzip.compress(table(body, ("body", "label")).encode()))
     pyarrow.parquet.write_table(pyarrow.csv.read_csv(clone.folder / "texts.csv"), clone.folder / "reviews.parquet")

@@ -44,13 +44,13 @@ RUSSIAN = [
 
 
 @pytest.fixture(scope="module")
-def predictor(referenced):
-    return Predictor(referenced)
+def predictor(drift_bundle):
+    return Predictor(drift_bundle)
 
 
 @pytest.fixture(scope="module")
-def known(referenced, predictor):
-    return reference.read_reference(referenced, predictor.info)
+def known(drift_bundle, predictor):
+    return reference.read_reference(drift_bundle, predictor.info)
 
 
 @pytest.fixture(scope="module")

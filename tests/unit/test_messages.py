@@ -5,7 +5,7 @@ All other tests of errors assert the class, the key or file that a message names
 
 import pytest
 
-from tests.conftest import many, table
+from tests.conftest import make_rows, table
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,6 @@ from tests.conftest import many, table
     ],
 )
 def test_messages(run, write, arguments, message):
-    write("reviews.csv", table(many()))
+    write("reviews.csv", table(make_rows()))
     code, _, err = run(*arguments)
     assert (code, err) == (2, message)

@@ -20,7 +20,7 @@ from sodaops.data.preprocess import preprocess, read_manifest, read_split
 from sodaops.data.splits import SPLITS, text_hash
 from sodaops.errors import DataError
 from sodaops.inference.predictor import Predictor
-from tests.conftest import REPO, configured, many, table
+from tests.conftest import REPO, configured, make_rows, table
 from tests.requests import log_rows, write_log_part
 
 SHARES = SharesConfig().model_dump()
@@ -157,7 +157,7 @@ def test_the_commands(trained, window, run, workdir):
 @pytest.fixture
 def config(write):
     """A data set of generated texts, already split."""
-    write("t.csv", table(many(300)))
+    write("t.csv", table(make_rows(300)))
     config = configured("data=csv", "data.path=t.csv").data
     preprocess(config, "splits")
     return config

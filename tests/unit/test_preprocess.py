@@ -7,7 +7,7 @@ import pytest
 from sodaops.cli import main
 from sodaops.data.preprocess import ensure_splits, preprocess, read_split
 from sodaops.errors import DataError
-from tests.conftest import REPO, configured, many, table
+from tests.conftest import REPO, configured, make_rows, table
 
 
 def data_config(*overrides):
@@ -45,17 +45,17 @@ def test_amazon_drops_what_it_says(workdir):
 
 
 def test_rows_keep_their_split_as_the_table_grows(write):
-    write("t.csv", table(many(200)))
+    write("t.csv", table(make_rows(200)))
     made()
     before = {row["text"]: split for split in ("train", "val", "test") for row in rows_of(split)}
-    write("t.csv", table(many(400)[::-1]))
+    write("t.csv", table(make_rows(400)[::-1]))
     made()
     after = {row["text"]: split for split in ("train", "val", "test") for row in rows_of(split)}
     assert len(after) == 400 and all(after[text] == split for text, split in before.items())
 
 
 def test_schema_and_slices_and_votes(write):
-    rows = [(text, label, "" if i % 3 else "x", i % 5, "") for i, (text, label) in enumerate(many())]
+    rows = [(text, label, "" if i % 3 else "x", i % 5, "") for i, (text, label) in enumerate(make_rows())]
     write("t.csv", table(rows, ("text", "label", "party", "v_bad", "v_good")))
     made("data.slice_columns=[party]", "data.labels=[good,bad]", "data.vote_columns={bad: v_bad, good: v_good}")
     schema = pq.read_schema("splits/train.parquet")
@@ -71,7 +71,7 @@ def test_schema_and_slices_and_votes(write):
 
 
 def test_integer_labels_with_a_map(write):
-    write("t.csv", table([(text, {"bad": 0, "good": 4}[label]) for text, label in many()]))
+    write("t.csv", table([(text, {"bad": 0, "good": 4}[label]) for text, label in make_rows()]))
     assert made("data.labels=[no,yes]", "data.label_map={0: no, 4: yes}")["labels"] == ["no", "yes"]
     assert {row["label"] for row in rows_of("train")} == {"no", "yes"}
     assert made()["labels"] == ["0", "4"]
@@ -103,14 +103,14 @@ def test_given_splits_that_share_texts(write):
 
 
 def test_given_splits_by_keys(write):
-    for split, rows in {"train": many(30), "val": many(60)[30:], "test": many(90)[60:]}.items():
+    for split, rows in {"train": make_rows(30), "val": make_rows(60)[30:], "test": make_rows(90)[60:]}.items():
         write(f"{split}.csv", table(rows))
     keys = [f"data.files.{split}={split}.csv" for split in ("train", "val", "test")]
     assert preprocess(configured("data=csv", *keys).data, "splits")["splits"]["val"]["n_rows"] == 30
 
 
 def test_the_summary_names_counts_and_rare_labels(write, capsys):
-    write("t.csv", table([*many(), *[(f"odd {i}", "god") for i in range(4)]]))
+    write("t.csv", table([*make_rows(), *[(f"odd {i}", "god") for i in range(4)]]))
     assert main(["preprocess", "data=csv", "data.path=t.csv"]) == 0
     shown = capsys.readouterr().out
     assert "csv: 124 rows" in shown and "labels: bad 60, god 4, good 60" in shown
@@ -120,31 +120,31 @@ def test_the_summary_names_counts_and_rare_labels(write, capsys):
 
 BAD = {
     "unknown label": (
-        [*many(), ("odd", "god"), ("odder", "god")],
+        [*make_rows(), ("odd", "god"), ("odder", "god")],
         ["data.labels=[bad,good]"],
         r"t.csv label='god' .*121.* bad, good \(did you mean good\?\).*2 .*121, 122",
     ),
-    "no label": ([*many(), ("odd", "")], [], r"t.csv label='' .*121"),
-    "one class": (many(labels=("good",)), [], "t.csv: label .*good"),
-    "one class of two": (many(labels=("good",)), ["data.labels=[bad,good]"], "t.csv: train .*bad, good"),
-    "class absent from train": (many(), ["data.labels=[bad,good,neutral]"], "t.csv: train .*neutral"),
+    "no label": ([*make_rows(), ("odd", "")], [], r"t.csv label='' .*121"),
+    "one class": (make_rows(labels=("good",)), [], "t.csv: label .*good"),
+    "one class of two": (make_rows(labels=("good",)), ["data.labels=[bad,good]"], "t.csv: train .*bad, good"),
+    "class absent from train": (make_rows(), ["data.labels=[bad,good,neutral]"], "t.csv: train .*neutral"),
     "all texts empty": (
         [(" \u200b" + " " * i, "good") for i in range(9)] + [("\n", "bad")],
         [],
         "t.csv: .*10 .*data.text_column",
     ),
     "two labels": (
-        [*many(), ("Same ", "good"), (" Same", "bad")],
+        [*make_rows(), ("Same ", "good"), (" Same", "bad")],
         [],
         "1 .*t.csv row 121 good, row 122 bad",
     ),
-    "a huge cell": ([*many(), ("x" * 1_000_000, "good")], [], "t.csv row 121: text .*1,000,000 .*data.max_chars"),
+    "a huge cell": ([*make_rows(), ("x" * 1_000_000, "good")], [], "t.csv row 121: text .*1,000,000 .*data.max_chars"),
     "no votes": (
-        [(*row, "x", 1) for row in many()],
+        [(*row, "x", 1) for row in make_rows()],
         ["data.labels=[bad,good]", "data.vote_columns={bad: v0, good: v1}"],
         "t.csv row 1: v0='x'",
     ),
-    "an empty split": (many(3), [], "t.csv: .*data.fractions"),
+    "an empty split": (make_rows(3), [], "t.csv: .*data.fractions"),
 }
 
 
@@ -162,7 +162,7 @@ def test_bad_rows(write, capsys, case):
 
 
 def test_conflicts_can_be_dropped(write):
-    write("t.csv", table([*many(), ("same", "good"), ("same", "bad"), ("same", "good"), *many(1)]))
+    write("t.csv", table([*make_rows(), ("same", "good"), ("same", "bad"), ("same", "good"), *make_rows(1)]))
     manifest = made("data.conflicts=drop")
     assert manifest["dropped"]["two_labels"] == {"n_rows": 3, "first": ["t.csv row 121", "t.csv row 122", "t.csv row 123"]}
     assert manifest["dropped"]["repeated_text"]["first"] == ["t.csv row 124"]
@@ -170,19 +170,19 @@ def test_conflicts_can_be_dropped(write):
 
 
 def test_max_rows_cuts_the_table(write):
-    write("t.csv", table(many(300)))
+    write("t.csv", table(make_rows(300)))
     assert made("data.max_rows=100")["n_kept"] == 100
 
 
 def test_splits_are_made_again_only_when_stale(write):
-    write("t.csv", table(many()))
+    write("t.csv", table(make_rows()))
     config = data_config()
     first = ensure_splits(config, "splits")
     stamp = Path("splits/train.parquet").stat().st_mtime_ns
     assert ensure_splits(config, "splits") == first
     assert Path("splits/train.parquet").stat().st_mtime_ns == stamp
     assert ensure_splits(data_config("data.cleaning=social"), "splits")["fingerprint"] != first["fingerprint"]
-    write("t.csv", table(many(121)))
+    write("t.csv", table(make_rows(121)))
     assert ensure_splits(config, "splits")["n_kept"] == 121
     Path("splits/val.parquet").write_bytes(b"damaged")
     assert ensure_splits(config, "splits")["n_kept"] == 121
@@ -190,7 +190,7 @@ def test_splits_are_made_again_only_when_stale(write):
 
 
 def test_a_damaged_split_is_not_read(write):
-    write("t.csv", table(many()))
+    write("t.csv", table(make_rows()))
     made()
     Path("splits/test.parquet").write_bytes(b"")
     with pytest.raises(DataError, match="splits/test.parquet"):
@@ -200,9 +200,9 @@ def test_a_damaged_split_is_not_read(write):
 
 
 def test_a_failed_run_leaves_the_old_splits(write):
-    write("t.csv", table(many()))
+    write("t.csv", table(make_rows()))
     first = made()
-    write("t.csv", table([*many(), ("same", "good"), ("same", "bad")]))
+    write("t.csv", table([*make_rows(), ("same", "good"), ("same", "bad")]))
     with pytest.raises(DataError):
         made()
     assert json.loads(Path("splits/manifest.json").read_text()) == first

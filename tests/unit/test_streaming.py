@@ -25,7 +25,7 @@ from sodaops.data.sources import read_table, write_table
 from sodaops.data.splits import SPLITS, assign_split
 from sodaops.errors import DataError, StorageError
 from sodaops.text.cleaning import clean
-from tests.conftest import REPO, configured, many, table
+from tests.conftest import REPO, configured, make_rows, table
 
 COLUMNS = ["text", "label"]
 SCRIPT_WITHOUT_GUARD = """
@@ -107,7 +107,7 @@ def test_batches_give_the_same_splits_as_single_rows(write, tiny_batches, monkey
 
 
 def test_batch_sizes_do_not_change_the_splits(write, monkeypatch):
-    rows = [(text, label, i % 4 or "", "ab"[i % 2]) for i, (text, label) in enumerate(many(500))]
+    rows = [(text, label, i % 4 or "", "ab"[i % 2]) for i, (text, label) in enumerate(make_rows(500))]
     write("t.csv", table([*rows, *rows[:9]], ("text", "label", "votes", "side")))
     config = config_of(
         "t.csv", "data.labels=[good,bad]", "data.vote_columns={bad: votes, good: votes}", "data.slice_columns=[side]"
@@ -194,7 +194,7 @@ INVALID = {
 @pytest.mark.parametrize("case", INVALID)
 def test_errors_name_an_invalid_row_in_a_later_block(write, tiny_batches, case):
     name, corrupt, message = INVALID[case]
-    texts = many(N_VALID)
+    texts = make_rows(N_VALID)
     csv_rows = "text,label\n" + "".join(f"{text},{label}\n" for text, label in texts)
     json_rows = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in texts)
     write(name, corrupt((csv_rows if name == "t.csv" else json_rows).encode()))
@@ -219,7 +219,7 @@ def test_truncated_and_damaged_parquet_files(workdir, tiny_batches, capsys):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_very_long_text(workdir, kind):
-    rows = [*many(300), ("huge " * 2_000_000, "good"), *[(f"after {text}", label) for text, label in many(300)]]
+    rows = [*make_rows(300), ("huge " * 2_000_000, "good"), *[(f"after {text}", label) for text, label in make_rows(300)]]
     write_table(pa.table({"text": [text for text, _ in rows], "label": [label for _, label in rows]}), f"t.{kind}", kind)
     with pytest.raises(DataError, match=f"t.{kind} row 301: text .*10,000,000 .*100,000 .*301.*data.max_chars"):
         preprocess(config_of(f"t.{kind}"), "splits")
@@ -229,9 +229,9 @@ def test_a_very_long_text(workdir, kind):
 
 
 def test_a_full_disk_leaves_only_the_old_splits(write, monkeypatch):
-    write("t.csv", table(many(200)))
+    write("t.csv", table(make_rows(200)))
     first = preprocess(config_of(), "splits")
-    write("t.csv", table([(f"{text} {random.random()}", label) for text, label in many(5000)]))
+    write("t.csv", table([(f"{text} {random.random()}", label) for text, label in make_rows(5000)]))
     for n_bytes, n_rows in ((2000, 5000), (12_000, 50)):  # too small for a part; large enough for parts, not for splits
         monkeypatch.setattr(parts, "PART_ROWS", n_rows)
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_only_the_old_splits(write, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_created(write):
-    write("t.csv", table(many()))
+    write("t.csv", table(make_rows()))
     write("taken", "a file")
     with pytest.raises(StorageError, match="taken/splits: "):
         preprocess(config_of(), "taken/splits")
@@ -257,7 +257,7 @@ def two_workers(write, monkeypatch):
     monkeypatch.setattr(workers, "LOCAL_ROWS", 1)
     monkeypatch.setattr(workers, "_n_workers", lambda: 2)
     monkeypatch.setattr(parts, "PART_ROWS", 50)
-    write("t.csv", table(many(3000)))
+    write("t.csv", table(make_rows(3000)))
 
 
 def test_worker_processes_give_the_same_splits(two_workers, monkeypatch):
@@ -268,8 +268,8 @@ def test_worker_processes_give_the_same_splits(two_workers, monkeypatch):
 
 
 def test_errors_in_worker_processes_are_raised(two_workers):
-    long = [(f"{i} {random.randbytes(500).hex()}", label) for i, (_, label) in enumerate(many(1000))]
-    Path("t.csv").write_text(table([*many(1000), *long]))
+    long = [(f"{i} {random.randbytes(500).hex()}", label) for i, (_, label) in enumerate(make_rows(1000))]
+    Path("t.csv").write_text(table([*make_rows(1000), *long]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, resource.RLIM_INFINITY))
     try:
         with pytest.raises(StorageError, match="File too large"):
@@ -306,7 +306,7 @@ def test_finished_parts_are_kept_if_a_worker_process_is_killed(two_workers):
 
 
 def test_work_folders_of_other_fingerprints_are_deleted(write):
-    write("t.csv", table(many()))
+    write("t.csv", table(make_rows()))
     Path(".splits.work.0123456789abcdef").mkdir()
     Path(".splits2.work.0123456789abcdef").mkdir()
     preprocess(config_of(), "splits")
@@ -347,7 +347,7 @@ def test_only_a_damaged_part_is_computed_again(stopped_run):
 def test_one_flipped_bit_in_a_part_is_detected(tmp_path):
     """Arrow itself reads four fifths of these files with wrong content and no error, and crashes on a few."""
     part = parts.Part(tmp_path / "0.arrow", "t.csv", 0, 1, 50)
-    raw = pa.RecordBatch.from_pydict({"text": [text for text, _ in many(50)], "label": 25 * ["a", "b"]})
+    raw = pa.RecordBatch.from_pydict({"text": [text for text, _ in make_rows(50)], "label": 25 * ["a", "b"]})
     parts.write_part(part.path, parts.prepare_rows(raw, 1, config_of()))
     whole, rng = part.path.read_bytes(), random.Random(0)
     assert parts.read_part(part)[0].num_rows == 50
@@ -384,7 +384,7 @@ def test_part_code_lists_every_module_that_parts_depend_on():
 
 
 def test_a_script_without_a_main_guard(write):
-    write("t.csv", table(many(300)))
+    write("t.csv", table(make_rows(300)))
     write("own.py", SCRIPT_WITHOUT_GUARD)
     subprocess.run([sys.executable, "own.py"], check=True, timeout=300)
     assert sum(map(len, read_splits().values())) == 300
@@ -393,13 +393,13 @@ def test_a_script_without_a_main_guard(write):
 def test_a_label_column_with_too_many_values(write, monkeypatch):
     monkeypatch.setattr(rows, "MAX_VALUES", 40)
     monkeypatch.setattr(parts, "PART_ROWS", 50)
-    write("t.csv", table([(text, f"id{i}") for i, (text, _) in enumerate(many(200))]))
+    write("t.csv", table([(text, f"id{i}") for i, (text, _) in enumerate(make_rows(200))]))
     with pytest.raises(DataError, match="t.csv: label .* 40 .* 50 .*data.label_column"):
         preprocess(config_of(), "splits")
 
 
 def test_two_concurrent_runs(write):
-    write("t.csv", table(many(2000)))
+    write("t.csv", table(make_rows(2000)))
     code = "import sys; from sodaops.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "preprocess", "data=csv", "data.path=t.csv", "evaluate.splits_dir=splits"]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
