@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from sodaops.cli import main
+from sodaops.errors import ConfigError
 from tests.conftest import REPO, TINY, run_overrides
 
 UNMEASURED = ["evaluate.split=none", "export.variants=[]"]
@@ -144,6 +145,19 @@ def test_ctrl_c(small_tweets, tmp_path):
     assert running.returncode == 130 and "Traceback" not in output
     assert f"run_dir={tmp_path / 'run'} ckpt_path=last" in output.strip().splitlines()[-1]
     assert not (tmp_path / "run/bundle").exists()
+
+
+def test_a_traceback_on_request(monkeypatch):
+    monkeypatch.setenv("SODAOPS_TRACEBACK", "1")
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        main(["preprocess", "optim.lr=-1"])
+
+
+def test_jobs_of_a_launcher_are_logged_once(tmp_path, capsys):
+    jobs = ["--multirun", "seed=3,4", "evaluate.n_bootstrap=1", f"hydra.sweep.dir={tmp_path}"]
+    assert main(["train", *jobs]) == 2
+    error = capsys.readouterr().err
+    assert [error.count(f"#{i} : seed={seed}") for i, seed in enumerate((3, 4))] == [1, 1]
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
