@@ -38,7 +38,7 @@ class Rows:
         """The index in ``tables`` of each row's table, int64."""
         return np.searchsorted(self.starts, rows, side="right") - 1
 
-    def place(self, i: int) -> str:
+    def describe(self, i: int) -> str:
         """The table and number of row ``i``, for messages."""
         return f"{self.tables[self.table_of(i)]} row {self.number(i)}"
 
@@ -177,7 +177,7 @@ def assign_splits(rows: Rows, config: DataConfig) -> np.ndarray:
 def _record_dropped(dropped: Dropped, reason: str, rows: Rows, is_dropped: np.ndarray) -> None:
     if is_dropped.any():
         first = np.flatnonzero(is_dropped)[:SHOWN]
-        dropped[reason] = {"n_rows": int(is_dropped.sum()), "first": [rows.place(i) for i in first]}
+        dropped[reason] = {"n_rows": int(is_dropped.sum()), "first": [rows.describe(i) for i in first]}
 
 
 def _groups(rows: Rows, candidates: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -256,7 +256,7 @@ def _repeated(
         conflicts.append(np.stack([first[other], group[other]], axis=1))
     leak, conflict = np.concatenate(leaks), np.concatenate(conflicts)
     if len(leak):
-        where = _list_pairs(leak, lambda i, j: f"{rows.place(i)} and {rows.place(j)}")
+        where = _list_pairs(leak, lambda i, j: f"{rows.describe(i)} and {rows.describe(j)}")
         raise DataError(
             f"{len(leak)} texts are in two of the given splits: {where}. A test text must not be trained on: remove them from "
             "one split, or put all rows into one table (data.path), which is then split by the texts' hashes."
@@ -264,7 +264,7 @@ def _repeated(
     if len(conflict) and config.conflicts == "error":
         where = _list_pairs(
             conflict,
-            lambda i, j: f"{rows.place(i)} {labels[rows.label_id[i]]}, row {rows.number(j)} {labels[rows.label_id[j]]}",
+            lambda i, j: f"{rows.describe(i)} {labels[rows.label_id[i]]}, row {rows.number(j)} {labels[rows.label_id[j]]}",
         )
         raise DataError(f"{len(conflict)} texts have two labels: {where}. Correct them, or drop them with data.conflicts=drop.")
     return repeated, conflicting

@@ -138,14 +138,14 @@ def _test_hash(bundle: Path, predictor: Predictor) -> str:
 
 def _load_champion(path: Path, challenger: layout.BundleInfo) -> Predictor:
     champion = Predictor(path, n_threads=1)
-    for what, own, other in (
+    for name, champion_value, challenger_value in (
         ("data set", champion.info.data["name"], challenger.data["name"]),
         ("labels", list(champion.info.labels), list(challenger.labels)),
     ):
-        if own != other:
+        if champion_value != challenger_value:
             raise RegistryError(
-                f"the champion's {what} {own} and the challenger's {other} differ, so they cannot be compared. Use a separate "
-                "registry for each (registry.path=FOLDER)."
+                f"the champion's {name} {champion_value} and the challenger's {challenger_value} differ, so they cannot be "
+                "compared. Use a separate registry for each (registry.path=FOLDER)."
             )
     return champion
 

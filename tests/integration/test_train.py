@@ -227,12 +227,13 @@ def test_a_loss_that_is_not_finite_is_an_error(small_tweets, tmp_path):
 @pytest.mark.slow
 def test_ckpt_path_last_in_a_command_that_is_repeated(small_tweets, tmp_path):
     """A scheduler may repeat a command: before the first checkpoint, after one of two epochs, and after both."""
-    ends = []
+    checkpoints = []
     for epochs in (1, 2, 2):
         fit_tiny(tmp_path, small_tweets, f"trainer.max_epochs={epochs}", "ckpt_path=last")
-        ends.append(checkpoint(tmp_path))
-    assert [end["epoch"] for end in ends] == [0, 1, 1] and ends[1]["global_step"] == ends[2]["global_step"]
-    assert are_equal(ends[1]["state_dict"], ends[2]["state_dict"])
+        checkpoints.append(checkpoint(tmp_path))
+    _, second, third = checkpoints
+    assert [last["epoch"] for last in checkpoints] == [0, 1, 1] and second["global_step"] == third["global_step"]
+    assert are_equal(second["state_dict"], third["state_dict"])
     assert runs.read_run(tmp_path / "run").status == "finished"
 
 
