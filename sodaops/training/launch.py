@@ -180,8 +180,7 @@ def _raise_first_failure(error: ChildFailedError, run_dir: Path, n_all: int) -> 
         # First those killed from outside, then those with an error, then those that aborted, as gloo may when its peer is
         # gone; last those that the agent terminated.
         code = item[1].exitcode
-        rank = {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(code, int(code > 0))
-        return rank, item[1].timestamp
+        return {-signal.SIGTERM: 3, -signal.SIGABRT: 2}.get(code, int(code > 0)), item[1].timestamp
 
     rank, failure = min(error.failures.items(), key=order)
     if (run_dir / runs.RECORD).is_file():
