@@ -222,7 +222,7 @@ def _watch(v: Values, policies: list[dict]) -> Iterator[Step]:
 
 
 def _policies() -> Iterator[dict]:
-    """Alerts without a metric of ours: the service does not answer, drift was found, or the drift check failed."""
+    """Alerts on metrics of Google Cloud: the service does not answer, drift was found, or the drift check failed."""
     passed = 'metric.type="monitoring.googleapis.com/uptime_check/check_passed" AND metric.labels.check_id="${CHECK}"'
     failing = {
         "filter": f'resource.type="uptime_url" AND {passed}', "comparison": "COMPARISON_GT", "thresholdValue": 1,

@@ -79,7 +79,7 @@ def column_names(path: str, required: Sequence[str] = (), fix: str = "") -> list
     if kind is None:
         raise DataError(f"{path}: expected a name that ends in {', '.join(FORMATS)}.")
     try:
-        names = streams.column_names(path)
+        names = streams.read_header(path)
     except _UNREADABLE as error:
         raise DataError(f"{path}: not a readable {kind} table ({str(error).splitlines()[0]}).") from None
     streams.check_columns(path, required, names, fix)

@@ -45,7 +45,7 @@ def stream_batches(path: str, columns: Sequence[str]) -> Iterator[tuple[pa.Recor
     return read(path, columns)
 
 
-def column_names(path: str) -> list[str]:
+def read_header(path: str) -> list[str]:
     """The names of a table's columns, in order; for JSON lines, the keys of all lines."""
     kind = table_format(path)
     if kind == "parquet":

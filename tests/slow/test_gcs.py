@@ -83,17 +83,17 @@ def test_a_bundle(run, bucket, cloud, trained):
 
     code, out, err = run("evaluate", bundle, splits, *TINY[2:4])
     assert code == 0 and f"report: {bucket}/run/evaluation/report.html" in out, err
-    found = {path.removeprefix("bucket/run/evaluation/").partition("/")[0] for path in cloud.find("bucket/run/evaluation")}
-    assert found == set(WRITTEN) - {".gitignore"}
-    mine = json.loads((trained / "run/evaluation/metrics.json").read_text())["test"]
-    assert json.loads(cloud.cat("bucket/run/evaluation/metrics.json"))["test"]["macro_f1"] == mine["macro_f1"]
+    written = {path.removeprefix("bucket/run/evaluation/").partition("/")[0] for path in cloud.find("bucket/run/evaluation")}
+    assert written == set(WRITTEN) - {".gitignore"}
+    local = json.loads((trained / "run/evaluation/metrics.json").read_text())["test"]
+    assert json.loads(cloud.cat("bucket/run/evaluation/metrics.json"))["test"]["macro_f1"] == local["macro_f1"]
 
     registry = f"registry.path={bucket}/registry"
     code, out, err = run("register", bundle, registry)
     version = layout.read_info(trained / "run/bundle").bundle_id
     assert code == 0 and out.startswith(f"{version}: ") and f"{bucket}/registry" in out, err
     listed = json.loads(run("registry", "list", "--json", registry)[1])["versions"][version]
-    assert listed["metrics"]["test"]["macro_f1"] == mine["macro_f1"], "the run's record lies beside the bundle"
+    assert listed["metrics"]["test"]["macro_f1"] == local["macro_f1"], "the run's record lies beside the bundle"
     assert run("predict", f"{bucket}/registry@challenger", "what a day")[1] == answer
     code, _, err = run("evaluate", f"{bucket}/registry@challenger", splits)
     assert code == 2 and "ConfigError: evaluate.output_dir is missing" in err
@@ -161,7 +161,7 @@ OVERRIDES = ("model=tiny", "logger=csv", "export.variants=[]", "evaluate.split=n
 
 
 @contextlib.contextmanager
-def begun(folder, *overrides):
+def started(folder, *overrides):
     """`sodaops train` on another machine, so to speak."""
     folder.mkdir(exist_ok=True)
     env = {**os.environ, "PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(folder / "cache")}
@@ -176,13 +176,13 @@ def begun(folder, *overrides):
 def test_a_run_that_was_killed_goes_on_elsewhere_and_lands_whole(run, bucket, cloud, small_tweets, tmp_path):
     cloud.put_file(str(small_tweets), "bucket/train/tweets.csv")
     asked = (f"data.path={bucket}/train/tweets.csv", f"run_dir={bucket}/runs/one", "ckpt_path=last", "trainer.max_epochs=8")
-    with begun(tmp_path / "first", *asked) as first:
+    with started(tmp_path / "first", *asked) as first:
         until = time.monotonic() + 120
         while not cloud.exists("bucket/runs/one/checkpoints/last.ckpt") and time.monotonic() < until and first.poll() is None:
             time.sleep(0.1)
         first.kill()
-        said = first.communicate()[0]
-    assert cloud.exists("bucket/runs/one/checkpoints/last.ckpt"), said
+        output = first.communicate()[0]
+    assert cloud.exists("bucket/runs/one/checkpoints/last.ckpt"), output
     assert json.loads(cloud.cat(f"bucket/runs/one/{upload.UPLOAD_RECORD}"))["whole"] is False
     assert json.loads(cloud.cat("bucket/runs/one/run.json"))["status"] == "running", "it was in the middle"
 
@@ -199,7 +199,7 @@ def test_a_run_that_was_killed_goes_on_elsewhere_and_lands_whole(run, bucket, cl
     assert json.loads(cloud.cat("bucket/runs/one/run.json"))["status"] == "finished"
 
 
-def test_a_run_that_is_told_to_end_says_where_to_go_on(run, bucket, cloud, small_tweets):
+def test_an_interrupted_run_names_the_arguments_that_resume_it(run, bucket, cloud, small_tweets):
     stop = "+callbacks.stop={_target_: tests.integration.stop.SendSigterm, where: batch, epoch: 0, batch: 2}"
     code, _, err = run("train", *OVERRIDES, f"data.path={small_tweets}", f"run_dir={bucket}/runs/stopped", stop)
     assert code == 143 and f"run_dir={bucket}/runs/stopped ckpt_path=last" in err
@@ -207,7 +207,7 @@ def test_a_run_that_is_told_to_end_says_where_to_go_on(run, bucket, cloud, small
     assert cloud.exists("bucket/runs/stopped/checkpoints/last.ckpt")
 
 
-def test_a_checkpoint_that_lies_there(run, bucket, cloud, trained, small_tweets):
+def test_a_remote_checkpoint(run, bucket, cloud, trained, small_tweets):
     for name in ("best.ckpt", "last.ckpt"):
         cloud.put_file(f"{trained}/run/checkpoints/{name}", f"bucket/runs/old/checkpoints/{name}")
     asked = ("train", *TINY, f"data.path={small_tweets}", f"evaluate.splits_dir={trained / 'splits'}", "run_dir=here")
@@ -217,7 +217,7 @@ def test_a_checkpoint_that_lies_there(run, bucket, cloud, trained, small_tweets)
     assert code == 2 and f"ConfigError: ckpt_path={bucket}/runs/none/checkpoints/last.ckpt: no such file" in err
 
 
-def test_a_run_without_rights_is_told_so_before_it_trains(run, bucket, small_tweets):
+def test_a_run_without_rights_fails_before_it_trains(run, bucket, small_tweets):
     with refusing(lambda method, path, body: method == "POST", message=DENIED):
         code, out, err = run("train", *TINY, f"data.path={small_tweets}", f"run_dir={bucket}/runs/two")
     assert code == 2 and "epoch" not in out and not Path("outputs/gs").exists()

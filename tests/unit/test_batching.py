@@ -51,15 +51,15 @@ def test_order_comes_from_seed_and_epoch_alone():
     assert order(None, 0) == order(None, 1)
 
 
-def test_a_loader_goes_on_where_it_stood():
+def test_a_loader_resumes_after_its_last_batch():
     whole = [batch["input_ids"].tolist() for batch in TokenLoader(split(), 128, 5)]
     first = TokenLoader(split(), 128, 5)
     running = iter(first)
-    begun = [next(running)["input_ids"].tolist() for _ in range(4)]
+    first_batches = [next(running)["input_ids"].tolist() for _ in range(4)]
     second = TokenLoader(split(), 128, 5)
     second.load_state_dict(first.state_dict())
     rest = [batch["input_ids"].tolist() for batch in second]
-    assert begun + rest == whole and len(whole) == len(second)
+    assert first_batches + rest == whole and len(whole) == len(second)
     assert [batch["input_ids"].tolist() for batch in second] == whole
 
 
@@ -70,9 +70,9 @@ def test_ranks_share_each_batch_without_loss_or_repeat(n_ranks):
     assert len({len(loader) for loader in loaders} | {len(whole)}) == 1
     seen = []
     for together, *parts in zip(whole, *loaders, strict=True):
-        mine = [part["input_ids"][part["attention_mask"] == 1].tolist() for part in parts if part["share"]]
-        assert sorted(chain(*mine)) == sorted(together["input_ids"][together["attention_mask"] == 1].tolist())
-        seen += chain(*mine)
+        texts = [part["input_ids"][part["attention_mask"] == 1].tolist() for part in parts if part["share"]]
+        assert sorted(chain(*texts)) == sorted(together["input_ids"][together["attention_mask"] == 1].tolist())
+        seen += chain(*texts)
         # the mean over the processes of each one's mean times its share is the mean over all texts
         means = [part["label_ids"].double().mean() * part["share"].double() for part in parts]
         assert sum(means) / n_ranks == pytest.approx(together["label_ids"].double().mean().item(), abs=1e-6)
