@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from sodaops.bundle.layout import BundleInfo
@@ -120,17 +121,43 @@ class Tracker:
 
 @contextlib.contextmanager
 def tracked(config: Config, trial: Mapping[str, Any] | None = None) -> Iterator[Tracker]:
-    """A tracker that is closed at the end of the block, also after an error."""
+    """A tracker that is closed at the end of the block, also after an error.
+
+    Raises:
+        ConfigError: another training is running in the run folder.
+    """
     tracker = Tracker(config, trial)
-    try:
-        yield tracker
-    except BaseException as error:
+    with _exclusive(tracker.run_dir) if ranks.is_rank_zero(os.environ) else contextlib.nullcontext():
         try:
-            tracker.end(error)
-        except Exception as failure:  # the error that ended the run is the one to raise
-            log.warning("while closing the run: %s", failure)
-        raise
-    tracker.end(None)
+            yield tracker
+        except BaseException as error:
+            try:
+                tracker.end(error)
+            except Exception as failure:  # the error that ended the run is the one to raise
+                log.warning("while closing the run: %s", failure)
+            raise
+        tracker.end(None)
+
+
+@contextlib.contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    """Locks the run folder. One that it makes is removed if it is empty at the end."""
+    created, lock = not run_dir.exists(), FileLock(run_dir / ".lock", timeout=0)
+    with storage.writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"run_dir={run_dir}: another training is running in this folder; wait until it ends, or set another run_dir."
+            ) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # another process that waits for it notices that it is gone
+        lock.release()
+        if created and not any(run_dir.iterdir()):
+            run_dir.rmdir()
 
 
 def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id: str | None) -> None:

@@ -13,7 +13,7 @@ from sodaops.errors import ConfigError
 from sodaops.io import runs
 from sodaops.pipeline import train
 from sodaops.training.fit import fit
-from sodaops.training.tracking import make_loggers
+from sodaops.training.tracking import make_loggers, tracked
 from tests.conftest import configured, run_overrides
 
 BARE = ("export.variants=[]", "evaluate.split=none")
@@ -56,6 +56,14 @@ def test_earlier_metrics_are_renamed_and_kept(tmp_path):
         (tmp_path / "metrics").mkdir(exist_ok=True)
         assert (tmp_path / new).is_dir()
     assert [(tmp_path / f"metrics.{n}/metrics.csv").read_text() for n in (1, 2, 3)] == ["metrics.1", "metrics", "metrics.3"]
+
+
+def test_a_second_training_in_a_run_folder_is_refused(tmp_path):
+    config = configured(f"run_dir={tmp_path / 'run'}")
+    for _ in range(2):  # the folder is free again after a training
+        with tracked(config), pytest.raises(ConfigError, match="run_dir="), tracked(config):
+            raise AssertionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_crash_closes_the_run_as_failed(small_tweets, tmp_path):
