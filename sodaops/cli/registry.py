@@ -54,7 +54,10 @@ def run_promote(rest: list[str]) -> None:
     if not promotion.promoted:
         failed = ", ".join(verdict.rule for verdict in verdicts if not verdict.passed)
         champion = f"{promotion.champion} remains champion" if promotion.champion else "there is still no champion"
-        raise RefusedError(f"{version} is refused, failed checks: {failed}; {champion}.")
+        raise RefusedError(
+            f"{version} is refused, failed checks: {failed}; {champion}. Train a better model, or accept this one with "
+            f"lower limits: sodaops promote {version} {' '.join(promotion.result.accept)}"
+        )
     _mirror(config, Registry(root), version, [CHAMPION])
     print(f"{version}: {CHAMPION} of {root}" + ("" if promotion.result.passed else ", by force"))
 

@@ -1,6 +1,5 @@
 """Evaluates a bundle on a split: metrics.json, predictions.parquet, plots and a report."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,14 +100,12 @@ def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels:
 
 def _baselines(splits_dir: Path, table: pa.Table, labels: list[str]) -> dict[str, dict[str, float]]:
     """Baseline -> its summary metrics on the evaluated split."""
-    train, val = (
-        (split["text"].to_pylist(), split["label_id"].to_numpy().astype(np.int64))
-        for split in (read_split(splits_dir, name) for name in ("train", "val"))
-    )
-    label_ids = table["label_id"].to_numpy().astype(np.int64)
-    probs_of = {"majority": baselines.most_frequent(train[1], len(table), len(labels))}
-    with contextlib.suppress(ValueError):  # texts without a word, emoji alone for example, have no TF-IDF baseline
-        probs_of["tfidf"] = baselines.tfidf(train, val, table["text"].to_pylist(), len(labels))
+    train = read_split(splits_dir, "train")
+    train_ids, label_ids = (split["label_id"].to_numpy().astype(np.int64) for split in (train, table))
+    probs_of = {
+        "majority": baselines.most_frequent(train_ids, len(table), len(labels)),
+        "tfidf": baselines.tfidf((train["text"].to_pylist(), train_ids), table["text"].to_pylist(), len(labels)),
+    }
     matrices = {name: metrics.confusion(label_ids, probs.argmax(1), len(labels)) for name, probs in probs_of.items()}
     return {name: {key: float(value) for key, value in metrics.summary(matrix).items()} for name, matrix in matrices.items()}
 

@@ -1,6 +1,6 @@
 """Metrics as pure functions of label ids and probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,37 +38,66 @@ def confusion(label_ids: np.ndarray, predicted: np.ndarray, n_labels: int) -> np
 
 
 def per_label_f1(matrix: np.ndarray) -> np.ndarray:
-    """F1 = 2 TP / (2 TP + FP + FN) of each label, from confusion matrices [..., n_labels, n_labels].
+    """F1 = 2 TP / (2 TP + FP + FN) of each label, from a confusion matrix.
 
     0 for a label that has neither rows nor predictions.
     """
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1)  # TP
-    total = matrix.sum(-1) + matrix.sum(-2)  # rows of the label (TP + FN) and its predictions (TP + FP)
+    return _f1(np.diag(matrix), matrix.sum(1), matrix.sum(0))
+
+
+def _f1(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    total = support + predicted  # rows of the label (TP + FN) and its predictions (TP + FP)
     return np.divide(2 * hits, total, out=np.zeros(hits.shape), where=total > 0)
 
 
-def summary(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Macro F1, weighted F1 and accuracy from confusion matrices [..., n_labels, n_labels].
+def summary(matrix: np.ndarray) -> dict[str, Any]:
+    """Macro F1, weighted F1 and accuracy from a confusion matrix.
 
     As in scikit-learn's ``f1_score``, macro F1 is the mean over the labels that have rows or predictions, and weighted F1
     weighs each label by its rows.
     """
-    f1 = per_label_f1(matrix)
-    support = matrix.sum(-1)  # rows of each label
-    present = (support + matrix.sum(-2)) > 0
+    return _summary(np.diag(matrix), matrix.sum(1), matrix.sum(0))
+
+
+def _summary(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """The summary from each label's correct rows, all rows and predictions, each [..., n_labels]."""
+    f1 = _f1(hits, support, predicted)
+    present = (support + predicted) > 0
     n_rows = support.sum(-1)
     return {
         "macro_f1": (f1 * present).sum(-1) / present.sum(-1),
         "weighted_f1": (f1 * support).sum(-1) / n_rows,
-        "accuracy": np.diagonal(matrix, axis1=-2, axis2=-1).sum(-1) / n_rows,
+        "accuracy": hits.sum(-1) / n_rows,
     }
+
+
+def summary_of_cells(true: np.ndarray, predicted: np.ndarray, counts: np.ndarray, n_labels: int) -> dict[str, np.ndarray]:
+    """The summary of many samples, each given as the counts of some cells of the confusion matrix.
+
+    Memory grows with the samples times the cells or the labels, not with the square of the labels.
+
+    Args:
+        true: the cells' true ids, int [n_cells].
+        predicted: the cells' predicted ids, int [n_cells]; a cell may occur several times.
+        counts: int [n_samples, n_cells].
+        n_labels: number of labels.
+
+    Returns:
+        metric -> float [n_samples].
+    """
+    rows = np.arange(len(true))
+    of_true, of_predicted = np.zeros((2, len(true), n_labels))
+    of_true[rows, true] = of_predicted[rows, predicted] = 1.0
+    counts = counts.astype(np.float64)
+    return _summary(counts @ (of_true * of_predicted), counts @ of_true, counts @ of_predicted)
 
 
 def bootstrap(matrix: np.ndarray, n_samples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
     """95 % bootstrap percentile intervals of the summary metrics (Efron & Tibshirani 1993, An Introduction to the Bootstrap).
 
     Sampling rows with replacement gives a confusion matrix whose cells follow a multinomial distribution. The cells are
-    sampled directly, so the cost does not grow with the number of rows.
+    sampled directly, so the cost does not grow with the number of rows. If all rows are right, or all wrong, every sample is
+    the same; the interval is then Wilson's.
 
     Args:
         matrix: counts [n_labels, n_labels].
@@ -78,12 +107,40 @@ def bootstrap(matrix: np.ndarray, n_samples: int, seed: int = 0) -> dict[str, tu
     Returns:
         metric -> (low, high).
     """
-    n_rows = int(matrix.sum())
-    # One sample is a matrix of as many rows, with the observed cell frequencies as probabilities.
-    draws = np.random.default_rng(seed).multinomial(n_rows, matrix.ravel() / n_rows, size=n_samples)
-    samples = summary(draws.reshape(n_samples, *matrix.shape))
+    support = matrix.sum(1)
+    n_rows = int(support.sum())
+    if np.trace(matrix) in (0, n_rows):
+        # Macro F1 counts each label equally: its variance is that of as many rows, spread evenly, as n_labels**2 / sum(1/n).
+        even = float((support > 0).sum() ** 2 / (1 / support[support > 0]).sum())
+        share = float(np.trace(matrix) / n_rows)
+        return {name: wilson(share, even if name == "macro_f1" else n_rows) for name in summary(matrix)}
+    # One sample is a matrix of as many rows, with the observed cell frequencies as probabilities; empty cells stay empty.
+    true, predicted = np.nonzero(matrix)
+    counts = matrix[true, predicted]
+    blocks = [summary_of_cells(true, predicted, draws, len(matrix)) for draws in draw_counts(counts, n_samples, seed)]
+    samples = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     # The interval runs from the 2.5 % to the 97.5 % quantile of the metric over the samples.
     return {name: tuple(np.quantile(values, [0.025, 0.975]).tolist()) for name, values in samples.items()}
+
+
+def draw_counts(counts: np.ndarray, n_samples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Bootstrap samples of a table of counts [n_cells], in blocks [n_samples of the block, n_cells] of at most 80 MB."""
+    generator, block = np.random.default_rng(seed), max(1, 10_000_000 // len(counts))
+    for start in range(0, n_samples, block):
+        yield generator.multinomial(counts.sum(), counts / counts.sum(), size=min(block, n_samples - start))
+
+
+def wilson(share: float, n_rows: float) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference).
+
+    >>> low, high = wilson(1.0, 40)
+    >>> round(low, 3), high
+    (0.912, 1.0)
+    """
+    z2 = 1.959964**2
+    centre, half = share + z2 / (2 * n_rows), np.sqrt(z2 * (share * (1 - share) / n_rows + z2 / (4 * n_rows**2)))
+    scale = 1 + z2 / n_rows
+    return float(max((centre - half) / scale, 0.0)), float(min((centre + half) / scale, 1.0))
 
 
 def per_label(matrix: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from sodaops.errors import DataError, nearest, some
 from sodaops.inference.predictor import Predictor
 
 COLUMNS = ("ability", "text", "expect", "changed")
+_OTHER = "name another with registry.gate.behaviour.suite, or set registry.gate.behaviour=null"
 
 
 @dataclass(frozen=True)
@@ -23,26 +24,48 @@ class Case:
     changed: str
 
 
-def read_suite(path: str, labels: Sequence[str]) -> list[Case]:
-    """Reads a test suite, and checks that it expects labels that the model has.
+def read_suite(path: str) -> list[Case]:
+    """Reads a test suite.
 
     Raises:
         DataError: no such table, or faulty rows.
     """
-    table = read_table(path, COLUMNS)
+    try:
+        table = read_table(path, COLUMNS)
+    except DataError as error:
+        raise DataError(f"{error} It has the gate's behavioural tests; {_OTHER}.") from None
     cases = [Case(*row) for row in zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)]
-    faults = []
-    for number, case in enumerate(cases, 1):
-        label = case.expect.removeprefix("not ")
-        if case.expect != "same" and label not in labels:
-            faults.append(
-                f"row {number}: expect={case.expect!r}; the model's labels are {', '.join(labels)}{nearest(label, labels)}"
-            )
-        elif not case.text or not case.ability or (case.expect == "same") != bool(case.changed):
-            faults.append(f"row {number}: expected an ability, a text, and `changed` if and only if expect=same")
+    faults = [
+        f"row {number}: expected an ability, a text, and `changed` if and only if expect=same"
+        for number, case in enumerate(cases, 1)
+        if not case.text or not case.ability or (case.expect == "same") != bool(case.changed)
+    ]
     if faults:
-        raise DataError(f"{path} {some(faults)}. Correct the suite, choose another, or set registry.gate.behaviour=null.")
+        raise DataError(f"{path} {some(faults)}. Correct the suite, or {_OTHER}.")
     return cases
+
+
+def applicable(cases: Sequence[Case], labels: Sequence[str], path: str) -> tuple[list[Case], str]:
+    """The cases that expect labels which the model has, and a note on those that are skipped.
+
+    Cases that expect the same label for two texts are skipped too if none of the other cases applies, since the suite is
+    then for another task.
+
+    Raises:
+        DataError: an expected label looks like a misspelt label of the model.
+    """
+    expected = {case: case.expect.removeprefix("not ") for case in cases if case.expect != "same"}
+    absent = sorted(set(expected.values()) - set(labels))
+    if not absent:
+        return list(cases), ""
+    note = f"{path} is for the label {some(absent)}, and the model's are {some(labels)}"
+    if len(absent) == len(set(expected.values())):
+        return [], f"skipped: {note}; registry.gate.behaviour.suite names your own tests"
+    misspelt = [f"{label!r}{hint}" for label in absent if (hint := nearest(label, labels))]
+    if misspelt:
+        raise DataError(f"{note}: {some(misspelt)}. Correct the suite, or {_OTHER}.")
+    kept = [case for case in cases if expected.get(case) not in absent]
+    return kept, f"{len(cases) - len(kept)} cases skipped: {note}"
 
 
 def run_suite(predictor: Predictor, cases: Sequence[Case]) -> np.ndarray:

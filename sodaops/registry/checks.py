@@ -1,5 +1,6 @@
 """The checks of the gate. Each compares a number with a limit of conf/registry."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Verdict:
     value: float | None  # None: the check does not apply
     limit: str
     said: str  # explanation
+    accept: tuple[str, ...] = ()  # the settings with which it passes
 
 
 def paired_gains(
@@ -48,16 +50,11 @@ def paired_gains(
     """
     # cells: the distinct combinations of label, challenger and champion, int [3, n_cells]
     cells, counts = np.unique(np.stack([label_ids, challenger, champion]), axis=1, return_counts=True)
-    # draws: the number of rows of each cell in each sample, int [n_samples, n_cells]
-    draws = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=n_samples)
-    macro_f1 = []
-    for predicted in (cells[1], cells[2]):
-        # Sum the cells with the same label and prediction: one confusion matrix for each sample.
-        matrices = np.zeros((n_samples, n_labels * n_labels), dtype=np.int64)
-        for pair, n_rows in zip(cells[0] * n_labels + predicted, draws.T, strict=True):
-            matrices[:, pair] += n_rows
-        macro_f1.append(metrics.summary(matrices.reshape(n_samples, n_labels, n_labels))["macro_f1"])
-    return macro_f1[0] - macro_f1[1]
+    gains = []
+    for draws in metrics.draw_counts(counts, n_samples):  # the number of rows of each cell in each sample
+        own, other = (metrics.summary_of_cells(cells[0], predicted, draws, n_labels)["macro_f1"] for predicted in cells[1:])
+        gains.append(own - other)
+    return np.concatenate(gains)
 
 
 def check_gain(gain: Mapping[str, float], against: str, rules: GateConfig) -> Verdict:
@@ -67,7 +64,16 @@ def check_gain(gain: Mapping[str, float], against: str, rules: GateConfig) -> Ve
         f"macro-F1 {gain['measured']:+.4f} against {against}; with {rules.confidence:.0%} confidence above {bound:+.4f} "
         f"(95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})"
     )
-    return Verdict("better", bound > limit, bound, f"> {limit:g}", text)
+    accept = f"registry.gate.min_gain={_down(bound - 1e-9)}"
+    return Verdict("better", bound > limit, bound, f"> {limit:g}", text, (accept,))
+
+
+def _down(value: float) -> str:
+    return f"{math.floor(100 * value) / 100:g}"
+
+
+def _up(value: float) -> str:
+    return f"{math.ceil(100 * value) / 100:g}"
 
 
 def check_slices(slices: Sequence[Mapping[str, Any]], floor: float) -> Verdict:
@@ -76,12 +82,14 @@ def check_slices(slices: Sequence[Mapping[str, Any]], floor: float) -> Verdict:
     if worst is None:
         return Verdict("slices", True, None, f"≥ {floor:g}", "no slice has enough rows")
     text = f"the lowest is {worst['slice']}: {worst['f1']:.3f} over {worst['n_rows']} rows"
-    return Verdict("slices", worst["f1"] >= floor, worst["f1"], f"≥ {floor:g}", text)
+    accept = f"registry.gate.slice_floor={_down(worst['f1'])}"
+    return Verdict("slices", worst["f1"] >= floor, worst["f1"], f"≥ {floor:g}", text, (accept,))
 
 
 def check_calibration(ece: float, ceiling: float) -> Verdict:
     """The expected calibration error is not above the ceiling."""
-    return Verdict("calibration", ece <= ceiling, ece, f"≤ {ceiling:g}", f"expected calibration error {ece:.4f}")
+    text = f"expected calibration error {ece:.4f}"
+    return Verdict("calibration", ece <= ceiling, ece, f"≤ {ceiling:g}", text, (f"registry.gate.max_ece={_up(ece)}",))
 
 
 def check_latency(challenger: Predictor, champion: Predictor | None, texts: Sequence[str], ceiling: float) -> Verdict:
@@ -97,8 +105,10 @@ def check_latency(challenger: Predictor, champion: Predictor | None, texts: Sequ
             predictor.run([predictor.encode(text)])
             elapsed_s.append(time.perf_counter() - start_s)
     own_s, champion_s = (float(np.median(elapsed_s[_N_WARM_UP:])) for elapsed_s in times_s)
+    ratio = own_s / champion_s
     text = f"{1000 * own_s:.2f} ms for a text, the champion {1000 * champion_s:.2f} ms (medians of {len(timed)}, one thread)"
-    return Verdict("latency", own_s / champion_s <= ceiling, own_s / champion_s, f"≤ {ceiling:g}", text)
+    accept = f"registry.gate.max_latency={_up(1.1 * ratio)}"  # the next measurement differs
+    return Verdict("latency", ratio <= ceiling, ratio, f"≤ {ceiling:g}", text, (accept,))
 
 
 def check_parity(bundle: Path, texts: Sequence[str], ceiling: float) -> Verdict:
@@ -116,7 +126,8 @@ def check_parity(bundle: Path, texts: Sequence[str], ceiling: float) -> Verdict:
             expected = torch.softmax(loaded.model(ids, torch.ones_like(ids)).logits, dim=-1).numpy()
         gaps.append(float(np.abs(onnx.run([row]).probs - expected).max()))
     text = f"ONNX float32 and torch differ by at most {max(gaps):.1e} in a probability, on {len(gaps)} texts"
-    return Verdict("parity", max(gaps) <= ceiling, max(gaps), f"≤ {ceiling:g}", text)
+    accept = f"registry.gate.max_gap={min(1.1 * max(gaps), 1):.1e}"
+    return Verdict("parity", max(gaps) <= ceiling, max(gaps), f"≤ {ceiling:g}", text, (accept,))
 
 
 def check_agreement(bundle: Path, predictor: Predictor, texts: Sequence[str], probs: np.ndarray, floor: float) -> Verdict:
@@ -124,18 +135,27 @@ def check_agreement(bundle: Path, predictor: Predictor, texts: Sequence[str], pr
     full = probs if predictor.variant == "float32" else Predictor(bundle, "float32").probs_of_cleaned(texts)
     share = float((full.argmax(1) == probs.argmax(1)).mean())
     text = f"{predictor.variant} serves; {share:.1%} of its labels are those of float32"
-    return Verdict("agreement", share >= floor, share, f"≥ {floor:g}", text)
+    return Verdict("agreement", share >= floor, share, f"≥ {floor:g}", text, (f"registry.gate.min_agreement={_down(share)}",))
 
 
-def check_behaviour(abilities: Mapping[str, Mapping[str, Any]], rules: GateConfig) -> list[Verdict]:
-    """Each ability's pass rate reaches its floor, and is at most ``max_drop`` below the champion's."""
-    verdicts = []
+def check_behaviour(abilities: Mapping[str, Mapping[str, Any]], rules: GateConfig, skipped: str = "") -> list[Verdict]:
+    """Each ability's pass rate reaches its floor, and is at most ``max_drop`` below the champion's.
+
+    Args:
+        abilities: ability -> rate, n_cases and the champion's rate.
+        rules: the gate's.
+        skipped: a note on tests that do not apply to the model; it becomes a verdict of its own.
+    """
+    verdicts = [Verdict("behaviour", True, None, "–", skipped)] if skipped else []
+    drops = [result["champion"] - result["rate"] for result in abilities.values() if result["champion"] is not None]
     for ability, result in abilities.items():
-        floor = rules.behaviour.floors.get(ability, 0.0)
+        key, floor = f"registry.gate.behaviour.floors.{ability}", rules.behaviour.floors.get(ability, 0.0)
+        accept: tuple[str, ...] = (f"{key}={_down(result['rate'])}",) if result["rate"] < floor else ()
         text = f"{result['rate']:.0%} of {result['n_cases']} cases"
         if result["champion"] is not None:
             floor = max(floor, result["champion"] - rules.behaviour.max_drop)
             text += f", the champion {result['champion']:.0%}"
+            accept += (f"registry.gate.behaviour.max_drop={_up(max(*drops, rules.behaviour.max_drop))}",)
         passed = result["rate"] >= floor - 1e-9  # a tolerance for rounding errors
-        verdicts.append(Verdict(f"behaviour: {ability}", passed, result["rate"], f"≥ {floor:.2f}", text))
+        verdicts.append(Verdict(f"behaviour: {ability}", passed, result["rate"], f"≥ {floor:.2f}", text, accept))
     return verdicts

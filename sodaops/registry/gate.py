@@ -16,6 +16,7 @@ from sodaops.config.schema import GateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError, RegistryError, nearest, some
 from sodaops.evaluation import baselines, metrics
+from sodaops.evaluation.result import BASELINES
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.registry import behaviour, checks
@@ -43,6 +44,11 @@ class GateResult:
         """Whether all checks passed."""
         return all(verdict.passed for verdict in self.verdicts)
 
+    @property
+    def accept(self) -> list[str]:
+        """The settings with which the failed checks would pass."""
+        return list(dict.fromkeys(setting for v in self.verdicts if not v.passed for setting in v.accept))
+
     def as_dict(self) -> dict[str, Any]:
         """All fields and ``passed``, for JSON."""
         return {"passed": self.passed, **asdict(self)}
@@ -61,7 +67,7 @@ def run_gate(
     Args:
         version: the challenger's version.
         challenger_dir: its bundle.
-        champion: version and bundle; if None, the challenger is compared with TF-IDF and logistic regression.
+        champion: version and bundle; if None, the challenger is compared with tuned TF-IDF and logistic regression.
         splits_dir: the splits of the challenger's data.
         rules: conf/registry's section ``gate``.
 
@@ -75,8 +81,8 @@ def run_gate(
     label_ids, texts = table["label_id"].to_numpy().astype(np.int64), table["text"].to_pylist()
     labels, probs = challenger.info.labels, challenger.probs_of_cleaned(texts)
     if champion is None:
-        against, champion_model = "TF-IDF + logistic regression", None
-        other_probs = baselines.tfidf(_labelled(splits_dir, "train"), _labelled(splits_dir, "val"), texts, len(labels))
+        against, champion_model = BASELINES["tfidf"], None
+        other_probs = baselines.tfidf(_labelled(splits_dir, "train"), texts, len(labels))
     else:
         against, champion_model = champion[0], _load_champion(champion[1], challenger.info)
         same_cleaning = champion_model.info.cleaning == challenger.info.cleaning  # then the texts are clean already
@@ -84,7 +90,7 @@ def run_gate(
         test["also_kept_from_champion"] = _test_hash(champion[1], champion_model) == test["sha256"]
     gain, histogram = _gain(label_ids, probs.argmax(1), other_probs.argmax(1), len(labels), rules)
     slices = _slices(table, probs, label_ids, labels, rules.slice_rows)
-    abilities = _abilities(challenger, champion_model, rules)
+    abilities, skipped = _abilities(challenger, champion_model, rules)
     scores = {"challenger": _scores(probs, label_ids), "champion" if champion else "baseline": _scores(other_probs, label_ids)}
     configured: list[tuple[Any, Callable[[], Verdict]]] = [  # (limit, check); a check whose limit is null is skipped
         (rules.min_gain, lambda: checks.check_gain(gain, against, rules)),
@@ -96,7 +102,7 @@ def run_gate(
     ]
     active = [check for limit, check in configured if limit is not None]
     verdicts = [check() for check in tqdm(active, desc="gate", unit="rule", delay=2, leave=False, disable=None)]
-    verdicts += checks.check_behaviour(abilities, rules)
+    verdicts += checks.check_behaviour(abilities, rules, skipped)
     return GateResult(version, against, test, verdicts, scores, gain, histogram, slices, abilities)
 
 
@@ -143,9 +149,10 @@ def _load_champion(path: Path, challenger: layout.BundleInfo) -> Predictor:
         ("labels", list(champion.info.labels), list(challenger.labels)),
     ):
         if champion_value != challenger_value:
+            same_data = f", or train again with data.name={champion_value} if it is the same task" if name == "data set" else ""
             raise RegistryError(
                 f"the champion's {name} {champion_value} and the challenger's {challenger_value} differ, so they cannot be "
-                "compared. Use a separate registry for each (registry.path=FOLDER)."
+                f"compared. Use a separate registry for each (registry.path=FOLDER){same_data}."
             )
     return champion
 
@@ -202,18 +209,23 @@ def _slices(
     return [{**entry, "judged": entry["n_rows"] >= min_rows} for entry in slices]
 
 
-def _abilities(challenger: Predictor, champion: Predictor | None, rules: GateConfig) -> dict[str, dict[str, Any]]:
-    """The challenger's results in the behavioural tests, with the champion's pass rates."""
+def _abilities(challenger: Predictor, champion: Predictor | None, rules: GateConfig) -> tuple[dict[str, dict[str, Any]], str]:
+    """The challenger's results in the behavioural tests, with the champion's pass rates; and a note on skipped tests."""
     if rules.behaviour is None:
-        return {}
-    cases = behaviour.read_suite(rules.behaviour.suite, challenger.info.labels)
+        return {}, ""
+    suite = rules.behaviour.suite
+    cases = behaviour.read_suite(suite)
     abilities = {case.ability for case in cases}
     for ability in rules.behaviour.floors:
         if ability not in abilities:
             raise ConfigError(
-                f"registry.gate.behaviour.floors.{ability}: {rules.behaviour.suite} has no such ability"
+                f"registry.gate.behaviour.floors.{ability}: {suite} has no such ability"
                 f"{nearest(ability, abilities)}; it has {some(sorted(abilities))}."
             )
+    cases, skipped = behaviour.applicable(cases, challenger.info.labels, suite)
     rates = behaviour.pass_rates(cases, behaviour.run_suite(challenger, cases))
     champion_rates = behaviour.pass_rates(cases, behaviour.run_suite(champion, cases)) if champion else {}
-    return {name: {**rate, "champion": champion_rates[name]["rate"] if champion else None} for name, rate in rates.items()}
+    with_champion = {
+        name: {**rate, "champion": champion_rates[name]["rate"] if champion else None} for name, rate in rates.items()
+    }
+    return with_champion, skipped

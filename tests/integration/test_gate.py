@@ -27,6 +27,9 @@ EASY = [
 ]  # fmt: skip
 
 
+SENTIMENT = str(REPO / "data/behaviour/sentiment.csv")
+
+
 def macro_f1(label_ids, predicted, n_labels):
     return summary(confusion(label_ids, predicted, n_labels))["macro_f1"]
 
@@ -52,7 +55,8 @@ def test_a_label_that_nobody_names():
 
 
 def test_the_suite_in_the_repository():
-    cases = behaviour.read_suite(str(REPO / "data/behaviour/sentiment.csv"), ["negative", "neutral", "positive"])
+    cases = behaviour.read_suite(SENTIMENT)
+    assert behaviour.applicable(cases, ["negative", "neutral", "positive"], SENTIMENT) == (cases, "")
     abilities = {case.ability for case in cases}
     assert abilities == {"negation", "typos", "casing", "names"}
     assert all(sum(case.ability == ability for case in cases) >= 20 for ability in abilities)
@@ -68,26 +72,34 @@ def test_what_a_case_expects(trained, write):
     rows = [("a", "so good", answer, ""), ("a", "so good", other, ""), ("b", "so good", f"not {answer}", ""),
             ("b", "so good", f"not {other}", ""), ("c", "so good", "same", "so good")]  # fmt: skip
     path = write("suite.csv", "ability,text,expect,changed\n" + "".join(",".join(row) + "\n" for row in rows))
-    cases = behaviour.read_suite(path, predictor.info.labels)
+    cases = behaviour.read_suite(path)
     passed = behaviour.run_suite(predictor, cases)
     assert passed.tolist() == [True, False, False, True, True]
     rates = behaviour.pass_rates(cases, passed)
     assert [rates[ability]["rate"] for ability in "abc"] == [0.5, 0.5, 1.0] and rates["a"]["failed"] == [f"so good ({other})"]
 
 
-@pytest.mark.parametrize(
-    ("row", "names"),
-    [
-        ("a,text,postive,", r"suite\.csv row 1: expect='postive'.*did you mean positive"),
-        ("a,text,same,", r"suite\.csv row 1: "),
-        ("a,text,positive,changed", r"suite\.csv row 1: "),
-        (",text,positive,", r"suite\.csv row 1: "),
-    ],
-)
-def test_a_faulty_suite(row, names, write):
+@pytest.mark.parametrize("row", ["a,text,same,", "a,text,positive,changed", ",text,positive,"])
+def test_a_faulty_suite(row, write):
     path = write("suite.csv", f"ability,text,expect,changed\n{row}\n")
-    with pytest.raises(DataError, match=names):
-        behaviour.read_suite(path, ["negative", "neutral", "positive"])
+    with pytest.raises(DataError, match=r"suite\.csv row 1: "):
+        behaviour.read_suite(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "n_cases"),
+    [(["1", "5"], 0), (["Negative", "Positive"], 0), (["negative", "positive"], 108), (["positive", "x"], 96)],
+)
+def test_a_suite_applies_where_its_labels_exist(labels, n_cases):
+    cases, note = behaviour.applicable(behaviour.read_suite(SENTIMENT), labels, SENTIMENT)
+    assert len(cases) == n_cases and ("skipped" in note) == (n_cases < 108)
+    assert not note or all(label in note for label in labels)
+
+
+def test_a_misspelt_label_of_a_suite(write):
+    path = write("suite.csv", "ability,text,expect,changed\na,text,postive,\na,other,not negative,\n")
+    with pytest.raises(DataError, match=r"suite\.csv.*postive.*did you mean positive"):
+        behaviour.applicable(behaviour.read_suite(path), ["negative", "neutral", "positive"], path)
 
 
 @pytest.fixture
@@ -155,7 +167,7 @@ def test_a_champion_that_moves_while_the_gate_runs(place, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_every_check_can_fail(place):
+def test_every_check_can_fail_and_the_refusal_names_the_limits_that_pass(place, capsys):
     settings, (first, _) = place
     hard = [
         "registry.gate.slice_floor=1.0", "registry.gate.max_ece=0.0", "registry.gate.max_gap=0.0",
@@ -167,6 +179,25 @@ def test_every_check_can_fail(place):
     failed = {verdict["rule"] for verdict in result["verdicts"] if not verdict["passed"]}
     assert failed >= {"better", "slices", "calibration", "parity", "behaviour: negation"}
     assert {verdict["rule"] for verdict in result["verdicts"]} >= {"latency", "agreement", "behaviour: names"}
+    limits = re.search(f"sodaops promote {first} (.+)", capsys.readouterr().err)[1].split()
+    assert main(["promote", first, *settings, *hard, "registry.gate.min_gain=1.0", *limits]) == 0
+
+
+@pytest.mark.slow
+def test_a_suite_for_other_labels_is_skipped(place, capsys):
+    settings, _ = place
+    copy_bundle(Path("bundle0"), Path("stars"))
+    refresh_info(Path("stars"), labels=["1", "3", "5"])
+    shutil.copytree("splits", "of_stars")
+    manifest = Path("of_stars/manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "labels": ["1", "3", "5"]}))
+    version = Registry("registry").register("stars")
+    suite = f"registry.gate.behaviour={{suite:{SENTIMENT},floors:{{negation:0.6}},max_drop:0.05}}"
+    assert main(["promote", version, *settings, suite, "evaluate.splits_dir=of_stars"]) == 0
+    (verdict,) = [
+        v for v in json.loads(Path(f"outputs/gate/{version}/gate.json").read_text())["verdicts"] if "behav" in v["rule"]
+    ]
+    assert verdict["value"] is None and "skipped" in verdict["said"] and verdict["said"] in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -109,10 +109,56 @@ def test_bad_input(probs, ids, named):
         measure(probs, ids, LABELS)
 
 
-def test_baselines():
-    texts = ["good day", "nice good", "bad day", "awful bad", "good nice"] * 6
-    ids = np.array([0, 0, 2, 2, 0] * 6)
-    assert most_frequent(ids, 2, 3).tolist() == [[0.6, 0, 0.4]] * 2
-    probs = tfidf((texts, ids), (texts, ids), ["good", "bad"], 3)
-    assert probs.argmax(1).tolist() == [0, 2] and probs[:, 1].tolist() == [0, 0]
-    np.testing.assert_allclose(probs.sum(1), 1)
+@pytest.mark.parametrize("right", [True, False])
+def test_an_interval_has_a_width_when_every_row_is_right_or_wrong(right):
+    """Every bootstrap sample is then the same. By Wilson, 3 rows of a label say less than 60 of all."""
+    matrix = np.diag([57, 3]) if right else np.diag([57, 3])[:, ::-1]
+    intervals = bootstrap(matrix, 200)
+    widths = {name: high - low for name, (low, high) in intervals.items()}
+    assert all((low, high) != (1.0, 1.0) and (high == 1.0) == right for low, high in intervals.values())
+    assert widths["accuracy"] == pytest.approx(1.959964**2 / (60 + 1.959964**2)) and widths["macro_f1"] > 0.2
+
+
+def test_the_bootstrap_of_many_labels_needs_little_memory():
+    """300 labels have 90,000 cells, nearly all empty; 2,000 samples of all of them would be 1.4 GB."""
+    import tracemalloc
+
+    ids = np.arange(900) % 300
+    matrix = confusion(ids, np.where(np.arange(900) % 7 == 0, (ids + 1) % 300, ids), 300)
+    tracemalloc.start()
+    low, high = bootstrap(matrix, 2000)["macro_f1"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.75 < low < high < 0.9 and peak < 200e6
+
+
+def test_the_most_frequent_label():
+    assert most_frequent(np.array([0, 0, 2, 2, 0]), 2, 3).tolist() == [[0.6, 0, 0.4]] * 2
+
+
+def test_tfidf_finds_rare_labels():
+    """95 % of the rows have one label; without class weights and a fitting strength, logistic regression says only that."""
+    rng = np.random.default_rng(0)
+    ids = (rng.random(600) < 0.05).astype(int) * 2
+    texts = [f"{' '.join(rng.choice(list('abcdefghij'), 30))} {'x' if i or rng.random() < 0.04 else 'y'}" for i in ids]
+    probs = tfidf((texts[:400], ids[:400]), texts[400:], 3)
+    assert probs[:, 1].tolist() == [0] * 200 and probs.sum(1) == pytest.approx(1)
+    assert sk.f1_score(ids[400:], probs.argmax(1), average="macro") > 0.7
+    assert (tfidf((texts[:400], ids[:400]), texts[400:], 3) == probs).all()
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+def test_tfidf_of_texts_without_words_and_of_a_label_with_one_row(rare):
+    ids = np.where(np.arange(12) == 5, rare, 1 - rare)
+    probs = tfidf((["😀"] * 12, ids), ["😀", "!", "新"], 2)
+    assert probs.argmax(1).tolist() == [1 - rare] * 3
+
+
+def test_tfidf_of_a_long_table_uses_a_sample_of_its_rows(monkeypatch):
+    """A sample by label: the label of 4 among 400 rows stays in it."""
+    from sodaops.evaluation import baselines
+
+    monkeypatch.setattr(baselines, "_FIT_ROWS", 100)
+    ids = np.where(np.arange(400) % 100 == 7, 1, 0)
+    probs = tfidf(([f"row {i} {'odd' if i else 'even'}" for i in ids], ids), ["row 7 odd", "row 8 even"], 2)
+    assert probs.argmax(1).tolist() == [1, 0]
