@@ -1,5 +1,6 @@
 """Shared fixtures and helpers: small tables of real tweets, and a trained run that many tests use."""
 
+import importlib
 import logging
 import os
 import shutil
@@ -79,6 +80,18 @@ def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tupl
         return code, output.out, output.err
 
     return command
+
+
+class lazy:  # noqa: N801
+    """A module that takes long to import, and is imported when a test first uses it."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_mock_name":  # pytest asks every object of a test module for these
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.module), name)
 
 
 def free_port() -> int:

@@ -75,3 +75,16 @@ class Sharded(Callback):
         n_local = sum(parameter.to_local().numel() for parameter in module.parameters())
         if not 0.45 < n_local / n_all < 0.55:
             raise RuntimeError(f"this process holds {n_local} of {n_all} parameters")
+
+
+class Gradients(Callback):
+    """Records the norm of the gradient in every optimizer step, and whether the optimizer is fused."""
+
+    norms: ClassVar[list[float]] = []
+    fused: ClassVar[set[bool]] = set()
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
+        self.norms.append(float(torch.stack(norms).norm()) if norms else 0.0)
+        self.fused.update(group["fused"] for group in optimizer.param_groups)

@@ -10,15 +10,16 @@ import time
 
 import httpx
 import pytest
-from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from sodaops.annotation.__main__ import main as run_service
-from sodaops.annotation.app import create_annotation_app
 from sodaops.annotation.store import Store
 from sodaops.config.schema import AnnotateConfig
 from tests.annotation import CODE, LABELS, Server, store_of, task
-from tests.conftest import REPO, configured
+from tests.conftest import REPO, configured, lazy
+
+annotation_app = lazy("sodaops.annotation.app")
+annotation_main = lazy("sodaops.annotation.__main__")
+testclient = lazy("fastapi.testclient")
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def body(name, label, annotator="ann", session=CODE):
 def test_a_session_of_answers_skip_and_undo(folder, caplog):
     names = [one.task for one in store_of(folder, 3).state().tasks]
     caplog.set_level(logging.INFO)
-    client = TestClient(create_annotation_app(folder))
+    client = testclient.TestClient(annotation_app.create_annotation_app(folder))
     session = {"annotator": "ann", "session": CODE}
     assert client.get("/healthz").json() == {"status": "ok"}
     first = client.get("/api/next", params={"annotator": "ann"}).json()
@@ -61,13 +62,15 @@ def test_a_session_of_answers_skip_and_undo(folder, caplog):
 def test_the_prediction_is_not_sent(folder):
     store = Store.create(folder, LABELS)
     store.add_tasks("some", [task("one", label="neutral", score=0.41, probs={"neutral": 0.41}, bundle_id="b1")])
-    state = TestClient(create_annotation_app(folder)).get("/api/next", params={"annotator": "ann"}).json()
+    state = (
+        testclient.TestClient(annotation_app.create_annotation_app(folder)).get("/api/next", params={"annotator": "ann"}).json()
+    )
     assert state["task"] == {"task": store.state().tasks[0].task, "text": "one"} and "0.41" not in json.dumps(state)
 
 
 def test_answers_that_are_not_valid(folder):
     (one,) = store_of(folder, 1).state().tasks
-    client = TestClient(create_annotation_app(folder))
+    client = testclient.TestClient(annotation_app.create_annotation_app(folder))
     for changes, named in [
         ({"label": "positve"}, "label='positve'"), ({"label": 1}, "body.label"),
         ({"task": "0" * 16}, "task='0000000000000000'"),
@@ -86,7 +89,7 @@ def test_answers_that_are_not_valid(folder):
 def test_a_store_that_cannot_be_written(folder, monkeypatch):
     monkeypatch.setattr("sodaops.annotation.database._BUSY_TIMEOUT_S", 0.01)
     (one,) = store_of(folder, 1).state().tasks
-    client = TestClient(create_annotation_app(folder))
+    client = testclient.TestClient(annotation_app.create_annotation_app(folder))
     with Store(folder)._transaction():
         assert client.post("/api/answer", json=body(one.task, "neutral")).status_code == 503  # the page tries again
     assert client.post("/api/answer", json=body(one.task, "neutral")).status_code == 200
@@ -94,7 +97,7 @@ def test_a_store_that_cannot_be_written(folder, monkeypatch):
 
 def test_keys_and_headers(folder):
     store_of(folder, 1)
-    client = TestClient(create_annotation_app(folder, [SecretStr("one"), SecretStr("two")]))
+    client = testclient.TestClient(annotation_app.create_annotation_app(folder, [SecretStr("one"), SecretStr("two")]))
     page = client.get("/")
     assert page.status_code == 200 and "connect-src 'self'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
@@ -166,7 +169,7 @@ def test_settings_that_are_not_valid(monkeypatch, workdir, capsys, name, named):
     monkeypatch.setattr("sodaops.annotation.__main__.configure_json_logging", lambda: None)
     monkeypatch.setattr(sys, "argv", ["annotation"])
     monkeypatch.setenv(f"SODAOPS_ANNOTATE_{name}", "none")
-    assert run_service() == 2 and named in capsys.readouterr().err
+    assert annotation_main.main() == 2 and named in capsys.readouterr().err
 
 
 def test_the_command(folder, run, tmp_path):

@@ -14,16 +14,17 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from fastapi.testclient import TestClient
 
-from sodaops.drift.check import EVIDENTLY, NUMBERS, PAGE
 from sodaops.drift.settings import WatchSettings
 from sodaops.errors import ConfigError
 from sodaops.request_log.parts import part_addresses
-from tests.conftest import REPO
+from tests.conftest import REPO, lazy
 from tests.requests import refused_rows, write_log_part
 from tests.serving import DRIFT, Server, copy_bundle
 from tests.watching import RECENTLY, fill, metrics, replaced, reviews
+
+check = lazy("sodaops.drift.check")
+testclient = lazy("fastapi.testclient")
 
 KEY = "sesame"
 
@@ -50,7 +51,7 @@ def watched(drift_bundle, logged_rows, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "configure_json_logging", lambda: None)  # it would change the logging of other tests
         application = app.create_drift_app(settings)
-    with TestClient(application, follow_redirects=False) as client:
+    with testclient.TestClient(application, follow_redirects=False) as client:
         until(lambda: metrics(client).get("sodaops_drift_runs_total{outcome=no_data}"))
         yield SimpleNamespace(
             client=client, bundle=bundle, log=folder / "log", out=folder / "out",
@@ -136,9 +137,9 @@ def test_drift_in_metrics_numbers_and_pages(watched, logged_rows):
         assert policy.startswith("default-src 'none'; ") and "http" not in policy and "'self'" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-store"
     assert "script-src" not in page.headers["content-security-policy"]
-    assert page.content == (watched.out / PAGE).read_bytes()
-    assert evidently.content == (watched.out / EVIDENTLY).read_bytes()
-    assert {path.name for path in watched.out.iterdir()} == {PAGE, EVIDENTLY, NUMBERS}
+    assert page.content == (watched.out / check.PAGE).read_bytes()
+    assert evidently.content == (watched.out / check.EVIDENTLY).read_bytes()
+    assert {path.name for path in watched.out.iterdir()} == {check.PAGE, check.EVIDENTLY, check.NUMBERS}
     assert watched.client.get("/nothing").status_code == 404 and watched.client.get("/look").status_code == 405
 
 
@@ -149,7 +150,7 @@ def test_too_few_requests(watched, logged_rows):
     values = metrics(watched.client)
     assert watched.detected not in values and values["sodaops_drift_window_rows"] == 30
     assert "<h1>No verdict</h1>" in watched.client.get("/report").text
-    assert EVIDENTLY in detail(watched.client.get("/report/evidently"), 503)
+    assert check.EVIDENTLY in detail(watched.client.get("/report/evidently"), 503)
     assert watched.client.get("/healthz").json()["last_look"] == "ok"
 
 

@@ -11,13 +11,14 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.errors import DataError
-from sodaops.evaluation.metrics import confusion, summary
 from sodaops.inference.predictor import Predictor
-from sodaops.registry import behaviour
-from sodaops.registry.checks import paired_gains
 from sodaops.registry.registry import Registry
-from tests.conftest import REPO, run_overrides
+from tests.conftest import REPO, lazy, run_overrides
 from tests.serving import copy_bundle, refresh_info
+
+behaviour = lazy("sodaops.registry.behaviour")
+checks_module = lazy("sodaops.registry.checks")
+metrics = lazy("sodaops.evaluation.metrics")
 
 # Rules that the tests' random model can meet.
 EASY = [
@@ -31,14 +32,14 @@ SENTIMENT = str(REPO / "data/behaviour/sentiment.csv")
 
 
 def macro_f1(label_ids, predicted, n_labels):
-    return summary(confusion(label_ids, predicted, n_labels))["macro_f1"]
+    return metrics.summary(metrics.confusion(label_ids, predicted, n_labels))["macro_f1"]
 
 
 def test_paired_gains_are_those_of_drawing_rows():
     rng = np.random.default_rng(1)
     labels, n_rows = rng.integers(0, 3, 300), 300
     challenger, champion = (np.where(rng.random(n_rows) < right, labels, rng.integers(0, 3, n_rows)) for right in (0.8, 0.7))
-    fast = paired_gains(labels, challenger, champion, 3, 4000)
+    fast = checks_module.paired_gains(labels, challenger, champion, 3, 4000)
     slow = []
     for _ in range(2000):
         rows = rng.integers(0, n_rows, n_rows)
@@ -46,12 +47,12 @@ def test_paired_gains_are_those_of_drawing_rows():
     for q in (0.05, 0.5, 0.95):
         assert np.quantile(fast, q) == pytest.approx(np.quantile(slow, q), abs=0.006)
     assert fast.mean() == pytest.approx(macro_f1(labels, challenger, 3) - macro_f1(labels, champion, 3), abs=0.004)
-    assert (paired_gains(labels, challenger, challenger, 3, 100) == 0).all(), "the same rows for both"
+    assert (checks_module.paired_gains(labels, challenger, challenger, 3, 100) == 0).all(), "the same rows for both"
 
 
 def test_a_label_that_nobody_names():
     labels = np.array([0, 0, 1, 1])
-    assert paired_gains(labels, labels, np.zeros(4, int), 5, 1000).min() >= 0
+    assert checks_module.paired_gains(labels, labels, np.zeros(4, int), 5, 1000).min() >= 0
 
 
 def test_the_suite_in_the_repository():

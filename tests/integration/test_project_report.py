@@ -10,15 +10,17 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.config.schema import DriftConfig
-from sodaops.drift.check import check_drift
 from sodaops.inference.predictor import Predictor
-from sodaops.registry import gate
-from sodaops.registry.checks import Verdict
 from sodaops.registry.registry import Registry
+from tests.conftest import lazy
 from tests.integration.test_report import Page
 from tests.requests import log_rows
 from tests.serving import copy_bundle, refresh_info
 from tests.watching import RECENTLY, fill
+
+check = lazy("sodaops.drift.check")
+checks = lazy("sodaops.registry.checks")
+gate = lazy("sodaops.registry.gate")
 
 HOSTILE = '<img src=x onerror="document.title=1">'
 SINGLE = HOSTILE.replace('"', "'")
@@ -52,7 +54,10 @@ def report(*arguments, path=RUN / "project_report.html"):
 
 def write_gate_result(version, passed=True, folder=None):
     """Writes gate.json as the gate does, and returns the result."""
-    verdicts = [Verdict("better", passed, 0.02, "> 0", f"{HOSTILE} more"), Verdict("latency", True, None, "≤ 1.25", "none")]
+    verdicts = [
+        checks.Verdict("better", passed, 0.02, "> 0", f"{HOSTILE} more"),
+        checks.Verdict("latency", True, None, "≤ 1.25", "none"),
+    ]
     result = gate.GateResult(
         version, "TF-IDF + logistic regression", {"n_rows": 120, "sha256": "5" * 64}, verdicts,
         {"challenger": {"macro_f1": 0.5}},
@@ -96,7 +101,7 @@ def test_champion_with_a_gate_and_a_look_at_its_requests(run):
     registry.move("champion", run, None, f"for the launch {HOSTILE}", gate=write_gate_result(run).summary(), forced=False)
     secret = "call me at 555 0100, Mrs Example"
     fill(Path("log"), log_rows(Predictor(RUN / "bundle"), [secret] * 60, RECENTLY))
-    assert secret in check_drift(DriftConfig(), str(RUN / "bundle"), "log").message, "what the page must not say"
+    assert secret in check.check_drift(DriftConfig(), str(RUN / "bundle"), "log").message, "what the page must not say"
     source, text = report("champion", "--output", "page.html", path=Path("page.html"))
     assert "Yes: it is the champion of the registry registry" in text and f"“for the launch {HOSTILE}”" in text
     assert "became champion; all 2 checks passed" in text and "was registered first try" in text

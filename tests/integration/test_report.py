@@ -6,13 +6,15 @@ import importlib
 import json
 import re
 
-import matplotlib.image
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from sodaops.evaluation import plots
-from sodaops.evaluation.report import worst_errors
+from tests.conftest import lazy
+
+image = lazy("matplotlib.image")
+plots = lazy("sodaops.evaluation.plots")
+report = lazy("sodaops.evaluation.report")
 
 
 class Page(html.parser.HTMLParser):
@@ -60,8 +62,8 @@ def split(n, labels):
 
 
 def test_importing_the_plots_leaves_the_backend_alone(monkeypatch):
-    monkeypatch.setattr(matplotlib, "use", lambda *_: pytest.fail("matplotlib.use was called"))
-    importlib.reload(plots)
+    monkeypatch.setattr("matplotlib.use", lambda *_: pytest.fail("matplotlib.use was called"))
+    importlib.reload(importlib.import_module(plots.module))
 
 
 def test_plots_of_many_labels_and_of_a_label_without_rows(tmp_path):
@@ -72,12 +74,12 @@ def test_plots_of_many_labels_and_of_a_label_without_rows(tmp_path):
         pictures = plots.draw_plots(tmp_path / str(n_labels), probs, split(120, labels[:-1]), labels, 15)
         assert len(pictures) == 6
         for picture in pictures:
-            pixels = matplotlib.image.imread(picture.path)
+            pixels = image.imread(picture.path)
             assert pixels.shape[0] > 500 and pixels.std() > 0.02, picture.path
 
 
 def test_the_worst_errors_are_wrong_and_most_confident_first():
     labels = ["a", "b"]
     probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.01, 0.99], [0.6, 0.4], [0.2, 0.8]])
-    result = worst_errors(split(6, labels), probs, labels, 3)
+    result = report.worst_errors(split(6, labels), probs, labels, 3)
     assert [(entry["row"], entry["label"], entry["predicted"]) for entry in result] == [(1, "b", "a"), (2, "a", "b")]

@@ -7,14 +7,15 @@ import subprocess
 import sys
 
 import pytest
-import wandb
 
 from sodaops.errors import ConfigError
 from sodaops.io import runs
-from sodaops.pipeline import train
-from sodaops.training.fit import fit
-from sodaops.training.tracking import make_loggers, tracked
-from tests.conftest import configured, run_overrides
+from tests.conftest import configured, lazy, run_overrides
+
+fit = lazy("sodaops.training.fit")
+pipeline = lazy("sodaops.pipeline")
+tracking = lazy("sodaops.training.tracking")
+wandb = lazy("wandb")
 
 BARE = ("export.variants=[]", "evaluate.split=none")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -52,7 +53,7 @@ def test_earlier_metrics_are_renamed_and_kept(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text(name)
     for new in ("metrics.2", "metrics.4"):
-        make_loggers(config, tmp_path, [], None)
+        tracking.make_loggers(config, tmp_path, [], None)
         (tmp_path / "metrics").mkdir(exist_ok=True)
         assert (tmp_path / new).is_dir()
     assert [(tmp_path / f"metrics.{n}/metrics.csv").read_text() for n in (1, 2, 3)] == ["metrics.1", "metrics", "metrics.3"]
@@ -61,7 +62,7 @@ def test_earlier_metrics_are_renamed_and_kept(tmp_path):
 def test_a_second_training_in_a_run_folder_is_refused(tmp_path):
     config = configured(f"run_dir={tmp_path / 'run'}")
     for _ in range(2):  # the folder is free again after a training
-        with tracked(config), pytest.raises(ConfigError, match="run_dir="), tracked(config):
+        with tracking.tracked(config), pytest.raises(ConfigError, match="run_dir="), tracking.tracked(config):
             raise AssertionError
     assert list(tmp_path.iterdir()) == []
 
@@ -69,7 +70,7 @@ def test_a_second_training_in_a_run_folder_is_refused(tmp_path):
 def test_a_crash_closes_the_run_as_failed(small_tweets, tmp_path):
     crash = "+callbacks.stop._target_=tests.integration.stop.Crash"
     with pytest.raises(KeyError, match="crash"):
-        fit(configured(*overrides(tmp_path, small_tweets, *BARE, crash)))
+        fit.fit(configured(*overrides(tmp_path, small_tweets, *BARE, crash)))
     assert exit_code(tmp_path / "run") == 1 and wandb.run is None
     run = runs.read_run(tmp_path / "run")
     assert run.status == "failed" and "crash" in run.fields["error"] and run.seconds > 0
@@ -84,7 +85,7 @@ def test_online_without_a_key_or_a_network_is_refused(small_tweets, tmp_path, mo
             port = silent.getsockname()[1]
             monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}" if address == "silent" else address)
         with pytest.raises(ConfigError, match=r"(WANDB_API_KEY|W&B at http).*logger\.wandb\.mode=offline"):
-            fit(configured(*overrides(tmp_path, small_tweets, "logger.wandb.mode=online", *BARE)))
+            fit.fit(configured(*overrides(tmp_path, small_tweets, "logger.wandb.mode=online", *BARE)))
     assert wandb.run is None and not list((tmp_path / "run").glob("wandb/*"))
 
 
@@ -92,7 +93,7 @@ def test_online_without_a_key_or_a_network_is_refused(small_tweets, tmp_path, mo
 def test_everything_is_logged_offline(small_tweets, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(configured(*overrides(tmp_path, small_tweets, "logger=many")))
+    pipeline.train(configured(*overrides(tmp_path, small_tweets, "logger=many")))
     entries = records(tmp_path / "run")
     text = json.dumps(entries)
     for logged in ("val/macro_f1", "train/loss", "layer_decay", "test/macro_f1", "test/confusion_matrix", "test/roc",
@@ -115,12 +116,12 @@ def test_everything_is_logged_offline(small_tweets, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_continues_its_wandb_run(small_tweets, tmp_path):
-    fit(configured(*overrides(tmp_path, small_tweets, *BARE, "trainer.max_epochs=1")))
+    fit.fit(configured(*overrides(tmp_path, small_tweets, *BARE, "trainer.max_epochs=1")))
     first = runs.read_run(tmp_path / "run").fields["wandb_id"]
     last = f"ckpt_path={tmp_path / 'run/checkpoints/last.ckpt'}"
-    fit(configured(*overrides(tmp_path, small_tweets, *BARE, last, f"run_dir={tmp_path / 'more'}")))
+    fit.fit(configured(*overrides(tmp_path, small_tweets, *BARE, last, f"run_dir={tmp_path / 'more'}")))
     assert runs.read_run(tmp_path / "more").fields["wandb_id"] == first
     (kept,) = (tmp_path / "more").glob("wandb/offline-run-*")
     assert kept.name.endswith(first)
-    fit(configured(*overrides(tmp_path, small_tweets, *BARE, f"run_dir={tmp_path / 'new'}", "trainer.max_epochs=1")))
+    fit.fit(configured(*overrides(tmp_path, small_tweets, *BARE, f"run_dir={tmp_path / 'new'}", "trainer.max_epochs=1")))
     assert runs.read_run(tmp_path / "new").fields["wandb_id"] != first

@@ -10,38 +10,37 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from itertools import chain
-from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from filelock import FileLock
-from lightning.pytorch.callbacks import Callback
-from safetensors.torch import load_file
 
 from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError, StorageError, Terminated
-from sodaops.evaluation.metrics import confusion, summary
 from sodaops.inference.predictor import Predictor
 from sodaops.io import runs
-from sodaops.pipeline import train
-from sodaops.training.fit import fit
-from sodaops.training.precision import has_bfloat16
-from tests.conftest import REPO, configured, run_overrides
-from tests.integration.stop import Seen
+from tests.conftest import REPO, configured, lazy, run_overrides
+
+stop = lazy("tests.integration.stop")
+fit = lazy("sodaops.training.fit")
+metrics_module = lazy("sodaops.evaluation.metrics")
+pipeline = lazy("sodaops.pipeline")
+precision_module = lazy("sodaops.training.precision")
+safetensors = lazy("safetensors.torch")
+torch = lazy("torch")
 
 NO_EXPORT = ("export.variants=[]", "evaluate.split=none")
 
 
 def fit_tiny(folder, tweets, *more, **arguments):
-    return fit(configured(*run_overrides(folder, tweets, *NO_EXPORT, *more)), **arguments)
+    return fit.fit(configured(*run_overrides(folder, tweets, *NO_EXPORT, *more)), **arguments)
 
 
 def weights(folder):
-    return load_file(folder / "run/bundle/model.safetensors")
+    return safetensors.load_file(folder / "run/bundle/model.safetensors")
 
 
 def checkpoint(folder, name="last"):
@@ -86,7 +85,7 @@ def test_the_bundle_reproduces_the_metrics_of_training(trained):
     predictor = Predictor(trained / "run/bundle", "float32")
     val = read_split(trained / "splits", "val")
     probs = predictor.probs_of_cleaned(val["text"].to_pylist())
-    metrics = summary(confusion(val["label_id"].to_numpy().astype(int), probs.argmax(1), 3))
+    metrics = metrics_module.summary(metrics_module.confusion(val["label_id"].to_numpy().astype(int), probs.argmax(1), 3))
     seen = predictor.info.metrics["val"]
     assert metrics["macro_f1"] == pytest.approx(seen["macro_f1"], abs=1e-6)
     assert metrics["accuracy"] == pytest.approx(seen["accuracy"], abs=1e-6)
@@ -170,7 +169,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small_tweets, uninterrupted, 
 @pytest.mark.slow
 def test_debug_overfit_reaches_a_low_loss(small_tweets, tmp_path):
     overrides = [o for o in run_overrides(tmp_path, small_tweets, *NO_EXPORT) if "max_epochs" not in o]
-    fit(configured(*overrides, "debug=overfit", "optim.lr=3e-3", "optim.head_lr=3e-3", "logger=csv", "optim.batch_tokens=256"))
+    fit.fit(
+        configured(*overrides, "debug=overfit", "optim.lr=3e-3", "optim.head_lr=3e-3", "logger=csv", "optim.batch_tokens=256")
+    )
     with open(tmp_path / "run/metrics/metrics.csv", newline="") as file:
         losses = [float(row["train/loss_epoch"]) for row in csv.DictReader(file) if row.get("train/loss_epoch")]
     assert len(losses) == 60 and losses[0] > 0.7 and losses[-1] < 0.1
@@ -202,12 +203,12 @@ def test_too_few_steps_are_logged_and_frozen_random_weights_are_refused(small_tw
 
 def test_fast_dev_run_writes_no_bundle(small_tweets, tmp_path):
     overrides = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o]
-    result = train(configured(*overrides, "debug=fast_dev_run"))
+    result = pipeline.train(configured(*overrides, "debug=fast_dev_run"))
     assert result.score is None and result.bundle_dir is None and not (tmp_path / "run/bundle").exists()
 
 
 def test_split_none_skips_the_evaluation(small_tweets, tmp_path):
-    assert train(configured(*run_overrides(tmp_path, small_tweets, *NO_EXPORT))).score > 0
+    assert pipeline.train(configured(*run_overrides(tmp_path, small_tweets, *NO_EXPORT))).score > 0
     assert (tmp_path / "run/bundle").exists() and not (tmp_path / "run/evaluation").exists()
 
 
@@ -295,47 +296,40 @@ def test_unusable_training_settings_are_refused(small_tweets, tmp_path, change, 
     assert not (tmp_path / "run/bundle").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu(small_tweets, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu"):
         fit_tiny(tmp_path, small_tweets, "trainer.accelerator=gpu")
 
 
-class Gradients(Callback):
-    """Records the norm of the gradient in every optimizer step, and whether the optimizer is fused."""
-
-    norms: ClassVar[list[float]] = []
-    fused: ClassVar[set[bool]] = set()
-
-    def on_before_zero_grad(self, trainer, module, optimizer):
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-        self.norms.append(float(torch.stack(norms).norm()) if norms else 0.0)
-        self.fused.update(group["fused"] for group in optimizer.param_groups)
-
-
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_gradients_are_clipped_with_a_fused_optimizer(small_tweets, tmp_path, precision):
-    Gradients.norms.clear()
+    stop.Gradients.norms.clear()
     settings = [f"trainer.precision={precision}", "trainer.max_epochs=1", "trainer.gradient_clip_val=0.001"]
-    fit_tiny(tmp_path, small_tweets, *settings, callbacks=[Gradients()])
-    assert len(Gradients.norms) > 2 and max(Gradients.norms) == pytest.approx(0.001, rel=0.01) and Gradients.fused == {True}
+    fit_tiny(tmp_path, small_tweets, *settings, callbacks=[stop.Gradients()])
+    assert (
+        len(stop.Gradients.norms) > 2
+        and max(stop.Gradients.norms) == pytest.approx(0.001, rel=0.01)
+        and stop.Gradients.fused == {True}
+    )
 
 
 def test_the_precision_that_auto_chooses_is_saved(small_tweets, tmp_path):
     settings = ("logger=csv", "trainer.accelerator=cpu", "trainer.precision=auto", "trainer.max_epochs=1")
     fit_tiny(tmp_path, small_tweets, *settings)
-    expected = "bf16-mixed" if has_bfloat16("cpu") else "32-true"
+    expected = "bf16-mixed" if precision_module.has_bfloat16("cpu") else "32-true"
     for path in ("run/bundle/config.yaml", "run/metrics/hparams.yaml"):
         assert f"precision: {expected}\n" in (tmp_path / path).read_text()
 
 
 def test_batches_are_shuffled_and_the_learning_rate_changes_by_step(small_tweets, tmp_path):
     fit_tiny(tmp_path, small_tweets, "+callbacks.seen._target_=tests.integration.stop.Seen")
-    first, second = Seen.batches[: len(Seen.batches) // 2], Seen.batches[len(Seen.batches) // 2 :]
+    batches, rates, seeds = stop.Seen.batches, stop.Seen.rates, stop.Seen.seeds
+    first, second = batches[: len(batches) // 2], batches[len(batches) // 2 :]
     assert first != second and sorted(chain(*first)) == sorted(chain(*second))
-    assert len(set(Seen.rates)) > len(Seen.rates) // 2 and Seen.rates[0] < max(Seen.rates) > Seen.rates[-1]
-    assert len(set(Seen.seeds)) == len(Seen.seeds)
+    assert len(set(rates)) > len(rates) // 2 and rates[0] < max(rates) > rates[-1]
+    assert len(set(seeds)) == len(seeds)
 
 
 COMPILE = "+callbacks.compile._target_=sodaops.training.callbacks.Compile"

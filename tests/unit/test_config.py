@@ -1,17 +1,18 @@
 import inspect
 from functools import cache
 
-import lightning as L
 import pydantic
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from sodaops.config.compose import conf_dir, load_params
 from sodaops.config.validation import build_config
 from sodaops.errors import ConfigError
-from sodaops.training.trainer import _NOT_CONFIGURABLE, trainer_arguments
-from tests.conftest import REPO, configured
+from tests.conftest import REPO, configured, lazy
+
+compose = lazy("sodaops.config.compose")
+L = lazy("lightning")
+trainer = lazy("sodaops.training.trainer")
 
 
 @cache
@@ -32,12 +33,12 @@ def tree(**changes):
 
 def test_params_yaml_is_conf_composed():
     # `make params` writes it anew after a change in conf/.
-    assert load_params(REPO / "params.yaml") == default_config()
+    assert compose.load_params(REPO / "params.yaml") == default_config()
 
 
 @pytest.mark.parametrize("group", ["data", "model", "optim", "trainer", "logger", "experiment", "debug", "evaluate"])
 def test_every_option_composes(group):
-    options = [path.stem for path in (conf_dir() / group).glob("*.yaml") if path.stem != "base"]
+    options = [path.stem for path in (compose.conf_dir() / group).glob("*.yaml") if path.stem != "base"]
     assert options
     for option in options:
         extra = ["data.path=t.csv"] if option == "csv" and group == "data" else []
@@ -45,7 +46,7 @@ def test_every_option_composes(group):
 
 
 def test_experiments_are_small_diffs():
-    for path in (conf_dir() / "experiment").glob("*.yaml"):
+    for path in (compose.conf_dir() / "experiment").glob("*.yaml"):
         keys = yaml.safe_load(path.read_text()) or {}
         assert 0 < sum(len(v) if isinstance(v, dict | list) else 1 for v in keys.values()) <= 8, path.name
 
@@ -56,8 +57,8 @@ def test_conf_trainer_holds_lightnings_own_arguments_and_defaults():
         "enable_model_summary",
     }  # fmt: skip
     signature = inspect.signature(L.Trainer.__init__).parameters
-    defaults = {name: value.default for name, value in signature.items() if name not in _NOT_CONFIGURABLE}
-    written = OmegaConf.to_container(OmegaConf.load(conf_dir() / "trainer/default.yaml"))
+    defaults = {name: value.default for name, value in signature.items() if name not in trainer._NOT_CONFIGURABLE}
+    written = OmegaConf.to_container(OmegaConf.load(compose.conf_dir() / "trainer/default.yaml"))
     assert set(written) == set(defaults)
     assert {k: v for k, v in written.items() if k not in ours} == {k: v for k, v in defaults.items() if k not in ours}
 
@@ -121,19 +122,19 @@ def test_trainer_takes_lightnings_types():
         "max_time": "00:01:00:00",
         "val_check_interval": 0.5,
     }
-    assert trainer_arguments(given) == given
+    assert trainer.trainer_arguments(given) == given
 
 
 def test_an_epoch_cannot_be_chosen_without_val():
     for nothing in (0, 0.0):
         with pytest.raises(ConfigError, match=r"trainer\.limit_val_batches=0"):
-            trainer_arguments({"limit_val_batches": nothing})
-    assert trainer_arguments({"limit_val_batches": None}) == {"limit_val_batches": None}
+            trainer.trainer_arguments({"limit_val_batches": nothing})
+    assert trainer.trainer_arguments({"limit_val_batches": None}) == {"limit_val_batches": None}
 
 
 def test_trainer_faults_come_together():
     with pytest.raises(ConfigError) as caught:
-        trainer_arguments({"max_epoch": 3, "max_steps": "ten", "precision": 17, "callbacks": []})
+        trainer.trainer_arguments({"max_epoch": 3, "max_steps": "ten", "precision": 17, "callbacks": []})
     text = str(caught.value)
     keys = ("trainer.max_epoch ", "max_epochs?", "trainer.max_steps='ten'", "trainer.precision=17", "trainer.callbacks")
     assert all(key in text for key in keys)
@@ -141,7 +142,7 @@ def test_trainer_faults_come_together():
 
 def test_params_file_faults(workdir):
     with pytest.raises(ConfigError, match="--params none.yaml"):
-        load_params("none.yaml")
+        compose.load_params("none.yaml")
     with pytest.raises(ConfigError, match="'seed': .*KEY=VALUE"):
-        load_params(REPO / "params.yaml", ["seed"])
-    assert load_params(REPO / "params.yaml", ["seed=7", "optim.lr=0.5"]).optim.lr == 0.5
+        compose.load_params(REPO / "params.yaml", ["seed"])
+    assert compose.load_params(REPO / "params.yaml", ["seed=7", "optim.lr=0.5"]).optim.lr == 0.5

@@ -12,13 +12,15 @@ import pytest
 
 from sodaops.bundle import layout, reference
 from sodaops.config.schema import DriftConfig
-from sodaops.drift.measure import measure_drift
-from sodaops.drift.statistics import chi_square_p, drift_scores, embedding_test, ks_distance, total_variation
 from sodaops.errors import BundleError, ConfigError, StorageError
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.window import Window, read_window
+from tests.conftest import lazy
 from tests.requests import START, log_rows, refused_rows, write_log_part
 from tests.watching import reviews as all_reviews, tweets
+
+measure = lazy("sodaops.drift.measure")
+statistics = lazy("sodaops.drift.statistics")
 
 SETTINGS = DriftConfig(n_permutations=1000)
 NOW = START + timedelta(days=2)
@@ -66,7 +68,7 @@ def reviews(predictor):
 
 def judge(predictor, known, *tables, **settings):
     rows = pa.concat_tables(tables)
-    found, _ = measure_drift(SETTINGS.model_copy(update=settings), predictor.info, known, Window(rows, len(rows)))
+    found, _ = measure.measure_drift(SETTINGS.model_copy(update=settings), predictor.info, known, Window(rows, len(rows)))
     return found
 
 
@@ -105,7 +107,7 @@ def test_the_embeddings_test_keeps_its_level(mix):
     for _ in range(400):
         labels = [rng.random(n) < share for n, share in zip((60, 40), mix, strict=True)]
         sides = [rng.normal(size=(len(ids), 4)) + 3 * ids[:, None] for ids in labels]
-        alarms += embedding_test(*sides, *(ids.astype(int) for ids in labels), n_permutations=99).p <= 0.05
+        alarms += statistics.embedding_test(*sides, *(ids.astype(int) for ids in labels), n_permutations=99).p <= 0.05
     assert 9 < alarms < 32
 
 
@@ -114,11 +116,11 @@ def test_the_embeddings_test_sees_a_shift_within_a_label():
     labels = np.arange(200) % 2
     old, new = rng.normal(size=(2, 200, 8)).astype(np.float32)
     new[labels == 1] += 1.0
-    found = embedding_test(old, new, labels, labels, n_permutations=999)
+    found = statistics.embedding_test(old, new, labels, labels, n_permutations=999)
     assert found.p == 0.001
     shifted = labels[found.indices[np.argsort(-found.scores)[:40]]]
     assert shifted.mean() > 0.9  # the shifted texts have the highest scores
-    scores = drift_scores(old, new, new)
+    scores = statistics.drift_scores(old, new, new)
     assert scores[labels == 1].mean() > 0 > scores[labels == 0].mean()
 
 
@@ -127,11 +129,11 @@ def test_distances_are_those_of_scipy():
 
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=80), rng.normal(size=50) + 0.3
-    assert ks_distance(a, b) == pytest.approx(ks_2samp(a, b).statistic)
+    assert statistics.ks_distance(a, b) == pytest.approx(ks_2samp(a, b).statistic)
     counts = np.array([[50, 30, 0, 20], [30, 40, 0, 9]])
-    assert chi_square_p(*counts) == pytest.approx(chi2_contingency(counts[:, [0, 1, 3]]).pvalue)
-    assert chi_square_p(np.array([5, 0]), np.array([9, 0])) == 1.0
-    assert total_variation(np.array([1, 3]), np.array([3, 1])) == 0.5
+    assert statistics.chi_square_p(*counts) == pytest.approx(chi2_contingency(counts[:, [0, 1, 3]]).pvalue)
+    assert statistics.chi_square_p(np.array([5, 0]), np.array([9, 0])) == 1.0
+    assert statistics.total_variation(np.array([1, 3]), np.array([3, 1])) == 0.5
 
 
 @pytest.mark.slow

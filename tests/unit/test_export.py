@@ -7,15 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from sodaops.bundle import layout
 from sodaops.errors import BundleError, ConfigError, ModelError
 from sodaops.inference.predictor import Predictor
-from tests.conftest import configured
+from tests.conftest import configured, lazy
+
+helper = lazy("onnx.helper")
+numpy_helper = lazy("onnx.numpy_helper")
+onnx = lazy("onnx")
+onnxruntime = lazy("onnxruntime")
 
 RNG = np.random.default_rng(0)
 
@@ -37,7 +39,7 @@ def exporting(bundle, monkeypatch):
 
 def product(weight):
     tensors = [numpy_helper.from_array(weight, "w")]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["a", "b", "c"]) for name in "xy")
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["a", "b", "c"]) for name in "xy")
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
 
@@ -122,7 +124,7 @@ def test_a_graph_without_tokens_is_unchanged():
 def test_a_weight_that_another_node_reads_stays():
     model = product(np.eye(4, dtype=np.float32))
     model.graph.node.append(helper.make_node("Identity", ["w"], ["z"]))
-    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [4, 4]))
+    model.graph.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [4, 4]))
     assert "w" in [tensor.name for tensor in quantized(model).graph.initializer]
 
 
@@ -214,7 +216,7 @@ def test_a_graph_that_ignores_its_mask_is_refused(bundle, exporting, trained, mo
         model = onnx.load(file)
         for node in model.graph.node:
             node.input[:] = ["ones" if name == "attention_mask" else name for name in node.input]
-        one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+        one = helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
         model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], ["ones"], value=one))
         model.graph.node.insert(0, helper.make_node("Shape", ["input_ids"], ["shape"]))
         onnx.save(model, file)

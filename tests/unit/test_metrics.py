@@ -2,20 +2,13 @@
 
 import numpy as np
 import pytest
-from sklearn import metrics as sk
 
 from sodaops.errors import DataError
-from sodaops.evaluation.baselines import most_frequent, tfidf
-from sodaops.evaluation.metrics import (
-    bootstrap,
-    confusion,
-    curves,
-    expected_calibration_error,
-    measure,
-    per_label,
-    reliability,
-    summary,
-)
+from tests.conftest import lazy
+
+baselines_module = lazy("sodaops.evaluation.baselines")
+metrics = lazy("sodaops.evaluation.metrics")
+sk = lazy("sklearn.metrics")
 
 LABELS = ["a", "b", "c"]
 
@@ -31,30 +24,30 @@ def draw(n=500, n_labels=3, seed=0):
 def test_against_scikit_learn(seed):
     probs, ids = draw(seed=seed)
     predicted = probs.argmax(1)
-    matrix = confusion(ids, predicted, 3)
+    matrix = metrics.confusion(ids, predicted, 3)
     assert matrix.tolist() == sk.confusion_matrix(ids, predicted).tolist()
-    result = summary(matrix)
+    result = metrics.summary(matrix)
     assert result["macro_f1"] == pytest.approx(sk.f1_score(ids, predicted, average="macro"))
     assert result["weighted_f1"] == pytest.approx(sk.f1_score(ids, predicted, average="weighted"))
     assert result["accuracy"] == pytest.approx(sk.accuracy_score(ids, predicted))
     precision, recall, f1, n_rows = sk.precision_recall_fscore_support(ids, predicted)
-    for i, values in enumerate(per_label(matrix, LABELS).values()):
+    for i, values in enumerate(metrics.per_label(matrix, LABELS).values()):
         assert list(values.values()) == pytest.approx([precision[i], recall[i], f1[i], n_rows[i]])
-    assert measure(probs, ids, LABELS, 100)["log_loss"] == pytest.approx(sk.log_loss(ids, probs))
+    assert metrics.measure(probs, ids, LABELS, 100)["log_loss"] == pytest.approx(sk.log_loss(ids, probs))
 
 
 def test_curves_belong_to_their_labels():
     probs, ids = draw()
-    result = curves(probs, ids, LABELS)
+    result = metrics.curves(probs, ids, LABELS)
     for i, label in enumerate(LABELS):
         assert result[label]["roc_auc"] == pytest.approx(sk.roc_auc_score(ids == i, probs[:, i]))
-    shuffled = curves(probs[:, [1, 2, 0]], ids, LABELS)
+    shuffled = metrics.curves(probs[:, [1, 2, 0]], ids, LABELS)
     assert shuffled["a"]["roc_auc"] < 0.5 < 0.8 < result["a"]["roc_auc"]
 
 
 def test_a_label_without_rows():
     probs = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]])
-    result = measure(probs, np.array([0, 1]), LABELS, 100)
+    result = metrics.measure(probs, np.array([0, 1]), LABELS, 100)
     assert result["macro_f1"] == result["accuracy"] == 1.0
     assert result["labels"]["c"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "n_rows": 0}
 
@@ -63,8 +56,8 @@ def test_calibration_by_hand():
     probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
     ids = np.array([0, 1, 0, 1])
     # Two answers at 0.9, half of them right; two at 0.6, both right.
-    assert expected_calibration_error(probs, ids, 10) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
-    bins = reliability(probs, ids, 10)
+    assert metrics.expected_calibration_error(probs, ids, 10) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
+    bins = metrics.reliability(probs, ids, 10)
     assert bins["n_rows"].tolist() == [0, 0, 0, 0, 0, 2, 0, 0, 2, 0]
 
 
@@ -72,25 +65,25 @@ def test_calibrated_confidence_has_a_small_error():
     rng = np.random.default_rng(0)
     top = rng.uniform(0.5, 1, 100_000)
     ids = (rng.uniform(size=len(top)) > top).astype(int)
-    assert expected_calibration_error(np.stack([top, 1 - top], 1), ids) < 0.01
+    assert metrics.expected_calibration_error(np.stack([top, 1 - top], 1), ids) < 0.01
 
 
 def test_bootstrapping_cells_is_bootstrapping_rows():
     probs, ids = draw(300)
     predicted = probs.argmax(1)
     rows = np.random.default_rng(1).integers(0, len(ids), (600, len(ids)))
-    by_rows = [summary(confusion(ids[r], predicted[r], 3))["macro_f1"] for r in rows]
-    low, high = bootstrap(confusion(ids, predicted, 3), 20_000)["macro_f1"]
+    by_rows = [metrics.summary(metrics.confusion(ids[r], predicted[r], 3))["macro_f1"] for r in rows]
+    low, high = metrics.bootstrap(metrics.confusion(ids, predicted, 3), 20_000)["macro_f1"]
     assert np.quantile(by_rows, [0.025, 0.975]) == pytest.approx([low, high], abs=0.012)
 
 
 def test_intervals_cover_about_95_percent():
     truth = np.array([[40, 6, 4], [5, 20, 5], [6, 6, 58]])
-    expected = summary(truth)["accuracy"]
+    expected = metrics.summary(truth)["accuracy"]
     rng = np.random.default_rng(0)
     hits = 0
     for sample in rng.multinomial(150, truth.ravel() / truth.sum(), size=300):
-        low, high = bootstrap(sample.reshape(3, 3), 500)["accuracy"]
+        low, high = metrics.bootstrap(sample.reshape(3, 3), 500)["accuracy"]
         hits += low <= expected <= high
     assert 0.9 <= hits / 300 <= 0.98
 
@@ -106,14 +99,14 @@ def test_intervals_cover_about_95_percent():
 )
 def test_bad_input(probs, ids, named):
     with pytest.raises(DataError, match=named):
-        measure(probs, ids, LABELS)
+        metrics.measure(probs, ids, LABELS)
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_an_interval_has_a_width_when_every_row_is_right_or_wrong(right):
     """Every bootstrap sample is then the same. By Wilson, 3 rows of a label say less than 60 of all."""
     matrix = np.diag([57, 3]) if right else np.diag([57, 3])[:, ::-1]
-    intervals = bootstrap(matrix, 200)
+    intervals = metrics.bootstrap(matrix, 200)
     widths = {name: high - low for name, (low, high) in intervals.items()}
     assert all((low, high) != (1.0, 1.0) and (high == 1.0) == right for low, high in intervals.values())
     assert widths["accuracy"] == pytest.approx(1.959964**2 / (60 + 1.959964**2)) and widths["macro_f1"] > 0.2
@@ -124,16 +117,16 @@ def test_the_bootstrap_of_many_labels_needs_little_memory():
     import tracemalloc
 
     ids = np.arange(900) % 300
-    matrix = confusion(ids, np.where(np.arange(900) % 7 == 0, (ids + 1) % 300, ids), 300)
+    matrix = metrics.confusion(ids, np.where(np.arange(900) % 7 == 0, (ids + 1) % 300, ids), 300)
     tracemalloc.start()
-    low, high = bootstrap(matrix, 2000)["macro_f1"]
+    low, high = metrics.bootstrap(matrix, 2000)["macro_f1"]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 0.75 < low < high < 0.9 and peak < 200e6
 
 
 def test_the_most_frequent_label():
-    assert most_frequent(np.array([0, 0, 2, 2, 0]), 2, 3).tolist() == [[0.6, 0, 0.4]] * 2
+    assert baselines_module.most_frequent(np.array([0, 0, 2, 2, 0]), 2, 3).tolist() == [[0.6, 0, 0.4]] * 2
 
 
 def test_tfidf_finds_rare_labels():
@@ -141,16 +134,16 @@ def test_tfidf_finds_rare_labels():
     rng = np.random.default_rng(0)
     ids = (rng.random(600) < 0.05).astype(int) * 2
     texts = [f"{' '.join(rng.choice(list('abcdefghij'), 30))} {'x' if i or rng.random() < 0.04 else 'y'}" for i in ids]
-    probs = tfidf((texts[:400], ids[:400]), texts[400:], 3)
+    probs = baselines_module.tfidf((texts[:400], ids[:400]), texts[400:], 3)
     assert probs[:, 1].tolist() == [0] * 200 and probs.sum(1) == pytest.approx(1)
     assert sk.f1_score(ids[400:], probs.argmax(1), average="macro") > 0.7
-    assert (tfidf((texts[:400], ids[:400]), texts[400:], 3) == probs).all()
+    assert (baselines_module.tfidf((texts[:400], ids[:400]), texts[400:], 3) == probs).all()
 
 
 @pytest.mark.parametrize("rare", [0, 1])
 def test_tfidf_of_texts_without_words_and_of_a_label_with_one_row(rare):
     ids = np.where(np.arange(12) == 5, rare, 1 - rare)
-    probs = tfidf((["😀"] * 12, ids), ["😀", "!", "新"], 2)
+    probs = baselines_module.tfidf((["😀"] * 12, ids), ["😀", "!", "新"], 2)
     assert probs.argmax(1).tolist() == [1 - rare] * 3
 
 
@@ -160,5 +153,5 @@ def test_tfidf_of_a_long_table_uses_a_sample_of_its_rows(monkeypatch):
 
     monkeypatch.setattr(baselines, "_FIT_ROWS", 100)
     ids = np.where(np.arange(400) % 100 == 7, 1, 0)
-    probs = tfidf(([f"row {i} {'odd' if i else 'even'}" for i in ids], ids), ["row 7 odd", "row 8 even"], 2)
+    probs = baselines_module.tfidf(([f"row {i} {'odd' if i else 'even'}" for i in ids], ids), ["row 7 odd", "row 8 even"], 2)
     assert probs.argmax(1).tolist() == [1, 0]

@@ -2,18 +2,19 @@ import copy
 import json
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from sodaops.config.schema import OptimConfig
-from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError
-from sodaops.modeling.classifier import TextClassifier
-from sodaops.modeling.encoder import TextEncoder, load_pretrained
-from sodaops.modeling.optim import freeze, lr_factor, make_optimizer, parameter_groups
-from tests.conftest import configured
+from tests.conftest import configured, lazy
+
+classifier = lazy("sodaops.modeling.classifier")
+datamodule = lazy("sodaops.data.datamodule")
+encoder_module = lazy("sodaops.modeling.encoder")
+optim_module = lazy("sodaops.modeling.optim")
+safetensors = lazy("safetensors.torch")
+torch = lazy("torch")
+transformers = lazy("transformers")
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -24,15 +25,17 @@ def model_config(*overrides):
 
 def saved(folder, kind="distilbert"):
     """A checkpoint as a user's own: real architecture, small, random weights, MiniLM's tokenizer."""
-    tokenizer = load_pretrained(model_config("model=tiny")).tokenizer
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=64)
+    tokenizer = encoder_module.load_pretrained(model_config("model=tiny")).tokenizer
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=64)
     fast.save_pretrained(folder)
     size = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 66}
     torch.manual_seed(0)
     if kind == "distilbert":
-        model = DistilBertModel(DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, **size))
+        model = transformers.DistilBertModel(
+            transformers.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, **size)
+        )
     else:
-        model = RobertaModel(RobertaConfig(**SMALL, pad_token_id=0, **size))
+        model = transformers.RobertaModel(transformers.RobertaConfig(**SMALL, pad_token_id=0, **size))
     model.save_pretrained(folder)
     return model
 
@@ -45,32 +48,34 @@ def encode(model, tokenizer, text):
 @pytest.mark.parametrize("kind", ["distilbert", "roberta"])
 def test_a_users_checkpoint_loads_with_its_own_weights(tmp_path, kind):
     original = saved(tmp_path, kind)
-    loaded = load_pretrained(model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64"))
+    loaded = encoder_module.load_pretrained(
+        model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64")
+    )
     expected = {name: value for name, value in original.state_dict().items() if not name.startswith("pooler.")}
     weights = loaded.transformer.state_dict()
     assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
-    assert encode(TextEncoder(loaded.transformer, 3, "cls"), loaded.tokenizer, "good").logits.shape == (1, 3)
+    assert encode(encoder_module.TextEncoder(loaded.transformer, 3, "cls"), loaded.tokenizer, "good").logits.shape == (1, 3)
 
 
 def test_minilm_is_pretrained_and_tiny_is_not():
-    minilm = load_pretrained(model_config("model=minilm"))
+    minilm = encoder_module.load_pretrained(model_config("model=minilm"))
     assert sum(p.numel() for p in minilm.transformer.parameters()) > 22_000_000
-    model = TextEncoder(copy.deepcopy(minilm.transformer), 2, "mean").eval()
+    model = encoder_module.TextEncoder(copy.deepcopy(minilm.transformer), 2, "mean").eval()
     near, far = (
         torch.cosine_similarity(*(encode(model, minilm.tokenizer, text).embeddings for text in pair)).item()
         for pair in (("I love this phone", "This phone is great"), ("I love this phone", "The train leaves at noon"))
     )
     assert near > 0.6 > 0.3 > far
     assert all(module.training for module in minilm.transformer.modules())  # from_pretrained turns dropout off
-    first, second = (load_pretrained(model_config("model=tiny")).transformer.state_dict() for _ in range(2))
+    first, second = (encoder_module.load_pretrained(model_config("model=tiny")).transformer.state_dict() for _ in range(2))
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_nothing(pooling):
     torch.manual_seed(0)
-    loaded = load_pretrained(model_config("model=tiny"))
-    model = TextEncoder(loaded.transformer, 3, pooling).eval()
+    loaded = encoder_module.load_pretrained(model_config("model=tiny"))
+    model = encoder_module.TextEncoder(loaded.transformer, 3, pooling).eval()
     texts = ["good", "a much longer text about nothing in particular, with many words"]
     ids = [loaded.tokenizer.encode(text).ids for text in texts]
     width = max(map(len, ids))
@@ -85,14 +90,14 @@ def test_padding_changes_nothing(pooling):
 
 def spoil(folder, what):
     if what == "weights":
-        weights = load_file(folder / "model.safetensors")
+        weights = safetensors.load_file(folder / "model.safetensors")
         weights.pop("transformer.layer.1.ffn.lin1.weight")
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     elif what == "shape":
         settings = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**settings, "hidden_dim": 48}))
     elif what == "pickle":
-        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        torch.save(safetensors.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
     else:
         (folder / what).unlink()
@@ -112,14 +117,16 @@ def test_an_incomplete_checkpoint(tmp_path, what, cause):
     saved(tmp_path)
     spoil(tmp_path, what)
     with pytest.raises(ModelError, match=cause.replace("MODEL", str(tmp_path))):
-        load_pretrained(model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64"))
+        encoder_module.load_pretrained(
+            model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64")
+        )
 
 
 def test_hub_without_network_or_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="model.name_or_path=no-one/no-model.*model.name_or_path=FOLDER"):
-        load_pretrained(model_config("model.name_or_path=no-one/no-model"))
+        encoder_module.load_pretrained(model_config("model.name_or_path=no-one/no-model"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,7 @@ def test_hub_without_network_or_cache(tmp_path, monkeypatch):
 )
 def test_settings_that_no_model_has(override, error, cause):
     with pytest.raises(error, match=cause):
-        load_pretrained(model_config(override))
+        encoder_module.load_pretrained(model_config(override))
 
 
 def optim(**changes) -> OptimConfig:
@@ -146,8 +153,8 @@ def test_groups_hold_every_parameter_once(tmp_path, kind):
     if kind == "distilbert":
         saved(tmp_path)
     names = [f"model.name_or_path={tmp_path}", "model.max_tokens=64"] if kind == "distilbert" else []
-    model = TextEncoder(load_pretrained(model_config(*names)).transformer, 3)
-    groups = parameter_groups(model, optim(lr=1.0, head_lr=7.0, layer_decay=0.5, weight_decay=0.1))
+    model = encoder_module.TextEncoder(encoder_module.load_pretrained(model_config(*names)).transformer, 3)
+    groups = optim_module.parameter_groups(model, optim(lr=1.0, head_lr=7.0, layer_decay=0.5, weight_decay=0.1))
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     where = {id(p): group for group in groups for p in group["params"]}
@@ -162,10 +169,12 @@ def test_groups_hold_every_parameter_once(tmp_path, kind):
 
 @pytest.mark.parametrize("n_frozen", [None, 0, 1, 4])
 def test_frozen_layers_are_not_trained_and_the_others_are(n_frozen):
-    encoder = TextEncoder(load_pretrained(model_config("model=tiny", "model.overrides.num_hidden_layers=4")).transformer, 2)
-    freeze(encoder, n_frozen)
+    encoder = encoder_module.TextEncoder(
+        encoder_module.load_pretrained(model_config("model=tiny", "model.overrides.num_hidden_layers=4")).transformer, 2
+    )
+    optim_module.freeze(encoder, n_frozen)
     before = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
-    optimizer = make_optimizer(encoder, optim())
+    optimizer = optim_module.make_optimizer(encoder, optim())
     ids = torch.randint(5, 90, (3, 7))
     encoder(ids, torch.ones_like(ids)).logits.sum().backward()
     optimizer.step()
@@ -176,39 +185,39 @@ def test_frozen_layers_are_not_trained_and_the_others_are(n_frozen):
 
 
 def test_more_frozen_layers_than_there_are():
-    encoder = TextEncoder(load_pretrained(model_config("model=tiny")).transformer, 2)
+    encoder = encoder_module.TextEncoder(encoder_module.load_pretrained(model_config("model=tiny")).transformer, 2)
     with pytest.raises(ConfigError, match=r"optim\.frozen_layers=9"):
-        freeze(encoder, 9)
+        optim_module.freeze(encoder, 9)
 
 
 def test_schedules():
-    linear = lr_factor(optim(warmup=0.1, schedule="linear"), 100)
+    linear = optim_module.lr_factor(optim(warmup=0.1, schedule="linear"), 100)
     assert [linear(step) for step in (0, 4, 9, 10, 55, 100, 120)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
-    cosine = lr_factor(optim(warmup=0.1, schedule="cosine"), 100)
+    cosine = optim_module.lr_factor(optim(warmup=0.1, schedule="cosine"), 100)
     assert [cosine(step) for step in (10, 55, 100)] == pytest.approx([1.0, 0.5, 0.0])
-    assert lr_factor(optim(warmup=0.0, schedule="constant"), 100)(99) == 1.0
+    assert optim_module.lr_factor(optim(warmup=0.0, schedule="constant"), 100)(99) == 1.0
 
 
 def test_loss_with_targets_weights_and_smoothing():
     logits, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.25, 0.75], [0.0, 1.0]])
-    encoder = TextEncoder(load_pretrained(model_config("model=tiny")).transformer, 2)
+    encoder = encoder_module.TextEncoder(encoder_module.load_pretrained(model_config("model=tiny")).transformer, 2)
     logs = torch.log_softmax(logits, -1)
-    plain = TextClassifier(encoder, optim(label_smoothing=0.0), 0).loss(logits, targets)
+    plain = classifier.TextClassifier(encoder, optim(label_smoothing=0.0), 0).loss(logits, targets)
     assert plain.item() == pytest.approx(-(targets * logs).sum(1).mean().item(), abs=1e-6)
     weights = torch.tensor([3.0, 0.5])
-    weighted = TextClassifier(encoder, optim(label_smoothing=0.0), 0, weights).loss(logits, targets)
+    weighted = classifier.TextClassifier(encoder, optim(label_smoothing=0.0), 0, weights).loss(logits, targets)
     assert weighted.item() == pytest.approx(-(weights * targets * logs).sum(1).mean().item(), abs=1e-6)
-    smoothed = TextClassifier(encoder, optim(label_smoothing=0.2), 0).loss(logits, targets)
+    smoothed = classifier.TextClassifier(encoder, optim(label_smoothing=0.2), 0).loss(logits, targets)
     assert smoothed.item() == pytest.approx(-((0.8 * targets + 0.1) * logs).sum(1).mean().item(), abs=1e-6)
 
 
 def test_the_datamodule_mixes_votes_into_targets(trained, small_tweets):
-    pretrained = load_pretrained(model_config("model=tiny"))
+    pretrained = encoder_module.load_pretrained(model_config("model=tiny"))
     for weight in (0.0, 0.5):
         config = configured(
             f"data.path={small_tweets}", f"evaluate.splits_dir={trained / 'splits'}", f"optim.vote_weight={weight}"
         )
-        data = TextDataModule(config, pretrained.tokenizer, 0, 3)
+        data = datamodule.TextDataModule(config, pretrained.tokenizer, 0, 3)
         data.setup()
         rows = read_split(trained / "splits", "train").to_pylist()
         shares = torch.tensor([[v / sum(row["votes"]) for v in row["votes"]] for row in rows])

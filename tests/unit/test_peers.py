@@ -3,18 +3,19 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from torch.distributed import HashStore
 
 from sodaops.errors import ConfigError, DataError, TrainingError
-from sodaops.training import peers
-from sodaops.training.peers import Peers
+from tests.conftest import lazy
+
+distributed = lazy("torch.distributed")
+peers = lazy("sodaops.training.peers")
 
 
 def process(store, rank, settings, error=None, world_size=2):
     """Prepares one process and waits for the others; returns the error that ends it, or None."""
     environment = {"TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "WORLD_SIZE": str(world_size)}
     try:
-        agreement = Peers(environment, store)
+        agreement = peers.Peers(environment, store)
         with agreement.preparing():
             if error is not None:
                 raise error
@@ -34,7 +35,7 @@ def train(store, *settings, errors=()):
 
 
 def test_processes_with_equal_settings_agree_also_after_a_restart():
-    store = HashStore()
+    store = distributed.HashStore()
     for _ in range(2):
         assert (
             train(store, {"seed": 1, "optim.lr": 0.1}, {"seed": 1, "optim.lr": 0.1}, {"seed": 1, "optim.lr": 0.1}) == [None] * 3
@@ -43,7 +44,7 @@ def test_processes_with_equal_settings_agree_also_after_a_restart():
 
 @pytest.mark.parametrize("key", ["the data's fingerprint", "trainer.precision"])
 def test_unlike_settings_end_all_processes(key):
-    ended = train(HashStore(), {"seed": 1, key: "a"}, {"seed": 1, key: "b"})
+    ended = train(distributed.HashStore(), {"seed": 1, key: "a"}, {"seed": 1, key: "b"})
     assert [type(error) for error in ended] == [ConfigError] * 2
     assert all("process 1 of 2" in str(error) and f"{key}=b" in str(error) and "seed" not in str(error) for error in ended)
 
@@ -51,19 +52,19 @@ def test_unlike_settings_end_all_processes(key):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_fails_ends_the_others(rank):
     failure = DataError("missing.csv: no such file.\nmore")
-    ended = train(HashStore(), {}, {}, errors=[failure] if rank == 0 else [None, failure])
+    ended = train(distributed.HashStore(), {}, {}, errors=[failure] if rank == 0 else [None, failure])
     assert ended[rank] is failure and type(ended[1 - rank]) is TrainingError
     assert f"process {rank} of 2" in str(ended[1 - rank]) and "DataError: missing.csv" in str(ended[1 - rank])
     assert "more" not in str(ended[1 - rank])
 
 
 def test_a_process_that_never_comes(monkeypatch):
-    monkeypatch.setattr(peers, "READY_S", 0.2)
-    ended = process(HashStore(), 0, {})
+    monkeypatch.setattr("sodaops.training.peers.READY_S", 0.2)
+    ended = process(distributed.HashStore(), 0, {})
     assert type(ended) is TrainingError and "process 1" in str(ended)
 
 
 def test_one_process_needs_no_store():
-    agreement = Peers({"RANK": "1", "WORLD_SIZE": "2"})  # a scheduler's variables; no agent started this process
+    agreement = peers.Peers({"RANK": "1", "WORLD_SIZE": "2"})  # a scheduler's variables; no agent started this process
     with agreement.preparing():
         agreement.agree({"seed": 1})

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 import pytest
 
 from sodaops.annotation.merge import NearTexts, merge_answers
-from sodaops.annotation.pick import pick_tasks
 from sodaops.annotation.store import Store
 from sodaops.bundle.reference import read_reference
 from sodaops.config.schema import SharesConfig
@@ -20,8 +19,10 @@ from sodaops.data.preprocess import preprocess, read_manifest, read_split
 from sodaops.data.splits import SPLITS, text_hash
 from sodaops.errors import DataError
 from sodaops.inference.predictor import Predictor
-from tests.conftest import REPO, configured, make_rows, table
+from tests.conftest import REPO, configured, lazy, make_rows, table
 from tests.requests import log_rows, write_log_part
+
+pick_module = lazy("sodaops.annotation.pick")
 
 SHARES = SharesConfig().model_dump()
 LABELS = ["negative", "neutral", "positive"]
@@ -45,7 +46,7 @@ def picked(window, tmp_path):
     info, reference, rows = window
 
     def pick(**changes):
-        return pick_tasks(
+        return pick_module.pick_tasks(
             info, reference, **{"rows": rows, "store": store, "known": set(), "n": 40, "shares": SHARES, **changes}
         )
 

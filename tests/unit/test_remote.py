@@ -11,9 +11,10 @@ import pytest
 
 from sodaops.errors import StorageError
 from sodaops.io import remote
-from sodaops.training import upload
-from tests.conftest import configured
+from tests.conftest import configured, lazy
 from tests.gcs import emulated_bucket, forget_clients, refusing
+
+upload = lazy("sodaops.training.upload")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_a_missing_package(monkeypatch):
 
 
 def test_a_run_is_uploaded_when_the_bucket_answers_again(bucket, cloud, workdir, monkeypatch, caplog):
-    monkeypatch.setattr(upload, "_INTERVAL_S", 0.05)
+    monkeypatch.setattr("sodaops.training.upload._INTERVAL_S", 0.05)
     until = time.monotonic() + 120
     with upload.uploading(configured(f"run_dir={bucket}/land")) as here:
         checkpoints = Path(here.run_dir) / "checkpoints"

@@ -6,7 +6,9 @@ import re
 import pytest
 
 from sodaops.errors import ConfigError
-from sodaops.search.space import Dimension, check_keys, read_space, to_override
+from tests.conftest import lazy
+
+space_module = lazy("sodaops.search.space")
 
 ODD = [
     None, True, False, 0, -3, 1e-7, 2.5, "plain", "with spaces", "None", "null", "true", "1e-4", "it's", 'say "so"', "a,b",
@@ -33,13 +35,13 @@ def plain(value):
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
 def test_hydra_reads_back_what_was_to_override(value):
-    read = read_back(f"key={to_override(value)}")
+    read = read_back(f"key={space_module.to_override(value)}")
     assert read == value and type(read) is type(value)
 
 
 @pytest.mark.parametrize("value", ODD, ids=repr)
 def test_a_choice_survives_optuna(value):
-    dimension = Dimension("key", "choice", values=(value, "another"))
+    dimension = space_module.Dimension("key", "choice", values=(value, "another"))
     distribution = dimension.distribution()
     stored = distribution.to_external_repr(distribution.to_internal_repr(dimension.stored(value)))
     assert read_back(dimension.override(stored)) == value
@@ -49,7 +51,7 @@ def test_a_choice_survives_optuna(value):
 def test_a_choice_survives_a_wandb_agent(value):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-    chosen = Dimension("model.name", "choice", values=(value, "another")).parameter()["values"][0]
+    chosen = space_module.Dimension("model.name", "choice", values=(value, "another")).parameter()["values"][0]
     chosen = json.loads(json.dumps(chosen))  # through the server
     flags = create_sweep_command_args({"args": {"model.name": {"value": chosen}}})["args_no_hyphens"]
     assert len(flags) == 1 and read_back(flags[0]) == value
@@ -57,11 +59,11 @@ def test_a_choice_survives_a_wandb_agent(value):
 
 def test_a_mapping_with_keys_that_hydra_cannot_read():
     with pytest.raises(ConfigError, match="'a:b'"):
-        to_override({"a:b": 1})
+        space_module.to_override({"a:b": 1})
 
 
 def test_true_and_one_are_two_choices():
-    dimension = Dimension("key", "choice", values=(True, 1, "1"))
+    dimension = space_module.Dimension("key", "choice", values=(True, 1, "1"))
     assert [dimension.override(value) for value in (True, 1, "1")] == ["key=true", "key=1", "key='1'"]
 
 
@@ -76,7 +78,7 @@ def test_numbers():
         "model": {"max_tokens": {"type": "int", "low": 16, "high": 128, "step": 16}},
         "seed": {"type": "int", "low": 0, "high": 9},
     }  # fmt: skip
-    lr, warmup, tokens, seed = read_space(space)
+    lr, warmup, tokens, seed = space_module.read_space(space)
     assert lr.distribution() == FloatDistribution(1e-4, 1e-2, log=True)
     assert lr.parameter() == {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}
     assert warmup.distribution() == FloatDistribution(0, 0.5) and warmup.parameter()["distribution"] == "uniform"
@@ -84,7 +86,7 @@ def test_numbers():
     assert tokens.parameter() == {"distribution": "q_uniform", "min": 16, "max": 128, "q": 16}
     assert seed.parameter() == {"distribution": "int_uniform", "min": 0, "max": 9}
     assert lr.override(0.00025) == "optim.lr=0.00025" and tokens.override(48) == "model.max_tokens=48"
-    assert isinstance(Dimension("k", "choice", values=(1, 2)).distribution(), CategoricalDistribution)
+    assert isinstance(space_module.Dimension("k", "choice", values=(1, 2)).distribution(), CategoricalDistribution)
 
 
 @pytest.mark.parametrize(
@@ -107,13 +109,13 @@ def test_numbers():
 )
 def test_a_faulty_dimension(entry, names):
     with pytest.raises(ConfigError, match=rf"^search\.space\.optim\.lr: .*{re.escape(names)}"):
-        read_space({"optim": {"lr": entry}})
+        space_module.read_space({"optim": {"lr": entry}})
 
 
 def test_all_faults_at_once():
     with pytest.raises(ConfigError, match=r"(?s)search\.space\.a: .*search\.space\.b: "):
-        read_space({"a": 1, "b": {"values": []}})
+        space_module.read_space({"a": 1, "b": {"values": []}})
     with pytest.raises(ConfigError, match=r"search\.space"):
-        read_space({})
+        space_module.read_space({})
     with pytest.raises(ConfigError, match=r"search\.space\.optim\.lrr .*did you mean optim\.lr\?"):
-        check_keys([Dimension("optim.lrr", "float", 0, 1)], ["optim.lr", "seed"])
+        space_module.check_keys([space_module.Dimension("optim.lrr", "float", 0, 1)], ["optim.lr", "seed"])
