@@ -1,8 +1,13 @@
-"""Registers the sweeper with Hydra, which imports this module at each start; so it imports little itself."""
+"""Registers the sweeper and the resolver of ``data.name`` with Hydra, which imports this module at each start.
+
+So it imports little itself. DVC composes conf/ in its own process, where only this module is of the project.
+"""
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+import sodaops.config.naming  # noqa: F401
 
 
 class StudySweeper(Sweeper):

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+import sodaops.config.naming  # noqa: F401  # registers the resolver of data.name
 from sodaops.config.schema import Config
 from sodaops.config.validation import build_config, field_names
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some

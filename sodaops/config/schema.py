@@ -32,7 +32,12 @@ class FilesConfig(Section):
 class DataConfig(Section):
     """The labelled texts, and how they are split (conf/data)."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder under data/processed")]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder under data/processed; by default the name of the file"
+        ),
+    ]
     path: str | None = Field(None, description="one table, local or at gs://: .csv, .tsv, .jsonl or .parquet")
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
     watch: str | None = Field(description="file or folder that DVC watches for changes")

@@ -1,6 +1,7 @@
 """From a raw table to Parquet splits and a manifest, which lists the sources, the splits and the dropped rows."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from sodaops.io import storage
 from sodaops.io.remote import local_copy
 from sodaops.text import bulk_cleaning, cleaning
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 2  # increase it when the same table would give other splits, which makes existing splits stale
 PART_CODE = (bulk_cleaning, cleaning, parts)  # the modules that determine the content of a part
@@ -71,6 +73,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
             "splits": split_info,
             "added": _added_rows(config, rows, split),
         }
+        _warn_of_another_table(Path(splits_dir), manifest)
         with storage.atomic_folder(splits_dir, [MANIFEST, *(f"{name}.parquet" for name in SPLITS)]) as folder:
             for name in SPLITS:
                 os.replace(work / f"{name}.parquet", folder / f"{name}.parquet")
@@ -224,6 +227,20 @@ def _added_rows(config: DataConfig, rows: Rows, split: np.ndarray) -> dict[str, 
     spans = {path: slice(*rows.starts[i : i + 2]) for i, path in enumerate(rows.tables)}
     counts = {path: [int((split[spans[path]] == k).sum()) for k in range(len(SPLITS))] for path in added_tables(config)}
     return {path: {name: n for name, n in zip(SPLITS, n_rows, strict=True) if n} for path, n_rows in counts.items()}
+
+
+def _warn_of_another_table(splits_dir: Path, manifest: dict[str, Any]) -> None:
+    """Logs a warning if the folder holds the splits of other tables, by path and by content."""
+    before = _manifest_or_none(splits_dir)
+    if before is None:
+        return
+    old, new = ([one for one in m["sources"] if one["path"] not in m.get("added", {})] for m in (before, manifest))
+    ids = [{str(Path(one["path"]).resolve()) for one in of} | {one["sha256"] for one in of} for of in (old, new)]
+    if not ids[0] & ids[1]:
+        log.warning(
+            "%s: the splits of %s are replaced by those of %s; another data.name (now %s) keeps both",
+            splits_dir, some([one["path"] for one in old]), some([one["path"] for one in new]), manifest["name"],
+        )  # fmt: skip
 
 
 def _check_labels_per_split(rows: Rows, split: np.ndarray, labels: Sequence[str], config: DataConfig) -> None:

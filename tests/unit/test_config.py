@@ -1,5 +1,8 @@
 import inspect
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import pydantic
 import pytest
@@ -34,6 +37,34 @@ def tree(**changes):
 def test_params_yaml_is_conf_composed():
     # `make params` writes it anew after a change in conf/.
     assert compose.load_params(REPO / "params.yaml") == default_config()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["data=csv", "data.path=reviews.csv"], "reviews"),
+        (["data=csv", "data.path=gs://bucket/raw/reviews.v2.jsonl.GZ"], "reviews.v2"),
+        (["data=csv", "data.path='a/Kundenmeinungen (neu).csv'"], "Kundenmeinungen-neu"),
+        (["data=csv", "data.path='评论.csv'"], "data"),
+        (["data=csv", "data.path=reviews.csv", "data.name=other"], "other"),
+        (["data=csv", "data.path=null", "data.files={train:sets/news/a.csv,val:b.csv,test:c.csv}"], "news"),
+        (["data=csv", "data.path=null", "data.files={train:a.csv,val:b.csv,test:c.csv}"], "data"),
+        (["data.path=mine.csv"], "tweets"),
+    ],
+)
+def test_splits_are_named_after_the_file(overrides, name):
+    config = configured(*overrides)
+    assert config.data.name == name and config.splits_dir == Path("data/processed") / name
+    assert config.data.added == f"data/raw/added/{name}"
+
+
+def test_dvc_composes_the_name_too(tmp_path):
+    """`dvc exp run -S data=csv` composes conf/ in DVC's process, which imports only Hydra's plugins of this project."""
+    compose = "compose_and_dump(sys.argv[1], sys.argv[2], None, 'config', sys.argv[1], ['data=csv', 'data.path=reviews.csv'])"
+    unused = "assert 'sodaops.config.compose' not in sys.modules"
+    code = f"import sys; from dvc.utils.hydra import compose_and_dump; {compose}; {unused}"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "params.yaml"), str(REPO / "conf")], check=True, cwd=tmp_path)
+    assert load_params(tmp_path / "params.yaml").data.name == "reviews"
 
 
 @pytest.mark.parametrize("group", ["data", "model", "optim", "trainer", "logger", "experiment", "debug", "evaluate"])

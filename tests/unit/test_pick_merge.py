@@ -189,7 +189,7 @@ def test_accepted_labels_become_a_table_that_training_takes_and_test_stays(confi
     texts = [f"a quite new text about thing {i}, said by someone" for i in range(60)]
     labelled(store, *[(text, "good", "good", "bad") for text in texts])
     result = merge_answers(store, config, Path("splits"), 1, 0.7)
-    assert result.counts == {"good": 60} and result.path.parent == Path("data/raw/added/csv")
+    assert result.counts == {"good": 60} and result.path.parent == Path("data/raw/added/t")
     (row, *_) = rows_of(result.path)
     assert row["text"] == texts[0] and row["label"] == "good" and (row["votes_good"], row["votes_bad"]) == ("2", "1")
     assert row["annotators"] == "a b c" and row["source"] == "annotation"
@@ -231,7 +231,7 @@ def test_the_merge_command(config, store, run):
     labelled(store, ("a quite new text, said by someone", "good"))
     merge = ["annotate", "merge", "data=csv", "data.path=t.csv", "evaluate.splits_dir=splits", "annotate.store=store"]
     code, out, _ = run(*merge)
-    (path,) = Path("data/raw/added/csv").iterdir()
+    (path,) = Path("data/raw/added/t").iterdir()
     assert code == 0 and out.startswith(f"{path}: 1 rows (good 1)")
     code, out, _ = run(*merge)
     assert code == 0 and str(path) not in out
@@ -247,11 +247,11 @@ def test_labels_that_the_data_do_not_have(config, store):
 def test_an_added_row_never_overrules_the_first_table(config, write):
     test, train = (read_split("splits", split).to_pylist()[0] for split in ("test", "train"))
     rows = [(row["text"], "bad" if row["label"] == "good" else "good") for row in (test, train)]
-    Path("data/raw/added/csv").mkdir(parents=True)
-    write("data/raw/added/csv/x.csv", table([*rows, ("new one", "good")]))
+    Path("data/raw/added/t").mkdir(parents=True)
+    write("data/raw/added/t/x.csv", table([*rows, ("new one", "good")]))
     before = {split: read_split("splits", split).to_pylist() for split in SPLITS}
     manifest = preprocess(config, "splits")
-    assert manifest["dropped"]["known_text"]["n_rows"] == 2 and sum(manifest["added"]["data/raw/added/csv/x.csv"].values()) == 1
+    assert manifest["dropped"]["known_text"]["n_rows"] == 2 and sum(manifest["added"]["data/raw/added/t/x.csv"].values()) == 1
     assert read_split("splits", "test").to_pylist() == before["test"]
     assert [row for row in read_split("splits", "train").to_pylist() if row["source"] == "t.csv"] == before["train"]
 
@@ -260,9 +260,9 @@ def test_no_added_folder_leaves_the_fingerprint_as_it_was(config, write):
     first = read_manifest("splits")
     without = preprocess(config.model_copy(update={"added": None}), "s2")
     assert first["added"] == {} and first["fingerprint"] == without["fingerprint"]
-    Path("data/raw/added/csv").mkdir(parents=True)
+    Path("data/raw/added/t").mkdir(parents=True)
     assert preprocess(config, "splits")["fingerprint"] == first["fingerprint"]
-    write("data/raw/added/csv/README.md", "no table")
+    write("data/raw/added/t/README.md", "no table")
     assert read_manifest("splits")["fingerprint"] == preprocess(config, "splits")["fingerprint"]
 
 

@@ -113,9 +113,27 @@ def test_the_summary_names_counts_and_rare_labels(write, capsys):
     write("t.csv", table([*make_rows(), *[(f"odd {i}", "god") for i in range(4)]]))
     assert main(["preprocess", "data=csv", "data.path=t.csv"]) == 0
     shown = capsys.readouterr().out
-    assert "csv: 124 rows" in shown and "labels: bad 60, god 4, good 60" in shown
+    assert "t: 124 rows" in shown and "labels: bad 60, god 4, good 60" in shown
     (note,) = [line for line in shown.splitlines() if line.startswith("note: ")]
     assert "god" in note and "data.labels" in note
+
+
+def test_splits_of_another_table_are_replaced_with_a_warning(write, caplog):
+    Path("a").mkdir()
+    for path in ("t.csv", "a/t.csv"):
+        write(path, table(make_rows(100 + len(path))))
+    made()
+    write("t.csv", table(make_rows(90)))  # the same table, with other rows
+    made("data.cleaning=social")
+    assert not caplog.records
+    config = configured("data=csv", "data.path=a/t.csv").data
+    ensure_splits(config, "splits")
+    (warning,) = caplog.messages
+    assert all(part in warning for part in ("splits", "t.csv", "a/t.csv", "data.name"))
+    ensure_splits(config, "splits")
+    Path("a/t.csv").rename("moved.csv")  # the same rows in another place
+    preprocess(configured("data=csv", "data.path=moved.csv").data, "splits")
+    assert len(caplog.records) == 1
 
 
 BAD = {

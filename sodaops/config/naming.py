@@ -1,0 +1,28 @@
+"""The default of ``data.name``, as a resolver that conf/data uses; Hydra's plugin registers it in DVC's process too."""
+
+import re
+from pathlib import PurePosixPath
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def table_name(path: str) -> str:
+    """A name for the splits of a table: that of its file, without what a folder's name must not have.
+
+    >>> table_name("gs://bucket/Reviews 2024.csv.gz")
+    'Reviews-2024'
+    """
+    stem = PurePosixPath(re.sub(r"\.gz$", "", path, flags=re.IGNORECASE)).stem
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.") or "data"
+
+
+def _data_name(*, _parent_: DictConfig) -> str:
+    """The name of ``data.path``, or of the folder with ``data.files.train``; faults in those keys are found later."""
+    for section, key in ((_parent_, "path"), (_parent_.get("files"), "train")):
+        if isinstance(section, DictConfig) and not OmegaConf.is_missing(section, key) and isinstance(section.get(key), str):
+            path = section[key]
+            return table_name(path if key == "path" else str(PurePosixPath(path).parent))
+    return "data"
+
+
+OmegaConf.register_new_resolver("data_name", _data_name, replace=True)
