@@ -7,7 +7,7 @@ LINTS := lint-python lint-types lint-imports lint-yaml lint-workflows lint-cloud
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast test-deep coverage lint $(LINTS) lint-faults hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict docker-train docker-serve docker-drift docker-test wheel dist clean
+.PHONY: help install train test test-fast test-deep coverage lint $(LINTS) lint-faults hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict torture docker-train docker-serve docker-drift docker-test wheel dist clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -138,6 +138,9 @@ docs: $(INSTALLED)  ## build the site into site/, warnings as errors, and check 
 
 picture: $(INSTALLED)  ## draw docs/flow.svg from docs/flow.d2
 	$(BIN)/d2 docs/flow.d2 docs/flow.svg
+
+torture: $(INSTALLED)  ## kill trainings, commands and services at random moments; prints the table of docs/reliability.md
+	$(BIN)/python -m tools.torture $(ARGS)
 
 loop: $(INSTALLED)  ## run the whole circle: serve, drift, label, merge, retrain, promote, reload
 	$(BIN)/python benchmarks/loop.py $(ARGS)

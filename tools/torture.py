@@ -25,11 +25,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from sodaops.annotation.store import Store
+from tests.annotation import LABELS, Server as AnnotationServer, store_of
 from tests.conftest import REPO, TWEETS, run_overrides
-from tests.serving import Load, Process, Server, wait_until
+from tests.serving import Load, Server, wait_until
 
 PRECISIONS, PROCESSES = ("32-true", "bf16-mixed"), (1, 2)
-LABELS = ["negative", "neutral", "positive"]
 _ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(REPO)}
 
 
@@ -205,13 +205,8 @@ def service(root: Path, bundle: Path, row: Row, seconds: float) -> None:
 def annotation(root: Path, row: Row, seconds: float) -> None:
     """Kills two annotation servers on one store under load; every acknowledged answer must be in the store."""
     folder = Path(tempfile.mkdtemp(dir=root)) / "store"
-    store, acknowledged = Store.create(folder, LABELS), []
-    table = pyarrow.csv.read_csv(TWEETS)["text"].to_pylist()[:3000]
-    store.add_tasks("tweets", [{"text": text} for text in dict.fromkeys(table)])
-    names = [task.task for task in store.state().tasks]
-    servers = [
-        Process("sodaops.annotation", {"SODAOPS_ANNOTATE_STORE": str(folder), "SODAOPS_ANNOTATE_PORT": "0"}) for _ in range(2)
-    ]
+    names, acknowledged = [task.task for task in store_of(folder, 3000).state().tasks], []
+    servers = [AnnotationServer(folder) for _ in range(2)]
 
     def answer(url: str, annotator: str) -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
