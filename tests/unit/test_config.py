@@ -60,11 +60,11 @@ def test_splits_are_named_after_the_file(overrides, name):
 
 def test_dvc_composes_the_name_too(tmp_path):
     """`dvc exp run -S data=csv` composes conf/ in DVC's process, which imports only Hydra's plugins of this project."""
-    compose = "compose_and_dump(sys.argv[1], sys.argv[2], None, 'config', sys.argv[1], ['data=csv', 'data.path=reviews.csv'])"
+    command = "compose_and_dump(sys.argv[1], sys.argv[2], None, 'config', sys.argv[1], ['data=csv', 'data.path=reviews.csv'])"
     unused = "assert 'sodaops.config.compose' not in sys.modules"
-    code = f"import sys; from dvc.utils.hydra import compose_and_dump; {compose}; {unused}"
+    code = f"import sys; from dvc.utils.hydra import compose_and_dump; {command}; {unused}"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "params.yaml"), str(REPO / "conf")], check=True, cwd=tmp_path)
-    assert load_params(tmp_path / "params.yaml").data.name == "reviews"
+    assert compose.load_params(tmp_path / "params.yaml").data.name == "reviews"
 
 
 @pytest.mark.parametrize("group", ["data", "model", "optim", "trainer", "logger", "experiment", "debug", "evaluate"])
