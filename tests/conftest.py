@@ -94,6 +94,15 @@ class lazy:  # noqa: N801
         return getattr(importlib.import_module(self.module), name)
 
 
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an emulated bucket of Google Cloud Storage."""
+    from tests.gcs import emulated_bucket
+
+    with emulated_bucket(tmp_path_factory.mktemp("gcs")) as address:
+        yield address
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that is not in use."""
     with socket.socket() as probe:

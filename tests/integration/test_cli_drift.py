@@ -12,19 +12,11 @@ import pytest
 
 from sodaops.bundle import layout
 from sodaops.registry.registry import Registry
-from tests.gcs import emulated_bucket
 from tests.requests import refused_rows, write_log_part
 from tests.serving import refresh_info
 from tests.watching import RECENTLY, fill, replaced
 
 OLD = datetime.now(UTC) - timedelta(days=40)
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """An address of an emulated bucket of Google Cloud Storage."""
-    with emulated_bucket(tmp_path_factory.mktemp("gcs")) as address:
-        yield address
 
 
 def ids(log):

@@ -17,7 +17,7 @@ from sodaops.data.preprocess import preprocess
 from sodaops.evaluation.result import WRITTEN
 from sodaops.io.storage import sha256_of
 from tests.conftest import REPO, TINY, configured, lazy
-from tests.gcs import emulated_bucket, refusing
+from tests.gcs import refusing
 from tests.serving import DRIFT, Server
 from tests.watching import fill
 
@@ -26,13 +26,6 @@ upload = lazy("sodaops.training.upload")
 
 pytestmark = pytest.mark.slow
 DENIED = "sa@p.iam.gserviceaccount.com does not have storage.objects.create access"
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """The address of an emulated bucket."""
-    with emulated_bucket(tmp_path_factory.mktemp("gcs")) as address:
-        yield address
 
 
 @pytest.fixture

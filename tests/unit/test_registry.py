@@ -17,15 +17,7 @@ from sodaops.registry.history import State
 from sodaops.registry.registry import Registry, address_of
 from sodaops.registry.store import open_store
 from tests.conftest import REPO
-from tests.gcs import emulated_bucket
 from tests.serving import copy_bundle
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """The address of an emulated bucket of Google Cloud Storage that supports preconditions."""
-    with emulated_bucket(tmp_path_factory.mktemp("gcs")) as address:
-        yield address
 
 
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])

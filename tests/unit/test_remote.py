@@ -12,16 +12,9 @@ import pytest
 from sodaops.errors import StorageError
 from sodaops.io import remote
 from tests.conftest import configured, lazy
-from tests.gcs import emulated_bucket, forget_clients, refusing
+from tests.gcs import forget_clients, refusing
 
 upload = lazy("sodaops.training.upload")
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """The address of an emulated bucket."""
-    with emulated_bucket(tmp_path_factory.mktemp("gcs")) as address:
-        yield address
 
 
 @pytest.fixture
