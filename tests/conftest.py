@@ -1,5 +1,6 @@
 """Shared fixtures and helpers: small tables of real tweets, and a trained run that many tests use."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -103,6 +104,27 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def cloud(bucket: str) -> Any:
+    """The bucket, as another program sees it."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(bucket, token="anon", use_listings_cache=False)[0]
+
+
+@contextlib.contextmanager
+def file_size_limit(n_bytes: int) -> Iterator[None]:
+    """Makes writes beyond a size fail, as a full disk does."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that is not in use."""
     with socket.socket() as probe:
@@ -173,6 +195,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_tweets: Path) -> Any
         assert train(configured(*run_overrides(folder, small_tweets, "logger=csv"))).score is not None
 
     return made_once(tmp_path_factory, "trained", make)
+
+
+@pytest.fixture
+def bundle(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained bundle."""
+    return Path(shutil.copytree(trained / "run/bundle", tmp_path / "bundle"))
 
 
 @pytest.fixture(scope="session")

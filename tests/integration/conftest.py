@@ -1,18 +1,11 @@
 """The predictor's application in this process."""
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-@pytest.fixture
-def bundle(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained bundle."""
-    return Path(shutil.copytree(trained / "run/bundle", tmp_path / "bundle"))
 
 
 @pytest.fixture
@@ -40,13 +33,7 @@ def client(trained: Path) -> Iterator[Any]:
     from sodaops.serving.app import create_app
     from sodaops.serving.settings import ServeSettings
 
-    limits: dict[str, Any] = {
-        "max_chars": 1000,
-        "max_texts": 8,
-        "max_body_bytes": 100_000,
-        "reload_s": None,
-        "admin_keys": ["root"],
-    }
-    app = create_app(ServeSettings(bundle=str(trained / "run/bundle"), **limits))
+    limits: dict[str, Any] = {"max_chars": 1000, "max_texts": 8, "max_body_bytes": 100_000, "admin_keys": ["root"]}
+    app = create_app(ServeSettings(bundle=str(trained / "run/bundle"), reload_s=None, **limits))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client

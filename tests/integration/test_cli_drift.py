@@ -5,7 +5,6 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -131,17 +130,16 @@ def test_a_folder_with_other_files_stays(run, drift_bundle, logged_rows):
 
 
 @pytest.mark.slow
-def test_a_bundle_and_a_log_in_a_bucket(run, bucket, drift_bundle, logged_rows):
+def test_a_bundle_and_a_log_in_a_bucket(run, bucket, cloud, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.others, logged_rows.fresh)
-    files = fsspec.core.url_to_fs(bucket, use_listings_cache=False)[0]
-    files.put("log", f"{bucket}/log", recursive=True)
-    files.put(str(drift_bundle), f"{bucket}/bundle", recursive=True)
+    cloud.put("log", f"{bucket}/log", recursive=True)
+    cloud.put(str(drift_bundle), f"{bucket}/bundle", recursive=True)
     asked = ("drift", f"{bucket}/bundle", f"drift.request_log={bucket}/log", "drift.last=400")
     code, out, err = run(*asked, "--fail-on-drift")
     assert code == 4, err
     assert f"DRIFT, 400 requests of bundle {logged_rows.bundle_id}" in out
-    (part,) = files.glob(f"{bucket}/log/date=*/part0.parquet")
-    files.pipe(part, files.cat(part)[:-9])
+    (part,) = cloud.glob(f"{bucket}/log/date=*/part0.parquet")
+    cloud.pipe(part, cloud.cat(part)[:-9])
     code, out, _ = run(*asked)
     assert code == 0 and "no drift, 200 requests" in out and f"gs://{part}" in out
     shutil.rmtree("outputs")
@@ -151,19 +149,18 @@ def test_a_bundle_and_a_log_in_a_bucket(run, bucket, drift_bundle, logged_rows):
 
 
 @pytest.mark.slow
-def test_rows_in_a_bucket_are_deleted(run, bucket, logged_rows):
+def test_rows_in_a_bucket_are_deleted(run, bucket, cloud, logged_rows):
     old = logged_rows.fresh.slice(100, 20)
     old = old.set_column(0, "time", pa.array([OLD + timedelta(seconds=s) for s in range(20)], pa.timestamp("us", "UTC")))
     fill(Path("log"), logged_rows.fresh.slice(0, 100), old)
-    files = fsspec.core.url_to_fs(bucket, use_listings_cache=False)[0]
     log = f"{bucket}/forgetful"
-    files.put("log", log, recursive=True)
+    cloud.put("log", log, recursive=True)
     code, out, _ = run("log", "forget", "--request-id", "r7", f"drift.request_log={log}")
     assert code == 0 and "part0.parquet: 1 rows deleted\n1 rows of 1 requests deleted\nnote: " in out
     code, out, _ = run("log", "prune", "--days", 30, f"drift.request_log={log}")
     assert code == 0 and out == f"{log}/date={OLD.date()}/part1.parquet: deleted\n"
-    (left,) = files.find(log)
-    with files.open(left) as file:
+    (left,) = cloud.find(log)
+    with cloud.open(left) as file:
         assert pq.ParquetFile(file).read()["request_id"].to_pylist() == [f"r{n}" for n in range(100) if n != 7]
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from sodaops.bundle import layout
@@ -26,12 +25,6 @@ upload = lazy("sodaops.training.upload")
 
 pytestmark = pytest.mark.slow
 DENIED = "sa@p.iam.gserviceaccount.com does not have storage.objects.create access"
-
-
-@pytest.fixture
-def cloud(bucket):
-    """The bucket, as another program sees it."""
-    return fsspec.core.url_to_fs(bucket, token="anon", use_listings_cache=False)[0]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,11 +22,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture
-def bundle(trained, tmp_path):
-    return Path(shutil.copytree(trained / "run/bundle", tmp_path / "bundle"))
 
 
 def logged_ids(folder):

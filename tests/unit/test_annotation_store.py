@@ -1,10 +1,7 @@
 import json
 import shutil
 import stat
-import subprocess
-import sys
-import textwrap
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,7 +10,7 @@ from sodaops.annotation.state import SKIP
 from sodaops.annotation.store import Store
 from sodaops.errors import DataError, StorageError
 from tests.annotation import CODE, LABELS, store_of, task
-from tests.conftest import REPO
+from tests.conftest import REPO, file_size_limit
 
 V1 = REPO / "tests/fixtures/annotation_store_v1"  # written by the code of commit 154efa3, before SQLite
 V1_STATE = json.loads((REPO / "tests/fixtures/annotation_store_v1.json").read_text(encoding="utf-8"))
@@ -208,26 +205,13 @@ def test_arguments_that_are_not_valid(folder, call, named):
 
 
 def test_a_write_that_fails_is_refused_and_the_next_one_succeeds(folder):
-    """A limit on the size of files makes writes fail, as a full disk does."""
     one, two = names(store_of(folder, 2))
-    code = f"""
-        import resource
-        from pathlib import Path
-        from sodaops.annotation.store import Store
-        from sodaops.errors import StorageError
-        session = Store({str(folder)!r}).session("ann")
-        session.answer({one!r}, "positive")
-        n_bytes = Path({str(folder / "annotations.sqlite-wal")!r}).stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes + 20, resource.RLIM_INFINITY))
-        try:
-            session.answer({two!r}, "negative")
-        except StorageError as error:
-            print("refused", error)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        session.answer({two!r}, "neutral")
-        """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("refused") and str(folder / "annotations.sqlite") in done.stdout
+    session = Store(folder).session("ann")
+    session.answer(one, "positive")
+    n_bytes = (folder / "annotations.sqlite-wal").stat().st_size
+    with file_size_limit(n_bytes + 20), pytest.raises(StorageError, match=str(folder / "annotations.sqlite")):
+        session.answer(two, "negative")
+    session.answer(two, "neutral")
     assert Store(folder).state().answers == {one: {"ann": "positive"}, two: {"ann": "neutral"}}
 
 
@@ -248,11 +232,8 @@ def test_threads_and_stores_that_write_at_once_lose_nothing(folder):
             store.session(name, CODE).answer(one, "neutral")
 
     stores = [Store(folder) for _ in range(3)]
-    threads = [threading.Thread(target=work, args=(stores[n % 3], f"a{n}")) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, stores * 2, [f"a{n}" for n in range(6)]))
     assert stores[0].state().answers == {one: {f"a{n}": "neutral" for n in range(6)} for one in tasks}
 
 
@@ -346,11 +327,8 @@ def test_a_conversion_that_is_interrupted_starts_again(old, monkeypatch, step):
 
 
 def test_stores_that_are_opened_at_once_convert_once(old, caplog):
-    threads = [threading.Thread(target=Store, args=(old,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(Store, [old] * 4))
     check_converted(old)
     assert len(caplog.records) == 1
 

@@ -1,7 +1,6 @@
 """The bundle: what it holds, damage, and predictions from it."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,6 @@ from sodaops.inference.predictor import Predictor
 from tests.conftest import lazy
 
 onnx = lazy("onnx")
-
-
-@pytest.fixture
-def bundle(trained, tmp_path):
-    return Path(shutil.copytree(trained / "run/bundle", tmp_path / "bundle"))
 
 
 def test_it_names_its_origin(bundle, trained):

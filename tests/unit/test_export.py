@@ -23,11 +23,6 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
-def bundle(trained, tmp_path):
-    return Path(shutil.copytree(trained / "run/bundle", tmp_path / "bundle"))
-
-
-@pytest.fixture
 def exporting(bundle, monkeypatch):
     """The module, with the bundle's float32 graph in place of a new one, which takes torch some seconds."""
     from sodaops.export import onnx_export

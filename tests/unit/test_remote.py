@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from sodaops.errors import StorageError
@@ -15,12 +14,6 @@ from tests.conftest import configured, lazy
 from tests.gcs import forget_clients, refusing
 
 upload = lazy("sodaops.training.upload")
-
-
-@pytest.fixture
-def cloud():
-    """The bucket, as another program sees it."""
-    return fsspec.core.url_to_fs("gs://bucket", token="anon", use_listings_cache=False)[0]
 
 
 @pytest.fixture(autouse=True)

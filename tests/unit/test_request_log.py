@@ -5,7 +5,6 @@ import datetime
 import fcntl
 import json
 import os
-import resource
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sodaops.request_log import journal as journals
 from sodaops.request_log.journal import Journal
 from sodaops.request_log.parts import write_parts
 from sodaops.serving.metrics import Metrics
+from tests.conftest import file_size_limit
 
 
 def row(n, **changes):
@@ -184,12 +184,8 @@ def test_without_storage_the_journal_grows_up_to_its_limit(tmp_path, in_process)
 
 def test_a_full_disk_leaves_no_incomplete_line(tmp_path):
     log = journal(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))  # the third row would cross it
-    try:
+    with file_size_limit(600):  # the third row would cross it
         taken = [log.append([row(n)]) for n in range(4)]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     os.close(log._descriptor)
     (segment,) = (tmp_path / "journal").iterdir()
     assert taken == [True, True, False, False]

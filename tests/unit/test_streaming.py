@@ -5,11 +5,11 @@ import json
 import os
 import random
 import re
-import resource
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,7 @@ from sodaops.data.sources import read_table, write_table
 from sodaops.data.splits import SPLITS, assign_split
 from sodaops.errors import DataError, StorageError
 from sodaops.text.cleaning import clean
-from tests.conftest import REPO, configured, make_rows, table
+from tests.conftest import REPO, configured, file_size_limit, make_rows, table
 
 COLUMNS = ["text", "label"]
 SCRIPT_WITHOUT_GUARD = """
@@ -141,14 +141,8 @@ def test_every_format_in_small_blocks(workdir, tiny_batches, kind):
 @pytest.mark.parametrize(
     ("early", "late"),
     [
-        (1, 2.5),
-        (1, 2.0),
-        (None, 3),
-        ("2024-11-05", "soon"),
-        ("2024-11-05", "2024-11-05 10:00:00.5"),
-        (True, None),
-        (None, None),
-        (2**60, 0.5),
+        *((1, 2.5), (1, 2.0), (None, 3), (True, None), (None, None), (2**60, 0.5)),
+        *(("2024-11-05", "soon"), ("2024-11-05", "2024-11-05 10:00:00.5")),
     ],
 )
 def test_a_json_column_has_the_type_of_all_its_rows(write, tiny_batches, early, late):
@@ -171,23 +165,11 @@ def test_parquet_floats_are_read_as_integers_only_if_all_are_whole(workdir, tiny
 
 N_VALID = 900
 INVALID = {
-    "ragged": (
-        "t.csv",
-        lambda rows: rows + b"one,two,three\n" + rows[11:] + b"one\n",
-        r"t.csv: 2 rows .* 2 .*row 901 \(3 .*row 1802 \(1 ",
-    ),
+    "ragged": ("t.csv", lambda rows: rows + b"1,2,3\n" + rows[11:] + b"1\n", r"2 rows .* 2 .*row 901 \(3 .*row 1802 \(1 "),
     "not UTF-8": ("t.csv", lambda rows: rows + b"caf\xe9,good\n" + rows[11:], "t.csv line 902, byte 4: 0xe9"),
-    "JSON not UTF-8": (
-        "t.jsonl",
-        lambda rows: rows + b'{"text": "caf\xe9", "label": "good"}\n',
-        "t.jsonl line 901, byte 14: 0xe9",
-    ),
+    "JSON not UTF-8": ("t.jsonl", lambda rows: rows + b'{"text": "caf\xe9"}\n', "t.jsonl line 901, byte 14: 0xe9"),
     "broken JSON": ("t.jsonl", lambda rows: rows + b"{broken}\n", "t.jsonl: .*in row 901"),
-    "another type": (
-        "t.jsonl",
-        lambda rows: rows + b'{"text": "x", "label": 1}\n' * 99,
-        "t.jsonl: .*string to",
-    ),
+    "another type": ("t.jsonl", lambda rows: rows + b'{"text": "x", "label": 1}\n' * 99, "t.jsonl: .*string to"),
 }
 
 
@@ -234,12 +216,8 @@ def test_a_full_disk_leaves_only_the_old_splits(write, monkeypatch):
     write("t.csv", table([(f"{text} {random.random()}", label) for text, label in make_rows(5000)]))
     for n_bytes, n_rows in ((2000, 5000), (12_000, 50)):  # too small for a part; large enough for parts, not for splits
         monkeypatch.setattr(parts, "PART_ROWS", n_rows)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
-        try:
-            with pytest.raises(StorageError, match=r"splits\S*: .*File too large"):
-                preprocess(config_of(), "splits")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with file_size_limit(n_bytes), pytest.raises(StorageError, match=r"splits\S*: .*File too large"):
+            preprocess(config_of(), "splits")
         assert temporary_files() == [] and json.loads(Path("splits/manifest.json").read_text()) == first
 
 
@@ -270,12 +248,8 @@ def test_worker_processes_give_the_same_splits(two_workers, monkeypatch):
 def test_errors_in_worker_processes_are_raised(two_workers):
     long = [(f"{i} {random.randbytes(500).hex()}", label) for i, (_, label) in enumerate(make_rows(1000))]
     Path("t.csv").write_text(table([*make_rows(1000), *long]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, resource.RLIM_INFINITY))
-    try:
-        with pytest.raises(StorageError, match="File too large"):
-            preprocess(config_of(), "splits")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with file_size_limit(15_000), pytest.raises(StorageError, match="File too large"):
+        preprocess(config_of(), "splits")
     assert os.listdir() == ["t.csv"]
 
 
@@ -291,14 +265,13 @@ def test_finished_parts_are_kept_if_a_worker_process_is_killed(two_workers):
                         return
             time.sleep(0.01)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        with pytest.raises(parts.PartsKeptError, match="t.csv: .*row [1-9]"):
-            preprocess(config_of(), "splits")
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(kill)
+        try:
+            with pytest.raises(parts.PartsKeptError, match="t.csv: .*row [1-9]"):
+                preprocess(config_of(), "splits")
+        finally:
+            stop.set()
     (folder,) = Path().glob(".splits.work.*")
     assert "000-000000000001-000050.arrow" in os.listdir(folder) and not Path("splits").exists()
     assert preprocess(config_of(), "splits")["n_kept"] == 3000
