@@ -1,9 +1,11 @@
 """The errors that a user can cause. Each message names the place, the value, what is allowed, and how to fix it."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 SHOWN = 5
+_ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of a terminal, for colours
 
 
 class SodaOpsError(Exception):
@@ -84,3 +86,28 @@ def some(items: Sequence[object], shown: int = SHOWN) -> str:
     """
     text = ", ".join(str(item) for item in items[:shown])
     return f"{text} and {len(items) - shown} more" if len(items) > shown else text
+
+
+def reason_of(error: BaseException) -> str:
+    r"""The first line of another library's error, without terminal escape codes.
+
+    >>> reason_of(ValueError("\x1b[96mno such file\x1b[0m\nmore"))
+    'no such file'
+    """
+    lines = _ESCAPE_CODE.sub("", str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def joined(errors: Sequence[SodaOpsError]) -> SodaOpsError:
+    """One error for all: of their class if they share one, otherwise a ConfigError.
+
+    >>> print(joined([ConfigError("a=1: expected 2."), ConfigError("b=1: expected 2.")]))
+    2 faults:
+    - a=1: expected 2.
+    - b=1: expected 2.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else ConfigError
+    return kind(f"{len(errors)} faults:\n- " + "\n- ".join(map(str, errors)))

@@ -26,8 +26,9 @@ from sodaops.export.onnx_export import Exported, export_onnx
 from sodaops.io import ranks, storage
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
-from sodaops.modeling.encoder import Pretrained, TextEncoder, load_pretrained
+from sodaops.modeling.encoder import Pretrained, TextEncoder
 from sodaops.modeling.optim import freeze
+from sodaops.modeling.pretrained import load_pretrained
 from sodaops.training import resume
 from sodaops.training.callbacks import Checkpoint, Terminate, make_profiler, profile_table
 from sodaops.training.peers import Peers

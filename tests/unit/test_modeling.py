@@ -11,6 +11,7 @@ from tests.conftest import configured, lazy
 classifier = lazy("sodaops.modeling.classifier")
 datamodule = lazy("sodaops.data.datamodule")
 encoder_module = lazy("sodaops.modeling.encoder")
+pretrained_module = lazy("sodaops.modeling.pretrained")
 optim_module = lazy("sodaops.modeling.optim")
 safetensors = lazy("safetensors.torch")
 torch = lazy("torch")
@@ -25,7 +26,7 @@ def model_config(*overrides):
 
 def saved(folder, kind="distilbert"):
     """A checkpoint as a user's own: real architecture, small, random weights, MiniLM's tokenizer."""
-    tokenizer = encoder_module.load_pretrained(model_config("model=tiny")).tokenizer
+    tokenizer = pretrained_module.load_pretrained(model_config("model=tiny")).tokenizer
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=64)
     fast.save_pretrained(folder)
     size = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 66}
@@ -48,7 +49,7 @@ def encode(model, tokenizer, text):
 @pytest.mark.parametrize("kind", ["distilbert", "roberta"])
 def test_a_users_checkpoint_loads_with_its_own_weights(tmp_path, kind):
     original = saved(tmp_path, kind)
-    loaded = encoder_module.load_pretrained(
+    loaded = pretrained_module.load_pretrained(
         model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64")
     )
     expected = {name: value for name, value in original.state_dict().items() if not name.startswith("pooler.")}
@@ -58,7 +59,7 @@ def test_a_users_checkpoint_loads_with_its_own_weights(tmp_path, kind):
 
 
 def test_minilm_is_pretrained_and_tiny_is_not():
-    minilm = encoder_module.load_pretrained(model_config("model=minilm"))
+    minilm = pretrained_module.load_pretrained(model_config("model=minilm"))
     assert sum(p.numel() for p in minilm.transformer.parameters()) > 22_000_000
     model = encoder_module.TextEncoder(copy.deepcopy(minilm.transformer), 2, "mean").eval()
     near, far = (
@@ -67,14 +68,14 @@ def test_minilm_is_pretrained_and_tiny_is_not():
     )
     assert near > 0.6 > 0.3 > far
     assert all(module.training for module in minilm.transformer.modules())  # from_pretrained turns dropout off
-    first, second = (encoder_module.load_pretrained(model_config("model=tiny")).transformer.state_dict() for _ in range(2))
+    first, second = (pretrained_module.load_pretrained(model_config("model=tiny")).transformer.state_dict() for _ in range(2))
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_nothing(pooling):
     torch.manual_seed(0)
-    loaded = encoder_module.load_pretrained(model_config("model=tiny"))
+    loaded = pretrained_module.load_pretrained(model_config("model=tiny"))
     model = encoder_module.TextEncoder(loaded.transformer, 3, pooling).eval()
     texts = ["good", "a much longer text about nothing in particular, with many words"]
     ids = [loaded.tokenizer.encode(text).ids for text in texts]
@@ -117,7 +118,7 @@ def test_an_incomplete_checkpoint(tmp_path, what, cause):
     saved(tmp_path)
     spoil(tmp_path, what)
     with pytest.raises(ModelError, match=cause.replace("MODEL", str(tmp_path))):
-        encoder_module.load_pretrained(
+        pretrained_module.load_pretrained(
             model_config("model=distilbert", f"model.name_or_path={tmp_path}", "model.max_tokens=64")
         )
 
@@ -126,7 +127,7 @@ def test_hub_without_network_or_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="model.name_or_path=no-one/no-model.*model.name_or_path=FOLDER"):
-        encoder_module.load_pretrained(model_config("model.name_or_path=no-one/no-model"))
+        pretrained_module.load_pretrained(model_config("model.name_or_path=no-one/no-model"))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_hub_without_network_or_cache(tmp_path, monkeypatch):
 )
 def test_settings_that_no_model_has(override, error, cause):
     with pytest.raises(error, match=cause):
-        encoder_module.load_pretrained(model_config(override))
+        pretrained_module.load_pretrained(model_config(override))
 
 
 def optim(**changes) -> OptimConfig:
@@ -153,7 +154,7 @@ def test_groups_hold_every_parameter_once(tmp_path, kind):
     if kind == "distilbert":
         saved(tmp_path)
     names = [f"model.name_or_path={tmp_path}", "model.max_tokens=64"] if kind == "distilbert" else []
-    model = encoder_module.TextEncoder(encoder_module.load_pretrained(model_config(*names)).transformer, 3)
+    model = encoder_module.TextEncoder(pretrained_module.load_pretrained(model_config(*names)).transformer, 3)
     groups = optim_module.parameter_groups(model, optim(lr=1.0, head_lr=7.0, layer_decay=0.5, weight_decay=0.1))
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
@@ -170,7 +171,7 @@ def test_groups_hold_every_parameter_once(tmp_path, kind):
 @pytest.mark.parametrize("n_frozen", [None, 0, 1, 4])
 def test_frozen_layers_are_not_trained_and_the_others_are(n_frozen):
     encoder = encoder_module.TextEncoder(
-        encoder_module.load_pretrained(model_config("model=tiny", "model.overrides.num_hidden_layers=4")).transformer, 2
+        pretrained_module.load_pretrained(model_config("model=tiny", "model.overrides.num_hidden_layers=4")).transformer, 2
     )
     optim_module.freeze(encoder, n_frozen)
     before = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
@@ -185,7 +186,7 @@ def test_frozen_layers_are_not_trained_and_the_others_are(n_frozen):
 
 
 def test_more_frozen_layers_than_there_are():
-    encoder = encoder_module.TextEncoder(encoder_module.load_pretrained(model_config("model=tiny")).transformer, 2)
+    encoder = encoder_module.TextEncoder(pretrained_module.load_pretrained(model_config("model=tiny")).transformer, 2)
     with pytest.raises(ConfigError, match=r"optim\.frozen_layers=9"):
         optim_module.freeze(encoder, 9)
 
@@ -200,7 +201,7 @@ def test_schedules():
 
 def test_loss_with_targets_weights_and_smoothing():
     logits, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.25, 0.75], [0.0, 1.0]])
-    encoder = encoder_module.TextEncoder(encoder_module.load_pretrained(model_config("model=tiny")).transformer, 2)
+    encoder = encoder_module.TextEncoder(pretrained_module.load_pretrained(model_config("model=tiny")).transformer, 2)
     logs = torch.log_softmax(logits, -1)
     plain = classifier.TextClassifier(encoder, optim(label_smoothing=0.0), 0).loss(logits, targets)
     assert plain.item() == pytest.approx(-(targets * logs).sum(1).mean().item(), abs=1e-6)
@@ -212,7 +213,7 @@ def test_loss_with_targets_weights_and_smoothing():
 
 
 def test_the_datamodule_mixes_votes_into_targets(trained, small_tweets):
-    pretrained = encoder_module.load_pretrained(model_config("model=tiny"))
+    pretrained = pretrained_module.load_pretrained(model_config("model=tiny"))
     for weight in (0.0, 0.5):
         config = configured(
             f"data.path={small_tweets}", f"evaluate.splits_dir={trained / 'splits'}", f"optim.vote_weight={weight}"

@@ -1,0 +1,164 @@
+"""Checks a pretrained encoder and its tokenizer before any training, with two short batches.
+
+What an encoder can do is measured rather than known from a list of architectures: how many tokens it takes, whether it ignores
+padding, and whether its first token sees the others.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from sodaops.config.schema import ModelConfig
+from sodaops.data.tokens import pad
+from sodaops.errors import ConfigError, ModelError, SodaOpsError, joined, reason_of
+from sodaops.modeling.encoder import Pretrained, TextEncoder
+
+log = logging.getLogger(__name__)
+RARE = "\U00012000"  # a cuneiform sign, which hardly any vocabulary has
+TEXT = f"A text with numbers (1234), an accent (é), an emoji (\U0001f642) and a rare sign ({RARE})."
+_MAX_CHANGE = 1e-3  # of an embedding, relative to its largest value
+_FEW = 16  # tokens
+
+
+def check_pretrained(config: ModelConfig, pretrained: Pretrained, limit: int | None) -> None:
+    """Runs a padded batch of ``model.max_tokens`` tokens, in evaluation mode; draws no random numbers.
+
+    Args:
+        config: conf/model.
+        pretrained: the encoder and its tokenizer.
+        limit: tokens of a text that the encoder's own configuration allows; None: any number.
+
+    Raises:
+        ModelError: the encoder or its tokenizer cannot be used.
+        ConfigError: model.max_tokens or model.pooling does not suit the encoder.
+    """
+    name = f"model.name_or_path={config.name_or_path.partition('#')[0]}"
+    transformer = pretrained.transformer
+    faults: list[SodaOpsError] = []
+    try:
+        row = _encode(name, pretrained.tokenizer)
+    except ModelError as error:
+        faults.append(error)
+        row = np.arange(3)
+    faults += _vocabulary_faults(name, pretrained)
+    if getattr(transformer.config, "is_encoder_decoder", False):
+        kind = type(transformer).__name__
+        faults.append(ModelError(f"{name}: {kind} is an encoder-decoder; choose an encoder, such as BERT."))
+    if not faults:
+        with isolate_rng(include_cuda=False), torch.no_grad():
+            model = TextEncoder(transformer, 2, config.pooling, dropout=0.0).eval()
+            faults += _batch_faults(name, config, model, row, pretrained.pad_token_id, limit)
+            transformer.train()
+    if faults:
+        raise joined(faults)
+
+
+def _encode(name: str, tokenizer: Any) -> np.ndarray:
+    """The token ids of a text with characters of many kinds, int64 [n_tokens]."""
+    try:
+        row, rare, empty = (tokenizer.encode(text).ids for text in (TEXT, RARE, ""))
+    except BaseException as error:  # the tokenizer's Rust code may panic, which is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ModelError(
+            f"{name}: its tokenizer fails on characters that it does not know ({reason_of(error)}); choose a model whose "
+            "tokenizer has an unknown token."
+        ) from error
+    if len(row) <= len(empty):
+        raise ModelError(f"{name}: its tokenizer gives no tokens for {TEXT!r}; choose a model for texts of your language.")
+    if len(rare) <= len(empty):
+        log.warning("%s: its tokenizer drops characters that it does not know; a text of only these counts as empty", name)
+    return np.array(row, dtype=np.int64)
+
+
+def _vocabulary_faults(name: str, pretrained: Pretrained) -> list[SodaOpsError]:
+    try:
+        table = pretrained.transformer.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # an architecture of another kind; the batch shows whether it works
+        return []
+    largest = max(pretrained.pad_token_id, *pretrained.tokenizer.get_vocab(with_added_tokens=True).values())
+    if not isinstance(table, nn.Embedding) or largest < table.num_embeddings:
+        return []
+    return [
+        ModelError(
+            f"{name}: its tokenizer has token ids up to {largest}, its encoder only up to {table.num_embeddings - 1}. "
+            f"Save it again after resize_token_embeddings({largest + 1}), or choose another model."
+        )
+    ]
+
+
+def _batch_faults(
+    name: str, config: ModelConfig, model: TextEncoder, row: np.ndarray, pad_token_id: int, limit: int | None
+) -> list[SodaOpsError]:
+    """Faults that a padded batch shows: ``row`` repeated to model.max_tokens, and its first tokens alone."""
+    short = row[: min(_FEW, config.max_tokens // 2)]
+
+    def embed(*rows: np.ndarray) -> Tensor:
+        return model(*map(torch.from_numpy, pad(rows, pad_token_id))).embeddings
+
+    try:
+        alone = embed(short)[0]
+        embed(short, short[:1])
+    except Exception as error:  # each architecture has errors of its own
+        kind = type(model.transformer).__name__
+        return [ModelError(f"{name}: {kind} cannot compute a batch of texts ({reason_of(error)}); choose another model.")]
+    faults: list[SodaOpsError] = []
+    n_tokens = _longest(embed, row, min(config.max_tokens, limit or config.max_tokens))
+    if n_tokens < config.max_tokens:
+        faults.append(
+            ConfigError(
+                f"model.max_tokens={config.max_tokens}: the encoder takes at most {n_tokens}; set model.max_tokens={n_tokens}."
+            )
+        )
+    together = embed(np.resize(row, n_tokens), short)
+    if not torch.isfinite(together).all():
+        faults.append(ModelError(f"{name}: its output is not finite; choose a model with sound weights."))
+    elif (change := _change(together[1], alone)) > _MAX_CHANGE:
+        faults.append(
+            ModelError(
+                f"{name}: padding changes its output, by {change:.1%}, so a text's result would depend on the other texts in "
+                "its batch; choose a model that applies the attention mask."
+            )
+        )
+    if config.pooling == "cls" and not _sees_all(embed, row[:3]):
+        faults.append(
+            ConfigError(
+                f"model.pooling=cls: the first token's vector does not depend on the other tokens in "
+                f"{type(model.transformer).__name__}; set model.pooling=mean."
+            )
+        )
+    return faults
+
+
+def _sees_all(embed: Callable[..., Tensor], row: np.ndarray) -> bool:
+    """Whether the embedding depends on more than the first token."""
+    other = next(i for i in range(len(row) + 1) if i not in row)
+    return _change(embed(row)[0], embed(np.array([row[0], *[other] * (len(row) - 1)]))[0]) > 0
+
+
+def _longest(embed: Callable[..., Tensor], row: np.ndarray, n_tokens: int) -> int:
+    """The most tokens of a text that the encoder computes, at most ``n_tokens``."""
+
+    def fits(n: int) -> bool:
+        try:
+            embed(np.resize(row, n), row[:1])
+        except Exception:
+            return False
+        return True
+
+    if fits(n_tokens):
+        return n_tokens
+    low, high = 1, n_tokens  # it computes `low` tokens, and not `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _change(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
