@@ -42,7 +42,8 @@ def restore_logging() -> Iterator[None]:
     yield
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         for handler in set(logger.handlers) - set(handlers):
-            if type(handler) in (logging.StreamHandler, logging.FileHandler) or logger is not logging.root:
+            kinds = ("StreamHandler", "FileHandler", "ConsoleHandler")
+            if type(handler).__name__ in kinds or logger is not logging.root:
                 logger.removeHandler(handler)
                 handler.close()
         if logger is not logging.root:

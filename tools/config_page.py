@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sodaops.config.compose import compose
+from sodaops.config.keys import comments_of
 from sodaops.config.schema import Config
 
 REPO = Path(__file__).resolve().parents[1]
@@ -42,15 +43,13 @@ def page() -> str:
         else:
             sections.append(_section_text(name, inner, default[name], schema))
     top_level = {"properties": {name: schema["properties"][name] for name in top}}
-    first = _table(list(_rows("", top_level, default, schema, _comments(REPO / "conf/config.yaml"))))
+    first = _table(list(_rows("", top_level, default, schema, comments_of(top[0]))))
     return _HEAD + "\n".join([f"## Top level\n\n{first}", *sections])
 
 
 def _section_text(name: str, section: dict[str, Any] | None, default: Any, schema: dict[str, Any]) -> str:
     folder = REPO / "conf" / name
-    comments: dict[str, str] = {}
-    for file in _files(name):
-        comments |= {f"{name}.{key}" if folder.is_dir() else key: text for key, text in _comments(file).items()}
+    comments = comments_of(name)
     if section is None:  # free-form
         text = "Arguments of `lightning.Trainer`, checked against Lightning's signature when training starts."
         rows = [(f"{name}.{key}", "", _value(value), comments.get(f"{name}.{key}", "")) for key, value in default.items()]
@@ -67,14 +66,6 @@ def _section_text(name: str, section: dict[str, Any] | None, default: Any, schem
     return "\n\n".join([*parts, _table(rows)])
 
 
-def _files(name: str) -> list[Path]:
-    """The files with a section's comments; later ones have precedence."""
-    folder = REPO / "conf" / name
-    if not folder.is_dir():
-        return [REPO / "conf/config.yaml"]
-    return sorted(folder.glob("*.yaml"), key=lambda file: (file.stem == "base", file.stem == "default", file.stem))
-
-
 def _options(folder: Path) -> str:
     """A list of a group's files with the first sentence of each."""
     options = []
@@ -85,19 +76,6 @@ def _options(folder: Path) -> str:
         if file.stem != "base":
             options.append(f"- `{folder.name}={file.stem}`" + (f": {summary}" if summary else ""))
     return "\n".join(options) if len(options) > 1 else ""
-
-
-def _comments(file: Path) -> dict[str, str]:
-    """Dotted key -> the comment at the end of its line; ``@package _global_`` files leave out their section."""
-    comments: dict[str, str] = {}
-    path: list[str] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        parsed = re.fullmatch(r"( *)(\w+):(?: .*?)?(?:\s+#\s*(.+))?", line)
-        if parsed:
-            path = [*path[: len(parsed[1]) // 2], parsed[2]]
-            if parsed[3]:
-                comments[".".join(path if path[0] != file.parent.name else path[1:])] = parsed[3]
-    return comments
 
 
 def _rows(

@@ -75,7 +75,11 @@ def save_bundle(
             pooling=config.model.pooling,
             pad_token_id=pad_token_id,
             metrics=metrics,
-            data={"name": config.data.name, "fingerprint": manifest["fingerprint"]},
+            data={
+                "name": config.data.name,
+                "fingerprint": manifest["fingerprint"],
+                "text_column": config.data.text_column,
+            },
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             git_commit=git_commit(),
             versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},

@@ -9,49 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sodaops.cli.console import configure_logging
-from sodaops.errors import ConfigError, SodaOpsError, Terminated, nearest
+from sodaops.cli.commands import COMPLETE, MODULE_OF
+from sodaops.cli.parsing import overview, parse
+from sodaops.errors import ConfigError, SodaOpsError, Terminated
 
-USAGE = """\
-usage: sodaops COMMAND [KEY=VALUE ...]
-
-  train        preprocess if needed, train, write the bundle, evaluate     (any Hydra flag: --cfg job, --multirun, …)
-  preprocess   make the Parquet splits and their manifest
-  export       add ONNX models to a bundle: sodaops export BUNDLE          (train does so by itself)
-  evaluate     measure a bundle: sodaops evaluate BUNDLE evaluate.split=test
-  predict      answer from a bundle: sodaops predict BUNDLE "a text"       (or --file TABLE --output TABLE)
-  serve        answer over HTTP: sodaops serve BUNDLE serve.port=8000      (or environment variables SODAOPS_…)
-
-  drift        compare the request log with the reference: sodaops drift BUNDLE drift.request_log=FOLDER
-  watch        the drift service: sodaops watch BUNDLE drift.request_log=FOLDER
-  alerts       alert rules: sodaops alerts check, render (for Prometheus, Alertmanager, Grafana, Google Cloud)
-  log          delete from the request log: sodaops log forget --request-id ID, sodaops log prune --days 30
-
-  annotate     people label texts: sodaops annotate serve STORE            (also status, export FILE, import FILE)
-
-  runs         a table of runs: sodaops runs --sort=-val/macro_f1          (sodaops runs compare A B: two beside each other)
-  report       one page about a run: sodaops report RUN
-  sweep        a sweep's page: sodaops sweep report SWEEP                  (sodaops sweep wandb search=…: a sweep on W&B)
-  select       the best run of a sweep: sodaops select SWEEP
-
-  register     put a bundle into the registry: sodaops register BUNDLE
-  promote      make a version champion if the gate lets it: sodaops promote VERSION
-  rollback     bring the previous champion back: sodaops rollback --reason "…"
-  resolve      the address of a version: sodaops resolve champion
-  registry     sodaops registry list, history or gc
-
-KEY=VALUE changes the configuration in conf/ (model=distilbert, trainer.max_epochs=3). --config-dir FOLDER adds your own
-groups. --params FILE reads a composed configuration, as DVC's stages do, in place of conf/.
-"""
-_COMMANDS = {
-    "training": ("train", "preprocess", "export", "evaluate", "predict", "serve"),
-    "runs": ("runs", "report", "sweep", "select"),
-    "drift": ("drift", "watch", "log"),
-    "alerts": ("alerts",),
-    "annotation": ("annotate",),
-    "registry": ("register", "promote", "rollback", "resolve", "registry"),
-}
-MODULE_OF = {command: module for module, commands in _COMMANDS.items() for command in commands}
 # Packages that a command may lack, and the extra that installs them.
 _EXTRA_OF = dict.fromkeys(
     ("hydra", "lightning", "matplotlib", "omegaconf", "onnx", "onnxscript", "safetensors", "sklearn", "torch", "torchmetrics",
@@ -61,21 +22,24 @@ _EXTRA_OF = dict.fromkeys(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
-    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command in ("-h", "--help"):
-        print(USAGE, end="")
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if COMPLETE in os.environ:
+        from sodaops.cli.completion import complete
+
+        print("\n".join(complete(os.environ[COMPLETE])))
         return 0
-    if command not in MODULE_OF:
-        hint = nearest(command, MODULE_OF)
-        print(
-            f"sodaops: {command!r} is not a command{hint}; expected one of {', '.join(MODULE_OF)}.\n\n{USAGE}",
-            end="",
-            file=sys.stderr,
-        )
-        return 2
-    configure_logging()
     try:
-        getattr(importlib.import_module(f"sodaops.cli.{MODULE_OF[command]}"), f"run_{command}")(rest)
+        if (text := overview(words)) is not None:
+            print(text, end="")
+        else:
+            _run(words)
+    except SystemExit as stop:  # of argparse, which has printed the help or the error
+        if not isinstance(stop.code, int):
+            raise
+        return stop.code
+    except BrokenPipeError:  # `| head` has read enough; Python would complain again when it flushes standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt as stop:
         print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
@@ -86,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(explained).__name__}: {explained}", file=sys.stderr)
         return explained.exit_code
     return 0
+
+
+def _run(words: Sequence[str]) -> None:
+    name, options = parse(words)
+    from sodaops.cli.console import configure_logging
+
+    configure_logging()
+    module = importlib.import_module(f"sodaops.cli.{MODULE_OF[name.partition(' ')[0]]}")
+    getattr(module, f"run_{name.replace(' ', '_')}")(options)
 
 
 def _explained(error: Exception) -> SodaOpsError | None:

@@ -1,4 +1,4 @@
-"""The command `sodaops alerts`: check and render."""
+"""The commands `sodaops alerts check` and `render`."""
 
 import argparse
 import importlib.util
@@ -8,39 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sodaops.cli.training import configured, shown_path
-from sodaops.config.schema import AlertsConfig
 from sodaops.errors import AlarmError, ConfigError
 
 if TYPE_CHECKING:
     from sodaops.alerting.check import RuleResult
 
 
-def run_alerts(rest: list[str]) -> None:
-    """`sodaops alerts check` and `render`."""
-    parser = argparse.ArgumentParser(
-        prog="sodaops alerts",
-        description="Alert rules over the metrics of the services.",
-        epilog="KEY=VALUE changes the configuration: alerts.rules.errors.above=0.05, alerts.rules.drift=null",
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="check|render")
-    checking = actions.add_parser("check", help="evaluate the rules once; exit code 4 when one fires")
-    checking.add_argument("--wait", type=float, default=0.0, help="seconds between two scrapes, which rules on rates need")
-    checking.add_argument("--notify", action="store_true", help="send what fires to the Apprise URL in SODAOPS_ALERT_URL")
-    rendering = actions.add_parser("render", help="write files for Prometheus, Alertmanager, Grafana and Google Cloud")
-    rendering.add_argument("--output", default="outputs/alerts", help="the folder (default: outputs/alerts)")
-    options, others = parser.parse_known_args(rest)
-    flags = [text for text in others if text.startswith("-") and text.partition("=")[0] not in ("--config-dir", "--params")]
-    if flags:
-        parser.error(f"{flags[0]!r} is not an option; expected KEY=VALUE")
-    config = configured(others).alerts
-    if options.action == "check":
-        _check(config, options.wait, options.notify)
-    else:
-        _render(config, Path(options.output))
-
-
-def _check(config: AlertsConfig, wait_s: float, notifies: bool) -> None:
-    """Prints a table of the rules, and sends what fires.
+def run_alerts_check(options: argparse.Namespace) -> None:
+    """`sodaops alerts check`: prints a table of the rules, and sends what fires.
 
     Raises:
         AlarmError: a rule fires.
@@ -49,8 +24,9 @@ def _check(config: AlertsConfig, wait_s: float, notifies: bool) -> None:
         raise ConfigError("prometheus_client is not installed; get it with `pip install 'sodaops[alerts]'`.")
     from sodaops.alerting import check
 
-    urls = check.notify_urls(os.environ) if notifies else None
-    results = check.check_rules(config, os.environ.get(check.API_KEY), wait_s)
+    config = configured(options).alerts
+    urls = check.notify_urls(os.environ) if options.notify else None
+    results = check.check_rules(config, os.environ.get(check.API_KEY), options.wait)
     _print_results(results)
     firing = [result for result in results if result.fires]
     if firing and urls is not None:
@@ -70,8 +46,8 @@ def _print_results(results: "Sequence[RuleResult]") -> None:
         print("no value: rates need two scrapes (--wait SECONDS) and requests in between; traffic needs Prometheus")
 
 
-def _render(config: AlertsConfig, folder: Path) -> None:
-    """Writes the rules, receivers and dashboard.
+def run_alerts_render(options: argparse.Namespace) -> None:
+    """`sodaops alerts render`: writes the rules, receivers and dashboard.
 
     Raises:
         StorageError: the folder cannot be written to.
@@ -81,6 +57,7 @@ def _render(config: AlertsConfig, folder: Path) -> None:
     from sodaops.alerting.render import GOOGLE, PROMETHEUS, google_policies, prometheus_rules
     from sodaops.io import storage
 
+    config, folder = configured(options).alerts, Path(options.output)
     files = {
         PROMETHEUS: prometheus_rules(config),
         ALERTMANAGER: alertmanager_config(config),

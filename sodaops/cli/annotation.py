@@ -1,4 +1,4 @@
-"""The command `annotate` and its subcommands: pick, serve, status, export, import, merge."""
+"""The commands `sodaops annotate` pick, serve, status, export, import and merge."""
 
 import argparse
 import importlib.util
@@ -6,55 +6,38 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sodaops.cli.registry import parse_with_overrides
+from sodaops.cli.training import configured, explicit_keys
 from sodaops.config.schema import Config
 from sodaops.data.preprocess import read_split
-from sodaops.errors import ConfigError, nearest, some
+from sodaops.errors import ConfigError, some
 
 if TYPE_CHECKING:
     from sodaops.annotation.state import AnnotationState
     from sodaops.annotation.store import Store
 
 
-def run_annotate(rest: list[str]) -> None:
-    """Runs `sodaops annotate SUBCOMMAND`."""
-    name, *rest = rest or [""]
-    if name in ("-h", "--help"):
-        print(f"usage: sodaops annotate {{{','.join(SUBCOMMANDS)}}} … [KEY=VALUE ...]; each of them has a --help")
-        return
-    if name not in SUBCOMMANDS:
-        raise ConfigError(f"sodaops annotate {name}: expected one of {', '.join(SUBCOMMANDS)}{nearest(name, SUBCOMMANDS)}.")
-    SUBCOMMANDS[name](rest)
-
-
-def serve(rest: list[str]) -> None:
-    """Replaces this process by the service, which needs no Hydra in memory."""
-    if rest and "=" not in rest[0] and not rest[0].startswith("-"):
-        rest = [*rest[1:], f"annotate.store={rest[0]}"]
-    usage = "sodaops annotate serve [STORE] [KEY=VALUE ...]"
-    parser = argparse.ArgumentParser(usage=usage, description="The page on which people label texts.")
-    _, config = parse_with_overrides(parser, rest)
+def run_annotate_serve(options: argparse.Namespace) -> None:
+    """`sodaops annotate serve`: replaces this process by the service, which needs no Hydra in memory."""
     if importlib.util.find_spec("fastapi") is None:
         raise ConfigError("fastapi is not installed; install it with `pip install 'sodaops[serve]'`.")
     from sodaops.annotation.settings import PREFIX
     from sodaops.web.settings import as_environment
 
-    explicit = {text.partition("=")[0].removeprefix("annotate.") for text in rest}
+    settings, explicit = configured(options).annotate, explicit_keys(options, "annotate")
+    if options.store is not None:
+        settings, explicit = settings.model_copy(update={"store": options.store}), {*explicit, "store"}
     sys.stdout.flush()
     command = [sys.executable, "-m", "sodaops.annotation"]
-    os.execve(sys.executable, command, {**os.environ, **as_environment(config.annotate, explicit, PREFIX)})
+    os.execve(sys.executable, command, {**os.environ, **as_environment(settings, explicit, PREFIX)})
 
 
-def status(rest: list[str]) -> None:
-    """Prints progress, agreement and conflicts."""
-    parser = argparse.ArgumentParser(prog="sodaops annotate status", description="Prints progress, agreement and conflicts.")
-    _, config = parse_with_overrides(parser, rest)
-    store = _store(config)
+def run_annotate_status(options: argparse.Namespace) -> None:
+    """`sodaops annotate status`: prints progress, agreement and conflicts."""
+    store = _store(configured(options))
     print(format_status(store, store.state()))
 
 
@@ -80,41 +63,36 @@ def format_status(store: "Store", state: "AnnotationState") -> str:
     return "\n".join(lines)
 
 
-def export(rest: list[str]) -> None:
-    """Writes tasks and answers for other tools."""
+def run_annotate_export(options: argparse.Namespace) -> None:
+    """`sodaops annotate export`: writes tasks and answers for other tools."""
     from sodaops.annotation.exchange import export_file
 
-    parser = argparse.ArgumentParser(prog="sodaops annotate export", description="Writes texts and answers for other tools.")
-    parser.add_argument("file", help="NAME.json for Label Studio (also writes its labeling config, NAME.xml), or NAME.csv")
-    asked, config = parse_with_overrides(parser, rest)
-    n_tasks = export_file(_store(config), asked.file)
-    print(f"{asked.file}: {n_tasks:,} texts")
-    if asked.file.lower().endswith(".json"):
-        print(f"{Path(asked.file).with_suffix('.xml')}: the labeling config")
+    n_tasks = export_file(_store(configured(options)), options.file)
+    print(f"{options.file}: {n_tasks:,} texts")
+    if options.file.lower().endswith(".json"):
+        print(f"{Path(options.file).with_suffix('.xml')}: the labeling config")
 
 
-def import_(rest: list[str]) -> None:
-    """Reads texts and answers of other tools; makes the store with data.labels if there is none."""
+def run_annotate_import(options: argparse.Namespace) -> None:
+    """`sodaops annotate import`: reads texts and answers of other tools; makes the store with data.labels if there is none."""
     from sodaops.annotation.database import INFO
     from sodaops.annotation.exchange import import_file
     from sodaops.annotation.store import Store
 
-    parser = argparse.ArgumentParser(prog="sodaops annotate import", description="Reads texts and answers of other tools.")
-    parser.add_argument("file", help="Label Studio's JSON, or a table with the column text (and task, label, annotator)")
-    asked, config = parse_with_overrides(parser, rest)
+    config = configured(options)
     folder, labels = Path(config.annotate.store), config.data.labels
     if not (folder / INFO).exists() and labels is not None:
-        if not Path(asked.file).is_file():
-            raise ConfigError(f"{asked.file}: no such file.")
+        if not Path(options.file).is_file():
+            raise ConfigError(f"{options.file}: no such file.")
         store = Store.create(folder, [str(label) for label in labels])
     else:
         store = _store(config)
-    result = import_file(store, asked.file)
+    result = import_file(store, options.file)
     print(f"{folder}: {result.n_tasks:,} new texts, {result.n_answers:,} new answers")
 
 
-def pick(rest: list[str]) -> None:
-    """Adds texts of the request log that are worth annotating; makes the store if there is none."""
+def run_annotate_pick(options: argparse.Namespace) -> None:
+    """`sodaops annotate pick`: adds texts of the request log that are worth annotating; makes the store if there is none."""
     from sodaops.annotation.pick import pick_tasks
     from sodaops.annotation.store import Store
     from sodaops.cli.drift import request_log_path
@@ -122,10 +100,8 @@ def pick(rest: list[str]) -> None:
     from sodaops.drift.check import load_reference
     from sodaops.request_log.window import read_window
 
-    parser = argparse.ArgumentParser(prog="sodaops annotate pick", description="Picks texts to annotate from the request log.")
-    parser.add_argument("bundle", help="the bundle that answered: RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
-    asked, config = parse_with_overrides(parser, rest)
-    info, reference = load_reference(asked.bundle)
+    config = configured(options)
+    info, reference = load_reference(options.bundle)
     window = read_window(
         request_log_path(config), config.drift.last, config.drift.since, config.drift.until, config.drift.max_rows
     )
@@ -142,23 +118,16 @@ def pick(rest: list[str]) -> None:
     print(f"next: sodaops annotate serve {store.folder}")
 
 
-def merge(rest: list[str]) -> None:
-    """Writes the labels on which annotators agree to a new raw table."""
+def run_annotate_merge(options: argparse.Namespace) -> None:
+    """`sodaops annotate merge`: writes the labels on which annotators agree to a new raw table."""
     from sodaops.annotation.merge import merge_answers
 
-    parser = argparse.ArgumentParser(prog="sodaops annotate merge", description="Writes accepted labels to a new raw table.")
-    _, config = parse_with_overrides(parser, rest)
+    config = configured(options)
     settings = config.annotate
     result = merge_answers(_store(config), config.data, config.splits_dir, settings.min_annotators, settings.near_test)
     print(result.describe())
     if result.path:
         print("next: dvc repro, or python train.py")
-
-
-# Each takes the arguments after its name.
-SUBCOMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "pick": pick, "serve": serve, "status": status, "export": export, "import": import_, "merge": merge,
-}  # fmt: skip
 
 
 def _store(config: Config) -> "Store":

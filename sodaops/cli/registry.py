@@ -16,12 +16,9 @@ from sodaops.registry.registry import CHALLENGER, CHAMPION, Registry
 log = logging.getLogger(__name__)
 
 
-def run_register(rest: list[str]) -> None:
+def run_register(args: argparse.Namespace) -> None:
     """`sodaops register BUNDLE`."""
-    parser = argparse.ArgumentParser(prog="sodaops register", description="Adds a bundle to the registry.")
-    parser.add_argument("bundle", help="RUN/bundle, or gs://BUCKET/FOLDER")
-    parser.add_argument("--reason", default="", help="for the history")
-    args, config = parse_with_overrides(parser, rest)
+    config = configured(args)
     registry = Registry(config.registry.path)
     with bundle_at(args.bundle) as folder:
         version = registry.register(folder, args.reason, _metrics_beside(args.bundle, folder))
@@ -29,17 +26,11 @@ def run_register(rest: list[str]) -> None:
     print(f"{version}: {CHALLENGER} of {registry.root}\nnext: sodaops promote {version}")
 
 
-def run_promote(rest: list[str]) -> None:
+def run_promote(args: argparse.Namespace) -> None:
     """`sodaops promote VERSION`."""
     from sodaops.registry.promotion import promote
 
-    parser = argparse.ArgumentParser(prog="sodaops promote", description="Makes a version champion if it passes the gate.")
-    parser.add_argument("version", help=f"a version, its first characters, or an alias ({CHALLENGER})")
-    parser.add_argument("--reason", default="", help="for the history")
-    parser.add_argument(
-        "--force", action="store_true", help="promote it even if the gate refuses it; needs --reason, and is recorded"
-    )
-    args, config = parse_with_overrides(parser, rest)
+    config = configured(args)
     if args.force and not args.reason.strip():
         raise ConfigError('--force: give a reason for the history, --reason "…".')
     promotion = promote(config, args.version, args.reason, args.force)
@@ -62,56 +53,45 @@ def run_promote(rest: list[str]) -> None:
     print(f"{version}: {CHAMPION} of {root}" + ("" if promotion.result.passed else ", by force"))
 
 
-def run_rollback(rest: list[str]) -> None:
+def run_rollback(args: argparse.Namespace) -> None:
     """`sodaops rollback`."""
-    parser = argparse.ArgumentParser(prog="sodaops rollback", description="Makes the previous champion champion again.")
-    parser.add_argument("--reason", required=True, help="for the history")
-    args, config = parse_with_overrides(parser, rest)
+    config = configured(args)
     registry = Registry(config.registry.path)
     version = registry.roll_back(args.reason)
     _mirror(config, registry, version, [CHAMPION])
     print(f"{version}: {CHAMPION} of {registry.root} again")
 
 
-def run_resolve(rest: list[str]) -> None:
+def run_resolve(args: argparse.Namespace) -> None:
     """`sodaops resolve ALIAS`."""
-    parser = argparse.ArgumentParser(prog="sodaops resolve", description="Prints the path or address of a version.")
-    parser.add_argument("version", help=f"{CHAMPION}, another alias, or a version")
-    args, config = parse_with_overrides(parser, rest)
+    config = configured(args)
     print(Registry(config.registry.path).resolve(args.version))
 
 
-def run_registry(rest: list[str]) -> None:
-    """`sodaops registry list`, `history` and `gc`."""
-    parser = argparse.ArgumentParser(
-        prog="sodaops registry", description="Lists the versions or the history of the registry, or deletes unused versions."
-    )
-    parser.add_argument("what", choices=["list", "history", "gc"])
-    parser.add_argument("--json", action="store_true", help="list and history: for programs")
-    parser.add_argument("--keep", type=int, default=3, help="gc: earlier champions to keep for a rollback (default 3)")
-    parser.add_argument("--dry-run", action="store_true", help="gc: only print what would be deleted")
-    args, config = parse_with_overrides(parser, rest)
-    registry = Registry(config.registry.path)
-    if args.what == "gc":
-        if args.keep < 0:
-            raise ConfigError(f"--keep {args.keep}: expected 0 or more.")
-        for version in registry.gc(args.keep, args.dry_run):
-            print(f"{version}: {'would be deleted' if args.dry_run else 'deleted'}")
-    elif args.what == "history":
-        entries = registry.history()
-        print(
-            json.dumps(entries, indent=2)
-            if args.json
-            else "\n".join(map(_format_event, entries)) or f"{registry.root}: no events"
-        )
+def run_registry_gc(args: argparse.Namespace) -> None:
+    """`sodaops registry gc`."""
+    if args.keep < 0:
+        raise ConfigError(f"--keep {args.keep}: expected 0 or more.")
+    for version in Registry(configured(args).registry.path).gc(args.keep, args.dry_run):
+        print(f"{version}: {'would be deleted' if args.dry_run else 'deleted'}")
+
+
+def run_registry_history(args: argparse.Namespace) -> None:
+    """`sodaops registry history`."""
+    registry = Registry(configured(args).registry.path)
+    entries = registry.history()
+    if args.json:
+        print(json.dumps(entries, indent=2))
     else:
-        _list(registry, args.json)
+        print("\n".join(map(_format_event, entries)) or f"{registry.root}: no events")
 
 
-def _list(registry: Registry, as_json: bool) -> None:
+def run_registry_list(args: argparse.Namespace) -> None:
+    """`sodaops registry list`."""
+    registry = Registry(configured(args).registry.path)
     state = registry.state()
     aliases = {version: [a for a, of in state.aliases.items() if of == version] for version in state.versions}
-    if as_json:
+    if args.json:
         print(json.dumps({"aliases": state.aliases, "versions": state.versions}, indent=2))
         return
     if not state.versions:
@@ -133,16 +113,6 @@ def _format_event(entry: dict[str, Any]) -> str:
     return f"{entry['n']:>4}  {when}  {entry['who']}  {what}" + (f": {entry['why']}" if entry["why"] else "")
 
 
-def parse_with_overrides(parser: argparse.ArgumentParser, rest: list[str]) -> tuple[argparse.Namespace, Config]:
-    """Parses a command's own arguments; all others are overrides of the configuration."""
-    parser.epilog = "KEY=VALUE changes the configuration: registry.path=gs://BUCKET/FOLDER, registry.gate.max_ece=0.1"
-    args, overrides = parser.parse_known_args(rest)
-    unknown = [text for text in overrides if "=" not in text or (text.startswith("-") and not text.startswith("--config-dir="))]
-    if unknown and not {"--params", "--config-dir"} & set(overrides):
-        parser.error(f"{unknown[0]!r} is not understood; expected KEY=VALUE")
-    return args, configured(overrides)
-
-
 def _metrics_beside(source: str, folder: Path) -> dict[str, Any]:
     """The metrics in the run.json beside a bundle, if it is about this bundle; ``folder`` is the bundle's local folder."""
     from sodaops.bundle.layout import read_info
@@ -161,10 +131,11 @@ def _metrics_beside(source: str, folder: Path) -> dict[str, Any]:
 def _mirror(config: Config, registry: Registry, version: str, aliases: list[str]) -> None:
     if not config.registry.wandb:
         return
+    from sodaops.config.compose import compose
     from sodaops.registry.mirror import mirror_to_wandb
 
     try:
         with registry.local(version) as folder:
-            mirror_to_wandb(folder, version, aliases, config.logger.wandb or configured(["logger=wandb"]).logger.wandb)
+            mirror_to_wandb(folder, version, aliases, config.logger.wandb or compose(["logger=wandb"]).logger.wandb)
     except (ConfigError, ModuleNotFoundError) as error:  # the registry itself has been changed
         log.warning("registry.wandb=true: %s was not copied to W&B: %s", version, error)

@@ -3,17 +3,19 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sodaops.cli.console import configure_logging
-from sodaops.errors import ConfigError
+from sodaops.errors import ConfigError, DataError
 from sodaops.io import remote
 
 if TYPE_CHECKING:
     from sodaops.config.schema import Config
     from sodaops.evaluation.result import Evaluated
     from sodaops.export.onnx_export import Exported
+    from sodaops.inference.predictor import Predictor
 
 
 def train_and_show(config: "Config") -> float | None:
@@ -71,53 +73,51 @@ def shown_path(path: str | Path) -> str:
     return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
 
 
-def run_train(rest: list[str]) -> None:
+def run_train(options: argparse.Namespace) -> None:
     """Runs `sodaops train` and train.py."""
     from sodaops.config.compose import load_params, run_hydra
 
-    params, rest = option(rest, "--params")
-    if params is not None:
-        train_and_show(load_params(params, rest))
+    if any(word.split("=")[0] in ("-sc", "--shell-completion") for word in options.words):
+        raise ConfigError("--shell-completion: use `sodaops completion bash`, or zsh, in its place.")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--params")
+    own, words = parser.parse_known_args(options.words)
+    if own.params is not None:
+        train_and_show(load_params(own.params, words))
     else:
-        run_hydra(train_and_show, rest)
+        run_hydra(train_and_show, words)
 
 
-def run_preprocess(rest: list[str]) -> None:
+def run_preprocess(options: argparse.Namespace) -> None:
     """Runs `sodaops preprocess`."""
     from sodaops import pipeline
     from sodaops.data.preprocess import summarize_manifest
 
-    config = configured(rest)
+    config = configured(options)
     print(summarize_manifest(pipeline.prepare(config)))
     print(f"splits: {config.splits_dir}")
 
 
-def run_export(rest: list[str]) -> None:
+def run_export(options: argparse.Namespace) -> None:
     """Runs `sodaops export BUNDLE`."""
     from sodaops import pipeline
 
-    if not rest or not _is_positional(rest[0]):
-        raise ConfigError("the bundle is missing; give it as `sodaops export RUN/bundle`.")
-    bundle, *rest = rest
-    exported = pipeline.export_bundle(configured(rest), bundle)
+    exported = pipeline.export_bundle(configured(options), options.bundle)
     show_export(exported)
-    print(f"bundle: {bundle} ({exported.info.bundle_id})")
+    print(f"bundle: {options.bundle} ({exported.info.bundle_id})")
 
 
-def run_evaluate(rest: list[str]) -> None:
+def run_evaluate(options: argparse.Namespace) -> None:
     """Runs `sodaops evaluate [BUNDLE]`."""
     from sodaops import pipeline
 
-    if rest and _is_positional(rest[0]):
-        rest = [f"evaluate.bundle='{rest[0]}'", *rest[1:]]
-    show_evaluation(pipeline.evaluate(configured(rest)))
+    config = configured(options)
+    if options.bundle is not None:
+        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"bundle": options.bundle})})
+    show_evaluation(pipeline.evaluate(config))
 
 
-def _is_positional(argument: str) -> bool:
-    return "=" not in argument and not argument.startswith("-")
-
-
-def run_serve(rest: list[str]) -> None:
+def run_serve(options: argparse.Namespace) -> None:
     """Runs `sodaops serve BUNDLE`: passes conf/serve as environment variables and replaces this process by the service."""
     import importlib.util
 
@@ -127,57 +127,74 @@ def run_serve(rest: list[str]) -> None:
         raise ConfigError("fastapi is not installed; install it with `pip install 'sodaops[serve]'`.")
     from sodaops.web.settings import as_environment
 
-    if rest and _is_positional(rest[0]):
-        os.environ["SODAOPS_BUNDLE"], *rest = rest
-    if "SODAOPS_BUNDLE" not in os.environ:
+    bundle = options.bundle or os.environ.get("SODAOPS_BUNDLE")
+    if bundle is None:
         raise ConfigError("the bundle is missing; give it as `sodaops serve RUN/bundle`, or in SODAOPS_BUNDLE.")
-    explicit = [override.partition("=")[0].removeprefix("serve.") for override in rest]
-    serve = configured(rest).serve if rest else ServeConfig()  # a test checks that the defaults equal conf/serve
+    composed = options.overrides or options.params or options.config_dir  # else there is no need for Hydra
+    serve = configured(options).serve if composed else ServeConfig()  # a test checks that the defaults equal conf/serve
+    variables = {**os.environ, **as_environment(serve, explicit_keys(options, "serve")), "SODAOPS_BUNDLE": bundle}
     sys.stdout.flush()
-    command = [sys.executable, "-m", "sodaops.serving"]
-    os.execve(sys.executable, command, {**os.environ, **as_environment(serve, explicit)})
+    os.execve(sys.executable, [sys.executable, "-m", "sodaops.serving"], variables)
 
 
-def configured(rest: list[str]) -> "Config":
-    """Composes the configuration from a command's overrides and conf/, or ``--params FILE``."""
+def configured(options: argparse.Namespace, *more: str) -> "Config":
+    """Composes the configuration from a command's KEY=VALUE, ``more`` of them, and conf/ or ``--params FILE``."""
     from sodaops.config.compose import compose, load_params
 
-    params, rest = option(rest, "--params")
-    folder, rest = option(rest, "--config-dir")
-    return load_params(params, rest) if params is not None else compose(rest, folder)
+    overrides = [*options.overrides, *more]
+    return load_params(options.params, overrides) if options.params is not None else compose(overrides, options.config_dir)
 
 
-def option(rest: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """Removes ``flag VALUE`` from the arguments; returns the value, or None, and the other arguments."""
-    parser = argparse.ArgumentParser(prog="sodaops", add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, dest="value")
-    parsed, others = parser.parse_known_args(rest)
-    return parsed.value, others
+def explicit_keys(options: argparse.Namespace, section: str) -> set[str]:
+    """The keys of a section that the command line sets, without the section's name."""
+    return {word.partition("=")[0].lstrip("+").removeprefix(f"{section}.").partition(".")[0] for word in options.overrides}
 
 
-def run_predict(rest: list[str]) -> None:
+def run_predict(options: argparse.Namespace) -> None:
     """Runs `sodaops predict BUNDLE TEXT ...`, or with `--file TABLE --output TABLE` for a table."""
     from sodaops.inference.predictor import Predictor
     from sodaops.inference.table import bulk_predictor, predict_table
     from sodaops.registry.bundles import bundle_at, predictor_files
 
-    parser = argparse.ArgumentParser(prog="sodaops predict", description="Predict the labels of texts or of a table.")
-    parser.add_argument("bundle", help="RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion")
-    parser.add_argument("texts", nargs="*", metavar="text")
-    parser.add_argument("--file", help="input table, local or at gs://: .csv, .tsv, .jsonl or .parquet")
-    parser.add_argument("--text-column", default="text", help="the column with the texts (default: text)")
-    parser.add_argument("--output", help="local file for the table with label, score and probabilities added")
-    parser.add_argument("--variant", help="float32 or int8 (default: int8 where it passed its gate)")
-    arguments = parser.parse_args(rest)
-    if bool(arguments.texts) == bool(arguments.file) or bool(arguments.file) != bool(arguments.output):
-        parser.error("give texts, or --file TABLE with --output TABLE")
-    with bundle_at(arguments.bundle, predictor_files(arguments.variant)) as folder:
-        predictor = (bulk_predictor if arguments.file else Predictor)(folder, arguments.variant)
-    if arguments.file:
-        written = predict_table(predictor, arguments.file, arguments.text_column, arguments.output)
+    if bool(options.texts) == bool(options.file) or bool(options.file) != bool(options.output):
+        raise ConfigError("sodaops predict: give texts, - for standard input, or --file TABLE with --output TABLE.")
+    source = options.bundle
+    if Path(source, "bundle").is_dir() and not Path(source, "bundle.json").exists():
+        source = str(Path(source, "bundle"))  # a run's folder
+    with bundle_at(source, predictor_files(options.variant)) as folder:
+        predictor = (bulk_predictor if options.file else Predictor)(folder, options.variant)
+    if options.file:
+        text_column = options.text_column or predictor.info.data.get("text_column", "text")  # older bundles do not have it
+        written = predict_table(predictor, options.file, text_column, options.output)
         resumed = f", {written.n_resumed:,} of them predicted by an earlier run" if written.n_resumed else ""
-        print(f"{arguments.output}: {written.n_rows:,} rows{resumed}")
-        return
-    for text, answer in zip(arguments.texts, predictor.predict(arguments.texts), strict=True):
+        print(f"{options.output}: {written.n_rows:,} rows{resumed}")
+    elif options.texts == ["-"]:
+        for lines in _lines_of_stdin():
+            _print_predictions(predictor, [line for line in lines if predictor.clean(line)])  # an empty line is no text
+    else:
+        _print_predictions(predictor, options.texts)
+
+
+def _lines_of_stdin() -> Iterator[list[str]]:
+    """The lines of standard input that are there, again and again until its end, so that a slow program gets answers too."""
+    rest, n_lines = b"", 0
+    while block := sys.stdin.buffer.read1(65_536):  # type: ignore[union-attr]  # typed as BinaryIO
+        *lines, rest = (rest + block).split(b"\n")
+        yield [_decoded(line, number) for number, line in enumerate(lines, n_lines + 1)]
+        n_lines += len(lines)
+    if rest:
+        yield [_decoded(rest, n_lines + 1)]
+
+
+def _decoded(line: bytes, number: int) -> str:
+    try:
+        return line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input, line {number}: not UTF-8 ({error}); convert it, for example with iconv.") from None
+
+
+def _print_predictions(predictor: "Predictor", texts: Sequence[str]) -> None:
+    """Prints a line for each text."""
+    for text, answer in zip(texts, predictor.predict(texts), strict=True):
         probs = "  ".join(f"{label} {prob:.3f}" for label, prob in answer.probs.items())
-        print(f"{answer.label}\t{answer.score:.3f}\t{text}\t({probs})")
+        print(f"{answer.label}\t{answer.score:.3f}\t{text}\t({probs})", flush=True)

@@ -15,16 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import sodaops.config.naming  # noqa: F401  # registers the resolver of data.name
+from sodaops.config.keys import conf_dir, defaults_of, group_options, groups
 from sodaops.config.schema import Config
 from sodaops.config.validation import build_config, field_names
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some
 from sodaops.io.ranks import is_rank_zero
-
-
-def conf_dir() -> Path:
-    """The folder with config.yaml: in the installed package, or beside it in the repository."""
-    package = Path(__file__).resolve().parents[1]
-    return next(folder for folder in (package / "conf", package.parent / "conf") if (folder / "config.yaml").is_file())
 
 
 def compose(overrides: Sequence[str] = (), extra_dir: str | None = None) -> Config:
@@ -122,13 +117,13 @@ def explain_error(error: Exception) -> SodaOpsError | None:
         *section, name = key[1].split("@")[0].split(".")
         if section and section[0] not in field_names([]):
             section, name = [], section[0]
-        names = (field_names(section) or _default_keys(section)) if section else sorted({*field_names([]), *groups()})
+        names = (field_names(section) or _keys_below(section)) if section else sorted({*field_names([]), *groups()})
         if name not in names and names:
             where = ".".join(section) or "the top level"
             return ConfigError(f"{key[1]} is not a key{nearest(name, names)}; {where} has: {some(names, 40)}.")
     option = re.search(r"(?:Could not find|In '[^']+': Could not find) '(\w+)/([^']+)'", text)
     if option and (conf_dir() / option[1]).is_dir():
-        present = sorted(path.stem for path in (conf_dir() / option[1]).glob("*.yaml") if path.stem != "base")
+        present = group_options(option[1])
         return ConfigError(
             f"{option[1]}={option[2]}: no such option{nearest(option[2], present)}; {option[1]} has: {some(present, 40)}."
         )
@@ -136,11 +131,7 @@ def explain_error(error: Exception) -> SodaOpsError | None:
     return ConfigError(" ".join(text.split()) + cause)
 
 
-def _default_keys(section: Sequence[str]) -> list[str]:
-    default = conf_dir() / section[0] / "default.yaml"
-    return sorted(OmegaConf.load(default)) if len(section) == 1 and default.is_file() else []
-
-
-def groups() -> list[str]:
-    """The groups of conf/."""
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+def _keys_below(section: Sequence[str]) -> list[str]:
+    """The keys of a free-form section, as far as conf/ has them."""
+    prefix = f"{'.'.join(section)}."
+    return sorted({key.removeprefix(prefix).partition(".")[0] for key in defaults_of(section[0]) if key.startswith(prefix)})

@@ -173,14 +173,6 @@ def test_an_extra_that_is_not_installed():
     assert "Traceback" not in done.stderr
 
 
-def test_help_and_unknown_commands(capsys):
-    assert main([]) == main(["--help"]) == 0
-    assert "sodaops predict BUNDLE" in capsys.readouterr().out
-    assert main(["trian"]) == 2
-    error = capsys.readouterr().err
-    assert "trian" in error and "did you mean train?" in error and "evaluate" in error
-
-
 @pytest.mark.slow
 def test_stages_from_a_params_file(small_tweets, tmp_path, workdir):
     from sodaops.config.compose import compose

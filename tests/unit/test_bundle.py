@@ -20,7 +20,7 @@ def test_it_names_its_origin(bundle, trained):
     info = layout.read_info(bundle)
     manifest = read_manifest(trained / "splits")
     assert info.labels == ["negative", "neutral", "positive"] and info.cleaning == "minimal" and info.max_tokens == 128
-    assert info.data == {"name": "tweets", "fingerprint": manifest["fingerprint"]}
+    assert info.data == {"name": "tweets", "fingerprint": manifest["fingerprint"], "text_column": "text"}
     assert set(info.metrics["val"]) == {"epoch", "loss", "macro_f1", "accuracy"}
     assert {"torch", "transformers", "python"} <= set(info.versions)
     assert json.loads((bundle / "data_manifest.json").read_text()) == manifest

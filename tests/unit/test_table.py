@@ -1,6 +1,7 @@
 """Predictions for a table: formats, resuming, and bad input."""
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -288,8 +289,31 @@ def test_the_command(write, run, trained):
     table = cells("out.csv")
     assert list(table)[:4] == ["body", "label", "predicted_label", "score"] and table["label"] == ["007"]
     code, _, error = run(*arguments, "--variant", "int4")
-    assert code == 2 and error.startswith("BundleError: ") and "int4" in error
-    assert run("predict", trained / "run/bundle", "so good", "--variant", "int8")[0] == 0
+    assert code == 2 and "--variant" in error and "int4" in error
+    assert run("predict", trained / "run", "so good", "--variant", "int8")[0] == 0  # a run's folder
+
+
+def test_the_command_knows_the_text_column(write, run, trained, workdir):
+    shutil.copytree(trained / "run/bundle", "bundle")
+    info = layout.read_info("bundle")
+    fields = {key: value for key, value in vars(info).items() if key not in ("files", "bundle_id")}
+    write("t.csv", "body,text\nso good,sad\n")
+    answers = []
+    for data in ({**info.data, "text_column": "body"}, info.data, {"name": "old", "fingerprint": "0"}):
+        layout.write_info(Path("bundle"), **{**fields, "data": data})
+        assert run("predict", "bundle", "--file", "t.csv", "--output", "out.csv")[0] == 0
+        answers.append(cells("out.csv")["prob_positive"])
+    assert answers[0] != answers[1] == answers[2]
+
+
+def test_the_command_reads_standard_input(run, trained, monkeypatch):
+    texts = ["so good", "what a day", "naïve \t tab"]
+    by_argument = run("predict", trained / "run", *texts)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfso good\r\n\nwhat a day\n" + texts[2].encode())))
+    assert run("predict", trained / "run", "-") == by_argument
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"good\nna\xefve\n")))
+    code, _, error = run("predict", trained / "run", "-")
+    assert code == 2 and error.startswith("DataError: ") and "line 2" in error and "UTF-8" in error
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""Parses the arguments of a command, and formats its help, without importing a stage, Hydra or the schema."""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sodaops.cli.commands import COMMANDS, CONFIG, MODULE_OF, find_command, subcommands
+from sodaops.errors import ConfigError, nearest
+
+_OVERRIDE = re.compile(r"(\+\+?|~)?[A-Za-z_][\w./@:-]*=|~[A-Za-z_]")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command. Its help names the configuration keys, and ends with an example.
+
+    Args:
+        name: of the command.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._command = command = COMMANDS[name]
+        description = f"{command.summary[0].upper()}{command.summary[1:]}. {command.note}".strip()
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"sodaops {name}", description=description, formatter_class=formatter, allow_abbrev=False)
+        for names, settings in command.arguments:
+            self.add_argument(*names, **settings)
+        if command.keys:
+            self.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="changes a key of the configuration")
+            for names, settings in CONFIG:
+                self.add_argument(*names, **settings)
+
+    def format_help(self) -> str:
+        """The help of argparse, the keys and the example."""
+        text = super().format_help()
+        if self._command.keys:
+            lines = "\n".join(f"  {line}" for key in self._command.keys for line in _key_lines(key))
+            text += f"\nconfiguration keys that it reads, with their defaults (docs/configuration.md has all):\n{lines}\n"
+        return f"{text}\nexample:\n  {self._command.example}\n"
+
+
+def _key_lines(key: str) -> Iterator[str]:
+    """A line for each key of a section; one line with the options of the group for ``SECTION.*``."""
+    import yaml
+
+    from sodaops.config.keys import comments_of, defaults_of, group_options
+
+    section, _, rest = key.partition(".")
+    if rest.endswith("*"):
+        options = group_options(section) if rest == "*" else []
+        yield f"{key:<24}{section}={'|'.join(options)}" if options else key
+        return
+    notes = comments_of(section)
+    for name, value in defaults_of(section).items():
+        if name == key or name.startswith(f"{key}."):
+            default = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+            yield f"{f'{name}={default}':<40} {notes.get(name, '')}".rstrip()
+
+
+def is_override(word: str) -> bool:
+    """Whether a word changes the configuration, and is no path that has an equals sign in it.
+
+    >>> is_override("optim.lr=1e-3"), is_override("~logger"), is_override("outputs/first"), is_override("gs://b/lr=1")
+    (True, True, False, False)
+    """
+    return _OVERRIDE.match(word) is not None and "://" not in word.partition("=")[0] and not Path(word).exists()
+
+
+def parse(words: Sequence[str]) -> tuple[str, argparse.Namespace]:
+    """Finds the command and parses its arguments; KEY=VALUE may stand anywhere among them.
+
+    Returns:
+        The name of the command, and its arguments; ``overrides`` are its KEY=VALUE. Those of ``train`` are not parsed, since
+        Hydra does it; ``words`` has them.
+
+    Raises:
+        ConfigError: no such command.
+        SystemExit: the help was asked for (code 0), or an argument is not valid (2).
+    """
+    name, rest = find_command(list(words))
+    if name not in COMMANDS:
+        raise _unknown(name, rest)
+    parser = CommandParser(name)
+    if name == "train":
+        if {"-h", "--help"} & set(rest):
+            parser.parse_args(["--help"])
+        return name, argparse.Namespace(words=rest)
+    options = parser.parse_intermixed_args(rest)
+    if COMMANDS[name].keys:
+        _sort_positionals(parser, options)
+    return name, options
+
+
+def _unknown(name: str, rest: Sequence[str]) -> ConfigError:
+    below = subcommands(name)
+    if not below:
+        return ConfigError(
+            f"{name!r} is not a command{nearest(name, MODULE_OF)}; expected one of {', '.join(MODULE_OF)}. "
+            "`sodaops --help` describes them."
+        )
+    word = rest[0] if rest else ""
+    return ConfigError(f"sodaops {name} {word}: expected one of {', '.join(below)}{nearest(word, below)}.")
+
+
+def _sort_positionals(parser: CommandParser, options: argparse.Namespace) -> None:
+    """Puts the first word that is no KEY=VALUE into the command's positional argument, if it has one."""
+    slot = next((action for action in parser._positionals._group_actions if action.dest != "overrides"), None)
+    words = [*([getattr(options, slot.dest)] if slot and getattr(options, slot.dest) else []), *options.overrides]
+    others = [word for word in words if not is_override(word)]
+    if slot is not None:
+        if not others and slot.nargs is None:
+            parser.error(f"the argument {slot.metavar} is missing")
+        setattr(options, slot.dest, others[0] if others else None)
+        others = others[1:]
+    if others:
+        parser.error(f"{others[0]!r} is not understood; expected KEY=VALUE")
+    options.overrides = [word for word in words if is_override(word)]
+
+
+def overview(words: Sequence[str]) -> str | None:
+    """The list of all commands, or of those that start with a word, where the words ask for one; else None."""
+    if words[0] in ("-h", "--help"):
+        first, names = "", list(COMMANDS)
+    elif words[0] not in COMMANDS and words[0] in MODULE_OF and words[1:2] in (["-h"], ["--help"]):
+        first, names = f"{words[0]} ", [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    else:
+        return None
+    lines = [f"  {name:<18}{COMMANDS[name].summary}" for name in names]
+    return "\n".join([
+        f"usage: sodaops {first}COMMAND [ARGUMENTS] [KEY=VALUE ...]", "", *lines, "",
+        "`sodaops COMMAND --help` shows its arguments, its configuration keys and an example. KEY=VALUE changes the",
+        "configuration in conf/ (model=distilbert, trainer.max_epochs=3).", "",
+    ])  # fmt: skip
