@@ -2,12 +2,12 @@
 
 import sys
 
-import uvicorn
-
-from sodaops.annotation.app import create_annotation_app
+from sodaops.annotation.app import MAX_BODY_BYTES, create_annotation_app
 from sodaops.annotation.settings import AnnotateSettings
 from sodaops.errors import SodaOpsError
+from sodaops.web.guard import Access
 from sodaops.web.log import configure_json_logging
+from sodaops.web.server import run
 
 
 def main() -> int:
@@ -15,14 +15,11 @@ def main() -> int:
     configure_json_logging()
     try:
         settings = AnnotateSettings.from_environment(sys.argv[1:])
-        app = create_annotation_app(settings.store, settings.api_keys, settings.admin_keys)
+        app = create_annotation_app(settings.store, Access(settings.api_keys, settings.admin_keys, settings.allowed_hosts))
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, loop="uvloop", http="httptools", log_config=None, access_log=False,
-        server_header=False, ws="none", timeout_graceful_shutdown=5,
-    )  # fmt: skip
+    run(app, settings, MAX_BODY_BYTES, stop_s=5)
     return 0
 
 

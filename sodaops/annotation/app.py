@@ -1,24 +1,26 @@
 """The annotation service: the page on which people label texts, and its three routes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from sodaops.annotation.store import Store
 from sodaops.annotation.tasks import check_annotator
 from sodaops.errors import DataError, StorageError
-from sodaops.web.guard import Guard, problem_response
+from sodaops.web.guard import Access, guard, problem_response
 from sodaops.web.metrics import HttpMetrics
+from sodaops.web.policy import page_response
 from sodaops.web.traces import telemetry_config
 
+MAX_BODY_BYTES = 65_536
 _PAGE = Path(__file__).parent / "page.html"
+_OPEN_TO_ALL = Access()
 log = logging.getLogger("sodaops.annotation")
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -42,15 +44,12 @@ class UndoRequest(_Request):
     task: Name | None = None
 
 
-def create_annotation_app(
-    store_folder: str | Path, api_keys: Sequence[SecretStr] = (), admin_keys: Sequence[SecretStr] = ()
-) -> FastAPI:
+def create_annotation_app(store_folder: str | Path, access: Access = _OPEN_TO_ALL) -> FastAPI:
     """Creates the application for a store that exists.
 
     Args:
         store_folder: with store.json.
-        api_keys: requests need one of them; without keys, all are allowed. The page itself is always open.
-        admin_keys: as api_keys.
+        access: who may use it. The page itself is always open.
 
     Raises:
         DataError: no store.
@@ -58,22 +57,22 @@ def create_annotation_app(
     """
     store = Store(store_folder)
     log.info("ready", extra={"store": str(store_folder), "n_tasks": len(store.state().tasks)})
-    app = FastAPI(title="SoDaOps annotation", docs_url=None, redoc_url=None, openapi_url=None, telemetry=telemetry_config())
+    app = FastAPI(
+        title="SoDaOps annotation", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
+        telemetry=telemetry_config(),
+    )  # fmt: skip
     _add_routes(app, store)
     _add_error_handlers(app)
-    paths = {route.path for route in app.routes if hasattr(route, "path")}
-    app.add_middleware(
-        Guard, metrics=HttpMetrics(), paths=paths, api_keys=api_keys, admin_keys=admin_keys, max_body_bytes=65_536, body_s=10.0
-    )
+    guard(app, HttpMetrics(), access, MAX_BODY_BYTES, body_s=10.0)
     return app
 
 
 def _add_routes(app: FastAPI, store: Store) -> None:
-    page = _PAGE.read_text(encoding="utf-8")
+    page = page_response(_PAGE.read_text(encoding="utf-8"))
 
     @app.get("/")
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page)
+    async def index() -> Response:
+        return page
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sodaops.config.alerts import AlertsConfig
-from sodaops.config.sections import Count, Fraction, LocalPath, Positive, Section
+from sodaops.config.sections import Count, Fraction, LocalPath, Port, Positive, Section, ServerSection
 from sodaops.text.cleaning import POLICIES
 from sodaops.text.redaction import KINDS
 
@@ -158,11 +158,10 @@ class EvaluateConfig(Section):
     baselines: bool
 
 
-class ServeConfig(Section):
+class ServeConfig(ServerSection):
     """The service (conf/serve, or environment variables)."""
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    port: Port = 8000
     variant: Literal["float32", "int8"] | None = Field(None, description="null: the bundle's choice")
     n_workers: Count | None = Field(None, description="computing threads; null: one per core")
     max_batch_tokens: Count = Field(256, description="tokens per batch; a longer text is a batch of its own")
@@ -197,19 +196,18 @@ class SharesConfig(Section):
     random: Fraction = Field(0.2, description="texts chosen at random, for an unbiased estimate")
 
 
-class AnnotateConfig(Section):
+class AnnotateConfig(ServerSection):
     """Choosing and annotating texts (conf/annotate)."""
 
     store: LocalPath = Field("data/annotation", description="folder of the annotation store")
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8001
+    port: Port = 8001
     n: Count = Field(100, description="texts that one `sodaops annotate pick` adds")
     shares: SharesConfig = SharesConfig()
     min_annotators: Count = Field(1, description="annotators that a text needs before it is merged")
     near_test: Fraction = Field(0.7, description="similarity to a test text at which a text is refused")
 
 
-class DriftConfig(Section):
+class DriftConfig(ServerSection):
     """Which requests are compared with the reference, and when they have drifted (conf/drift, or environment variables)."""
 
     request_log: str | None = Field(None, description="folder or gs:// of the request log's parts; null: serve.request_log")
@@ -224,8 +222,7 @@ class DriftConfig(Section):
     max_repeated: Fraction = Field(0.1, description="largest share of one text")
     n_permutations: Annotated[int, Field(ge=1000)] = Field(2000, description="permutations for the p-value of the embeddings")
     output_dir: str = Field("outputs/drift", description="folder or gs:// of the report")
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8002
+    port: Port = 8002
     every_s: Positive = Field(300.0, description="seconds between checks of the drift service")
 
 

@@ -16,6 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 LocalPath = Annotated[str, AfterValidator(_local_path)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -23,3 +24,15 @@ class Section(BaseModel):
     """A part of the configuration: frozen, strict types, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
+
+
+class ServerSection(Section):
+    """Where a service listens, and who may reach it."""
+
+    host: str = "127.0.0.1"
+    port: Port
+    root_path: Annotated[str, Field(pattern=r"^(/[\w.~-]+)*$", description="prefix that a proxy takes off the path: /api")] = ""
+    allowed_hosts: list[str] = Field([], description="host names that requests may name, also *.example.org; empty: any")
+    trusted_proxies: list[str] = Field(
+        [], description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed"
+    )

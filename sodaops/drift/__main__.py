@@ -2,11 +2,10 @@
 
 import sys
 
-import uvicorn
-
-from sodaops.drift.app import create_drift_app
+from sodaops.drift.app import MAX_BODY_BYTES, create_drift_app
 from sodaops.drift.settings import WatchSettings
 from sodaops.errors import SodaOpsError
+from sodaops.web.server import run
 
 
 def main() -> int:
@@ -17,10 +16,7 @@ def main() -> int:
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    uvicorn.run(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False, ws="none",
-        timeout_graceful_shutdown=2,  # a request for a check that is still running gets no answer
-    )  # fmt: skip
+    run(app, settings, MAX_BODY_BYTES, stop_s=2)  # a request for a check that is still running gets no answer
     return 0
 
 

@@ -18,11 +18,12 @@ from sodaops.drift.result import DriftResult
 from sodaops.drift.settings import WatchSettings
 from sodaops.errors import DataError, SodaOpsError
 from sodaops.io import remote
-from sodaops.web.guard import Guard, problem_response
+from sodaops.web.guard import Access, guard, problem_response
 from sodaops.web.log import configure_json_logging
 from sodaops.web.metrics import HttpMetrics
 
 log = logging.getLogger(__name__)
+MAX_BODY_BYTES = 1024
 _TYPES = {".html": "text/html", ".json": "application/json"}
 _NO_TELEMETRY: Any = {"logs": False, "metrics": False, "operation_spans": False, "auto_configure": False, "tracing": False}
 _POLICY = {  # our page has no scripts; evidently's page has inline scripts
@@ -147,14 +148,13 @@ def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    app = FastAPI(title="SoDaOps drift", lifespan=lifespan, docs_url=None, redoc_url=None, telemetry=_NO_TELEMETRY)
+    app = FastAPI(
+        title="SoDaOps drift", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+    )  # fmt: skip
     app.state.watcher = watcher
     _routes(app, watcher, metrics)
-    paths = {route.path for route in app.routes if hasattr(route, "path")}
-    app.add_middleware(
-        Guard, metrics=metrics, paths=paths, api_keys=settings.api_keys, admin_keys=settings.admin_keys,
-        max_body_bytes=1024, body_s=10.0,
-    )  # fmt: skip
+    guard(app, metrics, Access(settings.api_keys, settings.admin_keys, settings.allowed_hosts), MAX_BODY_BYTES, body_s=10.0)
     return app
 
 
@@ -166,8 +166,8 @@ def _routes(app: FastAPI, watcher: Watcher, metrics: DriftMetrics) -> None:
         return Response(watcher.pages[name], media_type=_TYPES[Path(name).suffix], headers=headers)
 
     @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return RedirectResponse("report")
+    async def index(request: Request) -> Response:
+        return RedirectResponse(f"{request.scope['root_path']}/report")
 
     @app.get("/report", summary="The last result as a page")
     async def report() -> Response:

@@ -1,4 +1,4 @@
-"""Routes of the predictor: ``sodaops serve``, or ``uvicorn sodaops.serving.app:create_app --factory``."""
+"""Routes of the predictor: ``sodaops serve``, or ``python -m sodaops.serving``."""
 
 import contextlib
 import logging
@@ -13,9 +13,9 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
-from fastapi_swagger import patch_fastapi
+from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import Receive
@@ -26,8 +26,9 @@ from sodaops.serving.batcher import EmptyText, QueueFull, WorkerDied
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.service import ClientDisconnected, DeadlineExceeded, Service
 from sodaops.serving.settings import ServeSettings
-from sodaops.web.guard import OPEN, Guard, problem_response, route_path
+from sodaops.web.guard import OPEN, Access, guard, problem_response, route_path
 from sodaops.web.log import configure_json_logging
+from sodaops.web.policy import page_response
 from sodaops.web.traces import telemetry_config
 
 _PAGE = Path(__file__).parent / "page.html"
@@ -63,7 +64,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="SoDaOps", lifespan=lifespan, docs_url=None, redoc_url=None, swagger_ui_oauth2_redirect_url=None,
-        telemetry=traces,
+        redirect_slashes=False, telemetry=traces,
     )  # fmt: skip
     app.state.service = service
     _add_predictions(app, service)
@@ -71,11 +72,8 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     _add_operations(app, service)
     _add_pages(app)
     _add_error_handlers(app, service.metrics)
-    paths = {route.path for route in app.routes if hasattr(route, "path")}
-    app.add_middleware(
-        Guard, metrics=service.metrics, paths=paths, api_keys=settings.api_keys, admin_keys=settings.admin_keys,
-        max_body_bytes=settings.max_body_bytes, body_s=settings.deadline_s,
-    )  # fmt: skip
+    access = Access(settings.api_keys, settings.admin_keys, settings.allowed_hosts, settings.cors_origins)
+    guard(app, service.metrics, access, settings.max_body_bytes, settings.deadline_s)
     if settings.cors_origins:  # outermost: a browser's preflight request has no key
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
@@ -193,12 +191,22 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 
 def _add_pages(app: FastAPI) -> None:
-    patch_fastapi(app, redirect_from_root_to_docs=False)
-    page = _PAGE.read_text(encoding="utf-8")
+    page = page_response(_PAGE.read_text(encoding="utf-8"))
+    swagger = get_swagger_ui_html(  # relative links, since the Host header is not to be trusted
+        openapi_url="openapi.json", title=f"{app.title} API", swagger_js_url="swagger/swagger-ui-bundle.js",
+        swagger_css_url="swagger/swagger-ui.css", swagger_favicon_url="swagger/favicon-32x32.png",
+        swagger_ui_parameters={"tryItOutEnabled": True, "filter": True, "displayRequestDuration": True},
+    )  # fmt: skip
+    docs = page_response(bytes(swagger.body).decode(), "'self'")
+    app.mount("/swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
 
     @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page)
+    async def index() -> Response:
+        return page
+
+    @app.get("/docs", include_in_schema=False)
+    async def api_docs() -> Response:
+        return docs
 
 
 def _json(body: dict[str, Any]) -> Response:

@@ -1,14 +1,13 @@
-"""ASGI middleware of every service: request ids, API keys, body limits, response headers, access log, unexpected errors."""
+"""ASGI middleware of every service: request ids, checks of heads and keys, body limits, headers, access log, errors."""
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry import trace
 from pydantic import SecretStr
@@ -16,56 +15,77 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sodaops.web.heads import Refusal, head_fault, media_fault
+from sodaops.web.keys import Keys, client_of
 from sodaops.web.log import format_trace
 from sodaops.web.metrics import HttpMetrics
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 log = logging.getLogger(__name__)
-access = logging.getLogger("sodaops.access")
+access_log = logging.getLogger("sodaops.access")
 OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}  # need no key; nor does /swagger/…
-_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_POLICY = b"content-security-policy"
-_HEADERS = {
+HEADERS = {  # of every response that does not set them itself
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
     b"referrer-policy": b"no-referrer",
     b"cache-control": b"no-store",
-    _POLICY: b"default-src 'none'; frame-ancestors 'none'",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
 }
-_PAGE_POLICY = (  # the two HTML pages may run their own script and style, and call this service
-    b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    b"connect-src 'self'; frame-ancestors 'none'"
-)
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Access(NamedTuple):
+    """Who may use a service.
+
+    Attributes:
+        api_keys: each of them gives access; without any, the service is open.
+        admin_keys: each of them gives access to everything; without any, /admin/… is closed.
+        allowed_hosts: names by which the service may be addressed; empty: any.
+        cors_origins: other origins whose pages may call it.
+    """
+
+    api_keys: Sequence[SecretStr] = ()
+    admin_keys: Sequence[SecretStr] = ()
+    allowed_hosts: Sequence[str] = ()
+    cors_origins: Sequence[str] = ()
+
+
+def guard(app: "FastAPI", metrics: HttpMetrics, access: Access, max_body_bytes: int, body_s: float) -> None:
+    """Wraps an application, whose routes are all there, in a :class:`Guard`."""
+    paths = {route.path for route in app.routes if hasattr(route, "path")}
+    app.add_middleware(Guard, metrics=metrics, paths=paths, access=access, max_body_bytes=max_body_bytes, body_s=body_s)
 
 
 class Guard:
     """Wraps an application; pure ASGI, since Starlette's BaseHTTPMiddleware costs more time per request.
 
+    HEAD is answered as GET, without the body.
+
     Args:
         app: the application.
         metrics: updated for each request.
         paths: known paths; all others are counted as "other".
-        api_keys: each of them gives access; without any, the service is open.
-        admin_keys: each of them gives access to everything; without any, /admin/… is closed.
+        access: who may use it.
         max_body_bytes: largest request body.
         body_s: seconds within which the body must arrive.
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: HttpMetrics, paths: set[str], api_keys: Sequence[SecretStr],
-        admin_keys: Sequence[SecretStr], max_body_bytes: int, body_s: float,
-    ) -> None:  # fmt: skip
+        self, app: ASGIApp, metrics: HttpMetrics, paths: set[str], access: Access, max_body_bytes: int, body_s: float
+    ) -> None:
         self._app, self._metrics, self._paths = app, metrics, paths
         self._max_body_bytes, self._body_s = max_body_bytes, body_s
         self._too_large = 413, f"the request body is too large; the limit is {max_body_bytes} bytes"
-        self._admin = [_digest(key.get_secret_value().encode()) for key in admin_keys]
-        self._api = [_digest(key.get_secret_value().encode()) for key in api_keys]
+        self._access, self._keys = access, Keys(access.api_keys, access.admin_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        path = route_path(scope)
+        path, method = route_path(scope), scope["method"]
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")
         if not _ID.fullmatch(request_id):
@@ -80,18 +100,21 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 present = {name for name, _ in message["headers"]}
-                defaults = {**_HEADERS, _POLICY: _PAGE_POLICY} if path in ("/", "/docs") else _HEADERS
-                added = [(name, value) for name, value in defaults.items() if name not in present]
-                message["headers"] = [*message["headers"], *added, (b"x-request-id", request_id)]
+                added = [(name, value) for name, value in HEADERS.items() if name not in present]
+                own = _with_head(message["headers"]) if status == 405 else message["headers"]
+                message["headers"] = [*own, *added, (b"x-request-id", request_id)]
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
-        has_body = b"content-length" in headers or b"transfer-encoding" in headers
+        has_body = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         self._metrics.in_flight.inc()
         try:
-            refusal = self._refusal(path, headers)
+            refusal = self._refusal(scope, path, headers, has_body)
             if refusal:
                 await problem_response(scope, *refusal)(scope, receive, send_with_headers)
             else:
+                scope = {**scope, "method": "GET"} if method == "HEAD" else scope
                 await self._app(scope, self._limited(receive, has_body), send_with_headers)
         except Exception as error:  # no handler took it: the client gets the request id, the log gets the traceback
             log.error("unexpected error", extra={"request_id": request_id.decode(), "trace": format_trace(error)})
@@ -100,26 +123,19 @@ class Guard:
                 await problem_response(scope, 500, detail)(scope, receive, send_with_headers)
         finally:
             self._metrics.in_flight.dec()
-            self._record(scope["method"], path, status, request_id.decode(), time.perf_counter() - began)
+            self._record(method, path, status, request_id.decode(), time.perf_counter() - began)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
-        """Status and detail of a request that is refused by its headers alone."""
+    def _refusal(self, scope: Scope, path: str, headers: dict[bytes, bytes], has_body: bool) -> Refusal | None:
+        """Status, detail and headers for a request that is refused by its head alone."""
         if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
-            return self._too_large
-        if path in OPEN or path.startswith("/swagger/"):
-            return None
-        key = headers.get(b"x-api-key", b"")
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        if not key and scheme.lower() == b"bearer":
-            key = token.strip()
-        is_admin = _matches_any(key, self._admin)
-        if path.startswith("/admin/"):
-            if not self._admin:
-                return 403, "no admin key is set; set SODAOPS_ADMIN_KEYS to use this"
-            return None if is_admin else (401, "wrong or missing admin key; send it as X-API-Key or as a bearer token")
-        if not self._api or is_admin or _matches_any(key, self._api):
-            return None
-        return 401, "wrong or missing key; send it as X-API-Key or as a bearer token"
+            return *self._too_large, {}
+        if fault := head_fault(scope, path, headers, self._access.allowed_hosts, self._access.cors_origins):
+            return fault
+        if path not in OPEN and not path.startswith("/swagger/"):
+            client = client_of(scope["client"][0]) if scope.get("client") else ""
+            if fault := self._keys.refusal(headers, client, path.startswith("/admin/")):
+                return fault
+        return media_fault(headers) if has_body and scope["method"] == "POST" else None
 
     def _limited(self, receive: Receive, has_body: bool) -> Receive:
         """``receive`` with limits on the size and the duration of the body; waiting for a disconnect has no limit."""
@@ -134,7 +150,8 @@ class Guard:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise HTTPException(408, f"the request body did not arrive within {self._body_s:g} s") from None
+                detail = f"the request body did not arrive within {self._body_s:g} s"
+                raise HTTPException(408, detail, {"connection": "close"}) from None
             n_bytes += len(message.get("body", b""))
             if n_bytes > self._max_body_bytes:
                 raise HTTPException(*self._too_large)
@@ -150,7 +167,7 @@ class Guard:
         self._metrics.answered(method, path, status).inc()
         self._metrics.seconds_of(path).observe(seconds)
         fields = {"request_id": request_id, "method": method, "path": path, "status": status, "ms": round(1000 * seconds, 2)}
-        access.info("answered" if status else "client disconnected", extra=fields)
+        access_log.info("answered" if status else "client disconnected", extra=fields)
 
 
 def route_path(scope: Scope) -> str:
@@ -159,18 +176,18 @@ def route_path(scope: Scope) -> str:
     return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
+def _with_head(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Adds HEAD to the methods of an Allow header that has GET, as the routes do not know that it is answered."""
+    return [(name, value.replace(b"GET", b"GET, HEAD") if name == b"allow" else value) for name, value in headers]
+
+
+def problem(status: int, detail: str, request_id: str) -> dict[str, Any]:
+    """The body of an RFC 9457 problem."""
+    title = HTTPStatus(status).phrase if status in set(HTTPStatus) else detail
+    return {"title": title, "status": status, "detail": detail, "request_id": request_id}
+
+
 def problem_response(scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """An RFC 9457 problem response."""
-    title = HTTPStatus(status).phrase if status in set(HTTPStatus) else detail
-    body = {"title": title, "status": status, "detail": detail, "request_id": scope["state"]["request_id"]}
-    challenge = {"www-authenticate": "Bearer"} if status == 401 else {}
-    return JSONResponse(body, status, {**challenge, **(headers or {})}, media_type="application/problem+json")
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
-
-
-def _matches_any(key: bytes, digests: Sequence[bytes]) -> bool:
-    """Compares with every digest, in a time that depends neither on which one matches nor on how much of it does."""
-    return sum(hmac.compare_digest(_digest(key), digest) for digest in digests) > 0
+    body = problem(status, detail, scope["state"]["request_id"])
+    return JSONResponse(body, status, headers, media_type="application/problem+json")

@@ -20,6 +20,7 @@ from tests.conftest import REPO, configured, lazy
 annotation_app = lazy("sodaops.annotation.app")
 annotation_main = lazy("sodaops.annotation.__main__")
 testclient = lazy("fastapi.testclient")
+guard = lazy("sodaops.web.guard")
 
 
 @pytest.fixture
@@ -97,7 +98,8 @@ def test_a_store_that_cannot_be_written(folder, monkeypatch):
 
 def test_keys_and_headers(folder):
     store_of(folder, 1)
-    client = testclient.TestClient(annotation_app.create_annotation_app(folder, [SecretStr("one"), SecretStr("two")]))
+    keys = guard.Access([SecretStr("one"), SecretStr("two")])
+    client = testclient.TestClient(annotation_app.create_annotation_app(folder, keys))
     page = client.get("/")
     assert page.status_code == 200 and "connect-src 'self'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"

@@ -127,7 +127,7 @@ def test_drift_in_metrics_numbers_and_pages(watched, logged_rows):
     assert {example["text"] for example in numbers["examples"]} <= set(logged_rows.others["text"].to_pylist())
 
     first = watched.client.get("/")
-    assert first.status_code == 307 and first.headers["location"] == "report"
+    assert first.status_code == 307 and first.headers["location"] == "/report"
     page, evidently = watched.client.get("/report"), watched.client.get("/report/evidently")
     assert "<h1>Drift: texts</h1>" in page.text and logged_rows.bundle_id in page.text
     assert "<html" in evidently.text and "plotly" in evidently.text.lower()

@@ -128,7 +128,7 @@ def _run_docs(clone, shell, services):
             command = command.replace(name, replacement)
         if command in COMMANDS:  # it has run already, or still runs
             continue
-        if port := re.search(r"[. -]port=(\d+)", command):
+        if port := re.search(r"[._ -]port=(\d+)", command, re.IGNORECASE):
             free = free_port()
             names[f"http://127.0.0.1:{port[1]}/"] = f"http://127.0.0.1:{free}/"
             services.enter_context(_background(clone, command.replace(port[0], port[0].replace(port[1], str(free)))))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.middleware.exceptions import ExceptionMiddleware
 
-from sodaops.web.guard import Guard
+from sodaops.web.guard import Access, Guard
 from sodaops.web.metrics import HttpMetrics
 
 
@@ -32,7 +32,7 @@ def test_bodies_without_a_length(chunks, ends, status):
     async def send(message):
         sent.append(message)
 
-    guard = Guard(ExceptionMiddleware(read_body), HttpMetrics(), {"/"}, [], [], max_body_bytes=10, body_s=0.05)
-    headers = [(b"transfer-encoding", b"chunked")]
+    guard = Guard(ExceptionMiddleware(read_body), HttpMetrics(), {"/"}, Access(), max_body_bytes=10, body_s=0.05)
+    headers = [(b"transfer-encoding", b"chunked"), (b"content-type", b"application/json")]
     asyncio.run(guard({"type": "http", "method": "POST", "path": "/x", "headers": headers}, receive, send))
     assert sent[0]["status"] == status
