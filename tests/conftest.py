@@ -1,6 +1,7 @@
 """Shared fixtures and helpers: small tables of real tweets, and a trained run that many tests use."""
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -133,8 +134,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@functools.cache
 def configured(*overrides: str) -> Any:
-    """A configuration composed from conf/."""
+    """A configuration composed from conf/, which takes Hydra 0.1 s."""
     from sodaops.config.compose import compose
 
     return compose(list(overrides))

@@ -111,6 +111,7 @@ def test_keys_and_headers(folder):
     assert client.get("/healthz").status_code == 200
 
 
+@pytest.mark.slow
 def test_kill_9_of_two_servers_loses_no_acknowledged_answer(folder):
     """Six annotators answer as fast as they can on two servers; both are killed, are started again, and they go on."""
     names = [one.task for one in store_of(folder, 400).state().tasks]

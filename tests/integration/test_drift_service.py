@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -187,30 +186,6 @@ def test_never_two_runs_at_once(watched, logged_rows):
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.text for answer in answers}) == 1 and answers[0].json()["n_rows"] == 200
     assert sum(runs(watched.client).values()) == runs_before + 1
-
-
-@pytest.mark.slow
-def test_pages_are_whole_during_a_run(watched, logged_rows):
-    run_on(watched, logged_rows.fresh)
-    stop, pages = threading.Event(), []
-
-    def read():
-        while not stop.is_set():
-            answer = watched.client.get("/report/evidently")
-            pages.append((answer.status_code, answer.content.rstrip().endswith(b"</html>")))
-
-    readers = [threading.Thread(target=read) for _ in range(3)]
-    for reader in readers:
-        reader.start()
-    try:
-        for table in (logged_rows.others, logged_rows.fresh):
-            run_on(watched, table)
-        until(lambda: len(pages) > 10)
-    finally:
-        stop.set()
-        for reader in readers:
-            reader.join(60)
-    assert set(pages) == {(200, True)}
 
 
 def test_a_bundle_that_vanishes_or_is_replaced(watched, logged_rows):

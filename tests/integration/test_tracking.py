@@ -67,6 +67,7 @@ def test_a_second_training_in_a_run_folder_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_crash_closes_the_run_as_failed(small_tweets, tmp_path):
     crash = "+callbacks.stop._target_=tests.integration.stop.Crash"
     with pytest.raises(KeyError, match="crash"):

@@ -121,14 +121,9 @@ def test_metrics_json_can_be_computed_from_the_predictions(trained):
 
 
 def test_the_same_seed_gives_the_same_weights(trained, small_tweets, tmp_path):
-    again = fit_tiny(tmp_path / "again", small_tweets, "seed=42", "export.variants=[float32]")
-    fit_tiny(tmp_path / "zero", small_tweets, "seed=0")
-    assert are_equal(weights(tmp_path / "again"), weights(trained))
-    assert not are_equal(weights(tmp_path / "zero"), weights(trained))
-    texts = ["a good day", "I hate this"]
-    expected = Predictor(trained / "run/bundle", "float32").probs(texts)
-    assert again.exported.gates["float32"].max_gap < 1e-4
-    np.testing.assert_allclose(Predictor(again.bundle_dir).probs(texts), expected, atol=1e-6)
+    for seed in (42, 0):
+        fit_tiny(tmp_path / f"{seed}", small_tweets, f"seed={seed}")
+        assert are_equal(weights(tmp_path / f"{seed}"), weights(trained)) == (seed == 42)
 
 
 CONSTANT_RATE = ("optim.schedule=constant", "optim.warmup=0.0", "trainer.max_epochs=3")
@@ -193,29 +188,18 @@ def test_debug_profile_logs_a_table_and_writes_a_trace(small_tweets, tmp_path, c
     assert "aten::addmm" in names
 
 
-def test_too_few_steps_are_logged_and_frozen_random_weights_are_refused(small_tweets, tmp_path, caplog):
-    caplog.set_level(logging.INFO, "sodaops")
-    fit_tiny(tmp_path, small_tweets, "optim.batch_tokens=4096", "trainer.max_epochs=1")
-    assert "optim.batch_tokens=4096" in caplog.text
-    with pytest.raises(ConfigError, match=r"optim\.frozen_layers=0.*model\.random_weights"):
-        fit_tiny(tmp_path / "frozen", small_tweets, "optim.frozen_layers=0")
-
-
 def test_fast_dev_run_writes_no_bundle(small_tweets, tmp_path):
     overrides = [o for o in run_overrides(tmp_path, small_tweets) if "max_epochs" not in o]
     result = pipeline.train(configured(*overrides, "debug=fast_dev_run"))
     assert result.score is None and result.bundle_dir is None and not (tmp_path / "run/bundle").exists()
 
 
-def test_split_none_skips_the_evaluation(small_tweets, tmp_path):
-    assert pipeline.train(configured(*run_overrides(tmp_path, small_tweets, *NO_EXPORT))).score > 0
-    assert (tmp_path / "run/bundle").exists() and not (tmp_path / "run/evaluation").exists()
-
-
-def test_training_with_balanced_weights_and_hard_labels(small_tweets, tmp_path):
+def test_training_with_balanced_weights_and_hard_labels_and_without_an_evaluation(small_tweets, tmp_path):
     changed = ["optim.class_weights=balanced", "optim.vote_weight=0.0", "optim.label_smoothing=0.1", "model.pooling=cls"]
-    result = fit_tiny(tmp_path, small_tweets, *changed)
-    assert result.info.pooling == "cls" and result.score == result.metrics["macro_f1"]
+    result = pipeline.train(configured(*run_overrides(tmp_path, small_tweets, *NO_EXPORT, *changed)))
+    info = layout.read_info(tmp_path / "run/bundle")
+    assert info.pooling == "cls" and result.score == info.metrics["val"]["macro_f1"] > 0
+    assert not (tmp_path / "run/evaluation").exists()
 
 
 def test_a_loss_that_is_not_finite_is_an_error(small_tweets, tmp_path):
@@ -288,6 +272,7 @@ def test_a_checkpoint_of_other_settings_is_refused(checkpoints, small_tweets, tm
         ("trainer.check_val_every_n_epoch=9", r"trainer\.check_val_every_n_epoch"),
         ("+callbacks.mine._target_=no.such.Class", r"callbacks\.mine.*no\.such"),
         ("+callbacks.mine._target_=collections.Counter", r"callbacks\.mine.*Counter"),
+        ("optim.frozen_layers=0", r"optim\.frozen_layers=0.*model\.random_weights"),
     ],
 )
 def test_unusable_training_settings_are_refused(small_tweets, tmp_path, change, key):
@@ -308,16 +293,15 @@ def test_gradients_are_clipped_with_a_fused_optimizer(small_tweets, tmp_path, pr
     stop.Gradients.norms.clear()
     settings = [f"trainer.precision={precision}", "trainer.max_epochs=1", "trainer.gradient_clip_val=0.001"]
     fit_tiny(tmp_path, small_tweets, *settings, callbacks=[stop.Gradients()])
-    assert (
-        len(stop.Gradients.norms) > 2
-        and max(stop.Gradients.norms) == pytest.approx(0.001, rel=0.01)
-        and stop.Gradients.fused == {True}
-    )
+    assert len(stop.Gradients.norms) > 2 and max(stop.Gradients.norms) == pytest.approx(0.001, rel=0.01)
+    assert stop.Gradients.fused == {True}
 
 
-def test_the_precision_that_auto_chooses_is_saved(small_tweets, tmp_path):
+def test_too_few_steps_are_logged_and_the_precision_that_auto_chooses_is_saved(small_tweets, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "sodaops")
     settings = ("logger=csv", "trainer.accelerator=cpu", "trainer.precision=auto", "trainer.max_epochs=1")
-    fit_tiny(tmp_path, small_tweets, *settings)
+    fit_tiny(tmp_path, small_tweets, *settings, "optim.batch_tokens=4096")
+    assert "optim.batch_tokens=4096" in caplog.text
     expected = "bf16-mixed" if precision_module.has_bfloat16("cpu") else "32-true"
     for path in ("run/bundle/config.yaml", "run/metrics/hparams.yaml"):
         assert f"precision: {expected}\n" in (tmp_path / path).read_text()

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.bundle import layout
-from tests.gcs import emulated
 from tests.serving import Load, Server, copy_bundle, swap_bundle, wait_until
 
 # The load's clients are cut off in the middle of things, and leave sockets to the collector.
@@ -176,22 +175,10 @@ def test_overload_does_not_grow(bundle):
     assert late < 1.1 * early + 10
 
 
-@pytest.fixture
-def bucket(tmp_path):
-    """A bucket of a Google Cloud Storage emulator on loopback."""
-    start = ["gcp-storage-emulator", "-d", str(tmp_path / "gcs"), "start", "--host", "127.0.0.1", "--default-bucket", "bucket"]
-    with emulated(lambda port: [*start, "--port", str(port)]):
-        yield "gs://bucket"
-
-
-def test_google_cloud_storage(bundle, tmp_path, bucket):
-    import gcsfs
-
-    files = gcsfs.GCSFileSystem(token="anon", endpoint_url=os.environ["STORAGE_EMULATOR_HOST"])
-
+def test_google_cloud_storage(bundle, tmp_path, bucket, cloud):
     def put(folder):
         for path in sorted(folder.iterdir(), reverse=True):  # bundle.json not last, though it should be: a reload must cope
-            files.put_file(str(path), f"bucket/models/{path.name}")
+            cloud.put_file(str(path), f"bucket/models/{path.name}")
 
     put(bundle)
     settings = {"request_log": f"{bucket}/log", "journal_dir": tmp_path / "journal", "part_s": 0.5, "reload_s": 0.2}
@@ -199,6 +186,6 @@ def test_google_cloud_storage(bundle, tmp_path, bucket):
         first = client.get("/predict", params={"text": "x"}, headers={"x-request-id": "first"}).json()["bundle_version"]
         put(copy_bundle(bundle, tmp_path / "second"))
         wait_until(lambda: client.get("/readyz").json()["bundle_version"] != first)
-    paths = files.glob("bucket/log/date=*/*.parquet")
-    rows = [row for path in paths for row in pq.read_table(files.open(path)).to_pylist()]
+    paths = cloud.glob("bucket/log/date=*/*.parquet")
+    rows = [row for path in paths for row in pq.read_table(cloud.open(path)).to_pylist()]
     assert [row["request_id"] for row in rows] == ["first"] and rows[0]["bundle_id"] == first

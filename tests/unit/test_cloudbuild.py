@@ -106,8 +106,7 @@ def test_every_image_has_a_file_with_that_stage_and_those_arguments(name, n_imag
 
 
 def test_docstrings_hold(module):
-    for path in sorted(FOLDER.glob("*.py")):
-        assert doctest.testmod(module(path.stem)).failed == 0, path
+    assert [path for path in FOLDER.glob("*.py") if doctest.testmod(module(path.stem)).failed] == []
 
 
 # --- check and compose
@@ -140,7 +139,13 @@ def test_substitutions_are_checked(pair, named, module):
 
 @pytest.mark.parametrize(
     ("name", "args", "named"),
-    [("train", "trainer.max_epoch=3", "max_epochs"), ("ci_cd", "optim.lr=-3", "optim.lr"), ("ci_cd", "experiment=amazon", "")],
+    [
+        ("train", "trainer.max_epoch=3", "max_epochs"),
+        *(
+            pytest.param("ci_cd", *values, marks=pytest.mark.slow)
+            for values in (("optim.lr=-3", "optim.lr"), ("experiment=amazon", ""))
+        ),
+    ],
 )
 def test_a_misspelt_key_fails_before_the_training(name, args, named, gcloud, tmp_path, monkeypatch):
     """With the real `sodaops`, in a folder without a registry, as in the image."""
@@ -497,6 +502,7 @@ def test_drift_is_checked_on_a_schedule(gcloud, tmp_path, job, action):
     assert {"--schedule=*/30 * * * *", "--http-method=post", "--oidc-service-account-email=serve@acme"} <= set(last)
 
 
+@pytest.mark.slow
 def test_gcloud_knows_every_command_and_flag_of_the_steps(vertex, tmp_path, release):
     unknown([])  # skips without a gcloud
     with deployable(vertex, tmp_path, private=True):

@@ -29,18 +29,13 @@ def test_commands_that_are_not_run_name_what_exists():
 
 
 def test_faults_are_recognised():
-    valid = [
-        "make lint",
-        "sodaops serve X serve.port=1",
-        "python train.py -m optim.lr=1e-4,1e-3",
-        "sodaops serve X serve.port=$PORT",
-    ]
+    valid = "make lint", "sodaops serve X serve.port=1", "python train.py -m optim.lr=1,2", "sodaops serve X serve.port=$PORT"
     assert [faults(command) for command in valid] == [[], [], [], []]
-    invalid = [
+    invalid = (
         "make lintt",
         "sodaops servee X",
         "sodaops serve X serve.prot=1",
         "python trian.py",
         "sodaops drift X drift.last=a",
-    ]
+    )
     assert [len(faults(command)) for command in invalid] == [1, 1, 1, 1, 1]

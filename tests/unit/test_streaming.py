@@ -253,6 +253,7 @@ def test_errors_in_worker_processes_are_raised(two_workers):
     assert os.listdir() == ["t.csv"]
 
 
+@pytest.mark.slow
 def test_finished_parts_are_kept_if_a_worker_process_is_killed(two_workers):
     stop = threading.Event()
 
@@ -356,6 +357,7 @@ def test_part_code_lists_every_module_that_parts_depend_on():
             assert found <= known, f"{module.__name__} imports {found - known}"
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard(write):
     write("t.csv", table(make_rows(300)))
     write("own.py", SCRIPT_WITHOUT_GUARD)
@@ -371,6 +373,7 @@ def test_a_label_column_with_too_many_values(write, monkeypatch):
         preprocess(config_of(), "splits")
 
 
+@pytest.mark.slow
 def test_two_concurrent_runs(write):
     write("t.csv", table(make_rows(2000)))
     code = "import sys; from sodaops.cli import main; sys.exit(main(sys.argv[1:]))"
