@@ -49,9 +49,10 @@ def show_export(exported: "Exported") -> None:
 
 def show_evaluation(evaluated: "Evaluated") -> None:
     """Prints an evaluation as a table."""
+    from sodaops.evaluation.result import BASELINES
+
     m = evaluated.metrics
     low, high = m["interval_95"]["macro_f1"]["low"], m["interval_95"]["macro_f1"]["high"]
-    names = {"majority": "most frequent label", "tfidf": "TF-IDF + logistic regression"}
     print(
         f"\n{evaluated.split} split, {m['n_rows']:,} rows           macro-F1   95 % interval   accuracy   weighted F1     ECE"
     )
@@ -60,9 +61,11 @@ def show_evaluation(evaluated: "Evaluated") -> None:
         f"   {m['weighted_f1']:11.3f}   {m['ece']:.3f}"
     )
     for name, values in evaluated.baselines.items():
-        print(f"{names[name]:<31}{values['macro_f1']:10.3f}{values['accuracy']:27.3f}   {values['weighted_f1']:11.3f}")
+        print(f"{BASELINES[name]:<31}{values['macro_f1']:10.3f}{values['accuracy']:27.3f}   {values['weighted_f1']:11.3f}")
     if not evaluated.same_data:
         print("note: the bundle was trained with other splits, so these rows may include its training data")
+    for warning in evaluated.warnings:
+        print(f"\nwarning: {warning}")
     print(f"\nreport: {shown_path(evaluated.report_path)}")
 
 

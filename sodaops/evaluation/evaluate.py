@@ -13,6 +13,7 @@ from sodaops.config.schema import Config
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError
 from sodaops.evaluation import baselines, metrics, plots, report
+from sodaops.evaluation.quality_warnings import quality_warnings
 from sodaops.evaluation.result import FOLDERS, METRICS, REPORT, WRITTEN, Evaluated
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
@@ -46,14 +47,17 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     label_ids, labels = table["label_id"].to_numpy().astype(np.int64), predictor.info.labels
     probs = predictor.probs_of_cleaned(table["text"].to_pylist())
     measured = metrics.measure(probs, label_ids, labels, settings.n_bootstrap, settings.n_bins)
+    matrix = metrics.confusion(label_ids, probs.argmax(1), len(labels))
+    baseline_metrics = _baselines(splits_dir, table, labels) if settings.baselines else {}
     result = Evaluated(
         split=settings.split,
         metrics={**measured, "slices": _slices(table, probs, label_ids, len(labels))},
-        baselines=_baselines(splits_dir, table, labels) if settings.baselines else {},
+        baselines=baseline_metrics,
+        warnings=quality_warnings(measured, baseline_metrics, matrix, labels, settings.split),
         output_dir=settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split]),
         same_data=manifest["fingerprint"] == predictor.info.data["fingerprint"],
         labels=labels,
-        confusion=metrics.confusion(label_ids, probs.argmax(1), len(labels)),
+        confusion=matrix,
         curves=metrics.curves(probs, label_ids, labels),
         errors=report.worst_errors(table, probs, labels, settings.n_worst),
     )
@@ -75,6 +79,7 @@ def _metrics_file(
         "data": {"name": manifest["name"], "fingerprint": manifest["fingerprint"]},
         "same_data": result.same_data,
         "split": result.split,
+        "warnings": result.warnings,
         result.split: {**result.metrics, "baselines": result.baselines},
         "plots": [{"file": f"plots/{one.path.name}", "title": one.title, "caption": one.caption} for one in pictures],
     }

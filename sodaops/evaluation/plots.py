@@ -1,7 +1,10 @@
 """The plots of an evaluation, as PNG files."""
 
+import logging
+import os
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -9,14 +12,28 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import pyarrow as pa
+from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from sodaops.errors import some
 from sodaops.evaluation import metrics
 
-_MAX_NAMED = 12  # with more labels than this, ticks and curves have no names; more groups than this are left out
+log = logging.getLogger(__name__)
+
+_MAX_LABELS, _MAX_CURVES = 12, 7  # shown in one picture; of more labels those that matter most, as the caption says
+_MAX_CHARS = 24  # of a name in a picture
+_MAX_SHARES = 5  # labels for whose cells of the confusion matrix there is room for shares as well as counts
+_MAX_INSIDE = 4  # curves whose legend is inside the axes
+# Fonts with Chinese, Japanese and Korean, Arabic or Indic letters, as systems name them; used where they are installed.
+_FALLBACK_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "IPAGothic",
+    "Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS", "Noto Sans Arabic",
+    "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Hebrew", "Unifont",
+)  # fmt: skip
 _STYLE = {
-    "figure.dpi": 160, "font.size": 10, "font.family": "sans-serif", "axes.spines.top": False,
+    "figure.dpi": 160, "font.size": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left", "axes.titleweight": "bold",
     "axes.edgecolor": "#8a94a6", "axes.labelcolor": "#3a4454", "xtick.color": "#3a4454", "ytick.color": "#3a4454",
     # Okabe & Ito's palette, which colour-blind readers can tell apart.
@@ -46,31 +63,77 @@ def draw_plots(folder: Path, probs: np.ndarray, table: pa.Table, labels: Sequenc
     """
     folder.mkdir(parents=True, exist_ok=True)
     label_ids = table["label_id"].to_numpy().astype(np.int64)
+    matrix = metrics.confusion(label_ids, probs.argmax(1), len(labels))
+    confused = most_confused(matrix, _MAX_LABELS)
     curves = metrics.curves(probs, label_ids, labels)
+    roc, precision_recall = (_lowest(curves, area) for area in ("roc_auc", "average_precision"))
     by_confidence = "The probability of the predicted label."
     wanted: list[tuple[str, str, str, Callable[[Axes], None]]] = [
-        ("confusion", "Confusion matrix", "Rows are the true labels, columns the predicted ones; shares of each row.",
-         partial(_confusion, metrics.confusion(label_ids, probs.argmax(1), len(labels)), labels)),
+        ("confusion", "Confusion matrix", "Rows are the true labels, columns the predicted ones; colours are shares of a row."
+         + _chosen(confused, labels, "labels that are most often confused"), partial(_confusion, matrix, labels, confused)),
         ("reliability", "Reliability", "Accuracy at each confidence. Bars below the diagonal are overconfident.",
          partial(_reliability, metrics.reliability(probs, label_ids, n_bins), n_bins)),
-        ("roc", "ROC, one label against the rest", "True positive rate at each false positive rate.",
-         partial(_curves, curves, ("fpr", "tpr"), "roc_auc", ("false positive rate", "true positive rate"))),
-        ("precision_recall", "Precision and recall, one label against the rest", "Precision at each recall.",
-         partial(_curves, curves, ("recall", "precision"), "average_precision", ("recall", "precision"))),
-        ("confidence_by_predicted", "Confidence by predicted label", by_confidence,
-         partial(_confidence, probs, np.array(labels)[probs.argmax(1)], labels)),
+        ("roc", "ROC, one label against the rest", "True positive rate at each false positive rate."
+         + _chosen(roc, curves, "labels with the smallest areas"),
+         partial(_curves, roc, ("fpr", "tpr"), "roc_auc", ("false positive rate", "true positive rate"))),
+        ("precision_recall", "Precision and recall, one label against the rest", "Precision at each recall."
+         + _chosen(precision_recall, curves, "labels with the smallest areas"),
+         partial(_curves, precision_recall, ("recall", "precision"), "average_precision", ("recall", "precision"))),
     ]  # fmt: skip
+    groups = {"confidence_by_predicted": ("predicted label", np.array(labels)[probs.argmax(1)], list(labels))}
     for name in table.column_names:
         if name.startswith("slice_"):
             values = np.array([value or "(no value)" for value in table[name].to_pylist()])
             file_name = f"confidence_by_{re.sub(r'[^A-Za-z0-9_-]', '-', name)}"
-            title = f"Confidence by {name.removeprefix('slice_')}"
-            wanted.append((file_name, title, by_confidence, partial(_confidence, probs, values, sorted(set(values)))))
-    return [_save(folder / f"{name}.png", title, caption, fill) for name, title, caption, fill in wanted]
+            groups[file_name] = (name.removeprefix("slice_"), values, sorted(set(values)))
+    for file_name, (title, values, names) in groups.items():
+        present = [name for name in names if (values == name).any()]
+        shown = sorted(sorted(present, key=lambda name: -(values == name).sum())[:_MAX_LABELS], key=present.index)
+        caption = by_confidence + _chosen(shown, present, "groups with the most rows")
+        wanted.append((file_name, f"Confidence by {title}", caption, partial(_confidence, probs, values, shown)))
+    missing: set[str] = set()
+    pictures = [_save(folder / f"{name}.png", title, caption, fill, missing) for name, title, caption, fill in wanted]
+    if missing:
+        log.warning(
+            "the plots show boxes for characters that no installed font has: %s; install one, for example fonts-noto-cjk or "
+            "fonts-noto-core, and delete ~/.cache/matplotlib", some(sorted(missing), shown=10),
+        )  # fmt: skip
+    return pictures
 
 
-def _save(path: Path, title: str, caption: str, fill: Callable[[Axes], None]) -> Picture:
-    with matplotlib.rc_context(_STYLE):
+def most_confused(matrix: np.ndarray, n: int) -> list[int]:
+    """The ids of at most ``n`` labels with the largest numbers of confusions, in the labels' order.
+
+    >>> most_confused(np.array([[5, 0, 1], [0, 5, 0], [3, 0, 5]]), 2)
+    [0, 2]
+    """
+    errors = matrix - np.diag(np.diag(matrix))
+    cells = zip(*np.unravel_index(np.argsort(-errors, axis=None, kind="stable"), matrix.shape), strict=True)
+    chosen: dict[int, None] = {}
+    for cell in cells:
+        for label in cell:
+            if len(chosen) < n:
+                chosen[int(label)] = None
+        if len(chosen) >= min(n, len(matrix)):
+            break
+    return sorted(chosen)
+
+
+def _lowest(curves: dict[str, dict], area: str) -> dict[str, dict]:
+    names = sorted(curves, key=lambda label: curves[label][area])[:_MAX_CURVES]
+    return {label: values for label, values in curves.items() if label in names}
+
+
+def _chosen(shown: Sized, every: Sized, which: str) -> str:
+    """A sentence for the caption if a picture does not show all."""
+    return f" Of {len(every)} only the {len(shown)} {which}." if len(shown) < len(every) else ""
+
+
+def _save(path: Path, title: str, caption: str, fill: Callable[[Axes], None], missing: set[str]) -> Picture:
+    """Draws a picture, and adds the characters that no font has to ``missing``."""
+    fonts = ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in font_manager.get_font_names())]
+    with matplotlib.rc_context({**_STYLE, "font.family": fonts}), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         figure = Figure(figsize=(5.2, 4.2), layout="constrained")
         axes = figure.subplots()
         fill(axes)
@@ -78,25 +141,49 @@ def _save(path: Path, title: str, caption: str, fill: Callable[[Axes], None]) ->
         for text in figure.findobj(matplotlib.text.Text):
             text.set_parse_math(False)  # a user's label may hold a dollar sign
         figure.savefig(path, metadata={"Software": None})  # without Matplotlib's version: equal plots make equal files
+    for warning in caught:
+        glyph = re.match(r"Glyph (\d+) .*missing", str(warning.message))
+        if glyph:
+            missing.add(chr(int(glyph[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return Picture(title, caption, path)
 
 
-def _confusion(matrix: np.ndarray, labels: Sequence[str], axes: Axes) -> None:
+def _short(names: Sequence[str]) -> list[str]:
+    """Names for a picture: of long ones without what they all begin and end with, then without their middle."""
+    if not names or max(map(len, names)) <= _MAX_CHARS:
+        return list(names)
+    reversed_names = [name[::-1] for name in names]
+    start, end = (len(os.path.commonprefix(of)) for of in (list(names), reversed_names))  # noqa: RUF071  # by characters
+    if min(map(len, names)) > start + end and len(names) > 1:
+        names = [f"{'…' if start else ''}{name[start : len(name) - end]}{'…' if end else ''}" for name in names]
+    half = _MAX_CHARS // 2
+    return [name if len(name) <= _MAX_CHARS else f"{name[: half - 1]}…{name[-half:]}" for name in names]
+
+
+def _name_ticks(axis: Axis, places: Sequence[int], names: Sequence[str]) -> None:
+    """Names on an axis; slanted on the horizontal one if they would overlap."""
+    slanted = axis.axis_name == "x" and max(len(line) for name in names for line in name.split("\n")) * len(names) > 40
+    axis.set_ticks(places, names, **({"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}))
+
+
+def _confusion(matrix: np.ndarray, labels: Sequence[str], chosen: Sequence[int], axes: Axes) -> None:
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)  # of the rows of each true label; 0 where it has none
+    matrix, shares = matrix[np.ix_(chosen, chosen)], shares[np.ix_(chosen, chosen)]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="label")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    if len(labels) > _MAX_NAMED:
-        return
-    ticks = range(len(labels))
-    axes.set_xticks(ticks, labels)
-    axes.set_yticks(ticks, labels)
-    for row in ticks:
-        for column in ticks:
-            colour = "white" if shares[row, column] > 0.55 else "#1b2430"  # readable on dark and light cells
+    for axis in (axes.xaxis, axes.yaxis):
+        _name_ticks(axis, range(len(chosen)), _short([labels[i] for i in chosen]))
+    for row, column in np.ndindex(matrix.shape):
+        colour = "white" if shares[row, column] > 0.55 else "#1b2430"  # readable on dark and light cells
+        if len(chosen) <= _MAX_SHARES:
             text = f"{shares[row, column]:.0%}\n{matrix[row, column]}"
-            axes.text(column, row, text, ha="center", va="center", color=colour)
+        else:
+            text = str(matrix[row, column] or "")
+        axes.text(column, row, text, ha="center", va="center", color=colour)
 
 
 def _reliability(bins: dict[str, np.ndarray], n_bins: int, axes: Axes) -> None:
@@ -110,22 +197,29 @@ def _reliability(bins: dict[str, np.ndarray], n_bins: int, axes: Axes) -> None:
 
 
 def _curves(curves: dict[str, dict], keys: tuple[str, str], area: str, names: tuple[str, str], axes: Axes) -> None:
-    for label, values in curves.items():
-        name = f"{label} ({values[area]:.2f})" if len(curves) <= _MAX_NAMED else None
-        axes.plot(values[keys[0]], values[keys[1]], label=name, linewidth=1.8)
+    lines = [axes.plot(values[keys[0]], values[keys[1]], linewidth=1.8)[0] for values in curves.values()]
     axes.set(xlabel=names[0], ylabel=names[1], xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-    if len(curves) <= _MAX_NAMED:
-        axes.legend(frameon=False, title="area under the curve", loc="lower right" if keys[0] == "fpr" else "lower left")
+    unnamed, title = [""] * len(lines), "area under the curve"
+    if len(lines) <= _MAX_INSIDE:
+        legend = axes.legend(
+            lines, unnamed, title=title, frameon=False, loc="lower right" if keys[0] == "fpr" else "lower left"
+        )
+    else:
+        axes.figure.set_size_inches(5.2, 4.2 + 0.2 * len(lines))
+        legend = axes.figure.legend(lines, unnamed, title=title, frameon=False, loc="outside lower center")
+    # Matplotlib leaves out names that begin with an underscore, so they are set afterwards.
+    for text, name, values in zip(legend.get_texts(), _short(list(curves)), curves.values(), strict=True):
+        text.set_text(f"{name} ({values[area]:.2f})")
 
 
 def _confidence(probs: np.ndarray, groups: np.ndarray, names: Sequence[str], axes: Axes) -> None:
-    names = [name for name in names if (groups == name).any()][:_MAX_NAMED]
     top = probs.max(1)
     parts = axes.violinplot([top[groups == name] for name in names], showmedians=True, widths=0.8)
     for body in parts["bodies"]:
         body.set(facecolor="#56B4E9", alpha=0.7)
     for key in ("cmedians", "cmins", "cmaxes", "cbars"):
         parts[key].set(color="#0072B2", linewidth=1.2)
-    counts = [f"{name}\nn = {(groups == name).sum()}" for name in names]
-    axes.set_xticks(range(1, len(names) + 1), counts)
+    break_or_comma = "\n" if len(names) <= _MAX_SHARES else ", "
+    counted = [f"{short}{break_or_comma}n = {(groups == name).sum()}" for short, name in zip(_short(names), names, strict=True)]
+    _name_ticks(axes.xaxis, range(1, len(names) + 1), counted)
     axes.set(ylim=(0, 1.02), ylabel="confidence")

@@ -11,7 +11,7 @@ METRICS = "metrics.json"
 REPORT = "report.html"
 WRITTEN = (".gitignore", METRICS, "predictions.parquet", "plots", REPORT)  # all that an evaluation's folder may hold
 FOLDERS = {"test": "evaluation", "val": "evaluation-val", "train": "evaluation-train"}  # split -> folder beside the bundle
-BASELINES = {"majority": "always the most frequent label", "tfidf": "TF-IDF + logistic regression"}
+BASELINES = {"majority": "the most frequent label", "tfidf": "TF-IDF + logistic regression"}
 _ROWS = {
     "train": "that the model was trained on",
     "val": "that the epoch was chosen on",
@@ -35,6 +35,7 @@ class Evaluated:
     split: str
     metrics: dict[str, Any]  # as in metrics.json, under the split's name
     baselines: dict[str, dict[str, float]]
+    warnings: list[str]  # sentences about the quality, most important first
     output_dir: str  # a local folder or a remote address
     same_data: bool  # whether the bundle was trained on the train split of the same data set
     labels: list[str]

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from sodaops.io import remote
 from sodaops.registry.gate import GateResult
 
 
-def _fields(**types: Any) -> type:
-    """A class with which pydantic checks a JSON object."""
-    return make_dataclass("Fields", types.items(), frozen=True)
+def _fields(*optional: Any, **types: Any) -> type:
+    """A class with which pydantic checks a JSON object; optional fields are (name, type, default)."""
+    return make_dataclass("Fields", [*types.items(), *optional], frozen=True)
 
 
 # The parts of metrics.json that the page reads: what it is about, and the metrics under the split's name.
 _ABOUT = _fields(
+    ("warnings", list[str], field(default_factory=list)),  # metrics.json of earlier versions has none
     bundle_id=str, split=str, same_data=bool, plots=list[_fields(file=str, title=str, caption=str)]  # type: ignore[misc]
 )  # fmt: skip
 _INTERVAL = _fields(low=float, high=float)
@@ -45,6 +46,7 @@ class Evaluation:
     which: str  # rows: "that were not used in training"
     metrics: dict[str, Any]
     rows: list[tuple[str, Any, bool]]  # baselines and the model: name, metrics, whether it is the model
+    warnings: list[str]  # sentences about the quality
     plots: list[tuple[str, Path, str]]  # title, file, caption
     missed: list[tuple[str, str, int]]  # label, prediction, number of rows; most frequent first
 
@@ -97,6 +99,7 @@ def _evaluation(folder: Path, about: Any, fix: str) -> Evaluation:
         which=describe_rows(about.split, about.same_data),
         metrics=metrics,
         rows=[*rows, ("this model", metrics, True)] if rows else [],
+        warnings=about.warnings,
         plots=plots,
         missed=[(label, predicted, n_rows) for (label, predicted), n_rows in errors.most_common()],
     )
@@ -140,7 +143,7 @@ def read_json(path: str | Path, kind: Any, fix: str) -> Any:
         return None if content is None else TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: damaged ({field + ': ' if field else ''}{first['msg']}); {fix}.") from None
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: damaged ({place + ': ' if place else ''}{first['msg']}); {fix}.") from None
     except OSError as error:
         raise DataError(f"{path}: could not be read ({error.strerror}); check the access, or {fix}.") from None

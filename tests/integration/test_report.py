@@ -10,11 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sodaops.bundle import layout
+from sodaops.data.preprocess import read_manifest
+from sodaops.evaluation.quality_warnings import quality_warnings
+from sodaops.evaluation.result import Evaluated
 from tests.conftest import lazy
 
 image = lazy("matplotlib.image")
 plots = lazy("sodaops.evaluation.plots")
 report = lazy("sodaops.evaluation.report")
+metrics = lazy("sodaops.evaluation.metrics")
+mpl = lazy("matplotlib.figure")
 
 
 class Page(html.parser.HTMLParser):
@@ -76,6 +82,81 @@ def test_plots_of_many_labels_and_of_a_label_without_rows(tmp_path):
         for picture in pictures:
             pixels = image.imread(picture.path)
             assert pixels.shape[0] > 500 and pixels.std() > 0.02, picture.path
+
+
+def test_the_labels_in_a_picture_are_the_ones_that_matter():
+    matrix = np.diag([50] * 300)
+    matrix[7, 3], matrix[200, 7], matrix[1, 2] = 9, 8, 1
+    assert plots.most_confused(matrix, 3) == [3, 7, 200] and plots.most_confused(np.eye(2, dtype=int), 12) == [0, 1]
+    figure = mpl.Figure()
+    plots._confusion(matrix, [f"the label {i}" for i in range(300)], [3, 7, 200], figure.subplots())
+    texts = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    assert {"the label 3", "the label 7", "the label 200"} <= set(texts) and "15%\n9" in texts
+
+
+def test_every_curve_has_its_label_in_the_legend():
+    """Matplotlib leaves out those that begin with an underscore; long ones keep the part in which they differ."""
+    curve = {"fpr": [0, 1], "tpr": [0, 1], "roc_auc": 0.5}
+    for labels, shown in [(["_x", "$5-$10", ""], ["_x", "$5-$10", ""]), ([f"{'a' * 30} {i}" for i in range(7)], "0123456")]:
+        figure = mpl.Figure()
+        plots._curves(dict.fromkeys(labels, curve), ("fpr", "tpr"), "roc_auc", ("x", "y"), axes := figure.subplots())
+        (legend,) = [*figure.legends, *filter(None, [axes.get_legend()])]
+        names = [text.get_text().removesuffix(" (0.50)") for text in legend.get_texts()]
+        assert [name.removeprefix("…") for name in names] == list(shown)
+
+
+def test_characters_that_no_font_has_are_named_once(tmp_path, caplog):
+    labels = ["a\ue000", "b\ue001"]
+    plots.draw_plots(tmp_path, np.full((12, 2), 0.5), split(12, labels), labels, 15)
+    (message,) = caplog.messages
+    assert "\ue000, \ue001" in message and "fonts" in message
+
+
+def test_many_labels_are_listed_from_the_worst(trained):
+    """The labels with the lowest F1 are in sight, the others in a part that opens."""
+    measured = json.loads((trained / "run/evaluation/metrics.json").read_text(encoding="utf-8"))["test"]
+    measured["labels"] = {f"label-{i}": {"f1": i / 300, "precision": 0, "recall": 0, "n_rows": 3} for i in reversed(range(300))}
+    result = Evaluated("test", measured, {}, [], "", True, list(measured["labels"]), np.eye(300), {}, [])
+    source = report.render_report(result, layout.read_info(trained / "run/bundle"), read_manifest(trained / "splits"), [])
+    order = [int(number) for number in re.findall(r"label-(\d+)<", source)]
+    assert order == list(range(300)) and source.index("label-19<") < source.index("<details>") < source.index("label-20<")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "baselines", "named"),
+    [
+        ([[60, 0, 0], [0, 40, 0], [0, 0, 30]], {"majority": 0.2, "tfidf": 0.9}, []),
+        ([[60, 10, 0], [10, 30, 0], [0, 0, 30]], {"majority": 0.2, "tfidf": 0.88}, [("not better", "0.880")]),
+        ([[60, 10, 0], [10, 30, 0], [0, 0, 30]], {"majority": 0.2, "tfidf": 0.82}, [("not clearly better", "TF-IDF")]),
+        ([[90, 0, 0], [40, 0, 0], [30, 0, 0]], {"majority": 0.24, "tfidf": 0.3},
+         [("most frequent", "TF-IDF"), ("b (40), c (30)", "optim.class_weights")]),
+        ([[90, 0, 0], [0, 40, 0], [0, 0, 9]], {}, [("fewer than 10", "c (9)")]),
+        ([[60, 0, 0], [0, 39, 0], [0, 0, 0]], {}, [("99 rows", "data.fractions"), ("fewer than 10", "c (0)")]),
+    ],
+)  # fmt: skip
+def test_warnings_in_words(matrix, baselines, named):
+    matrix, labels = np.array(matrix), ["a", "b", "c"]
+    low, high = metrics.bootstrap(matrix, 500)["macro_f1"]
+    measured = {**metrics.summary(matrix), "interval_95": {"macro_f1": {"low": low, "high": high}}}
+    others = {name: {"macro_f1": score} for name, score in baselines.items()}
+    warnings = quality_warnings(measured, others, matrix, labels, "test")
+    assert len(warnings) == len(named) and all(
+        part in text for text, parts in zip(warnings, named, strict=True) for part in parts
+    )
+    assert "better" not in "".join(quality_warnings(measured, others, matrix, labels, "train")), "baselines were fitted on it"
+
+
+def test_warnings_are_in_the_terminal_the_report_and_the_metrics(trained, capsys):
+    from sodaops.cli import main
+
+    folder = trained / "warned"
+    settings = [f"evaluate.splits_dir={trained / 'splits'}", f"evaluate.output_dir={folder}", "evaluate.n_bootstrap=100"]
+    assert main(["evaluate", str(trained / "run/bundle"), *settings]) == 0
+    shown, warnings = capsys.readouterr().out, json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["warnings"]
+    page = Page((folder / "report.html").read_text(encoding="utf-8")).text
+    assert any("TF-IDF" in text for text in warnings), "a tiny random model"
+    for text in warnings:
+        assert f"warning: {text}" in shown and text in page and page.index(text) < page.index("By label")
 
 
 def test_the_worst_errors_are_wrong_and_most_confident_first():
