@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sodaops.annotation.store import Store
+from sodaops.annotation.tasks import normal_form
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.reference import Reference
 from sodaops.drift.statistics import drift_scores
@@ -69,7 +70,8 @@ def pick_tasks(
     with_text = answered.filter(pc.is_valid(answered["text"]))
     if not len(with_text):
         raise DataError("the request log has hashes but no texts; set serve.log_texts=true for the service to log them.")
-    known = set(known) | {task.text_sha256 for task in store.state().tasks}
+    in_store = store.state().tasks
+    known = set(known) | {task.text_sha256 for task in in_store} | {normal_form(task.text) for task in in_store}
     texts = _texts_of_requests(with_text)
     feedback = _feedback_tasks(with_text, texts, store, known)
     candidates = _first_of_each_text(with_text, known | {task["text_sha256"] for task in feedback})
@@ -146,12 +148,13 @@ def _sketches(rows: pa.Table) -> np.ndarray | None:
 
 
 def _first_of_each_text(rows: pa.Table, known: set[str]) -> pa.Table:
-    """The first row of each text that is not known."""
+    """The first row of each text that is not known, neither its hash nor its normal form."""
     first, seen = [], set(known)
-    for row, digest in enumerate(rows["text_sha256"].to_pylist()):
-        if digest not in seen:
-            seen.add(digest)
+    for row, (digest, text) in enumerate(zip(rows["text_sha256"].to_pylist(), rows["text"].to_pylist(), strict=True)):
+        names = {digest, normal_form(text)}
+        if not names & seen:
             first.append(row)
+        seen |= names
     return rows.take(pa.array(first, pa.int64()))
 
 

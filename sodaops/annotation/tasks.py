@@ -1,6 +1,7 @@
 """A text to annotate, with the prediction of a model, and the checks of labels and names."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -63,6 +64,11 @@ def task_of(entry: Mapping[str, Any], labels: Sequence[str]) -> Task:
     for label in [*(entry.get("probs") or {}), *([entry["label"]] if entry.get("label") is not None else [])]:
         check_label(label, labels)
     return Task(**{**entry, "task": sha256[:16]})
+
+
+def normal_form(text: str) -> str:
+    """The text in Unicode's normal form C; texts that differ only in their form look the same, and are one task."""
+    return unicodedata.normalize("NFC", text)
 
 
 def check_text(text: object) -> None:

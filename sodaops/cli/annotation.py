@@ -76,18 +76,22 @@ def run_annotate_export(options: argparse.Namespace) -> None:
 def run_annotate_import(options: argparse.Namespace) -> None:
     """`sodaops annotate import`: reads texts and answers of other tools; makes the store with data.labels if there is none."""
     from sodaops.annotation.database import INFO
-    from sodaops.annotation.exchange import import_file
+    from sodaops.annotation.exchange import ImportKeys, read_import
+    from sodaops.annotation.state import AnnotationState
     from sodaops.annotation.store import Store
 
-    config = configured(options)
-    folder, labels = Path(config.annotate.store), config.data.labels
-    if not (folder / INFO).exists() and labels is not None:
-        if not Path(options.file).is_file():
-            raise ConfigError(f"{options.file}: no such file.")
-        store = Store.create(folder, [str(label) for label in labels])
+    config = configured(options, "data.vote_columns=null")  # which must fit data.labels, and is not read here
+    folder, labels = Path(config.annotate.store), [str(label) for label in config.data.labels or []]
+    if (folder / INFO).exists():
+        given = "labels" in explicit_keys(options, "data")  # else data.labels are those of the default data
+        state = Store(folder, labels if given else None).state()
+    elif labels:
+        state = AnnotationState(labels, [], {}, 0)
     else:
-        store = _store(config)
-    result = import_file(store, options.file)
+        raise ConfigError(f"{folder}: there is no store yet; give its labels with data.labels=[A,B].")
+    keys = ImportKeys(config.annotate.text_key, config.annotate.label_key)
+    planned = read_import(options.file, state, keys, config.data.label_map)
+    result = planned.write(Store.create(folder, state.labels))  # only now, so that a refused file leaves no store
     print(f"{folder}: {result.n_tasks:,} new texts, {result.n_answers:,} new answers")
 
 

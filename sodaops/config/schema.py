@@ -205,6 +205,8 @@ class AnnotateConfig(ServerSection):
     shares: SharesConfig = SharesConfig()
     min_annotators: Count = Field(1, description="annotators that a text needs before it is merged")
     near_test: Fraction = Field(0.7, description="similarity to a test text at which a text is refused")
+    text_key: str | None = Field(None, description="column or Label Studio key with the text; null: text, or the only one")
+    label_key: str | None = Field(None, description="column or Label Studio control with the label; null: the only one")
 
 
 class DriftConfig(ServerSection):

@@ -191,6 +191,79 @@ def test_files_that_cannot_be_read(store, write, name, content, message):
     assert answers_by_text(store) == before
 
 
+def studio_json(*items):
+    """Label Studio's JSON: for each item the data, and control -> choice of its annotation."""
+
+    def part(control, choice):
+        return {"type": "choices", "from_name": control, "to_name": "text", "value": {"choices": [choice]}}
+
+    def annotation(choices):
+        return {"completed_by": 1, "result": [part(*one) for one in choices.items()]}
+
+    return json.dumps([{"data": data, "annotations": [annotation(choices)]} for data, choices in items])
+
+
+FLAT = "annotation_id,annotator,created_at,id,lead_time,{},updated_at\n7,1,2024,11,3.2,{},2024\n"
+ONE = {"fine": {"label-studio 1": "good"}}
+IMPORTS = {
+    # name, content, more arguments; the answers by text, or what the error names
+    "csv": ("l.csv", FLAT.format("sentiment,text", "good,fine"), [], ONE),
+    "csv with JSON": ("l.csv", FLAT.format("sentiment,text", '"{""choices"":[""good""]}",fine'), [], ONE),
+    "csv, two choices": ("l.csv", FLAT.format("s,text", '"{""choices"":[""good"",""bad""]}",fine'), [], ["row 1", "label="]),
+    "csv, e-mail": ("l.tsv", FLAT.format("text,s", "fine,good").replace(",1,", ",a@b.org,").replace(",", "\t"), [],
+                    {"fine": {"a@b.org": "good"}}),
+    "csv, skipped": ("l.csv", FLAT.format("s,text", ",fine"), [], {"fine": {"label-studio 1": SKIP}}),
+    "csv, controls": ("l.csv", FLAT.format("a,b,text", "good,x,fine"), [], ["annotate.label_key", "a, b"]),
+    "csv, one of them": ("l.csv", FLAT.format("a,b,text", "good,x,fine"), ["annotate.label_key=a"], ONE),
+    "csv, text in doubt": ("l.csv", FLAT.format("review,s", "fine,good"), [], ["annotate.text_key", "review, s"]),
+    "csv, other text": ("l.csv", FLAT.format("review,s", "fine,good"), ["annotate.text_key=review"], ONE),
+    "json-min": ("l.json", json.dumps([{"annotation_id": 7, "annotator": 1, "id": 2, "text": "fine", "s": "good"}]), [], ONE),
+    "other key": ("l.json", studio_json(({"review": "fine", "n": 3}, {"s": "good"})), [], ONE),
+    "keys": ("l.json", studio_json(({"a": "fine", "b": "x"}, {"s": "good"})), [], ["annotate.text_key", "a, b"]),
+    "one of the keys": ("l.json", studio_json(({"a": "fine", "b": "x"}, {"s": "good"})), ["annotate.text_key=a"], ONE),
+    "no such key": ("l.json", studio_json(({"a": "fine"}, {"s": "good"})), ["annotate.text_key=aa"], ["annotate.text_key=aa"]),
+    "controls": ("l.json", studio_json(({"text": "fine"}, {"s": "good", "t": "x"})), [], ["annotate.label_key", "s, t"]),
+    "one control": ("l.json", studio_json(({"text": "fine"}, {"s": "good", "t": "x"}), ({"text": "b"}, {"t": "x"})),
+                    ["annotate.label_key=s"], {**ONE, "b": {"label-studio 1": SKIP}}),
+    "case": ("l.json", studio_json(({"text": "fine"}, {"s": "Good"})), [], ["label='Good'", "data.label_map={Good: good}"]),
+    "case, merged": ("l.json", studio_json(({"text": "fine"}, {"s": "Good"})), ["data.label_map={Good: good}"], ONE),
+    "normal forms": ("t.csv", "text,label\ncaf\u00e9,good\ncafe\u0301,good\n", [], {"caf\u00e9": {"import": "good"}}),
+    "own columns": ("t.csv", "id,review,stars\n7,fine,good\n", ["annotate.text_key=review", "annotate.label_key=stars"],
+                    {"fine": {"import": "good"}}),
+    "texts only": ("t.csv", "text\nfine\n", [], {"fine": {}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IMPORTS)
+def test_a_store_is_made_only_of_a_file_that_passes(run, write, case):
+    name, content, more, expected = IMPORTS[case]
+    code, _, error = run("annotate", "import", write(name, content), "annotate.store=new", "data.labels=[bad,good]", *more)
+    if isinstance(expected, dict):
+        store = Store("new", ["bad", "good"])
+        assert code == 0 and answers_by_text(store) == expected
+    else:
+        assert code == 2 and error.startswith(f"DataError: {name}: ") and all(text in error for text in expected)
+        assert not Path("new").exists()
+
+
+def test_labels_that_differ_from_those_of_the_store(run, write, store):
+    write("t.csv", "text,label\nfine,neutral\n")
+    code, _, error = run("annotate", "import", "t.csv", "annotate.store=store", "data.labels=[bad,good]")
+    assert code == 2 and error.startswith("DataError: store: ") and "bad, good" in error
+    assert run("annotate", "import", "t.csv", "annotate.store=store")[0] == 0  # the labels of the store
+    assert run("annotate", "import", "t.csv", "annotate.store=new", "data=csv", "data.path=t.csv")[0] == 2
+    assert not Path("new").exists()
+
+
+def test_a_text_in_another_normal_form_is_not_picked(workdir):
+    import pyarrow as pa
+
+    from sodaops.annotation.pick import _first_of_each_text
+
+    rows = pa.table({"text": ["caf\u00e9", "cafe\u0301", "tea", "te\u0301"], "text_sha256": ["a", "b", "c", "d"]})
+    assert _first_of_each_text(rows, {"t\u00e9"})["text_sha256"].to_pylist() == ["a", "c"]
+
+
 @pytest.mark.parametrize("choices", [["neutral", "positive"], [], None, "neutral"])
 def test_an_annotation_without_exactly_one_choice(store, write, choices):
     result = [{"type": "choices", "from_name": "s", "to_name": "text", "value": {"choices": choices}}]

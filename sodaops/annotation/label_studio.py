@@ -1,0 +1,187 @@
+"""Label Studio's formats: its JSON in both directions, its CSV and JSON-MIN exports, and its labeling config."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from xml.sax.saxutils import quoteattr
+
+from sodaops.annotation.state import AnnotationState
+from sodaops.annotation.tasks import Task
+from sodaops.errors import DataError, nearest
+
+LABEL, TEXT = "label", "text"  # names of the tags in the labeling config, and the default keys of an import
+_OURS = ("task", "why")  # what an export puts into a task's data beside the text
+# The columns of a CSV or JSON-MIN export that are neither data nor controls.
+_FLAT = {
+    "annotation_id", "annotator", "created_at", "updated_at", "lead_time", "id", "inner_id", "project", "file_upload",
+    "agreement", "comment_count", "unresolved_comment_count", "last_comment_updated_at", "comment_authors", *_OURS,
+}  # fmt: skip
+
+
+class ImportedRow(NamedTuple):
+    """A text of a file with at most one answer: without an annotator no answer, without a label a skip."""
+
+    position: str
+    task: str
+    text: Any
+    label: Any
+    annotator: str | None
+
+
+class ImportKeys(NamedTuple):
+    """Where a file has the text and the label (annotate.text_key, annotate.label_key); None: found if there is no doubt."""
+
+    text: str | None = None
+    label: str | None = None
+
+
+def labeling_config(labels: Sequence[str]) -> str:
+    """Label Studio's labeling config: a text, and one choice among the labels.
+
+    >>> labeling_config(["bad", '"so so"']).splitlines()[4]
+    '    <Choice value=\\'"so so"\\' hotkey="2"/>'
+    """
+    keys = [f' hotkey="{n}"' if n < 10 else "" for n in range(1, len(labels) + 1)]
+    choices = [f"    <Choice value={quoteattr(label)}{key}/>" for label, key in zip(labels, keys, strict=True)]
+    choices_tag = f'  <Choices name="{LABEL}" toName="{TEXT}" choice="single">'
+    return "\n".join(["<View>", f'  <Text name="{TEXT}" value="$text"/>', choices_tag, *choices, "  </Choices>", "</View>", ""])
+
+
+def label_studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
+    """A task with its answers, for Label Studio's import."""
+    predictions, annotations = [], []
+    if task.label is not None:
+        score = {} if task.score is None else {"score": task.score}
+        model = task.bundle_id or "unknown"
+        predictions.append({"model_version": model, **score, "result": [_choice(f"{task.task[:10]}-p", task.label)]})
+    for n, (name, label) in enumerate(sorted(state.answers.get(task.task, {}).items()), 1):
+        result = [] if label is None else [{**_choice(f"{task.task[:10]}-{n}", label), "meta": {"annotator": name}}]
+        annotations.append({"annotator": name, "was_cancelled": label is None, "ground_truth": False, "result": result})
+    data = {"text": task.text, "task": task.task, "why": task.why}
+    return {"data": data, "predictions": predictions, "annotations": annotations}
+
+
+def _choice(name: str, label: str) -> dict[str, Any]:
+    return {"id": name, "type": "choices", "from_name": LABEL, "to_name": TEXT, "value": {"choices": [label]}}
+
+
+def is_flat(columns: Iterable[str]) -> bool:
+    """Whether these are the columns of a CSV or JSON-MIN export."""
+    return {"annotation_id", "annotator"} <= set(columns)
+
+
+def json_rows(content: Any, keys: ImportKeys, faults: list[str]) -> Iterator[ImportedRow]:
+    """The texts and answers of a JSON or JSON-MIN export.
+
+    Raises:
+        DataError: the text or the control is in doubt, or missing everywhere.
+    """
+    items = content if isinstance(content, list) else [content]
+    if items and all(isinstance(item, dict) and is_flat(item) for item in items):
+        yield from flat_rows(items, list(dict.fromkeys(key for item in items for key in item)), keys, "task")
+        return
+    data = [item["data"] for item in items if isinstance(item, dict) and isinstance(item.get("data"), dict)]
+    texts = [key for key in dict.fromkeys(key for one in data for key in one) if _holds_texts(key, data)]
+    text_key = _choose("annotate.text_key", keys.text, TEXT, texts, dict.fromkeys(key for one in data for key in one))
+    parts = [part for item in items for annotation in _annotations(item) for part in _choices(annotation)]
+    controls = list(dict.fromkeys(str(part.get("from_name")) for part in parts))
+    control = _choose("annotate.label_key", keys.label, None, controls, controls) if controls else None
+    for number, item in enumerate(items, 1):
+        yield from _item_rows(f"task {number}", item, text_key, control, len(controls) > 1, faults)
+
+
+def _holds_texts(key: str, data: Sequence[Mapping[str, Any]]) -> bool:
+    return key not in _OURS and any(isinstance(one.get(key), str) for one in data)
+
+
+def _choose(setting: str, given: str | None, default: str | None, candidates: Sequence[str], allowed: Iterable[str]) -> str:
+    """The given name, else the default one, else the only candidate.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
+    allowed = list(allowed)
+    if given is not None:
+        if given not in allowed:
+            raise DataError(f"{setting}={given} is not in the file, which has {', '.join(allowed)}{nearest(given, allowed)}.")
+        return given
+    if default in candidates or not candidates:
+        return default or ""
+    if len(candidates) > 1:
+        raise DataError(f"the file has {', '.join(candidates)}; name the one to import with {setting}={candidates[0]}.")
+    return candidates[0]
+
+
+def _annotations(item: Any) -> list[dict[str, Any]]:
+    annotations = item.get("annotations", []) if isinstance(item, dict) else []
+    return [one for one in annotations if isinstance(one, dict)] if isinstance(annotations, list) else []
+
+
+def _choices(annotation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    result = annotation.get("result")
+    parts = result if isinstance(result, list) else []
+    return [part for part in parts if isinstance(part, dict) and part.get("type") == "choices"]
+
+
+def _item_rows(
+    position: str, item: Any, text_key: str, control: str | None, several: bool, faults: list[str]
+) -> Iterator[ImportedRow]:
+    data = item.get("data") if isinstance(item, dict) else None
+    annotations = item.get("annotations", []) if isinstance(item, dict) else None
+    if not isinstance(data, dict) or not isinstance(annotations, list):
+        faults.append(f"{position}: has no 'data' with the text; export from Label Studio as JSON, JSON-MIN or CSV.")
+        return
+    text, task = data.get(text_key), str(data.get("task") or "")
+    yield ImportedRow(position, task, text, None, None)
+    for number, annotation in enumerate(annotations, 1):
+        where = f"{position} annotation {number}"
+        if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
+            faults.append(f"{where}: has no result.")
+            continue
+        parts = [part for part in _choices(annotation) if str(part.get("from_name")) == control]
+        choices = [part["value"].get("choices") for part in parts if isinstance(part.get("value"), dict)]
+        labels = [label for choice in choices if isinstance(choice, list) for label in choice]
+        unanswered = not annotation["result"] or (several and not parts)  # only other controls were answered
+        skipped = annotation.get("was_cancelled") is True or unanswered
+        if not skipped and len(labels) != 1:
+            faults.append(f"{where}: has {len(labels)} choices; expected one.")
+            continue
+        yield ImportedRow(where, task, text, None if skipped else labels[0], _annotator(annotation, parts))
+
+
+def _annotator(annotation: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str:
+    names = [part["meta"].get("annotator") for part in parts if isinstance(part.get("meta"), dict)]
+    member = annotation.get("completed_by")  # a number, or an object with number and e-mail address
+    email, number = (member.get("email"), member.get("id")) if isinstance(member, dict) else (None, member)
+    return next(filter(None, [*names, annotation.get("annotator"), email]), member_name(number))
+
+
+def member_name(number: Any) -> str:
+    """The name for a member of whom a file has only the number, or an e-mail address, which is kept.
+
+    >>> member_name(7), member_name("7"), member_name(None), member_name("cy@example.org")
+    ('label-studio 7', 'label-studio 7', 'label-studio', 'cy@example.org')
+    """
+    text = str(number or "")
+    return text if text and not text.isdigit() else f"label-studio {text}".strip()
+
+
+def flat_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], keys: ImportKeys, kind: str) -> Iterator[ImportedRow]:
+    """The texts and answers of a CSV or JSON-MIN export: a row for each annotation.
+
+    Raises:
+        DataError: the text or the control is in doubt.
+    """
+    other = [name for name in columns if name not in _FLAT]
+    text_key = _choose("annotate.text_key", keys.text, TEXT, [name for name in other if name != keys.label], columns)
+    controls = [name for name in other if name != text_key]
+    label_key = _choose("annotate.label_key", keys.label, None, controls, columns)
+    for number, row in enumerate(rows, 1):
+        label = row.get(label_key)
+        if isinstance(label, str) and label.startswith('{"choices"'):
+            label = json.loads(label)
+        chosen = label.get("choices") if isinstance(label, dict) else label
+        if isinstance(chosen, list) and len(chosen) == 1:
+            chosen = chosen[0]
+        task = str(row.get("task") or "")
+        yield ImportedRow(f"{kind} {number}", task, row.get(text_key), chosen or None, member_name(row.get("annotator")))
