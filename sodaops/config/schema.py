@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sodaops.config.alerts import AlertsConfig
-from sodaops.config.sections import Count, Fraction, LocalPath, Port, Positive, Section, ServerSection
+from sodaops.config.sections import Count, Delimiter, Encoding, Fraction, LocalPath, Port, Positive, Section, ServerSection
 from sodaops.text.cleaning import POLICIES
 from sodaops.text.redaction import KINDS
 
@@ -42,6 +42,8 @@ class DataConfig(Section):
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
     watch: str | None = Field(description="file or folder that DVC watches for changes")
     added: LocalPath | None = Field(None, description="folder with more tables, whose rows never go to test; it may be missing")
+    delimiter: Delimiter | None = Field(None, description="between the columns of CSV and TSV, or tab; null: detected")
+    encoding: Encoding | None = Field(None, description="of CSV, TSV and JSON lines, such as windows-1252; null: UTF-8")
     text_column: str = Field(description="column with the texts")
     label_column: str = Field(description="column with the labels")
     labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
@@ -52,7 +54,7 @@ class DataConfig(Section):
     fractions: list[Fraction] = Field(description="shares of train, val, test", min_length=3, max_length=3)
     conflicts: Literal["error", "drop"] = Field(description="the same text with two labels")
     max_chars: Count = Field(description="longest text accepted, in characters")
-    max_rows: Count | None = Field(description="use only the first rows of the table; null: all")
+    max_rows: Count | None = Field(description="use a sample of so many rows of each table, by their hashes; null: all")
     ray: str | None = Field(None, description="Ray cluster to clean the table on: local, auto or HOST:PORT; null: none")
 
     @property

@@ -12,11 +12,28 @@ def _local_path(path: str) -> str:
     return path
 
 
+def _delimiter(name: str) -> str:
+    character = {"tab": "\t", "\\t": "\t"}.get(name, name)
+    if len(character) != 1 or not character.isascii() or character in '"\r\n':
+        raise PydanticCustomError("delimiter", "expected one ASCII character, such as ';', or tab")
+    return character
+
+
+def _encoding(name: str) -> str:
+    try:
+        "a".encode(name)  # refuses codecs that are no encodings of text
+    except LookupError:
+        raise PydanticCustomError("encoding", "expected an encoding, such as windows-1252, latin-1 or utf-16") from None
+    return name
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 LocalPath = Annotated[str, AfterValidator(_local_path)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Delimiter = Annotated[str, AfterValidator(_delimiter)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -17,7 +17,7 @@ from sodaops.config.schema import DataConfig, table_format
 from sodaops.data import parts
 from sodaops.data.parts import Part, split_batch
 from sodaops.data.rows import Rows, assign_splits, read_rows, select_rows
-from sodaops.data.sources import read_batches
+from sodaops.data.sources import Layout, open_table, read_batches
 from sodaops.data.split_files import write_splits
 from sodaops.data.splits import SPLITS
 from sodaops.data.work_folder import work_folder
@@ -30,6 +30,7 @@ from sodaops.text import bulk_cleaning, cleaning
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 2  # increase it when the same table would give other splits, which makes existing splits stale
+_LATER_KEYS = ("delimiter", "encoding")  # without a value the splits are those of earlier versions
 PART_CODE = (bulk_cleaning, cleaning, parts)  # the modules that determine the content of a part
 _RARE = 5  # a label with fewer rows may be a typing error
 # Keys that do not change the content of the splits.
@@ -148,9 +149,15 @@ def fingerprint(config: DataConfig) -> str:
 
 def _fingerprint(config: DataConfig, sources: dict[str, str], digests: dict[str, str]) -> str:
     keys = config.model_dump(mode="json", exclude=_UNUSED_KEYS)
+    keys = {key: value for key, value in keys.items() if key not in _LATER_KEYS or value is not None}
     names = {name if name in ("all", *SPLITS) else Path(name).name: path for name, path in sources.items()}
     tables = {name: digests[path] for name, path in names.items()}
-    return storage.sha256_of_json({"format": FORMAT, "config": keys, "tables": tables})
+    changes = {key: 2 for key, used in (("jsonl", _has_json(sources)), ("max_rows", config.max_rows is not None)) if used}
+    return storage.sha256_of_json({"format": FORMAT, "config": keys, "tables": tables, **changes})
+
+
+def _has_json(sources: dict[str, str]) -> bool:
+    return any(table_format(path) == "jsonl" for path in sources.values())
 
 
 def _parts_fingerprint(fingerprint: str) -> str:
@@ -188,7 +195,7 @@ def _sources(config: DataConfig) -> dict[str, str]:
     sources = {**config.sources, **{path: path for path in added_tables(config)}}
     for path in sources.values():
         if not local_copy(path).is_file():
-            next(read_batches(path, []))  # raises the error
+            open_table(path)  # raises the error
     return sources
 
 
@@ -208,7 +215,7 @@ def _make_parts(config: DataConfig, sources: dict[str, str], work: Path) -> list
     def raw_parts() -> Iterator[tuple[Part, pa.RecordBatch]]:
         for source, path in enumerate(sources.values()):
             first = 1
-            for batch in read_batches(path, columns, config.max_rows):
+            for batch in read_batches(path, columns, _layout(config, path)):
                 for raw in split_batch(batch):
                     name = f"{source:03}-{first:012}-{raw.num_rows:06}.arrow"
                     yield Part(work / name, path, source, first, raw.num_rows), raw
@@ -220,6 +227,11 @@ def _make_parts(config: DataConfig, sources: dict[str, str], work: Path) -> list
             finished.append(part)
             bar.update(part.n_rows)
     return finished
+
+
+def _layout(config: DataConfig, path: str) -> Layout:
+    """The configured layout, which is not that of added tables."""
+    return Layout(config.delimiter, config.encoding) if path in config.sources.values() else Layout()
 
 
 def _added_rows(config: DataConfig, rows: Rows, split: np.ndarray) -> dict[str, dict[str, int]]:
@@ -253,7 +265,8 @@ def _check_labels_per_split(rows: Rows, split: np.ndarray, labels: Sequence[str]
     if len(labels) - len(absent) < 2:
         raise DataError(f"{table}: train has one label only; expected at least two of {', '.join(labels)}.")
     if absent:
+        more = f", or raise data.max_rows={config.max_rows}" if config.max_rows is not None else ""
         raise DataError(
-            f"{table}: train has no row with label {', '.join(absent)}, so a model cannot learn it. Add rows with it; if it is "
-            "a typing error, correct it, or list the labels in data.labels."
+            f"{table}: train has no row with label {', '.join(absent)}, so a model cannot learn it. Add rows with it{more}; if it "
+            "is a typing error, correct it, or list the labels in data.labels."
         )

@@ -5,6 +5,7 @@ million texts, the probability of a collision is about 1 in 10^25.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,7 @@ def select_rows(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[
 
     Returns:
         The rows to keep, bool [n_rows]; and the dropped rows: empty texts, added texts that are already in another table,
-        repeated texts, and texts with two labels.
+        repeated texts, texts with two labels, and those that are not in the sample of ``data.max_rows``.
 
     Raises:
         DataError: all texts are empty, a text occurs in two given splits, or it has two labels and ``data.conflicts`` is
@@ -151,7 +152,23 @@ def select_rows(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[
     repeated, conflicting = _repeated(rows, kept, labels, config)
     _record_dropped(dropped, "repeated_text", rows, repeated)
     _record_dropped(dropped, "two_labels", rows, conflicting)
-    return kept & ~repeated & ~conflicting, dropped
+    kept &= ~repeated & ~conflicting
+    if config.max_rows is not None:
+        sampled = _sample(rows, kept, config.max_rows)
+        _record_dropped(dropped, "not_sampled", rows, kept & ~sampled)
+        kept = sampled
+    return kept, dropped
+
+
+def _sample(rows: Rows, kept: np.ndarray, n_rows: int) -> np.ndarray:
+    """At most ``n_rows`` of the kept rows of each table, bool [n_rows]: those with the lowest hashes, whatever their order."""
+    sampled = np.zeros_like(kept)
+    for begin, end in itertools.pairwise(rows.starts):
+        places = begin + np.flatnonzero(kept[begin:end])
+        # By the second half of the hash, since the first one decides the split.
+        order = np.lexsort((rows.hash_hi[places], rows.hash_lo[places]))
+        sampled[places[order[:n_rows]]] = True
+    return sampled
 
 
 def assign_splits(rows: Rows, config: DataConfig) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reads and writes tables: CSV, TSV, JSON lines or Parquet, through pyarrow. All cells are read as strings.
+"""Reads and writes tables: CSV, TSV, JSON lines or Parquet. No cell is changed on its way.
 
 Rows are numbered from 1, without the header.
 """
@@ -6,6 +6,7 @@ Rows are numbered from 1, without the header.
 import contextlib
 import csv
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,73 +18,103 @@ import pyarrow.parquet
 
 from sodaops.config.schema import FORMATS, table_format
 from sodaops.data import streams
+from sodaops.data.cells import as_json, as_text, check_halves, is_json
+from sodaops.data.streams import Source
+from sodaops.data.text_files import DETECTED, Layout, check_utf8
 from sodaops.errors import DataError, nearest, some
 from sodaops.io.remote import local_copy
 
-_UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error)
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error, UnicodeError)
 
 
-def read_batches(path: str, columns: Sequence[str], max_rows: int | None = None) -> Iterator[pa.RecordBatch]:
+def open_table(
+    path: str, required: Sequence[str] = (), layout: Layout = DETECTED, fix: str | None = None, all_names: bool = True
+) -> Source:
+    """Reads a table's header, see :func:`sodaops.data.streams.open_table`.
+
+    Raises:
+        DataError: no such file, an unreadable one, or a missing required column.
+    """
+    if not local_copy(path).is_file():
+        raise DataError(f"{path}: no such file{_similar_files(path)}. Check the path; data.path is the table to train on.")
+    if table_format(path) is None:
+        raise DataError(f"{path}: expected a name that ends in {', '.join(FORMATS)}.")
+    try:
+        return streams.open_table(path, required, layout, streams.COLUMN_KEYS if fix is None else fix, all_names)
+    except _UNREADABLE as error:
+        raise _unreadable(path, layout.encoding, error, 0) from None
+
+
+def read_cells(source: Source, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Reads a table in its own types, a few megabytes at a time; see :func:`sodaops.data.streams.stream_batches`.
+
+    Raises:
+        DataError: no rows, rows of different lengths, or a damaged file.
+    """
+    n_rows = 0
+    try:
+        for batch in streams.stream_batches(source, columns):
+            if batch.num_rows:
+                yield batch
+            n_rows += batch.num_rows
+    except _UNREADABLE as error:
+        raise _unreadable(source.path, source.encoding, error, n_rows) from None
+    if n_rows == 0:
+        raise DataError(f"{source.path}: has no rows; expected at least one.")
+
+
+def read_batches(path: str, columns: Sequence[str], layout: Layout = DETECTED) -> Iterator[pa.RecordBatch]:
     """Reads the named columns of a table as strings, a few megabytes at a time; missing cells become empty strings.
 
     Args:
         path: a local or remote file; its extension determines the format (.csv, .tsv, .jsonl, .parquet; the first three also
             with .gz).
         columns: distinct names of columns.
-        max_rows: yield only the first rows; the others are read and checked nevertheless.
+        layout: delimiter and encoding of a text table.
 
     Yields:
-        Batches of string columns, in the order of ``columns``. Integers stay integers: a Parquet or JSON column of integers
-        with missing cells gives ``"1"``, not ``"1.0"``.
+        Batches of string columns, in the order of ``columns``. JSON numbers stay as they are written. Parquet floats that are
+        whole numbers give ``"1"``, not ``"1.0"``.
 
     Raises:
         DataError: no such file, an empty one, a missing column, rows of different lengths, or text that is not UTF-8.
     """
-    if not local_copy(path).is_file():
-        raise DataError(f"{path}: no such file{_similar_files(path)}. Set data.path to your table.")
+    source = open_table(path, columns, layout, all_names=False)
     n_rows = 0
-    try:
-        for batch, whole in streams.stream_batches(path, columns):
-            strings = _strings(path, batch, whole, n_rows) if batch.num_rows else batch
-            n_yielded = batch.num_rows if max_rows is None else min(batch.num_rows, max_rows - n_rows)
-            n_rows += batch.num_rows
-            if n_yielded > 0:
-                yield strings.slice(0, n_yielded)
-    except _UNREADABLE as error:
-        _check_utf8(path)
-        after = f" after row {n_rows:,}" if n_rows else ""
-        raise DataError(f"{path}: not a readable {table_format(path)} table{after} ({str(error).splitlines()[0]}).") from None
-    if n_rows == 0:
-        raise DataError(f"{path}: has no rows; expected at least one.")
+    for batch in read_cells(source, columns):
+        texts = [check_texts(path, batch, name, n_rows) for name in columns]
+        n_rows += batch.num_rows
+        yield pa.record_batch(texts, names=list(columns))
 
 
-def read_table(path: str, columns: Sequence[str], max_rows: int | None = None) -> pa.Table:
+def read_table(path: str, columns: Sequence[str], layout: Layout = DETECTED) -> pa.Table:
     """Reads the named columns of a whole table; otherwise as :func:`read_batches`."""
-    return pa.Table.from_batches(list(read_batches(path, columns, max_rows)))
+    return pa.Table.from_batches(list(read_batches(path, columns, layout)))
 
 
 def column_names(path: str, required: Sequence[str] = (), fix: str = "") -> list[str]:
-    """The names of a table's columns, in order.
+    """The names of a table's columns, in order; otherwise as :func:`open_table`."""
+    return open_table(path, required, fix=fix).names
 
-    Args:
-        path: a local or remote file.
-        required: columns that it must have.
-        fix: how to fix a missing one, for the message.
+
+def check_texts(path: str, batch: pa.RecordBatch, name: str, n_before: int) -> pa.StringArray:
+    """A column as strings; null becomes empty.
 
     Raises:
-        DataError: no such file, an unreadable one, or a missing required column.
+        DataError: cells that are no text: lists, objects, bytes that are not UTF-8.
     """
-    if not local_copy(path).is_file():
-        raise DataError(f"{path}: no such file{_similar_files(path)}.")
-    kind = table_format(path)
-    if kind is None:
-        raise DataError(f"{path}: expected a name that ends in {', '.join(FORMATS)}.")
+    field, column = batch.schema.field(name), batch[name]
+    rows = f"rows {n_before + 1:,} to {n_before + batch.num_rows:,}"
+    nested = pa.types.is_nested(field.type) or (is_json(field) and pc.any(pc.match_substring_regex(column, r"\A[\[{]")).as_py())
+    if nested:
+        kind = "lists or objects" if is_json(field) else field.type
+        raise DataError(f"{path}: column {name} holds {kind} in {rows}; expected text, numbers or true and false.")
     try:
-        names = streams.read_header(path)
-    except _UNREADABLE as error:
-        raise DataError(f"{path}: not a readable {kind} table ({str(error).splitlines()[0]}).") from None
-    streams.check_columns(path, required, names, fix)
-    return list(names)
+        if is_json(field):
+            check_halves(column)
+        return pc.fill_null(as_text(column, field), "")
+    except (pa.ArrowException, UnicodeError) as error:
+        raise DataError(f"{path}: column {name} cannot be read as text ({_shown(error)}; {rows}).") from None
 
 
 def write_table(table: pa.Table, path: str | Path, kind: str) -> None:
@@ -106,15 +137,17 @@ def table_writer(path: str | Path, kind: str, schema: pa.Schema) -> Iterator[Cal
     """
     # The sinks are opened here, so that they are closed, and their disk space is freed, even if closing a writer fails.
     if kind == "parquet":
-        with pa.OSFile(str(path), "wb") as sink, pa.parquet.ParquetWriter(sink, schema, compression="zstd") as file:
-            yield file.write_table
+        plain = pa.schema([pa.field(field.name, pa.string()) if is_json(field) else field for field in schema], schema.metadata)
+        with pa.OSFile(str(path), "wb") as sink, pa.parquet.ParquetWriter(sink, plain, compression="zstd") as file:
+            yield lambda table: file.write_table(_as_texts(table, plain))
     elif kind == "jsonl":
         with open(path, "w", encoding="utf-8") as file:
-            yield lambda table: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+            yield lambda table: file.writelines(_json_lines(table))
     else:
+        texts = pa.schema([field if _is_csv(field) else pa.field(field.name, pa.string()) for field in schema])
         options = pa.csv.WriteOptions(delimiter="\t" if kind == "tsv" else ",")
-        with pa.OSFile(str(path), "wb") as sink, pa.csv.CSVWriter(sink, schema, write_options=options) as file:
-            yield file.write_table
+        with pa.OSFile(str(path), "wb") as sink, pa.csv.CSVWriter(sink, texts, write_options=options) as file:
+            yield lambda table: file.write_table(_as_texts(table, texts))
 
 
 def _similar_files(path: str) -> str:
@@ -123,47 +156,39 @@ def _similar_files(path: str) -> str:
     return nearest(Path(path).name, names) or (f"; {folder} has {some(names)}" if names else "")
 
 
-def _strings(path: str, batch: pa.RecordBatch, whole: frozenset[str], n_before: int) -> pa.RecordBatch:
-    for field in batch.schema:
-        if pa.types.is_nested(field.type):
-            raise DataError(f"{path}: column {field.name} holds {field.type}; expected text, numbers or true and false.")
-    try:
-        columns = [as_strings(column, name in whole) for name, column in zip(batch.schema.names, batch.columns, strict=True)]
-        for column in columns:
-            column.validate(full=True)  # the readers of Parquet and JSON lines do not check UTF-8
-    except pa.ArrowException as error:
-        _check_utf8(path)
-        raise DataError(
-            f"{path}: a cell cannot be read as text ({str(error).splitlines()[0]}; rows {n_before + 1:,} to "
-            f"{n_before + batch.num_rows:,})."
-        ) from None
-    return pa.record_batch(columns, names=batch.schema.names)
+def _is_csv(field: pa.Field) -> bool:
+    """Whether Arrow writes a column to CSV as it is."""
+    kinds = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return not is_json(field) and any(is_kind(field.type) for is_kind in kinds)
 
 
-def as_strings(column: pa.Array, whole: bool) -> pa.Array:
-    """A column as strings; nulls become empty strings.
-
-    Args:
-        column: an array of any type that is not nested.
-        whole: whether it holds floats that are all whole numbers, whose ``.0`` is dropped.
-
-    >>> as_strings(pa.array([1.0, None, 2.0]), whole=True).to_pylist()
-    ['1', '', '2']
-    """
-    if whole:
-        column = column.cast(pa.int64())
-    return pc.fill_null(column.cast(pa.string()), "")
+def _as_texts(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with text in the columns whose type differs from the schema's."""
+    columns = [
+        as_text(column, field) if is_json(field) or field.type != target.type else column
+        for column, field, target in zip(table.columns, table.schema, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _check_utf8(path: str) -> None:
-    if table_format(path) == "parquet" or path.endswith(".gz"):
-        return
-    with open(local_copy(path), "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is not UTF-8. "
-                    f"Save the table as UTF-8 (for example: iconv -f WINDOWS-1252 -t UTF-8 {Path(path).name})."
-                ) from None
+def _json_lines(table: pa.Table) -> Iterator[str]:
+    keys = [json.dumps(name, ensure_ascii=False) for name in table.column_names]
+    columns = [as_json(column, field) for column, field in zip(table.columns, table.schema, strict=True)]
+    for row in zip(*columns, strict=True):
+        yield "{" + ", ".join(f"{key}: {cell}" for key, cell in zip(keys, row, strict=True) if cell is not None) + "}\n"
+
+
+def _unreadable(path: str, encoding: str | None, error: BaseException, n_rows: int) -> DataError:
+    kind = table_format(path)
+    if kind != "parquet" and encoding is None:
+        with contextlib.suppress(OSError, EOFError, zlib.error):
+            check_utf8(path)
+    after = f" after row {n_rows:,}" if n_rows else ""
+    wrong = f"; check data.encoding={encoding}" if encoding is not None and isinstance(error, UnicodeError) else ""
+    return DataError(f"{path}: not a readable {kind} table{after} ({_shown(error)}){wrong}.")
+
+
+def _shown(error: BaseException) -> str:
+    """An error's first line; it may quote a row of the table, so it is cut and has no control characters."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"[^ -~]", lambda character: ascii(character[0])[1:-1], line)[:200]

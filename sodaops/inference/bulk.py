@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sodaops.data.cells import as_text
 from sodaops.data.workers import n_cores
 from sodaops.errors import BundleError
 from sodaops.inference.predictor import Predictor
@@ -152,7 +153,8 @@ def _start(
     known = parts.read(first, rows.num_rows)
     if known is not None:
         return lambda: ChunkPredictions(rows, known)
-    cleaned = [predictor.clean(text) for text in rows[text_column].to_pylist()]
+    texts = as_text(rows[text_column], rows.schema.field(text_column))
+    cleaned = [predictor.clean(text or "") for text in texts.to_pylist()]
     # Each distinct text is computed once; -1 stands for an empty one.
     id_of = {text: i for i, text in enumerate(dict.fromkeys(filter(None, cleaned)))}
     text_ids = np.array([id_of.get(text, -1) for text in cleaned], dtype=np.int64)

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,18 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from sodaops.config.schema import FORMATS, table_format
-from sodaops.data import streams, tokens
-from sodaops.data.sources import column_names, read_batches, table_writer
+from sodaops.data import cells, tokens
+from sodaops.data.cells import is_text
+from sodaops.data.sources import DETECTED, Layout, Source, check_texts, open_table, read_cells, table_writer
 from sodaops.data.work_folder import work_folder
-from sodaops.errors import DataError, StorageError
+from sodaops.errors import DataError, StorageError, some
 from sodaops.inference import bulk
 from sodaops.inference.bulk import PredictionParts, predict_chunks, rechunk
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.text import cleaning
+
+log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 8192  # a killed run loses at most two chunks of work
 BATCH_TOKENS = 512  # the fastest of 256 to 4,096, in float32 and in int8
@@ -48,9 +52,12 @@ def bulk_predictor(bundle: str | Path, variant: str | None = None) -> Predictor:
 
 
 def predict_table(
-    predictor: Predictor, path: str, text_column: str, output: str, chunk_rows: int = CHUNK_ROWS
+    predictor: Predictor, path: str, text_column: str, output: str, chunk_rows: int = CHUNK_ROWS, layout: Layout = DETECTED
 ) -> PredictedTable:
-    """Predicts the rows of a table, and writes its columns as text with label, score and prob_LABEL beside them.
+    """Predicts the rows of a table, and writes its columns with label, score and prob_LABEL beside them.
+
+    The columns stay as they are: JSON lines byte for byte, Parquet in its types. In another format a cell becomes text; lists
+    and objects become JSON, and a column of bytes that are not UTF-8 is left out, with a warning.
 
     The table is read once to check it and once more to predict; memory does not grow with its rows. Rows whose text is
     empty after cleaning get empty predictions. After a crash, a kill or a full disk the same call resumes, unless the
@@ -62,6 +69,7 @@ def predict_table(
         text_column: the column with the raw texts.
         output: .csv, .tsv, .jsonl or .parquet; written whole or not at all.
         chunk_rows: rows that are predicted together, at most.
+        layout: delimiter and encoding of a text table.
 
     Returns:
         How many rows were written, and how many of them an earlier run had predicted.
@@ -71,21 +79,23 @@ def predict_table(
         StorageError: the output cannot be written, or another process is writing it.
     """
     _check_output(output)
-    names = column_names(path, [text_column], "Set --text-column.")
-    streams.check_columns(path, names, names)
+    source = open_table(path, [text_column], layout, "Set --text-column.")
     table = _identity(path)
-    n_rows = _n_rows(path, names)
+    n_rows, binary = _check_rows(source, text_column)
+    dropped = binary if table_format(output) != "parquet" else []
+    if dropped:
+        log.warning("%s: left out %s, whose bytes are not UTF-8 text; write .parquet to keep them", output, some(dropped))
     target = Path(output).resolve()
     bundle = {"bundle_id": predictor.info.bundle_id, "variant": predictor.variant}
-    shape = {"text_column": text_column, "chunk": [chunk_rows, _CHUNK_BYTES]}
-    code = [storage.sha256_of(inspect.getfile(part)) for part in (bulk, Predictor, cleaning, tokens)]
+    shape = {"text_column": text_column, "chunk": [chunk_rows, _CHUNK_BYTES], "layout": layout}
+    code = [storage.sha256_of(inspect.getfile(part)) for part in (bulk, cells, Predictor, cleaning, tokens)]
     fingerprint = storage.sha256_of_json({**table, **bundle, **shape, "code": code})
     with work_folder(target, fingerprint, wait=False, kept_after=StorageError) as folder:
         parts = PredictionParts(folder, len(predictor.info.labels))
         try:
             with _replacing(folder / "output", target) as file:
-                chunks = rechunk(read_batches(path, names), chunk_rows, _CHUNK_BYTES)
-                _write(predictor, chunks, text_column, parts, file, table_format(output), n_rows)
+                chunks = rechunk(read_cells(source), chunk_rows, _CHUNK_BYTES)
+                _write(predictor, chunks, text_column, parts, file, table_format(output), n_rows, dropped)
                 if _identity(path) != table:
                     raise DataError(f"{path}: was changed while it was read; run it again.")
         except KeyboardInterrupt:
@@ -110,14 +120,27 @@ def _identity(path: str) -> dict[str, Any]:
     return {"path": str(table.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _n_rows(path: str, names: list[str]) -> int:
-    """Counts the rows of the table, and so finds a damaged row before hours of computing."""
+def _check_rows(source: Source, text_column: str) -> tuple[int, list[str]]:
+    """Reads the table, to find a damaged row before hours of computing.
+
+    Returns:
+        The number of rows, and the columns with bytes that are not UTF-8.
+    """
     n_rows = 0
-    with tqdm(desc=f"reading {path}", unit="row", delay=2, leave=False, disable=None) as bar:
-        for batch in read_batches(path, names):
+    binary: set[str] = set()
+    with tqdm(desc=f"reading {source.path}", unit="row", delay=2, leave=False, disable=None) as bar:
+        for batch in read_cells(source):
+            check_texts(source.path, batch, text_column, n_rows)
+            if source.kind == "parquet":
+                names = [field.name for field in batch.schema if _may_be_binary(field.type)]
+                binary.update(name for name in names if name not in binary and not is_text(batch[name]))
             n_rows += batch.num_rows
             bar.update(batch.num_rows)
-    return n_rows
+    return n_rows, sorted(binary)
+
+
+def _may_be_binary(kind: pa.DataType) -> bool:
+    return not (pa.types.is_primitive(kind) or pa.types.is_nested(kind) or pa.types.is_null(kind))
 
 
 @contextlib.contextmanager
@@ -142,6 +165,7 @@ def _write(
     file: Path,
     kind: str,
     n_rows: int,
+    dropped: list[str],
 ) -> None:
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(
@@ -150,7 +174,7 @@ def _write(
         predicted = stack.enter_context(contextlib.closing(predict_chunks(predictor, chunks, text_column, parts, bar.update)))
         write_chunk = None
         for rows, probs in predicted:
-            table = _with_predictions(rows, probs, predictor.info.labels)
+            table = _with_predictions(rows, probs, predictor.info.labels).drop_columns(dropped)
             write_chunk = write_chunk or stack.enter_context(table_writer(file, kind, table.schema))
             write_chunk(table)
 

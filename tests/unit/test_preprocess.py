@@ -187,9 +187,17 @@ def test_conflicts_can_be_dropped(write):
     assert manifest["n_kept"] == 120
 
 
-def test_max_rows_cuts_the_table(write):
-    write("t.csv", table(make_rows(300)))
-    assert made("data.max_rows=100")["n_kept"] == 100
+def test_max_rows_takes_a_sample_that_does_not_depend_on_the_order(write):
+    rows = sorted(make_rows(300), key=lambda row: row[1])
+    write("t.csv", table(rows))
+    manifest = made("data.max_rows=100")
+    assert manifest["n_kept"] == 100 and manifest["dropped"]["not_sampled"]["n_rows"] == 200
+    first = {split: {row["text"] for row in rows_of(split)} for split in ("train", "val", "test")}
+    assert len(first["train"]) > 50 and min(map(len, first.values())) > 2  # a fair sample of every split
+    assert {row["label"] for row in rows_of("train")} == {"bad", "good"}
+    write("t.csv", table(rows[::-1] + rows[:50]))
+    made("data.max_rows=100")
+    assert {split: {row["text"] for row in rows_of(split)} for split in first} == first
 
 
 def test_splits_are_made_again_only_when_stale(write):

@@ -129,21 +129,33 @@ def test_texts_that_are_null_or_numbers(workdir, predictor):
     pq.write_table(pa.table({"text": numbers, "f": floats, "none": pa.nulls(3)}), "t.parquet")
     predict_table(predictor, "t.parquet", "text", "out.jsonl")
     result = cells("out.jsonl")
-    assert (result["text"], result["f"], result["none"]) == (["7", "", "9"], ["1", "", "2.5"], ["", "", ""])
+    assert (result["text"], result["f"], result["none"]) == ([7, None, 9], [1.0, None, 2.5], [None] * 3)
     assert [label is None for label in result["label"]] == [False, True, False]
-    lines = [{"text": 7, "n": 1, "b": True}, {"text": None, "n": 1.5}, {"n": 2.50}, {"text": 12, "b": False}]
-    Path("t.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    assert result["score"][0] == pytest.approx(predictor.predict(["7"])[0].score, abs=1e-5)
+
+
+def test_json_lines_come_back_byte_for_byte(write, predictor):
+    side = [
+        '"n": 12345678901234567890123, "t": "2024-01-01T10:00:00+02:00", "f": 1.50',
+        r'"half": "\ud83d", "zero": "\u0000", "é": "caf\u00e9 😀", "d": "2024-01-01"',
+        '"f": 1e400, "g": -0, "nan": NaN, "inf": -Infinity, "no": null, "yes": true',
+        '"meta": {"k":[1,  2.0, {"a": null}], "k": 1e-7}, "": []',
+    ]
+    write("t.jsonl", "\ufeff" + "\r\n\n".join(f'{{"text": "t {i}", {cells}}} ' for i, cells in enumerate(side)))
     predict_table(predictor, "t.jsonl", "text", "out.jsonl")
-    result = cells("out.jsonl")
-    assert (result["text"], result["b"]) == (["7", "", "", "12"], ["true", "", "", "false"])
-    assert result["n"] == ["1", "1.5", "2.5", ""]
-    assert [label is None for label in result["label"]] == [False, True, True, False]
+    lines = Path("out.jsonl").read_text(encoding="utf-8").split("\n")
+    for i, (line, cells) in enumerate(zip(lines, [*side, ""], strict=True)):
+        assert not cells or line.startswith(f'{{"text": "t {i}", {cells}, "label": "')
+    predict_table(predictor, "t.jsonl", "text", "out.parquet")
+    rows = pq.read_table("out.parquet").to_pylist()
+    assert (rows[0]["n"], rows[0]["f"], rows[1]["half"]) == ("12345678901234567890123", "1.50", "\\ud83d")
+    assert rows[3]["meta"] == '{"k":[1,  2.0, {"a": null}], "k": 1e-7}' and rows[2]["no"] is rows[0]["meta"] is None
 
 
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("t.csv", "", r"t\.csv.* text"),
+        ("t.csv", "", r"t\.csv: .*empty"),
         ("t.csv", "id,text\n", r"t\.csv.*rows"),
         ("t.jsonl", "\n\n", r"t\.jsonl"),
         ("t.csv", "id,text\n1,x\n2,y\n3", r"t\.csv.*row 3"),
@@ -153,7 +165,9 @@ def test_texts_that_are_null_or_numbers(workdir, predictor):
         ("t.jsonl", '{"text": "x"}\n{"text": "y', r"t\.jsonl"),
         ("t.jsonl", '{"text": ["x"]}\n', r"t\.jsonl.* text .*list"),
         ("t.jsonl", '{"text": "\\ud83d"}\n', r"t\.jsonl"),
-        ("t.csv", "id,text,id\n1,x,2\n", r"t\.csv.* id "),
+        ("t.csv", "text,id,text\n1,x,2\n", r"t\.csv.* text "),
+        ("t.jsonl", '{"text": "x", "text": "y"}\n', r"t\.jsonl.*text occurs twice"),
+        ("t.jsonl", '[{"text": "x"}]\n', r"t\.jsonl.* row 1 "),
         ("t.csv", "id,texts\n1,x\n", r"t\.csv.* text .*texts.*--text-column"),
         ("t.csv.gz", gzip.compress(b"id,text\n" + b"1,x\n" * 9000, mtime=0)[:-20], r"t\.csv\.gz"),
         ("t.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9000, mtime=0)[:-20], r"t\.jsonl\.gz"),
@@ -177,8 +191,8 @@ def test_bad_parquet_tables(workdir, predictor, tweets):
         refused()
     pq.write_table(tweets.slice(0, 0), "t.parquet")
     refused("rows")
-    pq.write_table(pa.table({"text": ["x"], "tags": [["a"]]}), "t.parquet")
-    refused("tags .*list<element: string>")
+    pq.write_table(pa.table({"text": [["x"]]}), "t.parquet")
+    refused("text .*list<element: string>")
     pq.write_table(pa.table({"text": pa.array([b"fine", b"caf\xe9"])}), "t.parquet")
     refused("1 to 2")
     assert names() == ["t.parquet"]
