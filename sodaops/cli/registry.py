@@ -46,8 +46,8 @@ def run_promote(args: argparse.Namespace) -> None:
         failed = ", ".join(verdict.rule for verdict in verdicts if not verdict.passed)
         champion = f"{promotion.champion} remains champion" if promotion.champion else "there is still no champion"
         raise RefusedError(
-            f"{version} is refused, failed checks: {failed}; {champion}. Train a better model, or accept this one with "
-            f"lower limits: sodaops promote {version} {' '.join(promotion.result.accept)}"
+            f"{version} is refused, failed checks: {failed}; {champion}. Train a better model, or accept this one by adding to "
+            f"the command: {' '.join(promotion.result.accept)}"
         )
     _mirror(config, Registry(root), version, [CHAMPION])
     print(f"{version}: {CHAMPION} of {root}" + ("" if promotion.result.passed else ", by force"))

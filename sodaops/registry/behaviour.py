@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sodaops.config.compose import conf_dir
 from sodaops.data.sources import read_table
 from sodaops.errors import DataError, nearest, some
 from sodaops.inference.predictor import Predictor
@@ -25,13 +27,14 @@ class Case:
 
 
 def read_suite(path: str) -> list[Case]:
-    """Reads a test suite.
+    """Reads a test suite: a table, or one that comes with SoDaOps if the current folder has no such file.
 
     Raises:
         DataError: no such table, or faulty rows.
     """
+    shipped = conf_dir().parent / path
     try:
-        table = read_table(path, COLUMNS)
+        table = read_table(str(shipped) if shipped.is_file() and not Path(path).exists() else path, COLUMNS)
     except DataError as error:
         raise DataError(f"{error} It has the gate's behavioural tests; {_OTHER}.") from None
     cases = [Case(*row) for row in zip(*(table[name].to_pylist() for name in COLUMNS), strict=True)]

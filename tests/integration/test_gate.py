@@ -180,7 +180,7 @@ def test_every_check_can_fail_and_the_refusal_names_the_limits_that_pass(place, 
     failed = {verdict["rule"] for verdict in result["verdicts"] if not verdict["passed"]}
     assert failed >= {"better", "slices", "calibration", "parity", "behaviour: negation"}
     assert {verdict["rule"] for verdict in result["verdicts"]} >= {"latency", "agreement", "behaviour: names"}
-    limits = re.search(f"sodaops promote {first} (.+)", capsys.readouterr().err)[1].split()
+    limits = re.search("adding to the command: (.+)", capsys.readouterr().err)[1].split()
     assert main(["promote", first, *settings, *hard, "registry.gate.min_gain=1.0", *limits]) == 0
 
 
