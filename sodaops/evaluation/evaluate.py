@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sodaops.bundle.layout import check_splits
-from sodaops.config.schema import Config
+from sodaops.config.schema import Config, EvaluateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError
 from sodaops.evaluation import baselines, metrics, plots, report
@@ -44,29 +44,39 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     manifest = read_manifest(splits_dir)
     check_splits(predictor.info, manifest, splits_dir)
     table = read_split(splits_dir, settings.split)
-    label_ids, labels = table["label_id"].to_numpy().astype(np.int64), predictor.info.labels
     probs = predictor.probs_of_cleaned(table["text"].to_pylist())
+    output_dir = settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split])
+    same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
+    result = _result(settings, predictor.info.labels, table, probs, splits_dir, output_dir, same_data)
+    with remote.output_folder(output_dir, WRITTEN, METRICS) as folder:
+        pq.write_table(_predictions(table, probs, result.labels), folder / "predictions.parquet", compression="zstd")
+        pictures = plots.draw_plots(folder / "plots", probs, table, result.labels, settings.n_bins)
+        (folder / REPORT).write_text(report.render_report(result, predictor.info, manifest, pictures), encoding="utf-8")
+        storage.write_json(folder / METRICS, _metrics_file(result, predictor, manifest, pictures))
+    return result
+
+
+def _result(
+    settings: EvaluateConfig, labels: list[str], table: pa.Table, probs: np.ndarray, splits_dir: Path, output_dir: str,
+    same_data: bool,
+) -> Evaluated:  # fmt: skip
+    """The metrics of a split's probabilities, float [n_rows, n_labels]."""
+    label_ids = table["label_id"].to_numpy().astype(np.int64)
     measured = metrics.measure(probs, label_ids, labels, settings.n_bootstrap, settings.n_bins)
     matrix = metrics.confusion(label_ids, probs.argmax(1), len(labels))
     baseline_metrics = _baselines(splits_dir, table, labels) if settings.baselines else {}
-    result = Evaluated(
+    return Evaluated(
         split=settings.split,
         metrics={**measured, "slices": _slices(table, probs, label_ids, len(labels))},
         baselines=baseline_metrics,
         warnings=quality_warnings(measured, baseline_metrics, matrix, labels, settings.split),
-        output_dir=settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split]),
-        same_data=manifest["fingerprint"] == predictor.info.data["fingerprint"],
+        output_dir=output_dir,
+        same_data=same_data,
         labels=labels,
         confusion=matrix,
         curves=metrics.curves(probs, label_ids, labels),
         errors=report.worst_errors(table, probs, labels, settings.n_worst),
     )
-    with remote.output_folder(result.output_dir, WRITTEN, METRICS) as folder:
-        pq.write_table(_predictions(table, probs, labels), folder / "predictions.parquet", compression="zstd")
-        pictures = plots.draw_plots(folder / "plots", probs, table, labels, settings.n_bins)
-        (folder / REPORT).write_text(report.render_report(result, predictor.info, manifest, pictures), encoding="utf-8")
-        storage.write_json(folder / METRICS, _metrics_file(result, predictor, manifest, pictures))
-    return result
 
 
 def _metrics_file(

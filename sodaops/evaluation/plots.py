@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +41,9 @@ _STYLE = {
 }  # fmt: skip
 
 
+Wanted = tuple[str, str, str, Callable[[Axes], None]]  # file name, title, caption, and what draws it
+
+
 class Picture(NamedTuple):
     """A plot in a file."""
 
@@ -63,12 +66,23 @@ def draw_plots(folder: Path, probs: np.ndarray, table: pa.Table, labels: Sequenc
     """
     folder.mkdir(parents=True, exist_ok=True)
     label_ids = table["label_id"].to_numpy().astype(np.int64)
+    wanted = [*_of_labels(probs, label_ids, labels, n_bins), *_of_confidence(probs, table, labels)]
+    missing: set[str] = set()
+    pictures = [_save(folder / f"{name}.png", title, caption, fill, missing) for name, title, caption, fill in wanted]
+    if missing:
+        log.warning(
+            "the plots show boxes for characters that no installed font has: %s; install one, for example fonts-noto-cjk or "
+            "fonts-noto-core, and delete ~/.cache/matplotlib", some(sorted(missing), shown=10),
+        )  # fmt: skip
+    return pictures
+
+
+def _of_labels(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], n_bins: int) -> list[Wanted]:
     matrix = metrics.confusion(label_ids, probs.argmax(1), len(labels))
     confused = most_confused(matrix, _MAX_LABELS)
     curves = metrics.curves(probs, label_ids, labels)
     roc, precision_recall = (_lowest(curves, area) for area in ("roc_auc", "average_precision"))
-    by_confidence = "The probability of the predicted label."
-    wanted: list[tuple[str, str, str, Callable[[Axes], None]]] = [
+    return [
         ("confusion", "Confusion matrix", "Rows are the true labels, columns the predicted ones; colours are shares of a row."
          + _chosen(confused, labels, "labels that are most often confused"), partial(_confusion, matrix, labels, confused)),
         ("reliability", "Reliability", "Accuracy at each confidence. Bars below the diagonal are overconfident.",
@@ -80,25 +94,21 @@ def draw_plots(folder: Path, probs: np.ndarray, table: pa.Table, labels: Sequenc
          + _chosen(precision_recall, curves, "labels with the smallest areas"),
          partial(_curves, precision_recall, ("recall", "precision"), "average_precision", ("recall", "precision"))),
     ]  # fmt: skip
-    groups = {"confidence_by_predicted": ("predicted label", np.array(labels)[probs.argmax(1)], list(labels))}
-    for name in table.column_names:
-        if name.startswith("slice_"):
-            values = np.array([value or "(no value)" for value in table[name].to_pylist()])
-            file_name = f"confidence_by_{re.sub(r'[^A-Za-z0-9_-]', '-', name)}"
-            groups[file_name] = (name.removeprefix("slice_"), values, sorted(set(values)))
-    for file_name, (title, values, names) in groups.items():
-        present = [name for name in names if (values == name).any()]
-        shown = sorted(sorted(present, key=lambda name: -(values == name).sum())[:_MAX_LABELS], key=present.index)
-        caption = by_confidence + _chosen(shown, present, "groups with the most rows")
-        wanted.append((file_name, f"Confidence by {title}", caption, partial(_confidence, probs, values, shown)))
-    missing: set[str] = set()
-    pictures = [_save(folder / f"{name}.png", title, caption, fill, missing) for name, title, caption, fill in wanted]
-    if missing:
-        log.warning(
-            "the plots show boxes for characters that no installed font has: %s; install one, for example fonts-noto-cjk or "
-            "fonts-noto-core, and delete ~/.cache/matplotlib", some(sorted(missing), shown=10),
-        )  # fmt: skip
-    return pictures
+
+
+def _of_confidence(probs: np.ndarray, table: pa.Table, labels: Sequence[str]) -> Iterator[Wanted]:
+    groups = {"predicted": ("predicted label", np.array(labels)[probs.argmax(1)], list(labels))}
+    for column in table.column_names:
+        if column.startswith("slice_"):
+            values = np.array([value or "(no value)" for value in table[column].to_pylist()])
+            groups[column] = (column.removeprefix("slice_"), values, sorted(set(values)))
+    for column, (title, values, names) in groups.items():
+        n_rows = {name: n for name in names if (n := int((values == name).sum()))}
+        largest = sorted(n_rows, key=lambda name: -n_rows[name])[:_MAX_LABELS]
+        shown = [name for name in n_rows if name in largest]
+        caption = "The probability of the predicted label." + _chosen(shown, n_rows, "groups with the most rows")
+        file_name = f"confidence_by_{re.sub(r'[^A-Za-z0-9_-]', '-', column)}"
+        yield file_name, f"Confidence by {title}", caption, partial(_confidence, probs, values, shown)
 
 
 def most_confused(matrix: np.ndarray, n: int) -> list[int]:
