@@ -21,16 +21,17 @@ from sodaops.io import remote
 from sodaops.web.guard import Access, guard, problem_response
 from sodaops.web.log import configure_json_logging
 from sodaops.web.metrics import HttpMetrics
+from sodaops.web.policy import hash_source, inline_hashes
 
 log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1024
 _TYPES = {".html": "text/html", ".json": "application/json"}
 _NO_TELEMETRY: Any = {"logs": False, "metrics": False, "operation_spans": False, "auto_configure": False, "tracing": False}
-_POLICY = {  # our page has no scripts; evidently's page has inline scripts
-    PAGE: "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'",
-    EVIDENTLY: "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
-    "font-src data:; worker-src blob:; frame-ancestors 'none'",
-}
+# Styles that plotly adds by script: an empty element, which it then fills, and that of its logo.
+_PLOTLY_STYLES = (
+    "",
+    "".join(f"  .cls-{i}{{fill:#{c};}}" for i, c in enumerate(("000", "FFF", "F26", "D69", "BAC", "9EF"))) + " ",
+)
 
 
 class DriftMetrics(HttpMetrics):
@@ -73,6 +74,7 @@ class Watcher:
     Attributes:
         result: of the last check; None before the first check, or if the window was empty.
         pages: the reports of that check, by file name. They are kept in memory, since the files may change during a request.
+        policies: the Content-Security-Policy of each page.
         problem: why there is no current result; None after a successful check.
     """
 
@@ -81,6 +83,7 @@ class Watcher:
         self._running: asyncio.Task[DriftResult | None] | None = None
         self.result: DriftResult | None = None
         self.pages: dict[str, bytes] = {}
+        self.policies: dict[str, str] = {}
         self.problem: str | None = "no check has run yet"
 
     async def check(self) -> DriftResult | None:
@@ -95,7 +98,7 @@ class Watcher:
 
     async def _check(self) -> DriftResult | None:
         try:
-            result, self.pages = await asyncio.to_thread(_run_check, self._settings)
+            result, self.pages, self.policies = await asyncio.to_thread(_run_check, self._settings)
             outcome = "drift" if result.drifted else "no_drift" if result.judged else "no_verdict"
             self.result, self.problem = result, None
         except DataError as error:  # an empty window is not an error of this service
@@ -121,10 +124,24 @@ class Watcher:
             await asyncio.sleep(self._settings.every_s)
 
 
-def _run_check(settings: WatchSettings) -> tuple[DriftResult, dict[str, bytes]]:
+def _run_check(settings: WatchSettings) -> tuple[DriftResult, dict[str, bytes], dict[str, str]]:
     result = check_drift(settings, settings.bundle, settings.request_log)
-    pages = {name: remote.read_if_exists(remote.join(settings.output_dir, name)) for name in (PAGE, EVIDENTLY, NUMBERS)}
-    return result, {name: content for name, content in pages.items() if content is not None}
+    found = {name: remote.read_if_exists(remote.join(settings.output_dir, name)) for name in (PAGE, EVIDENTLY, NUMBERS)}
+    pages = {name: content for name, content in found.items() if content is not None}
+    return result, pages, {name: _policy(name, content.decode()) for name, content in pages.items() if name != NUMBERS}
+
+
+def _policy(name: str, html: str) -> str:
+    """The Content-Security-Policy of a report; only what stands in its head, where no text of users is, gets a hash."""
+    styles = " ".join(inline_hashes(html.partition("<body")[0], "style"))
+    if name == PAGE:
+        return f"default-src 'none'; style-src {styles}; img-src data:; base-uri 'none'; frame-ancestors 'none'"
+    # evidently's own scripts draw its page, which has no texts; the sandbox keeps it from the rest of the service
+    styles = " ".join([styles, *map(hash_source, _PLOTLY_STYLES)])
+    return (
+        f"sandbox allow-scripts; default-src 'none'; script-src {' '.join(inline_hashes(html, 'script'))} 'unsafe-eval'; "
+        f"style-src {styles}; img-src data: blob:; font-src data:; worker-src blob:; base-uri 'none'; frame-ancestors 'none'"
+    )
 
 
 def create_drift_app(settings: WatchSettings | None = None) -> FastAPI:
@@ -162,7 +179,7 @@ def _routes(app: FastAPI, watcher: Watcher, metrics: DriftMetrics) -> None:
     def page(name: str) -> Response:
         if name not in watcher.pages:
             raise HTTPException(503, watcher.problem or f"no {name}: too few requests in the window")
-        headers = {"content-security-policy": _POLICY[name]} if name in _POLICY else None
+        headers = {"content-security-policy": watcher.policies[name]} if name in watcher.policies else None
         return Response(watcher.pages[name], media_type=_TYPES[Path(name).suffix], headers=headers)
 
     @app.get("/", include_in_schema=False)

@@ -198,3 +198,13 @@ class Journal:
                 fcntl.flock(segment, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 total += os.fstat(segment.fileno()).st_size
         return total
+
+
+def find_in_journal(folder: Path, request_id: str, place: int) -> bool:
+    """Whether a segment of the journal, of whatever process, has the row of an answered text."""
+    key = f'"request_id":{_encode(request_id)},'.encode()
+    for path in folder.glob(f"*{SEGMENT}"):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as segment:  # it may have become a part
+            if any(key in line and json.loads(line)["place"] == place for line in segment if line.endswith(b"\n")):
+                return True
+    return False

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
@@ -124,6 +125,20 @@ def part_addresses(log: str) -> list[str]:
         if not files.exists(log):
             raise StorageError(missing)
         return sorted(files.unstrip_protocol(path) for path in files.find(log) if path.endswith(".parquet"))
+
+
+def find_in_parts(log: str, request_id: str, place: int) -> bool:
+    """Whether a part, the newest first, has the row of an answered text; parts that cannot be read are passed over.
+
+    Raises:
+        StorageError: there is no such log.
+    """
+    wanted = (pc.field("request_id") == request_id) & (pc.field("place") == place)
+    for path in reversed(part_addresses(log)):
+        with contextlib.suppress(pa.ArrowException, OSError, StorageError), open_part(path) as file:
+            if pq.read_table(file, columns=["place"], filters=wanted).num_rows:
+                return True
+    return False
 
 
 def day_of(path: str) -> date:

@@ -27,12 +27,13 @@ from sodaops.serving.metrics import Metrics
 from sodaops.serving.service import ClientDisconnected, DeadlineExceeded, Service
 from sodaops.serving.settings import ServeSettings
 from sodaops.web.guard import OPEN, Access, guard, problem_response, route_path
+from sodaops.web.keys import client_of
 from sodaops.web.log import configure_json_logging
 from sodaops.web.policy import page_response
 from sodaops.web.traces import telemetry_config
 
 _PAGE = Path(__file__).parent / "page.html"
-_ERRORS = (400, 401, 403, 408, 409, 413, 422, 429, 500, 503, 504)
+_ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500, 503, 504)
 _HINT = (
     "Set SODAOPS_BUNDLE to the bundle to serve: a folder, gs://BUCKET/FOLDER or REGISTRY@ALIAS. In a container, mount the "
     "folder: -v RUN/bundle:/bundle:ro."
@@ -140,11 +141,12 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
         return schemas.Explanation(**vars(prediction), spans=spans, **ids)
 
     @app.post("/feedback", tags=["predict"], summary="Correct or confirm a prediction")
-    async def feedback(body: schemas.FeedbackRequest) -> schemas.FeedbackResponse:
+    async def feedback(request: Request, body: schemas.FeedbackRequest) -> schemas.FeedbackResponse:
         if body.label not in service.models.current.info.labels:
             labels = ", ".join(service.models.current.info.labels)
             raise HTTPException(422, f"label: not a label of the bundle; it has {labels}")
-        await service.store_feedback(body.request_id, body.place, body.label)
+        client = client_of(request.client.host) if request.client else ""
+        await service.store_feedback(body.request_id, body.place, body.label, client)
         return schemas.FeedbackResponse(noted=True)
 
 

@@ -27,7 +27,7 @@ from sodaops.text.cleaning import clean
 from sodaops.text.redaction import redact
 
 if TYPE_CHECKING:
-    from sodaops.annotation.store import Store
+    from sodaops.serving.feedback import Feedback
 
 _WATCH_AFTER_S = 0.1  # see Service._outputs_in_time
 _MAX_PIECES = 32  # of an explanation
@@ -138,17 +138,15 @@ class Service:
         probs = np.array([output.probs[label_index] for output in outputs], dtype=float)
         return prediction, list(zip(pieces, (probs[0] - probs[1:]).tolist(), strict=True)), predictor.info
 
-    async def store_feedback(self, request_id: str, place: int, label: str) -> None:
-        """Stores the correct label of an answered text in the annotation store. It is on disk when this returns.
+    async def store_feedback(self, request_id: str, place: int, label: str, client: str) -> None:
+        """Stores the correct label of an answered text; :meth:`Feedback.add` lists what else it raises.
 
         Raises:
             ConfigError: no annotation store is configured.
-            DataError: the store does not have this label.
-            StorageError: the store cannot be written.
         """
         if self._feedback is None:
             raise ConfigError("feedback is off; set SODAOPS_FEEDBACK_STORE to the folder of an annotation store.")
-        await asyncio.to_thread(self._feedback.append_feedback, request_id, place, label)
+        await self._feedback.add(request_id, place, label, client)
         self.metrics.feedback.labels(label).inc()
 
     async def _outputs_in_time(
@@ -185,6 +183,8 @@ class Service:
             self.metrics.predicted(prediction.label).inc()
             self.metrics.confidence.observe(prediction.score)
         self.latencies_ms.append(1000 * (time.perf_counter() - began))
+        if self._feedback:
+            self._feedback.remember(request_id, len(texts))
         if not self.journal:
             return
         build = functools.partial(self._build_rows, predictor, texts, prepared, predictions, outputs)
@@ -267,12 +267,12 @@ async def _fail_if_abandoned(
         outputs.set_exception(error)
 
 
-def _open_feedback(settings: ServeSettings, labels: Sequence[str]) -> "Store | None":
+def _open_feedback(settings: ServeSettings, labels: Sequence[str]) -> "Feedback | None":
     if settings.feedback_store is None:
         return None
-    from sodaops.annotation.store import Store  # imported only if feedback is on
+    from sodaops.serving.feedback import Feedback  # imported only if feedback is on
 
-    return Store.create(settings.feedback_store, labels)
+    return Feedback(settings.feedback_store, labels, settings.journal, settings.request_log, settings.deadline_s)
 
 
 def _open_journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:

@@ -23,6 +23,10 @@ def page_response(html: str, sources: str = "") -> HTMLResponse:
 
 
 def inline_hashes(html: str, name: str) -> list[str]:
-    """Hashes of the contents of all ``<script>`` or ``<style>`` elements, as a policy lists them."""
-    contents = [content for found, content in _INLINE.findall(html) if found == name]
-    return [f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" for content in contents]
+    """The sources that allow the contents of all ``<script>`` or ``<style>`` elements without attributes."""
+    return [hash_source(content) for found, content in _INLINE.findall(html) if found == name]
+
+
+def hash_source(content: str) -> str:
+    """The source in a policy that allows a script or style with this content."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

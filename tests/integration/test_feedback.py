@@ -14,9 +14,10 @@ def test_feedback_joins_the_annotation_store(serve, client, tmp_path):
     store = tmp_path / "store"
     with_store = serve(feedback_store=str(store))
     request_id = with_store.post("/predict", json={"text": "so good"}).json()["request_id"]
-    for body in ({"label": "negative"}, {"label": "positive", "place": 3}):
-        assert with_store.post("/feedback", json={"request_id": request_id, **body}).json() == {"noted": True}
-    assert Store(store).feedback_without_task() == {(request_id, 0), (request_id, 3)}  # on disk when acknowledged
+    assert with_store.post("/feedback", json={"request_id": request_id, "label": "negative"}).json() == {"noted": True}
+    assert Store(store).feedback_without_task() == {(request_id, 0)}  # on disk when acknowledged
+    for never in ({"request_id": "never"}, {"request_id": request_id, "place": 1}):
+        assert "request_id" in detail(with_store.post("/feedback", json={"label": "negative", **never}), 404)
     refused = detail(with_store.post("/feedback", json={"request_id": request_id, "label": "fine"}), 422)
     assert "label" in refused and "negative, neutral, positive" in refused
     for body in (
@@ -28,6 +29,25 @@ def test_feedback_joins_the_annotation_store(serve, client, tmp_path):
     assert 'sodaops_feedback_total{label="negative"} 1.0' in with_store.get("/metrics").text
     body = {"request_id": "x", "label": "negative"}
     assert "SODAOPS_FEEDBACK_STORE" in detail(client.post("/feedback", json=body), 409)
+
+
+@pytest.mark.slow
+def test_feedback_on_earlier_requests_is_looked_up_in_the_log(serve, tmp_path):
+    settings = {"feedback_store": str(tmp_path / "store"), "request_log": str(tmp_path / "log")}
+    for before in ("in a part", "in the journal"):  # of another process
+        earlier = serve(request_log=settings["request_log"])
+        request_id = earlier.post("/predict/batch", json={"texts": [before, "b"]}).json()["request_id"]
+        if before == "in a part":
+            earlier.__exit__()
+        client = serve(**settings)
+        for place, status in ((1, 200), (2, 404)):
+            body = {"request_id": request_id, "place": place, "label": "negative"}
+            assert client.post("/feedback", json=body).status_code == status
+        client.__exit__()
+    client = serve(feedback_store=settings["feedback_store"])
+    made_up = [client.post("/feedback", json={"request_id": f"r{n}", "label": "negative"}) for n in range(40)]
+    assert {answer.status_code for answer in made_up[:10]} == {404} and 429 in {answer.status_code for answer in made_up}
+    assert client.post("/predict", json={"text": "good"}).status_code == 200
 
 
 def test_a_feedback_store_with_other_labels_is_refused_at_the_start(serve, tmp_path, capsys):
