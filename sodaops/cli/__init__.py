@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(text, end="")
         else:
             _run(words)
-    except SystemExit as stop:  # of argparse, which has printed the help or the error
+    except SystemExit as stop:  # of argparse or Hydra, which have printed their help
         if not isinstance(stop.code, int):
             raise
         return stop.code

@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from sodaops.cli.commands import COMMANDS, CONFIG, MODULE_OF, find_command, subcommands
 from sodaops.errors import ConfigError, nearest
@@ -29,6 +30,10 @@ class CommandParser(argparse.ArgumentParser):
             self.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="changes a key of the configuration")
             for names, settings in CONFIG:
                 self.add_argument(*names, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a ConfigError in place of argparse's exit."""
+        raise ConfigError(f"{self.prog}: {message}; expected for example `{self._command.example}` (see {self.prog} --help).")
 
     def format_help(self) -> str:
         """The help of argparse, the keys and the example."""
@@ -74,8 +79,8 @@ def parse(words: Sequence[str]) -> tuple[str, argparse.Namespace]:
         Hydra does it; ``words`` has them.
 
     Raises:
-        ConfigError: no such command.
-        SystemExit: the help was asked for (code 0), or an argument is not valid (2).
+        ConfigError: no such command, or an argument that is missing or not valid.
+        SystemExit: the help was asked for, and printed.
     """
     name, rest = find_command(list(words))
     if name not in COMMANDS:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
-from tqdm import tqdm
 
 from sodaops.config.schema import DataConfig, table_format
 from sodaops.data import parts
@@ -24,6 +23,7 @@ from sodaops.data.work_folder import work_folder
 from sodaops.data.workers import make_parts
 from sodaops.errors import DataError, some
 from sodaops.io import storage
+from sodaops.io.progress import progress
 from sodaops.io.remote import local_copy
 from sodaops.text import bulk_cleaning, cleaning
 
@@ -222,7 +222,7 @@ def _make_parts(config: DataConfig, sources: dict[str, str], work: Path) -> list
                     first += raw.num_rows
 
     finished = []
-    with tqdm(desc="cleaning rows", unit="row", delay=2, leave=False, disable=None) as bar:
+    with progress(desc="cleaning rows", unit="row") as bar:
         for part in make_parts(raw_parts(), config):
             finished.append(part)
             bar.update(part.n_rows)

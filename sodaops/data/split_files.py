@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from sodaops.config.schema import DataConfig
 from sodaops.data.parts import Part, read_part
 from sodaops.data.splits import SPLITS
 from sodaops.io import storage
+from sodaops.io.progress import progress
 
 _GROUP_ROWS = 131_072
 _GROUP_BYTES = 32 * 2**20
@@ -44,7 +44,7 @@ def write_splits(
     """
     schema = _schema(config)
     start = 0
-    bar = tqdm(total=len(split), desc="writing splits", unit="row", delay=2, leave=False, disable=None)
+    bar = progress(total=len(split), desc="writing splits", unit="row")
     with storage.writing(folder), bar, contextlib.ExitStack() as stack:
         files = [_SplitFile(stack.enter_context(_writer(folder / f"{name}.parquet", schema))) for name in SPLITS]
         for part in parts:

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import FeatureUnion, make_union
-from tqdm import tqdm
+
+from sodaops.io.progress import progress
 
 log = logging.getLogger(__name__)
 _GRID = tuple(product((None, "balanced"), (1.0, 10.0, 100.0)))  # class weights, inverse regularisation strengths
@@ -85,7 +86,7 @@ def _search(features: Any, label_ids: np.ndarray, n_labels: int) -> tuple[str | 
         return _GRID[-1]
     held_out = {setting: np.empty_like(label_ids) for setting in _GRID}
     fits: Iterator[Any] = product(_GRID, range(_N_FOLDS))
-    for setting, k in tqdm(fits, "TF-IDF baseline", len(_GRID) * _N_FOLDS, unit="fit", delay=2, leave=False, disable=None):
+    for setting, k in progress(fits, "TF-IDF baseline", len(_GRID) * _N_FOLDS, unit="fit"):
         model = _fit(setting, features[fold != k], label_ids[fold != k])
         held_out[setting][fold == k] = model.predict(features[fold == k])
     return max(_GRID, key=lambda setting: f1_score(label_ids, held_out[setting], average="macro"))

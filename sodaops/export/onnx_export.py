@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import torch
 from sklearn.metrics import f1_score
-from tqdm import tqdm
 
 from sodaops.bundle import layout, reference
 from sodaops.bundle.save import Loaded, load_bundle
@@ -25,12 +24,14 @@ from sodaops.export.packing import pack
 from sodaops.export.quantization import quantize
 from sodaops.inference.predictor import Predictor
 from sodaops.io import storage
+from sodaops.io.progress import progress
 
 MAX_GAP = 1e-4  # largest difference of a probability, float32 against torch
 MAX_F1_LOSS = 0.005  # largest loss of macro-F1 on val, int8 against float32
 _BATCH_TOKENS = 2048
 _NAMES = ("input_ids", "attention_mask"), ("logits", "embeddings")
 
+log = logging.getLogger(__name__)
 Rows = list[np.ndarray]  # token ids of each text
 Predict = Callable[[Rows], np.ndarray]  # one padded batch -> probabilities, float32 [n_texts, n_labels]
 
@@ -100,6 +101,7 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
                     f"{MAX_GAP:g}. Train with another model, or report this encoder."
                 )
             if gate.macro_f1_change < -MAX_F1_LOSS:
+                log.warning("%s: %s is not written: %s", path, variant, gate.as_text())
                 (folder / layout.ONNX[variant]).unlink()
                 del fields["onnx"][variant]
             else:
@@ -205,7 +207,7 @@ def _measure(variant: str, expected: Predict, candidate: Predict, texts: _Texts)
 def _in_batches(title: str, predict: Predict, rows: Rows) -> np.ndarray:
     """Probabilities of all rows, float32 [n_texts, n_labels], computed in batches of similar length."""
     probs_of: dict[int, np.ndarray] = {}
-    with tqdm(total=len(rows), desc=title, unit="text", delay=2, leave=False, disable=None) as bar:
+    with progress(total=len(rows), desc=title, unit="text") as bar:
         for places in plan_batches(np.array([len(row) for row in rows]), _BATCH_TOKENS, None):
             probs_of |= zip(places.tolist(), predict([rows[i] for i in places]), strict=True)
             bar.update(len(places))

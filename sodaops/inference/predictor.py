@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from tokenizers import Tokenizer
-from tqdm import tqdm
 
 from sodaops.bundle import layout, reference
 from sodaops.data.tokens import pad, plan_batches, tokenise
 from sodaops.errors import BundleError, DataError, nearest, some
+from sodaops.io.progress import progress
 from sodaops.text.cleaning import clean
 
 _REFUSALS = (
@@ -131,7 +131,7 @@ class Predictor:
 
     def batches(self, cleaned: Sequence[str]) -> Iterator[tuple[np.ndarray, Output]]:
         """Computes cleaned texts in batches of similar length; yields the indices of each batch, int64 [n], and its output."""
-        with tqdm(total=len(cleaned), desc="predicting", unit="text", delay=2, leave=False, disable=None) as bar:
+        with progress(total=len(cleaned), desc="predicting", unit="text") as bar:
             for places, rows in self.plan(cleaned):
                 yield places, self.run(rows)
                 bar.update(len(places))

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from sodaops.config.schema import FORMATS, table_format
 from sodaops.data import cells, tokens
@@ -22,6 +21,7 @@ from sodaops.inference import bulk
 from sodaops.inference.bulk import PredictionParts, predict_chunks, rechunk
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
+from sodaops.io.progress import progress
 from sodaops.text import cleaning
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _check_rows(source: Source, text_column: str) -> tuple[int, list[str]]:
     """
     n_rows = 0
     binary: set[str] = set()
-    with tqdm(desc=f"reading {source.path}", unit="row", delay=2, leave=False, disable=None) as bar:
+    with progress(desc=f"reading {source.path}", unit="row") as bar:
         for batch in read_cells(source):
             check_texts(source.path, batch, text_column, n_rows)
             if source.kind == "parquet":
@@ -168,9 +168,7 @@ def _write(
     dropped: list[str],
 ) -> None:
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=n_rows, initial=parts.n_rows, desc="predicting", unit="text", delay=2, leave=False, disable=None)
-        )
+        bar = stack.enter_context(progress(total=n_rows, initial=parts.n_rows, desc="predicting", unit="text"))
         predicted = stack.enter_context(contextlib.closing(predict_chunks(predictor, chunks, text_column, parts, bar.update)))
         write_chunk = None
         for rows, probs in predicted:

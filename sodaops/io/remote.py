@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal, TypeGuard
 
 from sodaops.errors import StorageError
 from sodaops.io import storage
+from sodaops.io.progress import progress
 
 _CONNECT_S, _READ_S = 10, 30  # gcsfs tries six times in all, with some 31 s of waiting in between
 _READER, _WRITER = "roles/storage.objectViewer", "roles/storage.objectUser"
@@ -271,5 +272,4 @@ def _put(files: Any, path: Path, address: str) -> None:
 def _progress(path: str) -> Any:
     from fsspec.callbacks import TqdmCallback
 
-    bar = {"desc": path, "unit": "B", "unit_scale": True, "delay": 2, "leave": False, "disable": None}
-    return TqdmCallback(tqdm_kwargs=bar)
+    return TqdmCallback({"desc": path, "unit": "B", "unit_scale": True}, tqdm_cls=progress)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from sodaops import pages
 from sodaops.bundle import layout
@@ -19,6 +18,7 @@ from sodaops.evaluation import baselines, metrics
 from sodaops.evaluation.result import BASELINES
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
+from sodaops.io.progress import progress
 from sodaops.registry import behaviour, checks
 from sodaops.registry.checks import Verdict
 
@@ -101,7 +101,7 @@ def run_gate(
         (rules.min_agreement, lambda: checks.check_agreement(challenger_dir, challenger, texts, probs, rules.min_agreement)),
     ]
     active = [check for limit, check in configured if limit is not None]
-    verdicts = [check() for check in tqdm(active, desc="gate", unit="rule", delay=2, leave=False, disable=None)]
+    verdicts = [check() for check in progress(active, desc="gate", unit="rule")]
     verdicts += checks.check_behaviour(abilities, rules, skipped)
     return GateResult(version, against, test, verdicts, scores, gain, histogram, slices, abilities)
 

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from sodaops.io import remote, storage
+from sodaops.io.progress import progress
 from sodaops.request_log.parts import day_of, lock_segment, open_part, part_addresses, write_log_part
 
 
@@ -58,7 +58,7 @@ def prune(log: str, days: int, today: date | None = None) -> list[str]:
     """
     oldest = (today or datetime.now(UTC).date()) - timedelta(days=days)
     expired = [path for path in part_addresses(log) if day_of(path) < oldest]
-    for path in tqdm(expired, desc="deleting", unit="part", delay=2, leave=False, disable=None):
+    for path in progress(expired, desc="deleting", unit="part"):
         _delete(path)
     return expired
 
@@ -81,7 +81,7 @@ def forget(log: str, journal: str | None, request_ids: Sequence[str], text_hashe
         _forget_in_segment(segment, set(request_ids), set(text_hashes), deletion)
     for damaged in sorted(folder.glob("*.bad")) if folder else ():
         deletion.unread[str(damaged)] = "damaged journal segment"
-    for path in tqdm(part_addresses(log), desc="searching", unit="part", delay=2, leave=False, disable=None):
+    for path in progress(part_addresses(log), desc="searching", unit="part"):
         try:
             _forget_in_part(path, request_ids, text_hashes, deletion)
         except (pa.ArrowException, KeyError) as error:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from sodaops.errors import ConfigError, StorageError, some
+from sodaops.io.progress import progress
 from sodaops.request_log.parts import SCHEMA, day_of, open_part, part_addresses
 
 _REQUIRED = {"time", "request_id", "bundle_id", "label", "score", "text_sha256"}
@@ -70,7 +70,7 @@ def read_window(
     # A part lies under the day of its first row, and its last rows may be of the next day.
     first_day, last_day = start.date() - timedelta(days=1) if start else date.min, end.date() if end else date.max
     paths = [path for path in part_addresses(log) if first_day <= day_of(path) <= last_day]
-    with tqdm(total=len(paths), desc=f"reading {log}", unit="part", delay=2, leave=False, disable=None) as bar:
+    with progress(total=len(paths), desc=f"reading {log}", unit="part") as bar:
         for day in sorted({day_of(path) for path in paths}, reverse=True):
             if not is_span and keeper.is_complete(day):
                 break

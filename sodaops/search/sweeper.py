@@ -12,11 +12,11 @@ from hydra.core.override_parser.types import Override
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
-from tqdm import tqdm
 
 from sodaops.config.validation import build_config
 from sodaops.errors import ConfigError, SodaOpsError, some
 from sodaops.io import storage
+from sodaops.io.progress import progress
 from sodaops.io.runs import flatten
 from sodaops.pages import shown
 from sodaops.search import database, report, study as studies
@@ -131,7 +131,7 @@ class Sweep:
     def _run_until_done(self) -> None:
         """Runs trials while fewer than ``search.n_trials`` are running or ended; then waits for those of other processes."""
         waiting = False
-        with tqdm(total=self._search.n_trials, desc=self._search.study, unit="trial", disable=None) as bar:
+        with progress(total=self._search.n_trials, desc=self._search.study, unit="trial") as bar:
             while True:
                 database.retry_once(self._lost_trials.requeue)
                 n_ended, n_running = database.retry_once(self._runner.count)

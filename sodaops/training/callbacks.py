@@ -1,12 +1,10 @@
-"""Lightning callbacks: checkpoints, early stopping, SIGTERM, progress, compilation and profiles."""
+"""Lightning callbacks: checkpoints, early stopping, SIGTERM, compilation and profiles."""
 
 import logging
 import os
 import shutil
 import signal
-import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -14,8 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -139,47 +136,6 @@ class Terminate(Callback):
             raise SIGTERMException
 
 
-class EpochLines(Callback):
-    """Logs a line with the metrics of each epoch."""
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._start_s = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._start_s = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        values = {
-            "train loss": metrics.get("train/loss_epoch"), "val loss": metrics.get("val/loss"),
-            "val accuracy": metrics.get("val/accuracy"), "val macro-F1": metrics.get("val/macro_f1"),
-        }  # fmt: skip
-        if trainer.is_global_zero:
-            text = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
-            of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-            log.info("epoch %d%s  %s  %.0f s", trainer.current_epoch + 1, of, text, time.perf_counter() - self._start_s)
-
-
-class Bar(TQDMProgressBar):
-    """Lightning's progress bar for training batches, without a bar for validation and without the run number."""
-
-    def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, module)
-        return {"loss": metrics["train/loss_step"]} if "train/loss_step" in metrics else {}
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
-        super().on_train_epoch_start(trainer, *arguments)
-        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}")
-
-    def init_train_tqdm(self) -> Tqdm:
-        bar = super().init_train_tqdm()
-        bar.leave = False
-        return bar
-
-    def init_validation_tqdm(self) -> Tqdm:
-        return Tqdm(disable=True)
-
-
 def make_profiler(name: str | None, run_dir: Path) -> Profiler | str | None:
     """The profiler of this name; ``simple`` and ``advanced`` write their whole report into the run folder."""
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
@@ -205,13 +161,6 @@ def profile_table(durations_s: Mapping[str, Sequence[float]], n_rows: int = 12) 
         name = part.split("]")[-1].split(".")[-1] if part.startswith("[") else part
         lines.append(f"{name:<40}{seconds:>10.1f}{seconds / total:>8.0%}{n_calls:>9}{1000 * seconds / n_calls:>12.3f}")
     return "\n".join(lines)
-
-
-def progress(wanted: bool | None) -> list[Callback]:
-    """The progress callbacks: epoch lines, and a bar on a terminal or where ``wanted`` is true; none where it is false."""
-    if wanted is False:
-        return []
-    return [Bar(), EpochLines()] if wanted or sys.stderr.isatty() else [EpochLines()]
 
 
 class Compile(Callback):

@@ -19,7 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sodaops.config.schema import Config
 from sodaops.errors import ConfigError, nearest
 from sodaops.io import ranks
-from sodaops.training.callbacks import Bar, Checkpoint, Patience, progress
+from sodaops.training.callbacks import Checkpoint, Patience
+from sodaops.training.progress import Bar, progress_callbacks
 from sodaops.training.resume import continues_in_place
 
 _NOT_CONFIGURABLE = {"self", "logger", "callbacks", "plugins", "model_registry", "default_root_dir"}
@@ -58,7 +59,7 @@ def make_trainer(arguments: dict[str, Any], loggers: list[Logger], callbacks: li
     Raises:
         ConfigError: Lightning refuses an argument, or this machine lacks the device.
     """
-    shown = progress(arguments.get("enable_progress_bar"))
+    shown = progress_callbacks(arguments.get("enable_progress_bar"))
     callbacks = [*callbacks, *shown]
     arguments = {**arguments, "enable_progress_bar": any(isinstance(callback, Bar) for callback in shown)}
     if arguments.get("enable_checkpointing") is False:

@@ -253,7 +253,7 @@ def test_a_bundle_without_models_names_the_command_that_makes_one(bundle, run):
 
 def test_bad_configuration(run):
     code, _, error = run("export")
-    assert code == 2 and error.startswith("ConfigError: ") and "sodaops export RUN/bundle" in error
+    assert code == 2 and error.startswith("ConfigError: ") and "BUNDLE" in error
     for variants in ("[int8]", "[]"):
         with pytest.raises(ConfigError, match=r"export\.variants"):
             configured(f"export.variants={variants}")
