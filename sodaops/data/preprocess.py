@@ -267,6 +267,6 @@ def _check_labels_per_split(rows: Rows, split: np.ndarray, labels: Sequence[str]
     if absent:
         more = f", or raise data.max_rows={config.max_rows}" if config.max_rows is not None else ""
         raise DataError(
-            f"{table}: train has no row with label {', '.join(absent)}, so a model cannot learn it. Add rows with it{more}; if it "
-            "is a typing error, correct it, or list the labels in data.labels."
+            f"{table}: train has no row with label {', '.join(absent)}, so a model cannot learn it. Add rows with it{more}; if "
+            "it is a typing error, correct it, or list the labels in data.labels."
         )
