@@ -1,13 +1,15 @@
-"""Registers the sweeper and the resolver of ``data.name`` with Hydra, which imports this module at each start.
+"""Registers the sweeper, the resolver of ``data.name`` and the loader that keeps labels as they are spelled.
 
-So it imports little itself. DVC composes conf/ in its own process, where only this module is of the project.
+Hydra imports this module at each start, so it imports little itself. DVC composes conf/ in its own process, where only this
+module is of the project.
 """
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-import sodaops.config.naming  # noqa: F401
+import sodaops.config.naming
+import sodaops.config.spelling  # noqa: F401
 
 
 class StudySweeper(Sweeper):

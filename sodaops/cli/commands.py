@@ -79,6 +79,8 @@ COMMANDS = {
             _arg("texts", nargs="*", metavar="TEXT", help="a text; -: standard input, a text on each line"),
             _arg("--file", metavar="TABLE", help="input table, local or at gs://: .csv, .tsv, .jsonl or .parquet"),
             _arg("--text-column", metavar="NAME", help="the column with the texts (default: that of the training)"),
+            _arg("--delimiter", metavar="CHARACTER", help="of a CSV or TSV table, or tab (default: detected)"),
+            _arg("--encoding", metavar="NAME", help="of the table, such as windows-1252 (default: UTF-8)"),
             _arg("--output", metavar="TABLE", help="local file for the table with label, score and probabilities added"),
             _arg("--variant", choices=["float32", "int8"], help="default: int8 where it passed its gate"),
         ),

@@ -151,6 +151,7 @@ def explicit_keys(options: argparse.Namespace, section: str) -> set[str]:
 
 def run_predict(options: argparse.Namespace) -> None:
     """Runs `sodaops predict BUNDLE TEXT ...`, or with `--file TABLE --output TABLE` for a table."""
+    from sodaops.data.text_files import layout_of
     from sodaops.inference.predictor import Predictor
     from sodaops.inference.table import bulk_predictor, predict_table
     from sodaops.registry.bundles import bundle_at, predictor_files
@@ -164,7 +165,8 @@ def run_predict(options: argparse.Namespace) -> None:
         predictor = (bulk_predictor if options.file else Predictor)(folder, options.variant)
     if options.file:
         text_column = options.text_column or predictor.info.data.get("text_column", "text")  # older bundles do not have it
-        written = predict_table(predictor, options.file, text_column, options.output)
+        layout = layout_of(options.delimiter, options.encoding)
+        written = predict_table(predictor, options.file, text_column, options.output, layout=layout)
         resumed = f", {written.n_resumed:,} of them predicted by an earlier run" if written.n_resumed else ""
         print(f"{options.output}: {written.n_rows:,} rows{resumed}")
     elif options.texts == ["-"]:

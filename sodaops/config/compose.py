@@ -17,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import sodaops.config.naming  # noqa: F401  # registers the resolver of data.name
 from sodaops.config.keys import conf_dir, defaults_of, group_options, groups
 from sodaops.config.schema import Config
+from sodaops.config.spelling import keep_spelling
 from sodaops.config.validation import build_config, field_names
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some
 from sodaops.io.ranks import is_rank_zero
@@ -37,7 +38,7 @@ def compose(overrides: Sequence[str] = (), extra_dir: str | None = None) -> Conf
             raise ConfigError(f"--config-dir {extra_dir}: no such folder.")
         overrides = [*overrides, f'hydra.searchpath=["file://{Path(extra_dir).resolve()}"]']
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_config(hydra_compose("config", overrides=list(overrides)))
+        return to_config(hydra_compose("config", overrides=[keep_spelling(text) for text in overrides]))
 
 
 def load_params(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -59,7 +60,7 @@ def load_params(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     malformed = [text for text in overrides if "=" not in text]
     if malformed:
         raise ConfigError(f"{malformed[0]!r}: expected KEY=VALUE.")
-    return to_config(OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides))))
+    return to_config(OmegaConf.merge(tree, OmegaConf.from_dotlist([keep_spelling(text) for text in overrides])))
 
 
 def to_config(tree: DictConfig) -> Config:
@@ -73,6 +74,7 @@ def run_hydra(command: Callable[[Config], float | None], argv: Sequence[str]) ->
     for text in argv:
         if re.match(r"hydra\.(run|sweep)\.\w+=.*://", text):
             raise ConfigError(f"{text}: expected a local path; to upload a run, set run_dir=gs://BUCKET/FOLDER.")
+    argv = [keep_spelling(text) for text in argv]
     errors: list[SodaOpsError] = []
 
     @hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name="config")

@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sodaops.config.alerts import AlertsConfig
-from sodaops.config.sections import Count, Delimiter, Encoding, Fraction, LocalPath, Port, Positive, Section, ServerSection
+from sodaops.config.sections import (
+    Count,
+    Delimiter,
+    Encoding,
+    Fraction,
+    FromJson,
+    LocalPath,
+    Name,
+    Port,
+    Positive,
+    Section,
+    ServerSection,
+)
 from sodaops.text.cleaning import POLICIES
 from sodaops.text.redaction import KINDS
 
@@ -44,12 +56,16 @@ class DataConfig(Section):
     added: LocalPath | None = Field(None, description="folder with more tables, whose rows never go to test; it may be missing")
     delimiter: Delimiter | None = Field(None, description="between the columns of CSV and TSV, or tab; null: detected")
     encoding: Encoding | None = Field(None, description="of CSV, TSV and JSON lines, such as windows-1252; null: UTF-8")
-    text_column: str = Field(description="column with the texts")
-    label_column: str = Field(description="column with the labels")
-    labels: list[Label] | None = Field(None, description="the labels in order; null: those in the data, sorted")
-    label_map: dict[Label, str] | None = Field(None, description="value in the table -> label")
-    vote_columns: dict[str, str] | None = Field(None, description="label -> column with its number of raters' votes")
-    slice_columns: list[str] = Field([], description="columns to report metrics by")
+    text_column: Name = Field(description="column with the texts")
+    label_column: Name = Field(description="column with the labels")
+    labels: Annotated[list[Label] | None, FromJson] = Field(
+        None, description="the labels in order; null: those in the data, sorted"
+    )
+    label_map: Annotated[dict[Label, Name] | None, FromJson] = Field(None, description="value in the table -> label")
+    vote_columns: Annotated[dict[Name, Name] | None, FromJson] = Field(
+        None, description="label -> column with its number of raters' votes"
+    )
+    slice_columns: Annotated[list[Name], FromJson] = Field([], description="columns to report metrics by")
     cleaning: Literal[*POLICIES]  # type: ignore[valid-type]  # one list of names, not two
     fractions: list[Fraction] = Field(description="shares of train, val, test", min_length=3, max_length=3)
     conflicts: Literal["error", "drop"] = Field(description="the same text with two labels")

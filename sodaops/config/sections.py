@@ -1,8 +1,9 @@
 """The base class of the configuration's sections, and the types of their values."""
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 
@@ -12,14 +13,16 @@ def _local_path(path: str) -> str:
     return path
 
 
-def _delimiter(name: str) -> str:
+def check_delimiter(name: str) -> str:
+    """The character that ``tab`` or the character itself stands for; a ValueError for anything else."""
     character = {"tab": "\t", "\\t": "\t"}.get(name, name)
     if len(character) != 1 or not character.isascii() or character in '"\r\n':
         raise PydanticCustomError("delimiter", "expected one ASCII character, such as ';', or tab")
     return character
 
 
-def _encoding(name: str) -> str:
+def check_encoding(name: str) -> str:
+    """The name of an encoding of text; a ValueError for anything else."""
     try:
         "a".encode(name)  # refuses codecs that are no encodings of text
     except LookupError:
@@ -27,13 +30,27 @@ def _encoding(name: str) -> str:
     return name
 
 
+def _collection(value: Any) -> Any:
+    """The list or mapping of a text with JSON, as :func:`sodaops.config.spelling.keep_spelling` writes it."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+    except ValueError:
+        return value
+
+
+def _name(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+FromJson = BeforeValidator(_collection)
+Name = Annotated[str, BeforeValidator(_name)]  # a label or the name of a column, which may be a number
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 LocalPath = Annotated[str, AfterValidator(_local_path)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-Delimiter = Annotated[str, AfterValidator(_delimiter)]
-Encoding = Annotated[str, AfterValidator(_encoding)]
+Delimiter = Annotated[str, AfterValidator(check_delimiter)]
+Encoding = Annotated[str, AfterValidator(check_encoding)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -44,6 +44,9 @@ def _fault(detail: Mapping[str, Any]) -> str:
         return f"{key} is not a key{nearest(loc[-1], section)}; {parent} has: {some(section, shown=40)}."
     if detail["type"] == "missing":
         return f"{key} is missing; set {key}=VALUE."
+    if loc[:1] == ["data"] and isinstance(value, bool | float | None) and detail["type"] in ("string_type", "int_type"):
+        text = "null" if value is None else str(value).lower()
+        return f'{key}={value!r}: expected text; write it as in the table, in quotes ("{text}").'
     message = detail["msg"].replace("Input should be ", "expected ")
     hint = nearest(value, re.findall(r"'([^']+)'", message))
     return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."

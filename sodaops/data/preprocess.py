@@ -209,13 +209,14 @@ def _digests(sources: dict[str, str]) -> dict[str, str]:
 
 def _make_parts(config: DataConfig, sources: dict[str, str], work: Path) -> list[Part]:
     """Reads the tables, and makes a part of every few thousand rows; returns the parts in order."""
-    votes = list((config.vote_columns or {}).values())
-    columns = list(dict.fromkeys([config.text_column, config.label_column, *votes, *config.slice_columns]))
+    votes = (config.vote_columns or {}).values()
+    keys = dict.fromkeys(config.slice_columns, "data.slice_columns") | dict.fromkeys(votes, "data.vote_columns")
+    keys = {config.text_column: "data.text_column", config.label_column: "data.label_column"} | keys
 
     def raw_parts() -> Iterator[tuple[Part, pa.RecordBatch]]:
         for source, path in enumerate(sources.values()):
             first = 1
-            for batch in read_batches(path, columns, _layout(config, path)):
+            for batch in read_batches(path, list(keys), _layout(config, path), keys):
                 for raw in split_batch(batch):
                     name = f"{source:03}-{first:012}-{raw.num_rows:06}.arrow"
                     yield Part(work / name, path, source, first, raw.num_rows), raw

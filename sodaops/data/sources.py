@@ -8,7 +8,7 @@ import csv
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +28,11 @@ _UNREADABLE = (pa.ArrowException, OSError, EOFError, csv.Error, zlib.error, Unic
 
 
 def open_table(
-    path: str, required: Sequence[str] = (), layout: Layout = DETECTED, fix: str | None = None, all_names: bool = True
+    path: str,
+    required: Sequence[str] = (),
+    layout: Layout = DETECTED,
+    fix: str | Mapping[str, str] = "",
+    all_names: bool = True,
 ) -> Source:
     """Reads a table's header, see :func:`sodaops.data.streams.open_table`.
 
@@ -40,7 +44,7 @@ def open_table(
     if table_format(path) is None:
         raise DataError(f"{path}: expected a name that ends in {', '.join(FORMATS)}.")
     try:
-        return streams.open_table(path, required, layout, streams.COLUMN_KEYS if fix is None else fix, all_names)
+        return streams.open_table(path, required, layout, fix, all_names)
     except _UNREADABLE as error:
         raise _unreadable(path, layout.encoding, error, 0) from None
 
@@ -63,7 +67,9 @@ def read_cells(source: Source, columns: Sequence[str] | None = None) -> Iterator
         raise DataError(f"{source.path}: has no rows; expected at least one.")
 
 
-def read_batches(path: str, columns: Sequence[str], layout: Layout = DETECTED) -> Iterator[pa.RecordBatch]:
+def read_batches(
+    path: str, columns: Sequence[str], layout: Layout = DETECTED, keys: Mapping[str, str] | None = None
+) -> Iterator[pa.RecordBatch]:
     """Reads the named columns of a table as strings, a few megabytes at a time; missing cells become empty strings.
 
     Args:
@@ -71,6 +77,7 @@ def read_batches(path: str, columns: Sequence[str], layout: Layout = DETECTED) -
             with .gz).
         columns: distinct names of columns.
         layout: delimiter and encoding of a text table.
+        keys: column -> the configuration's key that names it, for the message about a missing one.
 
     Yields:
         Batches of string columns, in the order of ``columns``. JSON numbers stay as they are written. Parquet floats that are
@@ -79,7 +86,7 @@ def read_batches(path: str, columns: Sequence[str], layout: Layout = DETECTED) -
     Raises:
         DataError: no such file, an empty one, a missing column, rows of different lengths, or text that is not UTF-8.
     """
-    source = open_table(path, columns, layout, all_names=False)
+    source = open_table(path, columns, layout, keys or "", all_names=False)
     n_rows = 0
     for batch in read_cells(source, columns):
         texts = [check_texts(path, batch, name, n_rows) for name in columns]

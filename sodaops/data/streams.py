@@ -1,7 +1,7 @@
 """Reads CSV, TSV, JSON lines and Parquet tables in batches, so that only a few blocks are in memory."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 BLOCK_BYTES = 2 * 2**20  # Arrow reads about 30 of them ahead
 MAX_BLOCK_BYTES = 64 * 2**20  # the longest row
 MAX_BATCH_ROWS = 65_536
-COLUMN_KEYS = "Set data.text_column, data.label_column, data.vote_columns or data.slice_columns."
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Source:
 
 
 def open_table(
-    path: str, required: Sequence[str], layout: Layout = DETECTED, fix: str = COLUMN_KEYS, all_names: bool = False
+    path: str, required: Sequence[str], layout: Layout = DETECTED, fix: str | Mapping[str, str] = "", all_names: bool = False
 ) -> Source:
     """Reads a table's header.
 
@@ -43,7 +42,7 @@ def open_table(
         path: a local or remote file, whose extension determines the format.
         required: columns that the table must have once.
         layout: delimiter and encoding of a text table.
-        fix: how to fix a missing column, for the message.
+        fix: how to fix a missing column, for the message; or column -> the key that names it.
         all_names: read all JSON lines for their keys, instead of those before the required ones are found.
 
     Raises:
@@ -60,16 +59,17 @@ def open_table(
         else:
             delimiter, names = csv_header(path, required, layout)
     check_columns(path, required, names, fix)
-    return Source(path, kind, _unique_names(path, names), tuple(required), encoding, delimiter)
+    unique = _unique_names(names)
+    renamed = [f"{name!r} is now {new!r}" for name, new in zip(names, unique, strict=True) if name != new]
+    if renamed and all_names:
+        log.warning("%s: columns with the same name were renamed: %s", path, some(renamed))
+    return Source(path, kind, unique, tuple(required), encoding, delimiter)
 
 
-def _unique_names(path: str, names: Sequence[str]) -> list[str]:
+def _unique_names(names: Sequence[str]) -> list[str]:
     unique: list[str] = []
     for name in names:
         unique.append(unique_name(name, {*names, *unique}) if name in unique else name)
-    renamed = [f"{name!r} is now {new!r}" for name, new in zip(names, unique, strict=True) if name != new]
-    if renamed:
-        log.warning("%s: columns with the same name were renamed: %s", path, some(renamed))
     return unique
 
 
@@ -96,7 +96,7 @@ def stream_batches(source: Source, columns: Sequence[str] | None = None) -> Iter
     return _csv(source, columns)
 
 
-def check_columns(path: str, columns: Sequence[str], present: Sequence[str], fix: str = COLUMN_KEYS) -> None:
+def check_columns(path: str, columns: Sequence[str], present: Sequence[str], fix: str | Mapping[str, str] = "") -> None:
     """Checks that a table has the required columns.
 
     Raises:
@@ -104,9 +104,11 @@ def check_columns(path: str, columns: Sequence[str], present: Sequence[str], fix
     """
     missing = [name for name in columns if name not in present]
     if missing:
+        if not isinstance(fix, str):
+            fix = f"Set {' and '.join(f'{key}=NAME' for key in dict.fromkeys(fix[name] for name in missing))}."
+        names = some([name if name.isprintable() else ascii(name) for name in present], 20)
         raise DataError(
-            f"{path}: no column {', '.join(name + nearest(name, present) for name in missing)}; "
-            f"the table has {some(list(present), 20)}. {fix}"
+            f"{path}: no column {', '.join(name + nearest(name, present) for name in missing)}; the table has {names}. {fix}"
         )
     twice = sorted({name for name in columns if list(present).count(name) > 1})
     if twice:

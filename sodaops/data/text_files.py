@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from sodaops.config.schema import table_format
-from sodaops.errors import DataError
+from sodaops.config.sections import check_delimiter, check_encoding
+from sodaops.errors import ConfigError, DataError
 from sodaops.io.remote import local_copy
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,18 @@ class Layout(NamedTuple):
 
 
 DETECTED = Layout()
+
+
+def layout_of(delimiter: str | None, encoding: str | None) -> Layout:
+    """The layout of the options --delimiter and --encoding.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    try:
+        return Layout(*(kind and check(kind) for kind, check in ((delimiter, check_delimiter), (encoding, check_encoding))))
+    except ValueError as error:
+        raise ConfigError(f"--delimiter {delimiter!r}, --encoding {encoding!r}: {error}.") from None
 
 
 def open_text(path: str, encoding: str | None) -> pa.NativeFile:

@@ -179,6 +179,67 @@ def test_bad_rows(write, capsys, case):
     assert not list(Path().glob("data/processed/csv*"))
 
 
+def test_labels_that_look_the_same_are_named_once(write, caplog):
+    write("t.csv", table(make_rows(150, ("Good", "good", "cafe\u0301", "café", "bad"))))
+    made()
+    [message] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "data.label_map=" in message and "'good'" in message and r"cafe\u0301" in message
+    caplog.clear()
+    assert made('data.label_map={"good": "Good", "cafe\u0301": "café"}')["labels"] == ["Good", "bad", "café"]
+    assert not caplog.records
+    with pytest.raises(DataError, match=r"data.label_map=.*\"good\": \"Good\""):
+        made("data.labels=[Good,bad,café]")
+
+
+@pytest.mark.parametrize(
+    ("number", "refused"),
+    [
+        (lambda i: i / 7, True),
+        (lambda i: f"{i}e-3", True),
+        (lambda i: i % 90, True),
+        (lambda i: i % 40, False),
+        (lambda i: (i % 9) / 2, False),
+        (lambda i: f"v{i % 40}", False),
+    ],
+)
+def test_a_column_of_measurements_is_no_label_column(write, number, refused):
+    write("t.csv", table([(text, number(i)) for i, (text, _) in enumerate(make_rows(400))]))
+    if refused:
+        with pytest.raises(DataError, match=r"t.csv: label .*continuous.*low.*data.labels"):
+            made()
+    else:
+        made()
+
+
+@pytest.mark.parametrize("missing", ["text", "label", "side", "votes"])
+def test_a_missing_column_names_its_key(write, missing):
+    write(
+        "t.csv",
+        table([(*row, "x", 1) for row in make_rows()], [n + "s" * (n == missing) for n in ("text", "label", "side", "votes")]),
+    )
+    key = {"text": "text_column", "label": "label_column", "side": "slice_columns", "votes": "vote_columns"}[missing]
+    with pytest.raises(DataError) as caught:
+        made("data.slice_columns=[side]", "data.labels=[bad,good]", "data.vote_columns={bad: votes, good: votes}")
+    assert f"data.{key}" in str(caught.value) and str(caught.value).count("data.") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "keys"),
+    [
+        ("t.csv", lambda text: text.replace(",", ";"), []),
+        ("t.tsv", lambda text: text, []),
+        ("t.csv", lambda text: text.replace(",", "#"), ["data.delimiter=#"]),
+        ("t.csv", lambda text: text.encode("utf-16"), ["data.encoding=utf-16"]),
+        ("t.csv", lambda text: text.replace("number", "café").encode("cp1252"), ["data.encoding=windows-1252"]),
+    ],
+)
+def test_delimiters_and_encodings(write, name, content, keys):
+    write(name, content("text,label\n" + "".join(f"{text},{label}\n" for text, label in make_rows())))
+    manifest = preprocess(configured("data=csv", f"data.path={name}", *keys).data, "splits")
+    assert manifest["labels"] == ["bad", "good"] and manifest["n_kept"] == 120
+    assert {row["text"][:7] for row in rows_of("train")} == {"text ca" if "1252" in str(keys) else "text nu"}
+
+
 def test_conflicts_can_be_dropped(write):
     write("t.csv", table([*make_rows(), ("same", "good"), ("same", "bad"), ("same", "good"), *make_rows(1)]))
     manifest = made("data.conflicts=drop")
