@@ -4,8 +4,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from http import HTTPStatus
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,24 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import Receive
 
 from sodaops.errors import BundleError, SodaOpsError
-from sodaops.serving import schemas
+from sodaops.serving import openapi, schemas
 from sodaops.serving.batcher import EmptyText, QueueFull, WorkerDied
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.service import ClientDisconnected, DeadlineExceeded, Service
 from sodaops.serving.settings import ServeSettings
-from sodaops.web.guard import OPEN, Access, guard, problem_response, route_path
+from sodaops.web.guard import Access, guard, problem_response, route_path
 from sodaops.web.keys import client_of
 from sodaops.web.log import configure_json_logging
 from sodaops.web.policy import page_response
 from sodaops.web.traces import telemetry_config
 
 _PAGE = Path(__file__).parent / "page.html"
-_ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500, 503, 504)
 _HINT = (
     "Set SODAOPS_BUNDLE to the bundle to serve: a folder, gs://BUCKET/FOLDER or REGISTRY@ALIAS. In a container, mount the "
     "folder: -v RUN/bundle:/bundle:ro."
@@ -79,7 +75,8 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.openapi = lambda: _openapi(app, bool(settings.api_keys))  # type: ignore[method-assign]  # as FastAPI's docs do
+    # as FastAPI's docs do
+    app.openapi = lambda: openapi.schema(app, settings, service.models.current.info.labels)  # type: ignore[method-assign]
     return app
 
 
@@ -267,27 +264,3 @@ def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
 def _field(loc: tuple[Any, ...]) -> str:
     return ".".join(str(part)[:40] for part in loc)
-
-
-def _openapi(app: FastAPI, needs_key: bool) -> dict[str, Any]:
-    """The OpenAPI schema, with the errors that any route can return and the two ways to send a key."""
-    if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title, version=version("sodaops"), description="Text classification from a bundle.", routes=app.routes
-        )
-        parts = schema.setdefault("components", {})
-        parts.setdefault("schemas", {})["Problem"] = schemas.Problem.model_json_schema()
-        parts["securitySchemes"] = {
-            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-            "bearer": {"type": "http", "scheme": "bearer"},
-        }
-        content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-        for path, operations in schema["paths"].items():
-            for operation in operations.values():
-                if path.startswith("/admin/") or (needs_key and path not in OPEN):
-                    operation["security"] = [{"key": []}, {"bearer": []}]
-                for status in _ERRORS:
-                    described = {"description": HTTPStatus(status).phrase, "content": content}
-                    operation["responses"][str(status)] = described
-        app.openapi_schema = schema
-    return app.openapi_schema

@@ -2,15 +2,17 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 Label = Annotated[str, Field(examples=["positive"])]
 Probability = Annotated[float, Field(ge=0, le=1.0001, examples=[0.93])]
 
-QUERY = [  # parameters of GET /predict, which takes one of them
-    {"name": name, "in": "query", "description": description, "schema": {"type": "string"}, "example": "I love this"}
-    for name, description in (("text", "raw; the bundle's own cleaning is applied"), ("review", "in place of text"))
-]
+QUERY: list[dict[str, Any]] = [  # of GET /predict
+    {
+        "name": "text", "in": "query", "required": True, "schema": {"type": "string"}, "example": "I love this",
+        "description": "raw; the bundle's own cleaning is applied. It may also be named review.",
+    }
+]  # fmt: skip
 
 
 class _Request(BaseModel):
@@ -41,7 +43,11 @@ class FeedbackRequest(_Request):
 
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the response", examples=["a1b2c3"])]
     label: Annotated[str, Field(description="one of the bundle's labels", examples=["negative"])]
-    place: Annotated[int, Field(ge=0, le=1_000_000, description="position of the text in its request, from 0")] = 0
+    place: Annotated[
+        int,
+        Field(ge=0, le=1_000_000, description="position of the text in its request, from 0"),
+        BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),  # as in JSON
+    ] = 0
 
 
 class FeedbackResponse(BaseModel):

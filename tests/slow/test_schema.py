@@ -18,8 +18,6 @@ def test_schemathesis_finds_nothing(trained, tmp_path):
             [
                 str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--max-examples=60",
                 "--header", "X-API-Key: root", "--checks=all", "--seed=1", "--no-color", "--request-timeout=60",
-                # No schema can describe what is left of a text after cleaning, or how many texts a request may have.
-                "--exclude-checks=positive_data_acceptance",
             ],
             cwd=tmp_path, capture_output=True, text=True, timeout=540,
         )  # fmt: skip

@@ -1,0 +1,64 @@
+"""The OpenAPI schema of the predictor: FastAPI's, with limits, labels, errors and keys that routes do not declare."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from sodaops.serving import schemas
+from sodaops.serving.settings import ServeSettings
+from sodaops.web.guard import OPEN
+
+_ERRORS = {status: HTTPStatus(status).phrase for status in (400, 401, 403, 404, 408, 409, 413, 415, 429, 431, 500, 503, 504)}
+_ERRORS[422] = "The request does not match this schema, or nothing is left of a text after cleaning, such as of HTML entities."
+# What every cleaning removes: white space, control characters, invisible ones. A text needs another character.
+_NOT_EMPTY = r"[^\s\x00-\x1f\x7f-\x9f\u200b\u2060\ufeff]"
+
+
+def schema(app: FastAPI, settings: ServeSettings, labels: Sequence[str]) -> dict[str, Any]:
+    """The schema, made once for each list of labels.
+
+    Args:
+        app: the application with its routes.
+        settings: its limits and keys.
+        labels: of the bundle in use.
+    """
+    document = app.openapi_schema
+    if document is None:
+        document = app.openapi_schema = get_openapi(
+            title=app.title, version=version("sodaops"), description="Text classification from a bundle.", routes=app.routes
+        )
+        _add_limits(document, settings)
+        _add_errors_and_keys(document, bool(settings.api_keys))
+    document["components"]["schemas"]["FeedbackRequest"]["properties"]["label"]["enum"] = list(labels)
+    return document
+
+
+def _add_limits(document: dict[str, Any], settings: ServeSettings) -> None:
+    text = {"minLength": 1, "maxLength": settings.max_chars, "pattern": _NOT_EMPTY}
+    parts = document["components"]["schemas"]
+    texts = parts["BatchRequest"]["properties"]["texts"]
+    texts["maxItems"] = settings.max_request_texts
+    (query,) = document["paths"]["/predict"]["get"]["parameters"]
+    for place in (parts["TextRequest"]["properties"]["text"], texts["items"], query["schema"]):
+        place.update(text)
+
+
+def _add_errors_and_keys(document: dict[str, Any], needs_key: bool) -> None:
+    """Adds the errors that any route can return, and the two ways to send a key."""
+    document["components"]["schemas"]["Problem"] = schemas.Problem.model_json_schema()
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "bearer": {"type": "http", "scheme": "bearer"},
+    }
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if path.startswith("/admin/") or (needs_key and path not in OPEN):
+                operation["security"] = [{"key": []}, {"bearer": []}]
+            operation["responses"] |= {
+                str(status): {"description": description, "content": content} for status, description in _ERRORS.items()
+            }
