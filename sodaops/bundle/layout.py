@@ -11,20 +11,28 @@ drift.npz            the drift reference: numbers about train and val, no text
 config.yaml          the training run's resolved configuration
 data_manifest.json   the manifest of the splits that it was trained on
 ```
+
+No file is read that bundle.json does not hash. What is parsed is what was hashed: a file is read once.
 """
 
 import hashlib
 import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict
 
+from sodaops.bundle.files import FIX, open_regular, parse_json, parsing, printable
 from sodaops.errors import BundleError, ConfigError, some
 from sodaops.io import storage
+from sodaops.text.cleaning import POLICIES
 
 INFO = "bundle.json"
 WEIGHTS = "model.safetensors"
@@ -36,26 +44,49 @@ FILES = (WEIGHTS, ENCODER, TOKENIZER, CONFIG, DATA)
 ONNX = {"float32": "model.onnx", "int8": "model.int8.onnx"}
 DRIFT = "drift.npz"
 NAMES = (*FILES, *ONNX.values(), DRIFT, INFO)  # the only files that a bundle may hold
+CARD = "card.md"  # for people; a registry writes it beside a bundle's files
 FORMAT = 1
+_MIB = 2**20
+_MAX_BYTES = {  # a graph in one file has at most 2 GiB
+    WEIGHTS: 2**36, **dict.fromkeys(ONNX.values(), 2**31), TOKENIZER: 256 * _MIB, DRIFT: 256 * _MIB, DATA: 64 * _MIB,
+    INFO: 16 * _MIB, ENCODER: 16 * _MIB, CONFIG: _MIB,
+}  # fmt: skip
+
+
+def _distinct(labels: list[str]) -> list[str]:
+    if repeated := [label for label, n in Counter(labels).items() if n > 1]:
+        raise ValueError(f"repeated: {some(repeated)}")
+    return labels
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Label = Annotated[str, Field(min_length=1)]
+
+
+class _Data(TypedDict):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    fingerprint: str
+    text_column: NotRequired[str]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class BundleInfo:
     """The content of bundle.json."""
 
-    labels: list[str]
-    cleaning: str
-    max_tokens: int
-    pooling: str
-    pad_token_id: int
-    metrics: dict[str, dict[str, float]]  # split -> metric -> value
-    data: dict[str, Any]  # name and fingerprint of the splits
+    labels: Annotated[list[_Label], Field(min_length=1), AfterValidator(_distinct)]
+    cleaning: Literal[*POLICIES]  # type: ignore[valid-type]
+    max_tokens: Annotated[int, Field(ge=3, le=2**20)]
+    pooling: Literal["mean", "cls"]
+    pad_token_id: Annotated[int, Field(ge=0, lt=2**31)]
+    metrics: dict[str, dict[str, _Number]]  # split -> metric -> value
+    data: _Data  # of the splits
     created: str  # UTC, ISO 8601
     git_commit: str | None
     versions: dict[str, str]
-    files: dict[str, str]  # name -> SHA-256
+    files: dict[str, _Hash]  # name -> SHA-256
     bundle_id: str  # hash of these hashes and of the fields that change a prediction
-    onnx: dict[str, dict[str, Any]] = Field(default_factory=dict)  # variant -> opset and the measurements of its check
+    onnx: dict[str, dict[str, int | _Number]] = Field(default_factory=dict)  # variant -> opset, and measured by its check
     format: int = FORMAT
 
     @property
@@ -82,31 +113,46 @@ def read_info(path: str | Path) -> BundleInfo:
     """Reads bundle.json; the files that it names are checked by :func:`verify` or :func:`read_file`.
 
     Raises:
-        BundleError: no bundle, another format, or a bundle.json that is incomplete or inconsistent.
+        BundleError: no bundle, another format, a bundle.json that is incomplete or inconsistent, or other files beside it.
     """
     path = Path(path)
     try:
-        fields = json.loads((path / INFO).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        with _open(path / INFO) as file, parsing(path / INFO):
+            fields = parse_json(file.read(_MAX_BYTES[INFO]))
+    except FileNotFoundError:
         raise BundleError(f"{path}: no {INFO}; expected a folder that training wrote (RUN/bundle).") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path / INFO}: damaged ({error}); copy the bundle again or train again.") from None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        written = fields.get("format") if isinstance(fields, dict) else None
-        raise BundleError(f"{path / INFO}: format={written!r}; this version reads {FORMAT}. Install the version that wrote it.")
+    if fields.get("format") != FORMAT:
+        written = printable(repr(fields.get("format")))
+        raise BundleError(f"{path / INFO}: format={written}; this version reads {FORMAT}. Install the version that wrote it.")
     try:
         info = BundleInfo(**fields)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
-        raise BundleError(f"{path / INFO}: invalid ({some(faults)}); copy the bundle again or train again.") from None
+        faults = [printable(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") for fault in error.errors()]
+        raise BundleError(f"{path / INFO}: invalid ({some(faults)}); {FIX}") from None
+    _refuse(path, [*_inconsistencies(info), *_foreign_files(path, info)])
+    return info
+
+
+def _inconsistencies(info: BundleInfo) -> list[str]:
     known = {*NAMES} - {INFO}
-    faults = [f"{name!r} is not a bundle's file" for name in sorted(info.files) if name not in known]
+    faults = [f"{printable(repr(name))} is not a bundle's file" for name in sorted(info.files) if name not in known]
     faults += [f"{name} is missing in the files of {INFO}" for name in FILES if name not in info.files]
-    faults += [f"onnx.{variant} has no file" for variant in info.onnx if ONNX.get(variant) not in info.files]
+    faults += [f"onnx.{printable(variant)} has no file" for variant in info.onnx if ONNX.get(variant) not in info.files]
     if compute_bundle_id(info.files, **_settings(vars(info))) != info.bundle_id:
         faults.insert(0, f"{INFO} has been changed")
-    _refuse(path, faults)
-    return info
+    return faults
+
+
+def _foreign_files(path: Path, info: BundleInfo) -> list[str]:
+    """The faults of a folder that holds anything but regular files that bundle.json names."""
+    faults = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name not in {*info.files, INFO, CARD}:
+                faults.append(f"{printable(repr(entry.name))} is not in the files of {INFO}")
+            elif not entry.is_file(follow_symlinks=False):
+                faults.append(f"{entry.name} is not a regular file")
+    return sorted(faults)
 
 
 def verify(path: str | Path, info: BundleInfo, names: Iterable[str] | None = None) -> None:
@@ -125,11 +171,39 @@ def read_file(path: str | Path, info: BundleInfo, name: str) -> bytes:
     Raises:
         BundleError: it is missing or changed.
     """
-    file = Path(path) / name
-    content = file.read_bytes() if file.is_file() else None
-    if content is None or hashlib.sha256(content).hexdigest() != info.files[name]:
-        _refuse(Path(path), [f"{name} {'is missing' if content is None else 'has been changed'}"])
+    try:
+        with _open(Path(path) / name) as file:
+            content = file.read(os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        _refuse(Path(path), [f"{name} is missing"])
+    if hashlib.sha256(content).hexdigest() != info.files[name]:
+        _refuse(Path(path), [f"{name} has been changed"])
     return content
+
+
+def read_json(path: str | Path, info: BundleInfo, name: str) -> dict[str, Any]:
+    """The object in one of the JSON files.
+
+    Raises:
+        BundleError: the file is missing, changed, or not such an object.
+    """
+    with parsing(Path(path) / name):
+        return parse_json(read_file(path, info, name))
+
+
+def read_config(path: str | Path, info: BundleInfo) -> dict[str, Any]:
+    """The configuration that the bundle was trained with, for reports; serving does not read it.
+
+    Raises:
+        BundleError: the file is missing, changed, or not a mapping.
+    """
+    import yaml  # only here, since it takes 5 % of the service's start
+
+    with parsing(Path(path) / CONFIG):
+        config = yaml.safe_load(read_file(path, info, CONFIG).decode())
+        if not isinstance(config, dict):
+            raise ValueError("expected a mapping")
+        return config
 
 
 def _settings(fields: dict[str, Any]) -> dict[str, Any]:
@@ -150,19 +224,19 @@ def check_splits(info: BundleInfo, manifest: Mapping[str, Any], splits_dir: Path
             )
 
 
+def _open(file: Path) -> BufferedReader:
+    return open_regular(file, _MAX_BYTES[file.name])
+
+
 def _faults(file: Path, expected: str) -> list[str]:
-    if not file.is_file():
+    try:
+        with _open(file) as content:
+            actual = hashlib.file_digest(content, "sha256").hexdigest()
+    except FileNotFoundError:
         return [f"{file.name} is missing"]
-    return [] if storage.sha256_of(file) == expected else [f"{file.name} has been changed"]
+    return [] if actual == expected else [f"{file.name} has been changed"]
 
 
 def _refuse(path: Path, faults: list[str]) -> None:
     if faults:
         raise BundleError(f"{path}: damaged bundle: {some(faults)}. Copy it again or train again.")
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The configuration that the bundle was trained with, for reports; serving does not read it."""
-    import yaml  # only here, since it takes 5 % of the service's start
-
-    return yaml.safe_load((Path(path) / CONFIG).read_text(encoding="utf-8"))

@@ -15,9 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from sodaops.bundle import layout
+from sodaops.bundle.files import parsing
 from sodaops.errors import BundleError
 
 FORMAT = 1
+_MAX_BYTES = 2**30  # uncompressed
+_KINDS = {  # array -> kind of its numbers, and its number of axes
+    "descriptors": ("f", 2), "seen": ("b", 1), "label_ids": ("i", 1), "scores": ("f", 1), "sketches": ("f", 2),
+    "center": ("f", 1), "axes": ("f", 2),
+}  # fmt: skip
 
 
 class Descriptors(NamedTuple):
@@ -100,15 +106,19 @@ def read_axes(path: str | Path, info: layout.BundleInfo) -> Axes:
 def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str]) -> dict[str, np.ndarray]:
     if layout.DRIFT not in info.files:
         raise BundleError(f"{path}: has no drift reference; `sodaops export {path}` adds it.")
-    try:
-        with np.load(io.BytesIO(layout.read_file(path, info, layout.DRIFT)), allow_pickle=False) as arrays:
+    content = layout.read_file(path, info, layout.DRIFT)
+    with parsing(Path(path) / layout.DRIFT, f"`sodaops export {path}` writes it again."):
+        n_bytes = sum(entry.file_size for entry in zipfile.ZipFile(io.BytesIO(content)).infolist())
+        if n_bytes > _MAX_BYTES:
+            raise ValueError(f"{n_bytes} bytes; expected at most {_MAX_BYTES}")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
-                raise BundleError(
-                    f"{path}: {layout.DRIFT} has format {arrays['format']}; this version reads {FORMAT}. Write it again with "
-                    f"`sodaops export {path}`."
-                )
-            return {name: arrays[name] for name in names}
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise BundleError(
-            f"{path}: {layout.DRIFT} is not a drift reference ({error}); `sodaops export {path}` writes it again."
-        ) from error
+                raise ValueError(f"format {arrays['format']}; this version reads {FORMAT}")
+            return {name: _checked(name, arrays[name]) for name in names}
+
+
+def _checked(name: str, array: np.ndarray) -> np.ndarray:
+    kinds, n_axes = _KINDS[name]
+    if array.dtype.kind not in kinds or array.ndim != n_axes or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, or has numbers that are not finite")
+    return array

@@ -1,7 +1,8 @@
 """Writes a bundle from a trained model, and reads it back into torch."""
 
-import json
+import math
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -9,14 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from tokenizers import Tokenizer
 
 from sodaops.bundle import layout
+from sodaops.bundle.files import parsing
 from sodaops.config.schema import Config
-from sodaops.errors import BundleError
 from sodaops.io import storage
 from sodaops.modeling.encoder import TextEncoder, from_settings, settings_of
 
@@ -62,11 +64,12 @@ def save_bundle(
             save_file(weights, folder / layout.WEIGHTS)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        storage.write_json(folder / layout.ENCODER, settings_of(model.transformer))
+        storage.write_json(folder / layout.ENCODER, _without_paths(settings_of(model.transformer)))
         (folder / layout.TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        settings = _without_paths(config.model_copy(update={"run_dir": None}).model_dump(mode="json"))
+        text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         (folder / layout.CONFIG).write_text(text, encoding="utf-8")
-        storage.write_json(folder / layout.DATA, dict(manifest))
+        storage.write_json(folder / layout.DATA, _without_paths(manifest))
         return layout.write_info(
             folder,
             labels=manifest["labels"],
@@ -74,7 +77,7 @@ def save_bundle(
             max_tokens=config.model.max_tokens,
             pooling=config.model.pooling,
             pad_token_id=pad_token_id,
-            metrics=metrics,
+            metrics={split: {name: x for name, x in of.items() if math.isfinite(x)} for split, of in metrics.items()},
             data={
                 "name": config.data.name,
                 "fingerprint": manifest["fingerprint"],
@@ -86,6 +89,21 @@ def save_bundle(
         )
 
 
+def _without_paths(value: Any) -> Any:
+    """A JSON value in which absolute paths of this machine are cut to their last part.
+
+    >>> _without_paths({"path": "/home/me/tweets.csv", "_name_or_path": "~/encoder", "rest": ["data/raw", "gs://bucket/x", 1]})
+    {'path': 'tweets.csv', '_name_or_path': 'encoder', 'rest': ['data/raw', 'gs://bucket/x', 1]}
+    """
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and re.match(r"/|~|[A-Za-z]:[\\/]|(file|sqlite):", value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value
+
+
 def load_bundle(path: str | Path) -> Loaded:
     """Reads and verifies a bundle, without any configuration.
 
@@ -93,17 +111,31 @@ def load_bundle(path: str | Path) -> Loaded:
         BundleError: missing, incomplete or damaged.
     """
     info = layout.read_info(path)
-    layout.verify(path, info)
-    path = Path(path)
-    try:
-        transformer = from_settings(json.loads((path / layout.ENCODER).read_text(encoding="utf-8")))
-        model = TextEncoder(transformer, len(info.labels), info.pooling, dropout=0.0)  # type: ignore[arg-type]
-        model.load_state_dict(load_file(path / layout.WEIGHTS))
-        tokenizer = Tokenizer.from_file(str(path / layout.TOKENIZER))
-    except (RuntimeError, KeyError, ValueError, SafetensorError) as error:
-        first = str(error).splitlines()[0]
-        raise BundleError(f"{path}: its files do not fit together ({first}). Copy it again or train again.") from error
+    layout.verify(path, info, {*info.files} - {layout.ENCODER, layout.WEIGHTS, layout.TOKENIZER})
+    settings = layout.read_json(path, info, layout.ENCODER)
+    with parsing(Path(path) / layout.WEIGHTS):
+        weights = load(layout.read_file(path, info, layout.WEIGHTS))
+    with parsing(f"{path}: {layout.ENCODER} and {layout.WEIGHTS}"):
+        _check_layers(settings, len(weights))
+        with torch.device("meta"):  # compares names and shapes, before memory is taken for them
+            _encoder(info, settings).load_state_dict(weights, assign=True)
+        model = _encoder(info, settings)
+        model.load_state_dict(weights)
+    with parsing(Path(path) / layout.TOKENIZER):
+        tokenizer = Tokenizer.from_buffer(layout.read_file(path, info, layout.TOKENIZER))
     return Loaded(info, model.eval(), tokenizer)
+
+
+def _encoder(info: layout.BundleInfo, settings: Mapping[str, Any]) -> TextEncoder:
+    safe = {key: value for key, value in settings.items() if "attn_implementation" not in key}  # could name code to download
+    return TextEncoder(from_settings(safe), len(info.labels), info.pooling, dropout=0.0)
+
+
+def _check_layers(settings: Mapping[str, Any], n_weights: int) -> None:
+    """Refuses settings that would build layers without end; each layer has weights."""
+    for key, value in settings.items():
+        if "layer" in key and isinstance(value, int) and value > n_weights:
+            raise ValueError(f"{key}={value}, but there are {n_weights} weights")
 
 
 def git_commit() -> str | None:

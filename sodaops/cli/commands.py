@@ -231,6 +231,10 @@ COMMANDS = {
         "delete unused versions", "sodaops registry gc --keep 3 --dry-run",
         (
             _arg("--keep", type=int, default=3, metavar="N", help="earlier champions to keep for a rollback (default 3)"),
+            _arg(
+                "--grace-hours", type=float, default=24.0, metavar="N",
+                help="age at which what killed processes left is deleted too (default 24)",
+            ),
             _arg("--dry-run", action="store_true", help="only print what would be deleted"),
         ),
         ("registry.path",),

@@ -70,9 +70,10 @@ def run_resolve(args: argparse.Namespace) -> None:
 
 def run_registry_gc(args: argparse.Namespace) -> None:
     """`sodaops registry gc`."""
-    if args.keep < 0:
-        raise ConfigError(f"--keep {args.keep}: expected 0 or more.")
-    for version in Registry(configured(args).registry.path).gc(args.keep, args.dry_run):
+    for name, value in (("keep", args.keep), ("grace-hours", args.grace_hours)):
+        if not value >= 0:
+            raise ConfigError(f"--{name} {value}: expected 0 or more.")
+    for version in Registry(configured(args).registry.path).gc(args.keep, args.dry_run, 3600 * args.grace_hours):
         print(f"{version}: {'would be deleted' if args.dry_run else 'deleted'}")
 
 
@@ -102,7 +103,7 @@ def run_registry_list(args: argparse.Namespace) -> None:
         val, test = ((about["metrics"].get(split) or {}).get("macro_f1") for split in ("val", "test"))
         numbers = [f"{value:.3f}" if value is not None else "–" for value in (val, test)]
         names, when = ", ".join(aliases[version]), about["when"][:16].replace("T", " ")
-        print(f"{version:<14}{names:<24}{when:<22}{numbers[0]:>13}{numbers[1]:>8}  {about['data']['name']}")
+        print(f"{version:<14}{names:<24}{when:<22}{numbers[0]:>13}{numbers[1]:>8}  {about['data'].get('name', '–')}")
 
 
 def _format_event(entry: dict[str, Any]) -> str:

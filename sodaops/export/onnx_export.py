@@ -121,8 +121,8 @@ def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts
         _write_float32(bundle, file)
         expected = _predict_with_torch(bundle)
     else:
-        onnx.save(quantize(onnx.load(folder / layout.ONNX["float32"])), file)
         expected = _predict_with_onnx(folder, "float32")
+        onnx.save(quantize(onnx.load(folder / layout.ONNX["float32"])), file)
     opset = next(o.version for o in onnx.load(file).opset_import if o.domain == "")
     fields["onnx"][variant] = {"opset": opset}
     layout.write_info(folder, **fields)
@@ -162,7 +162,16 @@ def _write_float32(bundle: Loaded, file: Path) -> None:
             f"{type(model.transformer).__name__} cannot be exported to ONNX ({first}); choose another model, or keep this one "
             "out of service with export.variants=[] evaluate.split=none."
         ) from error
-    onnx.save(pack(program.model_proto), file)
+    onnx.save(_without_metadata(pack(program.model_proto)), file)
+
+
+def _without_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Removes what the exporter records about this machine: stack traces with the paths of source files."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    return model
 
 
 def _predict_with_torch(bundle: Loaded) -> Predict:

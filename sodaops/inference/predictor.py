@@ -7,19 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from tokenizers import Tokenizer
 
 from sodaops.bundle import layout, reference
+from sodaops.bundle.files import parsing
 from sodaops.data.tokens import pad, plan_batches, tokenise
 from sodaops.errors import BundleError, DataError, nearest, some
 from sodaops.io.progress import progress
 from sodaops.text.cleaning import clean
 
-_REFUSALS = (
-    ort_errors.EPFail, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph, ort_errors.InvalidProtobuf,
-    ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotImplemented, ort_errors.RuntimeException,
-)  # fmt: skip
 _UNKNOWN = ("[UNK]", "<unk>")
 
 
@@ -59,20 +55,19 @@ class Predictor:
     def __init__(self, path: str | Path, variant: str | None = None, n_threads: int = 0, batch_tokens: int = 2048) -> None:
         self.info = layout.read_info(path)
         self.variant = _choose_variant(path, self.info, variant)
-        try:
-            self._tokenizer = Tokenizer.from_buffer(layout.read_file(path, self.info, layout.TOKENIZER))
-        except ValueError as error:
-            raise BundleError(f"{path}: {layout.TOKENIZER} is not a tokenizer ({error}). Train again.") from error
-        model = Path(path) / layout.ONNX[self.variant]
-        before = _identity(model)
-        layout.verify(path, self.info, [model.name])
-        self._session = _session(model, n_threads)  # from the path: given bytes, ONNX Runtime keeps them in memory too
-        if _identity(model) != before:
-            raise BundleError(f"{path}: the bundle was replaced while it was read; read it again.")
+        content = layout.read_file(path, self.info, layout.TOKENIZER)
+        # Whether the bundle brings its own regular expressions, which may take very long for some texts.
+        self.has_patterns = b'"Regex"' in content
+        self._tokenizer_name = f"{path}/{layout.TOKENIZER}"
+        with parsing(self._tokenizer_name):
+            self._tokenizer = Tokenizer.from_buffer(content)
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(self.info.max_tokens)
+        self._n_special = len(self.encode(""))
+        model = layout.ONNX[self.variant]
+        with parsing(Path(path) / model, "export it again."):
+            self._session = _session(layout.read_file(path, self.info, model), n_threads)
         self._budget = max(batch_tokens, self.info.max_tokens)
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.info.max_tokens)
-        self._n_special = len(self._tokenizer.encode("").ids)
         self._unknown_id = next((i for i in map(self._tokenizer.token_to_id, _UNKNOWN) if i is not None), -1)
         self._axes = reference.read_axes(path, self.info) if layout.DRIFT in self.info.files else None
 
@@ -81,8 +76,14 @@ class Predictor:
         return clean(text, self.info.cleaning)
 
     def encode(self, cleaned: str) -> np.ndarray:
-        """Token ids of one cleaned text, int64 [n_tokens], cut at the bundle's token limit."""
-        return np.array(self._tokenizer.encode(cleaned).ids, dtype=np.int64)
+        """Token ids of one cleaned text, int64 [n_tokens], cut at the bundle's token limit.
+
+        Raises:
+            BundleError: the tokenizer fails on this text.
+        """
+        with parsing(self._tokenizer_name):
+            # Unlike encode, it releases the GIL.
+            return np.array(self._tokenizer.encode_batch_fast([cleaned])[0].ids, dtype=np.int64)
 
     def run(self, rows: Sequence[np.ndarray]) -> Output:
         """Computes one batch of token ids, padded to the longest."""
@@ -96,7 +97,7 @@ class Predictor:
         """The descriptors of a cleaned text, given its token ids; of a truncated one, those of words within the limit."""
         within_limit = cleaned
         if len(row) >= self.info.max_tokens:
-            within_limit = cleaned[: max(end for _, end in self._tokenizer.encode(cleaned).offsets)]
+            within_limit = cleaned[: max(end for _, end in self._tokenizer.encode_batch([cleaned])[0].offsets)]
         n_unknown = int((row == self._unknown_id).sum())
         return reference.describe_text(cleaned, len(row) - self._n_special, n_unknown, len(within_limit.split()))
 
@@ -142,7 +143,8 @@ class Predictor:
         Returns:
             For each batch the indices of its texts, int64 [n], and their token ids, int32 [n_tokens] each.
         """
-        tokens, offsets = tokenise(self._tokenizer, cleaned, self.info.max_tokens)
+        with parsing(self._tokenizer_name):
+            tokens, offsets = tokenise(self._tokenizer, cleaned, self.info.max_tokens)
         rows = np.split(tokens, offsets[1:-1])
         return [(places, [rows[i] for i in places]) for places in plan_batches(np.diff(offsets), self._budget, None)]
 
@@ -175,28 +177,29 @@ def _choose_variant(path: str | Path, info: layout.BundleInfo, variant: str | No
     return variant or info.default_variant
 
 
-def _identity(file: Path) -> tuple[int, int, int] | None:
-    """Values that change when the file is replaced; None if there is none."""
-    try:
-        stat = file.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+def _names_other_files(model: bytes) -> bool:
+    """Whether a tensor of an ONNX model lies in another file, which the bundle does not hash.
+
+    Such a tensor has a key "location"; in a protobuf its length stands before it: 8, or 0 as the end of a longer spelling of 8.
+    """
+    place = model.find(b"location")
+    while place > 0 and model[place - 1] not in (0, 8):
+        place = model.find(b"location", place + 1)
+    return place > 0
 
 
-def _session(model: Path, n_threads: int) -> onnxruntime.InferenceSession:
+def _session(model: bytes, n_threads: int) -> onnxruntime.InferenceSession:
+    if _names_other_files(model):
+        raise ValueError("weights in another file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it helps with shapes that repeat; texts have many
     options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except _REFUSALS as error:
-        raise BundleError(
-            f"{model}: ONNX Runtime refuses the model ({str(error).splitlines()[0]}). Export it again."
-        ) from error
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session._model_bytes = None  # kept for a change of providers; as large as the model
     names = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
     if names != (["input_ids", "attention_mask"], ["logits", "embeddings"]):
-        raise BundleError(f"{model}: the ONNX model has other inputs and outputs ({names}). Export it again.")
+        raise ValueError(f"other inputs and outputs: {names}")
     return session

@@ -1,6 +1,5 @@
 """The gate before a promotion: evaluates a version on the test split, and checks the results against conf/registry."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from sodaops import pages
 from sodaops.bundle import layout
+from sodaops.bundle.files import parsing
 from sodaops.config.schema import GateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError, RegistryError, nearest, some
@@ -139,7 +139,8 @@ def _test_split(bundle: Path, challenger: Predictor, splits_dir: Path) -> tuple[
 
 def _test_hash(bundle: Path, predictor: Predictor) -> str:
     """The hash of the test split that was held out when a bundle was trained."""
-    return json.loads(layout.read_file(bundle, predictor.info, layout.DATA))["splits"]["test"]["sha256"]
+    with parsing(bundle / layout.DATA):
+        return layout.read_json(bundle, predictor.info, layout.DATA)["splits"]["test"]["sha256"]
 
 
 def _load_champion(path: Path, challenger: layout.BundleInfo) -> Predictor:

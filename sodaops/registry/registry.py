@@ -12,22 +12,25 @@ update is lost, no lock can be left behind, and no change is missing from the hi
 
 import re
 import shutil
-import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sodaops.bundle import layout
+from sodaops.bundle.files import parsing
 from sodaops.errors import RegistryError, nearest, some
 from sodaops.registry.card import render_card
 from sodaops.registry.history import History, State, author, timestamp
 from sodaops.registry.store import open_store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-CARD = "card.md"
+GRACE_S = 24 * 3600.0
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,40}")
+_FOLDER = re.compile(r"[0-9a-f]{12}(-[0-9]+)?")
+_TEMPORARY = re.compile(r"\.([0-9a-f]{12}(-[0-9]+)?|[0-9]{8}\.json)(\.old)?\.\w{8}")  # see sodaops.io.storage
 
 
 class Registry:
@@ -77,10 +80,12 @@ class Registry:
         fields = {
             "when": timestamp(), "who": author(), "why": why, "metrics": all_metrics, "data": info.data, "created": info.created
         }  # fmt: skip
+        with parsing(Path(bundle_dir) / layout.CONFIG):
+            card = render_card(info, layout.read_config(bundle_dir, info), all_metrics)
         while True:
             folder = self.state().folder(version)
             if layout.INFO not in self._store.names(f"versions/{folder}"):
-                self._put(Path(bundle_dir), info, all_metrics, folder)
+                self._put(Path(bundle_dir), info, card, folder)
 
             def add(state: State, folder: str = folder) -> State:
                 if state.folder(version) != folder:
@@ -94,13 +99,12 @@ class Registry:
                 continue
             return version
 
-    def _put(self, bundle_dir: Path, info: layout.BundleInfo, metrics: Mapping[str, Any], name: str) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+    def _put(self, bundle_dir: Path, info: layout.BundleInfo, card: str, name: str) -> None:
+        with self._store.put(f"versions/{name}", {*layout.NAMES, layout.CARD}, layout.INFO) as folder:
             for file in (*info.files, layout.INFO):
-                shutil.copyfile(bundle_dir / file, Path(folder) / file)
-            card = render_card(info, layout.read_config(bundle_dir), metrics)
-            (Path(folder) / CARD).write_text(card, encoding="utf-8")
-            self._store.put(Path(folder), f"versions/{name}", layout.INFO)
+                shutil.copyfile(bundle_dir / file, folder / file)
+            layout.verify(folder, layout.read_info(folder))  # the copy, since the bundle may have been replaced meanwhile
+            (folder / layout.CARD).write_text(card, encoding="utf-8")
 
     def move(self, alias: str, version: str, expected: str | None, why: str, event: str = "promote", **fields: Any) -> State:
         """Points an alias to a version, if it still points to ``expected``.
@@ -190,32 +194,46 @@ class Registry:
         """A context with a local folder of a version; a remote one is downloaded to a temporary folder."""
         return self._store.local(f"versions/{self.state().folder(version)}")
 
-    def gc(self, keep: int = 3, dry: bool = False) -> list[str]:
-        """Deletes the versions that no alias points to, except those that a rollback may need.
+    def gc(self, keep: int = 3, dry: bool = False, grace_s: float = GRACE_S) -> list[str]:
+        """Deletes the versions that no alias points to, except those that a rollback may need, and what killed processes left.
 
         Args:
             keep: how many earlier targets of each alias to keep.
-            dry: only return which ones would be deleted.
+            dry: only return what would be deleted.
+            grace_s: seconds before a folder that is in no event, or a temporary one, counts as left by a killed process.
 
         Returns:
-            The deleted versions.
+            The deleted versions, and the other deleted paths in the registry.
         """
-        deleted: list[str] = []
-        folders: list[str] = []
+        old = {name for name, changed in self._store.times("versions").items() if changed < time.time() - grace_s}
+        taken: list[str] = []
+        folders: list[str] = []  # of these versions, and of none
 
         def without_unused(state: State) -> State:
-            deleted[:] = state.unused(keep)
-            folders[:] = [state.folder(version) for version in deleted]
-            kept = {version: entry for version, entry in state.versions.items() if version not in deleted}
+            taken[:] = state.unused(keep)
+            kept = {version: about for version, about in state.versions.items() if version not in taken}
+            in_use = {about["folder"] for about in state.versions.values()}
+            orphans = {name for name in old if _FOLDER.fullmatch(name)} - in_use - {*state.collected}
+            folders[:] = [*map(state.folder, taken), *sorted(orphans)]
             return replace(state, versions=kept, collected=[*state.collected, *folders])
 
-        unused = self.state().unused(keep)
-        if dry or not unused:
-            return unused
-        self._history.append("gc", without_unused, why=f"kept {keep} earlier targets of each alias", taken=deleted)
-        for folder in folders:
-            self._store.delete(f"versions/{folder}")
-        return deleted
+        after = without_unused(self.state())
+        if folders and not dry:
+            after = self._history.append("gc", without_unused, why=f"kept {keep} earlier targets of each alias", taken=taken)
+        own = {f"versions/{folder}" for folder in folders[: len(taken)]}
+        leftovers = [path for path in self._deletable(after, old, grace_s) if path not in own]
+        for path in [] if dry else [*own, *leftovers]:
+            self._store.delete(path)
+        return [*taken, *leftovers]
+
+    def _deletable(self, state: State, old: Collection[str], grace_s: float) -> list[str]:
+        """Paths of folders that were collected, also by a gc that was killed, and of old temporary files and folders."""
+        versions, history = self._store.times("versions"), self._store.times("history")
+        paths = [f"versions/{name}" for name in versions if name in state.collected]
+        paths += [f"versions/{name}" for name in versions if name in old and _TEMPORARY.fullmatch(name)]
+        limit = time.time() - grace_s
+        paths += [f"history/{name}" for name, changed in history.items() if changed < limit and _TEMPORARY.fullmatch(name)]
+        return sorted(paths)
 
 
 class _CollectedError(Exception):

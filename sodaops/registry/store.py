@@ -8,7 +8,9 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from sodaops.errors import StorageError
@@ -23,9 +25,9 @@ class LocalStore:
         self._root = Path(root)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if it does not exist."""
+        """The content of a file; None if there is no such file."""
         try:
-            return (self._root / name).read_bytes()
+            return (self._root / name).read_bytes() if (self._root / name).is_file() else None  # not a FIFO, for example
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -51,17 +53,29 @@ class LocalStore:
             storage.sync(path.parent)
         return True
 
-    def put(self, folder: Path, name: str, last: str) -> None:
-        """Copies a folder of files to the store atomically; ``last`` is only used by remote stores."""
-        with storage.atomic_folder(self._root / name, {file.name for file in folder.iterdir()}) as target:
-            for file in folder.iterdir():
-                shutil.copyfile(file, target / file.name)
+    def times(self, folder: str) -> dict[str, float]:
+        """When each entry of a folder was changed, in seconds since 1970, hidden entries included."""
+        path, times = self._root / folder, {}
+        for entry in path.iterdir() if path.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):  # renamed since
+                times[entry.name] = entry.lstat().st_mtime
+        return times
+
+    def put(self, name: str, names: Collection[str], last: str) -> AbstractContextManager[Path]:
+        """A local folder to fill with files of these names; it is stored as a whole when the block ends.
+
+        ``last`` is only used by remote stores.
+        """
+        return storage.atomic_folder(self._root / name, names)
 
     def delete(self, name: str) -> None:
-        """Deletes a folder."""
-        with storage.writing(self._root / name):
-            if (self._root / name).is_dir():
-                shutil.rmtree(self._root / name)
+        """Deletes a folder or file."""
+        path = self._root / name
+        with storage.writing(path), contextlib.suppress(FileNotFoundError):  # deleted by another process
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -76,7 +90,7 @@ class RemoteStore:
         self.root = root.rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if it does not exist."""
+        """The content of a file; None if there is no such file."""
         with remote.filesystem(self._path(name), "read") as files:
             try:
                 return files.cat_file(self._path(name))
@@ -106,9 +120,23 @@ class RemoteStore:
         # If the response to a successful request was lost, the client's retry finds our own file.
         return self.read(name) == content
 
-    def put(self, folder: Path, name: str, last: str) -> None:
-        """Copies a folder of files to the store; ``last`` is written last, and marks it as complete."""
-        remote.upload_folder(folder, self._path(name), last)
+    def times(self, folder: str) -> dict[str, float]:
+        """When each entry of a folder was changed, in seconds since 1970; for one without a time, the current time."""
+        times: dict[str, float] = {}
+        with remote.filesystem(self._path(folder), "listed") as files, contextlib.suppress(FileNotFoundError):
+            prefix = files._strip_protocol(self._path(folder))
+            for path, info in files.find(self._path(folder), detail=True, refresh=True).items():
+                changed = info.get("mtime") or info.get("created")
+                name = path.removeprefix(prefix).strip("/").partition("/")[0]
+                times[name] = max(times.get(name, 0.0), changed.timestamp() if changed else time.time())
+        return times
+
+    @contextlib.contextmanager
+    def put(self, name: str, names: Collection[str], last: str) -> Iterator[Path]:
+        """A local folder to fill; it is uploaded when the block ends. ``last`` comes last, and marks it as complete."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            remote.upload_folder(Path(folder), self._path(name), last)
 
     def delete(self, name: str) -> None:
         """Deletes a folder."""

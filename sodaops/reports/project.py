@@ -1,7 +1,6 @@
 """The project report: one page about a run, its metrics, its place in the registry and the drift of its requests."""
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -79,10 +78,11 @@ def write_project_report(config: Config, run_dir: Path, output: str | Path | Non
     state, history = registry.state(), registry.history()
     gate = read_gate_report(remote.join(config.registry.report_dir, f"{info.bundle_id}/{GATE_JSON}"), info.bundle_id)
     page = pages.render_page(
-        "project", folder=run_dir, run=run, info=info, manifest=json.loads(layout.read_file(bundle, info, layout.DATA)),
+        "project", folder=run_dir, run=run, info=info, manifest=layout.read_json(bundle, info, layout.DATA),
         limits=LIMITS, some=some, e=read_evaluation(config, run_dir, info.bundle_id),
         charts=training_charts(run_dir / "metrics" / "metrics.csv"), n_earlier=len(list(run_dir.glob("metrics.*"))),
-        settings=_settings(bundle), sizes={name: (bundle / layout.ONNX[name]).stat().st_size / 1e6 for name in info.onnx},
+        settings=_settings(layout.read_config(bundle, info)),
+        sizes={name: (bundle / layout.ONNX[name]).stat().st_size / 1e6 for name in info.onnx},
         root=registry.root, registered=info.bundle_id in state.versions, champion=state.aliases.get(CHAMPION),
         aliases=[alias for alias, version in state.aliases.items() if version == info.bundle_id],
         events=_events(info.bundle_id, history), gate=gate, verdicts=_verdicts(info.bundle_id, gate, history),
@@ -105,9 +105,8 @@ def _read_record(folder: Path) -> runs.Run | None:
     return run
 
 
-def _settings(bundle: Path) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the training's configuration that the page shows; null is left out."""
-    config = layout.read_config(bundle)
     trainer = {key: config.get("trainer", {}).get(key) for key in _TRAINER_KEYS}
     sections = {key: config.get(key) for key in ("seed", "data", "model", "optim")}
     return {key: value for key, value in runs.flatten({**sections, "trainer": trainer}) if value is not None}

@@ -1,6 +1,8 @@
 """The bundle: what it holds, damage, and predictions from it."""
 
 import json
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from sodaops.bundle import layout
 from sodaops.data.preprocess import read_manifest
 from sodaops.errors import BundleError, DataError
 from sodaops.inference.predictor import Predictor
-from tests.conftest import lazy
+from tests.conftest import REPO, lazy
 
 onnx = lazy("onnx")
 
@@ -23,8 +25,11 @@ def test_it_names_its_origin(bundle, trained):
     assert info.data == {"name": "tweets", "fingerprint": manifest["fingerprint"], "text_column": "text"}
     assert set(info.metrics["val"]) == {"epoch", "loss", "macro_f1", "accuracy"}
     assert {"torch", "transformers", "python"} <= set(info.versions)
-    assert json.loads((bundle / "data_manifest.json").read_text()) == manifest
-    assert layout.read_config(bundle)["optim"]["lr"] > 0
+    assert [source.pop("path") for source in manifest["sources"]] != ["tweets.csv"]
+    written = json.loads((bundle / "data_manifest.json").read_text())
+    assert [source.pop("path") for source in written["sources"]] == ["tweets.csv"] and written == manifest
+    config = layout.read_config(bundle, info)
+    assert config["optim"]["lr"] > 0 and config["data"]["path"] == "tweets.csv" and config["run_dir"] is None
     assert sorted(path.name for path in bundle.iterdir()) == sorted([*info.files, "bundle.json"])
     assert info.files.keys() == {*layout.FILES, *(layout.ONNX[variant] for variant in info.onnx), layout.DRIFT}
 
@@ -40,6 +45,12 @@ def test_it_holds_no_pickle(bundle):
                 assert all(arrays[name].dtype != object for name in arrays)
         elif path.name != layout.WEIGHTS:
             assert "\0" not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_it_names_no_folder_of_this_machine(bundle):
+    for path in bundle.iterdir():
+        for folder in ("shared_trained", str(REPO), sys.prefix, tempfile.gettempdir()):  # of the run, of code
+            assert folder.encode() not in path.read_bytes(), path.name
 
 
 def cut(path):
