@@ -1,5 +1,6 @@
 """Helpers for tests of the services: a server in a process of its own, bundles that differ, clients that load a server."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -126,6 +127,16 @@ def refresh_info(folder: Path, **changes: Any) -> None:
     for key in ("files", "bundle_id", "format"):
         fields.pop(key)
     layout.write_info(folder, **{**fields, **changes})
+
+
+def rewrite_info(folder: Path, **changes: Any) -> None:
+    """Changes fields of bundle.json as an attacker would: unchecked, with hashes of the files as they are and the right id."""
+    path = folder / layout.INFO
+    fields = {**json.loads(path.read_text()), **changes}
+    if "files" not in changes:
+        fields["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in fields["files"]}
+    fields["bundle_id"] = layout.compute_bundle_id(fields["files"], **layout._settings(fields))
+    path.write_text(json.dumps(fields))
 
 
 def swap_bundle(folder: Path, fresh: Path) -> None:

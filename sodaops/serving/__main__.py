@@ -2,7 +2,9 @@
 
 import gc
 import math
+import os
 import sys
+import threading
 
 
 def main() -> int:
@@ -11,6 +13,7 @@ def main() -> int:
     from sodaops.errors import SodaOpsError
     from sodaops.serving.app import create_app
     from sodaops.serving.settings import ServeSettings
+    from sodaops.serving.trial import LIMIT_S
     from sodaops.web.server import run
 
     try:
@@ -18,11 +21,20 @@ def main() -> int:
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    watchdog = threading.Timer(LIMIT_S, _give_up, [settings.bundle])
+    watchdog.daemon = True
+    watchdog.start()
     app = create_app(settings)
+    watchdog.cancel()
     gc.freeze()
     gc.enable()
     run(app, settings, settings.max_body_bytes, math.ceil(settings.deadline_s) + 1)
     return 0
+
+
+def _give_up(bundle: str) -> None:
+    print(f"BundleError: {bundle}: not loaded in time; copy the bundle again or train again.", file=sys.stderr, flush=True)
+    os._exit(2)  # the thread that loads it cannot be stopped
 
 
 if __name__ == "__main__":

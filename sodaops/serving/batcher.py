@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sodaops.errors import BundleError
 from sodaops.inference.predictor import Predictor
 
 INLINE_CHARS = 4000  # longer requests are tokenised in a thread, so that the event loop is not blocked
 _NICE = 5  # of the worker threads
+_NICE_TOKENIZER = 15  # of threads that tokenise one request, and may never end
 
 
 class QueueFull(Exception):  # noqa: N818 - a state of the service rather than an error
@@ -104,30 +106,62 @@ class Batcher:
         if not all(thread.is_alive() for thread in self._threads):
             raise WorkerDied
 
-    async def prepare(self, predictor: Predictor, texts: Sequence[str], cleaned: bool = False) -> Prepared:
+    async def prepare(
+        self, predictor: Predictor, texts: Sequence[str], timeout_s: float, cleaned: bool = False
+    ) -> Prepared:  # fmt: skip
         """Cleans and tokenises the texts of one request.
 
         Args:
             predictor: whose cleaning and tokenizer are used.
             texts: raw.
+            timeout_s: most seconds to wait for a thread that does this.
             cleaned: whether the texts are cleaned already; they may then be empty, and only have the special tokens.
 
         Raises:
             QueueFull: the queue cannot take the texts.
             EmptyText: a text is empty after cleaning.
+            TimeoutError: it takes too long.
         """
         if self.n_waiting + len(texts) > self._max_queue:
             with self._condition:
                 self._drop_abandoned()
         if self.n_waiting + len(texts) > self._max_queue:
             raise QueueFull(max(1, math.ceil(self.n_waiting * self._seconds_per_text / self._n_workers)))
-        if sum(map(len, texts)) <= INLINE_CHARS:
+        if sum(map(len, texts)) <= INLINE_CHARS and not predictor.has_patterns:
             return _prepare(predictor, texts, cleaned)
+        async with asyncio.timeout(timeout_s):
+            return await self._prepare_in_thread(predictor, texts, cleaned)
+
+    def _prepare_in_thread(self, predictor: Predictor, texts: Sequence[str], cleaned: bool) -> asyncio.Future[Prepared]:
+        """Starts a thread of its own for a request, since a bundle's regular expression may take very long for a text.
+
+        If the request is given up, the thread goes on; its texts keep their place in the queue until it ends.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Prepared] = loop.create_future()
         self._n_reserved += len(texts)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(None, _prepare, predictor, texts, cleaned)
-        finally:
+
+        def deliver(prepared: Prepared | None, error: BaseException | None) -> None:
             self._n_reserved -= len(texts)
+            if future.done():
+                return
+            if prepared is None:
+                future.set_exception(error or RuntimeError())
+            else:
+                future.set_result(prepared)
+
+        def run() -> None:
+            _lower_priority(_NICE_TOKENIZER)
+            prepared, error = None, None
+            try:
+                prepared = _prepare(predictor, texts, cleaned)
+            except BaseException as raised:  # the request gets it
+                error = raised
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(deliver, prepared, error)
+
+        threading.Thread(target=run, name="tokenizer", daemon=True).start()
+        return future
 
     def submit(self, predictor: Predictor, rows: list[np.ndarray]) -> asyncio.Future[list[ModelOutput]]:
         """Queues the token ids of a request.
@@ -151,9 +185,7 @@ class Batcher:
 
     def _run_worker(self) -> None:
         """Loop of a worker thread."""
-        if sys.platform == "linux":  # lower this thread's priority, so that requests are read and answered first
-            thread_id = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread_id, max(_NICE, os.getpriority(os.PRIO_PROCESS, thread_id)))
+        _lower_priority(_NICE)
         while True:
             with self._condition:
                 batch = self._next_batch()
@@ -189,23 +221,30 @@ class Batcher:
         return batch
 
 
-def _compute(batch: list[_Item]) -> Sequence[ModelOutput | Exception]:
+def _lower_priority(nice: int) -> None:
+    """Lowers this thread's priority, so that requests are read and answered first."""
+    if sys.platform == "linux":
+        thread_id = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread_id, max(nice, os.getpriority(os.PRIO_PROCESS, thread_id)))
+
+
+def _compute(batch: list[_Item]) -> Sequence[ModelOutput | BaseException]:
     """The output or error for each text. If the batch fails, each text is computed alone, so that only some fail."""
     predictor = batch[0][0].predictor
     try:
         probs, embeddings = predictor.run([request.rows[place] for request, place in batch])
         sketches = predictor.sketch(embeddings)
         return list(map(ModelOutput, probs, itertools.repeat(None) if sketches is None else sketches))
-    except Exception as error:  # the error goes to the request; the thread must not die
+    except BaseException as error:  # the error goes to the request; the thread must not die
         return [error] if len(batch) == 1 else [_compute([item])[0] for item in batch]
 
 
-def _deliver(batch: list[_Item], outputs: Sequence[ModelOutput | Exception]) -> None:
+def _deliver(batch: list[_Item], outputs: Sequence[ModelOutput | BaseException]) -> None:
     """Gives the outputs to their requests, in the event loop's thread; the last output completes a request's future."""
     for (request, place), output in zip(batch, outputs, strict=True):
         if request.future.done():
             continue
-        if isinstance(output, Exception):
+        if isinstance(output, BaseException):
             request.future.set_exception(output)
             continue
         request.outputs[place] = output
@@ -218,4 +257,7 @@ def _prepare(predictor: Predictor, texts: Sequence[str], cleaned: bool) -> Prepa
     clean = list(texts) if cleaned else [predictor.clean(text) for text in texts]
     if not cleaned and not all(clean):
         raise EmptyText(clean.index(""))
-    return Prepared(clean, [predictor.encode(text) for text in clean])
+    try:
+        return Prepared(clean, [predictor.encode(text) for text in clean])
+    except BundleError as error:  # for the client an internal error, since any text should have an answer
+        raise RuntimeError(str(error)) from error

@@ -1,12 +1,14 @@
 """The bundle in use, the previous one, and replacing one by the other while requests run."""
 
 import asyncio
+import contextlib
 import logging
 
 from sodaops.bundle import layout
 from sodaops.errors import BundleError, SodaOpsError
 from sodaops.inference.predictor import Predictor
 from sodaops.registry.bundles import bundle_at, predictor_files
+from sodaops.serving import trial
 from sodaops.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -42,17 +44,21 @@ class Models:
             Whether the bundle has changed.
 
         Raises:
-            BundleError, StorageError: the bundle cannot be used; the current one stays.
+            BundleError, RegistryError, StorageError: the bundle cannot be used; the current one stays.
         """
         async with self._lock:
             try:
                 bundle_id = await asyncio.to_thread(self._read_id)
                 if bundle_id == self.current.info.bundle_id or (bundle_id in self._rolled_back and not force):
                     return False
-                fresh = await asyncio.to_thread(self._load)
-            except SodaOpsError:
-                self._metrics.loads.labels("refused").inc()
+                fresh = await self._try_and_load()
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
+            except BaseException as error:  # whatever a bundle brings about
+                self._metrics.loads.labels("refused").inc()
+                if isinstance(error, SodaOpsError):
+                    raise
+                raise BundleError(f"{self.source}: cannot be loaded ({type(error).__name__}: {error}).") from error
             self._rolled_back.discard(fresh.info.bundle_id)
             self._switch_to(fresh)
             self._metrics.loads.labels("loaded").inc()
@@ -86,7 +92,7 @@ class Models:
                 if await self.reload():
                     log.info("new bundle in use", extra={"bundle_id": self.current.info.bundle_id})
                 last_reason, wait_s = "", every_s
-            except Exception as error:  # whatever is wrong with a bundle, the watch goes on
+            except Exception as error:  # the watch goes on
                 if str(error) != last_reason:  # logged once rather than at each try
                     log.error("new bundle refused; keeping %s", self.current.info.bundle_id, extra={"reason": str(error)})
                 last_reason, wait_s = str(error), min(2 * wait_s, 30 * every_s)
@@ -102,23 +108,14 @@ class Models:
 
     def _load(self) -> Predictor:
         with bundle_at(self.source, predictor_files(self._variant)) as folder:
-            predictor = Predictor(folder, self._variant, n_threads=1)
-        warm_up(predictor)
-        return predictor
+            return trial.load(folder, self._variant)
 
-
-def warm_up(predictor: Predictor) -> None:
-    """Runs the model on a short and a longer text, which allocates its memory, and checks the output.
-
-    Raises:
-        BundleError: the model fails, or its output is not a probability for each label.
-    """
-    shape = (2, len(predictor.info.labels))
-    try:
-        probs = predictor.run([predictor.encode(predictor.clean(text)) for text in ("a word", "word " * 20)]).probs
-    except Exception as error:  # an unknown cleaning, a graph that fails, or anything else
-        raise BundleError(f"{predictor.info.bundle_id}: the model fails on a test text ({str(error)[:200]}).") from error
-    if probs.shape != shape or not (abs(probs.sum(axis=1) - 1) < 1e-3).all():
-        raise BundleError(
-            f"{predictor.info.bundle_id}: the model's output is not probabilities of shape {shape}; it has shape {probs.shape}."
-        )
+    async def _try_and_load(self) -> Predictor:
+        """Loads the source's bundle after another process has loaded it, whose end is not that of the service."""
+        choose = predictor_files(self._variant)
+        with contextlib.ExitStack() as stack:
+            folder = await asyncio.to_thread(stack.enter_context, bundle_at(self.source, choose))
+            info = layout.read_info(folder)
+            await asyncio.to_thread(layout.verify, folder, info, choose(info))
+            await trial.try_bundle(folder, self._variant)
+            return await asyncio.to_thread(trial.load, folder, self._variant)

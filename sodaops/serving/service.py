@@ -95,7 +95,7 @@ class Service:
         """
         predictor = self.models.current
         try:
-            prepared = await self.batcher.prepare(predictor, texts)
+            prepared = await self._prepare(predictor, texts, began)
         except EmptyText as error:  # logged too, since many empty texts may mean that their source is broken
             empty = {"place": error.place, "n_chars": 0, "text_sha256": _EMPTY_SHA256}
             self._append_to_journal(predictor, [empty], request_id, began)
@@ -130,7 +130,7 @@ class Service:
         pieces = ["".join(words[start:end]) for start, end in itertools.pairwise(bounds)]
         # Predict the whole text, and the text without each of the pieces.
         occluded = ["".join(words[:start] + words[end:]).strip() for start, end in itertools.pairwise(bounds)]
-        prepared = await self.batcher.prepare(predictor, [cleaned, *occluded], cleaned=True)
+        prepared = await self._prepare(predictor, [cleaned, *occluded], began, cleaned=True)
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         prediction = predictor.prediction(outputs[0].probs)
         await self._record(predictor, [text], prepared, [prediction], outputs[:1], request_id, began)
@@ -149,6 +149,15 @@ class Service:
         await self._feedback.add(request_id, place, label, client)
         self.metrics.feedback.labels(label).inc()
 
+    async def _prepare(self, predictor: Predictor, texts: Sequence[str], began: float, cleaned: bool = False) -> Prepared:
+        try:
+            return await self.batcher.prepare(predictor, texts, self._remaining_s(began), cleaned)
+        except TimeoutError:
+            raise DeadlineExceeded from None
+
+    def _remaining_s(self, began: float) -> float:
+        return max(0.0, self.settings.deadline_s - (time.perf_counter() - began))
+
     async def _outputs_in_time(
         self, outputs: asyncio.Future[list[ModelOutput]], disconnected: Callable[[], Awaitable[None]], began: float
     ) -> list[ModelOutput]:
@@ -157,7 +166,7 @@ class Service:
         Most requests are answered within ``_WATCH_AFTER_S``, so the task that watches the client starts only then.
         """
         loop = asyncio.get_running_loop()
-        remaining_s = max(0.0, self.settings.deadline_s - (time.perf_counter() - began))
+        remaining_s = self._remaining_s(began)
         delay_s = min(_WATCH_AFTER_S, remaining_s)
         watch: asyncio.Task[None] | None = None
 
@@ -188,7 +197,7 @@ class Service:
         if not self.journal:
             return
         build = functools.partial(self._build_rows, predictor, texts, prepared, predictions, outputs)
-        is_short = sum(map(len, prepared.cleaned)) <= INLINE_CHARS
+        is_short = sum(map(len, prepared.cleaned)) <= INLINE_CHARS and not predictor.has_patterns
         self._append_to_journal(predictor, build() if is_short else await asyncio.to_thread(build), request_id, began)
 
     def _build_rows(

@@ -1,14 +1,17 @@
 """Bundles of the predictor: reload, rollback, watching the source, and refusal of broken ones."""
 
+import contextlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from sodaops.bundle import layout
 from sodaops.registry.registry import Registry
+from sodaops.serving import trial
 from tests.gcs import forget_clients
-from tests.serving import copy_bundle, detail, refresh_info, swap_bundle, wait_until
+from tests.serving import copy_bundle, detail, refresh_info, rewrite_info, swap_bundle, wait_until
 
 KEY = {"x-api-key": "root"}
 
@@ -70,17 +73,23 @@ def save_model(folder, model):
     refresh_info(folder)
 
 
-def external_weights(folder):
-    """A model whose weights would lie outside the bundle."""
-    from onnx import TensorProto, helper
+def external_weights(location):
+    """A model whose weights lie in another file."""
 
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="../../outside.bin")
-    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["a", "b"]) for name in ("input_ids", "attention_mask")]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "embeddings")]
-    nodes = [helper.make_node("Identity", ["w"], [name]) for name in ("logits", "embeddings")]
-    (folder.parent.parent / "outside.bin").write_bytes(b"\0" * 8)
-    save_model(folder, helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, [tensor])))
+    def change(folder):
+        from onnx import TensorProto, helper
+
+        tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value=location)
+        inputs = [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["a", "b"]) for name in ("input_ids", "attention_mask")
+        ]
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("logits", "embeddings")]
+        nodes = [helper.make_node("Identity", ["w"], [name]) for name in ("logits", "embeddings")]
+        (folder.parent.parent / "outside.bin").write_bytes(b"\0" * 8)
+        save_model(folder, helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, [tensor])))
+
+    return change
 
 
 def other_outputs(folder):
@@ -107,23 +116,67 @@ def failing_graph(folder):
     save_model(folder, model)
 
 
-def edit(**changes):
-    def change(folder):
-        info = json.loads((folder / layout.INFO).read_text())
-        (folder / layout.INFO).write_text(json.dumps({**info, **changes}))
+def endless_graph(folder):
+    """Counts to 2^62 before it answers."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
-    return change
+    def scalar(name, kind):
+        return helper.make_tensor_value_info(name, kind, [])
+
+    model = onnx.load(folder / layout.ONNX["float32"])
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_in"], ["go_out"]), helper.make_node("Identity", ["x_in"], ["x_out"])], "body",
+        [scalar("i", TensorProto.INT64), scalar("go_in", TensorProto.BOOL), scalar("x_in", TensorProto.INT64)],
+        [scalar("go_out", TensorProto.BOOL), scalar("x_out", TensorProto.INT64)],
+    )  # fmt: skip
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2**62), "n"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "go"))
+    model.graph.node.insert(0, helper.make_node("Size", ["input_ids"], ["size"]))
+    model.graph.node.insert(1, helper.make_node("Loop", ["n", "go", "size"], ["end"], body=body))
+    model.graph.node.insert(2, helper.make_node("Sub", ["end", "size"], ["zero"]))
+    model.graph.node.insert(3, helper.make_node("Add", ["input_ids", "zero"], ["ids"]))
+    for node in list(model.graph.node)[4:]:
+        node.input[:] = ["ids" if name == "input_ids" else name for name in node.input]
+    save_model(folder, model)
+
+
+def edit(**changes):
+    return lambda folder: rewrite_info(folder, **changes)
 
 
 def listed(name):
     def change(folder):
         (folder / "evil.pkl").write_bytes(b"\x80\x04.")
-        info = json.loads((folder / layout.INFO).read_text())
-        info["files"][name] = "0" * 64
-        info["bundle_id"] = layout.compute_bundle_id(info["files"], **layout._settings(info))
-        (folder / layout.INFO).write_text(json.dumps(info))
+        rewrite_info(folder, files={**layout.read_info(folder.parents[2] / "good").files, name: "0" * 64})
 
     return change
+
+
+def content(name, text):
+    """Another content of a file, with its right hash."""
+
+    def change(folder):
+        for file in layout.ONNX.values() if name == "model" else [name]:
+            (folder / file).write_bytes(text)
+        rewrite_info(folder)
+
+    return change
+
+
+def tokenizer(**parts):
+    """A tokenizer with other parts."""
+
+    def change(folder):
+        path = folder / layout.TOKENIZER
+        path.write_text(json.dumps({**json.loads(path.read_text()), **parts}))
+        rewrite_info(folder)
+
+    return change
+
+
+def split_by(pattern):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def cut(name):
@@ -141,40 +194,97 @@ BROKEN = {  # how -> the change, and what the message names
     "half a bundle.json": (cut("bundle.json"), "bundle.json"),
     "no bundle.json": (lambda folder: (folder / "bundle.json").unlink(), "bundle.json"),
     "wrong types": (edit(max_tokens="many"), "max_tokens"),
-    "other labels": (edit(labels=["a", "b", "c"]), "bundle.json"),
     "path that escapes": (listed("../../etc/passwd"), "../../etc/passwd"),
     "pickle": (listed("evil.pkl"), "evil.pkl"),
-    "weights that escape": (external_weights, "ONNX Runtime"),
+    "weights that escape": (external_weights("../../outside.bin"), ".onnx"),
+    "weights in the tokenizer": (external_weights("tokenizer.json"), ".onnx"),
+    "weights anywhere in memory": (external_weights("*/_ORT_MEM_ADDR_/*"), ".onnx"),
+    "no protobuf": (content("model", b"\xff" * 99), ".onnx"),
+    "empty model": (content("model", b""), ".onnx"),
+    "a model in another format": (content("model", b"\x18\0\0\0ORTM" + b"\0" * 99), ".onnx"),
     "another model": (other_outputs, "scores"),
-    "another cleaning": (lambda folder: refresh_info(folder, cleaning="tweets_v2"), "tweets_v2"),
+    "another cleaning": (edit(cleaning="tweets_v2"), "cleaning"),
+    "other labels": (edit(labels=["a", "b"]), "(2, 2)"),
     "a graph that fails": (failing_graph, "Gather"),
-    "no model": (lambda folder: refresh_info(folder, onnx={}), "ONNX"),
+    "no model": (edit(onnx={}), "ONNX"),
+    "nested tokenizer": (content("tokenizer.json", b"[" * 10**5), "tokenizer.json"),
+    "a panic at load": (tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "tokenizer.json"),
+    "a panic on any text": (tokenizer(pre_tokenizer={"type": "FixedLength", "length": 0}), "tokenizer.json"),
+    "a panic on hard texts": (tokenizer(pre_tokenizer=split_by(r"(a+)+$")), "tokenizer.json"),
+    "no drift reference": (content("drift.npz", b"PK"), "drift.npz"),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(client, trained, tmp_path, how):
+def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(client, serve, trained, tmp_path, capsys, how):
     change, named = BROKEN[how]
     first = version(client)
     broken = copy_bundle(trained / "run/bundle", tmp_path / "deep/down/broken")
+    (tmp_path / "good").symlink_to(trained / "run/bundle")
     change(broken)
-    models = client.app.state.service.models
-    models.source = str(broken)
-    try:
-        assert named in detail(client.post("/admin/reload", headers=KEY), 409)
-    finally:
-        models.source = str(trained / "run/bundle")
-    assert version(client) == first
-
-
-@pytest.mark.parametrize("how", ["corrupt model", "no bundle.json", "a graph that fails"])
-def test_a_broken_bundle_is_not_served(serve, bundle, capsys, how):
-    change, named = BROKEN[how]
-    change(bundle)
     with pytest.raises(SystemExit, match="2"):
-        serve()
+        serve(broken)
     printed = capsys.readouterr().err
     assert printed.startswith("BundleError: ") and named in printed and "SODAOPS_BUNDLE" in printed
+    with source(client, broken):
+        assert named in detail(client.post("/admin/reload", headers=KEY), 409)
+    assert version(client) == first and client.get("/readyz").json()["ready"]
+    assert 'sodaops_bundle_loads_total{outcome="refused"}' in client.get("/metrics").text
+
+
+@contextlib.contextmanager
+def source(client, folder):
+    """Lets a service load another bundle."""
+    models = client.app.state.service.models
+    before, models.source = models.source, str(folder)
+    try:
+        yield models
+    finally:
+        models.source = before
+
+
+def test_a_bundle_that_never_answers_is_given_up(client, trained, tmp_path, monkeypatch):
+    broken = copy_bundle(trained / "run/bundle", tmp_path / "broken")
+    endless_graph(broken)
+    monkeypatch.setattr(trial, "LIMIT_S", 3)
+    with source(client, broken):
+        assert "3 s" in detail(client.post("/admin/reload", headers=KEY), 409)
+
+
+def test_the_watch_goes_on_after_a_panic(serve, bundle, tmp_path, monkeypatch):
+    class Panic(BaseException):
+        """Stands for that of a library in Rust, after the trial has passed."""
+
+    client = serve(reload_s=0.05)
+    first, second = version(client), copy_bundle(bundle, tmp_path / "second")
+
+    def panic(*_):
+        raise Panic("in Rust")
+
+    monkeypatch.setattr(trial, "load", panic)
+    swap_bundle(bundle, second)
+    wait_until(lambda: 'outcome="refused"' in client.get("/metrics").text)
+    assert version(client) == first
+    monkeypatch.undo()
+    wait_until(lambda: version(client) != first)
+
+
+def test_a_regular_expression_that_explodes_ends_one_request_only(serve, bundle):
+    """Each run of "b" takes some 2^21 steps: less than the limit of the library, and 500 of them far more than the deadline."""
+    tokenizer(pre_tokenizer=split_by(r"(b+)+c"))(bundle)
+    client = serve(deadline_s=0.5)
+    text = ("b" * 20 + " ") * 500
+    assert detail(client.post("/predict", json={"text": text}), 504)
+    assert client.get("/healthz").status_code == 200 and client.get("/readyz").json()["ready"]
+    client.app.state.service.settings.__dict__["deadline_s"] = 60
+    assert client.post("/predict", json={"text": "a good day"}).status_code == 200
+
+
+def test_a_text_on_which_the_tokenizer_fails(serve, bundle):
+    tokenizer(pre_tokenizer=split_by(r"(b+)+$"))(bundle)
+    client = serve()
+    assert detail(client.post("/predict", json={"text": "b" * 30 + "!"}), 500)
+    assert client.post("/predict", json={"text": "a good day"}).status_code == 200 and client.get("/readyz").json()["ready"]
 
 
 def test_a_bucket_that_cannot_be_reached(serve, monkeypatch, capsys):
