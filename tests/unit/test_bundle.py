@@ -1,8 +1,12 @@
 """The bundle: what it holds, damage, and predictions from it."""
 
+import hashlib
 import json
+import os
+import socket
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from sodaops.data.preprocess import read_manifest
 from sodaops.errors import BundleError, DataError
 from sodaops.inference.predictor import Predictor
 from tests.conftest import REPO, lazy
+from tests.serving import rewrite_info
 
 onnx = lazy("onnx")
 
@@ -80,25 +85,169 @@ def test_damage_is_found_and_named(bundle, run, name, damage):
     assert code == 2 and error.startswith("BundleError: ") and name in error
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (lambda info: info.update(format=99), "format=99"),
-        (lambda info: info.pop("labels"), "labels"),
-        (lambda info: info.update(extra=1), "extra"),
-        (lambda info: info["labels"].reverse(), "bundle.json"),
-        (lambda info: info.update(labels=None), "labels"),
-        (lambda info: info.update(files=[1]), "files"),
-        (lambda info: info["files"].update({"../x": "0"}), "../x"),
-        (lambda info: info["files"].pop("encoder.json"), "encoder.json"),
-    ],
-)
-def test_an_inconsistent_bundle_json(bundle, run, change, named):
-    info = json.loads((bundle / "bundle.json").read_text())
-    change(info)
-    (bundle / "bundle.json").write_text(json.dumps(info))
+DEEP = "[" * 10**5
+FIELDS = {  # of bundle.json -> values that it must not have; as JSON text, since some are not JSON
+    "format": ["99", "true", "null"],
+    "labels": ["[]", '["a", "b", "a"]', '["", "b", "c"]', "null", '"abc"', "[1, 2, 3]", '["a", ["b"]]', '["\\ud800", "b"]'],
+    "max_tokens": ["-1", "0", "2", "1" + "0" * 30, "1e400", "NaN", "1.5", "true", '"64"', "9" * 5000],
+    "pad_token_id": ["-1", "9223372036854775808", "null"],
+    "pooling": ['"max"', "[]"],
+    "cleaning": ['"tweets_v2"', "{}"],
+    "metrics": ['{"val": {"loss": NaN}}', '{"val": {"loss": -Infinity}}', '{"val": {"loss": 1e999}}', '{"val": 1}', "[]", DEEP],
+    "data": ["{}", '{"name": "../../x", "fingerprint": ""}', '{"name": "tweets", "fingerprint": 1}'],
+    "onnx": ['{"float32": {"opset": NaN}}', '{"float16": {}}', '{"float32": []}'],
+    "files": ["[1]", "{}", '{"../x": "0"}'],
+    "bundle_id": ['"0123456789ab"', "1"],
+    "extra": ["1"],
+}
+
+
+@pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in FIELDS.items() for text in texts])
+def test_an_inconsistent_bundle_json(bundle, key, text):
+    rewrite_info(bundle, **({key: "VALUE"} if key not in ("files", "format", "bundle_id") else {}))
+    path = bundle / "bundle.json"
+    fields = {**json.loads(path.read_text()), key: "VALUE"}
+    path.write_text(json.dumps(fields).replace('"VALUE"', text))
+    with pytest.raises(BundleError) as raised:
+        layout.read_info(bundle)
+    assert str(raised.value).startswith(str(bundle)) and len(str(raised.value)) < 1500
+    assert key in str(raised.value) or text[:1] == "[" or not text[:1].isalpha() or key == "bundle_id"
+
+
+def test_the_command_names_a_fault(bundle, run):
+    rewrite_info(bundle, labels=["a\x1b[31m"] * 2, max_tokens=-1)
     code, _, error = run("predict", bundle, "a text")
-    assert code == 2 and error.startswith(f"BundleError: {bundle}") and named in error
+    assert code == 2 and error.startswith(f"BundleError: {bundle}") and "labels" in error and "max_tokens" in error
+    assert "\x1b" not in error
+
+
+CONTENTS = [
+    b"",
+    b"{",
+    b"[]",
+    b"1",
+    b"\xff\xfe{",
+    b"\xef\xbb\xbf{}",
+    DEEP.encode(),
+    b'{"a": ' * 10**5,
+    b"9" * 5000,
+    b'{"n": NaN}',
+    b'{"n": 1e999}',
+]
+
+
+@pytest.mark.parametrize("content", CONTENTS, ids=range(len(CONTENTS)))
+@pytest.mark.parametrize("name", ["bundle.json", "data_manifest.json", "encoder.json", "config.yaml"])
+def test_damaged_json_and_yaml(bundle, name, content):
+    (bundle / name).write_bytes(content)
+    if name != "bundle.json":
+        rewrite_info(bundle)
+    if name == "config.yaml" and content.endswith((b"NaN}", b"1e999}", b"\xbf{}")):  # valid YAML
+        return
+    with pytest.raises(BundleError, match=name):
+        info = layout.read_info(bundle)
+        layout.read_config(bundle, info) if name == "config.yaml" else layout.read_json(bundle, info, name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", 10**30), ("hidden_size", 2**40), ("hidden_size", -1), ("hidden_size", None), ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 10**30), ("vocab_size", 2**62), ("vocab_size", "many"), ("num_attention_heads", 0),
+        ("model_type", "no_such"), ("model_type", None), ("hidden_act", "no_such"), ("max_position_embeddings", 10**12),
+    ],
+)  # fmt: skip
+def test_an_encoder_that_does_not_fit_its_weights(bundle, key, value):
+    from sodaops.bundle.save import load_bundle
+
+    path = bundle / "encoder.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    rewrite_info(bundle)
+    with pytest.raises(BundleError, match="encoder"):
+        load_bundle(bundle)
+
+
+def test_only_one_file_is_hashed_and_read(bundle):
+    """A model that is replaced after it was hashed is not used."""
+    info = layout.read_info(bundle)
+    content = layout.read_file(bundle, info, "model.onnx")
+    (bundle / "model.onnx").write_bytes(b"other")
+    assert hashlib.sha256(content).hexdigest() == info.files["model.onnx"]
+    with pytest.raises(BundleError, match=r"model\.onnx"):
+        layout.read_file(bundle, info, "model.onnx")
+
+
+def link(path):
+    path.rename(path.with_name("target"))
+    path.symlink_to(path.parent.parent / "bundle" / "target")
+
+
+def replace_by(make):
+    def change(path):
+        path.unlink(missing_ok=True)
+        make(path)
+
+    return change
+
+
+ODD = {
+    "symbolic link": link,
+    "dangling link": replace_by(lambda path: path.symlink_to("nowhere")),
+    "link to itself": replace_by(lambda path: path.symlink_to(path.name)),
+    "link to a device": replace_by(lambda path: path.symlink_to("/dev/zero")),
+    "FIFO": replace_by(os.mkfifo),
+    "folder": replace_by(Path.mkdir),
+    "socket": replace_by(lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))),
+    "sparse file of 1 TiB": lambda path: os.truncate(path, 2**40),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.parametrize("name", ["bundle.json", "tokenizer.json", "model.onnx", "drift.npz"])
+@pytest.mark.parametrize("kind", ODD)
+def test_only_regular_files_are_read(bundle, monkeypatch, kind, name):
+    monkeypatch.chdir(bundle)  # a socket's path is limited to 108 bytes
+    ODD[kind](bundle / name)
+    with pytest.raises(BundleError, match=f"{name}|target"):
+        Predictor(bundle, "float32")
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "evil.pkl", ".hidden", "model.onnx.data", "a\x1b[31m", "sub/file"])
+def test_a_file_that_is_not_hashed(bundle, run, name):
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_bytes(b"")
+    code, _, error = run("predict", bundle, "a text")
+    assert code == 2 and error.startswith("BundleError: ") and repr(name.partition("/")[0]) in error and "\x1b" not in error
+
+
+def arrays(**changes):
+    def change(path):
+        with np.load(path) as file:
+            np.savez_compressed(path, **{**file, **changes})
+
+    return change
+
+
+def bomb(path):
+    """256 MiB and more of zeros in some kilobytes, announced as an array of 2^60 numbers."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846976,), }"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("format.npy", np.lib.format.MAGIC_PREFIX + b"\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        cut, bomb, arrays(format=np.array(9)), arrays(format=np.array([1, 1])), arrays(axes=np.zeros(3, np.float32)),
+        arrays(axes=np.full((64, 2), np.nan, np.float32)), arrays(center=np.array(["a"])), arrays(center=np.array([None])),
+        lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\x80\x04."),
+    ],
+)  # fmt: skip
+def test_a_damaged_drift_reference(bundle, change):
+    change(bundle / "drift.npz")
+    rewrite_info(bundle)
+    with pytest.raises(BundleError, match=r"drift\.npz"):
+        Predictor(bundle, "float32")
 
 
 def test_no_bundle_and_a_broken_one(bundle, tmp_path):
