@@ -110,8 +110,9 @@ def test_an_inconsistent_bundle_json(bundle, key, text):
     path.write_text(json.dumps(fields).replace('"VALUE"', text))
     with pytest.raises(BundleError) as raised:
         layout.read_info(bundle)
-    assert str(raised.value).startswith(str(bundle)) and len(str(raised.value)) < 1500
-    assert key in str(raised.value) or text[:1] == "[" or not text[:1].isalpha() or key == "bundle_id"
+    message = str(raised.value)
+    assert message.startswith(str(bundle)) and len(message) < 1500
+    assert "has been changed" not in message or key in ("files", "bundle_id"), "the value itself is refused"
 
 
 def test_the_command_names_a_fault(bundle, run):
@@ -142,7 +143,7 @@ def test_damaged_json_and_yaml(bundle, name, content):
     (bundle / name).write_bytes(content)
     if name != "bundle.json":
         rewrite_info(bundle)
-    if name == "config.yaml" and content.endswith((b"NaN}", b"1e999}", b"\xbf{}")):  # valid YAML
+    if name == "config.yaml" and content.endswith((b"NaN}", b"1e999}", b"\xbf{}", b"[" * 99)):  # valid, and the last one slow
         return
     with pytest.raises(BundleError, match=name):
         info = layout.read_info(bundle)
@@ -152,8 +153,9 @@ def test_damaged_json_and_yaml(bundle, name, content):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("hidden_size", 10**30), ("hidden_size", 2**40), ("hidden_size", -1), ("hidden_size", None), ("num_hidden_layers", 10**9),
-        ("num_hidden_layers", 10**30), ("vocab_size", 2**62), ("vocab_size", "many"), ("num_attention_heads", 0),
+        ("hidden_size", 10**30), ("hidden_size", 2**40), ("hidden_size", -1), ("hidden_size", None),
+        ("num_hidden_layers", 10**9), ("num_hidden_layers", 10**30), ("num_attention_heads", 0),
+        ("vocab_size", 2**62), ("vocab_size", "many"),
         ("model_type", "no_such"), ("model_type", None), ("hidden_act", "no_such"), ("max_position_embeddings", 10**12),
     ],
 )  # fmt: skip
@@ -190,6 +192,11 @@ def replace_by(make):
     return change
 
 
+def bind(path):
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path.name)
+
+
 ODD = {
     "symbolic link": link,
     "dangling link": replace_by(lambda path: path.symlink_to("nowhere")),
@@ -197,7 +204,7 @@ ODD = {
     "link to a device": replace_by(lambda path: path.symlink_to("/dev/zero")),
     "FIFO": replace_by(os.mkfifo),
     "folder": replace_by(Path.mkdir),
-    "socket": replace_by(lambda path: socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))),
+    "socket": replace_by(bind),
     "sparse file of 1 TiB": lambda path: os.truncate(path, 2**40),
 }
 

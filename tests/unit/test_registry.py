@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.errors import BundleError, RegistryError, StorageError
+from sodaops.registry import history
 from sodaops.registry.history import State
 from sodaops.registry.registry import Registry, address_of
 from sodaops.registry.store import open_store
@@ -186,6 +188,94 @@ def test_a_damaged_history(workdir, bundles, capsys):
         entry.write_text(content)
         assert main(["registry", "list"]) == 2
         assert "RegistryError: registry/history/00000001.json" in capsys.readouterr().err
+
+
+DAMAGED = {  # of the newest file of the history
+    "half": lambda entry: json.dumps(entry)[:99],
+    "empty": lambda entry: "",
+    "a list": lambda entry: "[]",
+    "nested": lambda entry: "[" * 10**5,
+    "not finite": lambda entry: json.dumps({**entry, "n": float("inf")}),
+    "another number": lambda entry: json.dumps({**entry, "n": 7}),
+    "no state": lambda entry: json.dumps({key: value for key, value in entry.items() if key != "state"}),
+    "versions as a list": lambda entry: json.dumps({**entry, "state": {**entry["state"], "versions": []}}),
+    "aliases of numbers": lambda entry: json.dumps({**entry, "state": {**entry["state"], "aliases": {"champion": 1}}}),
+    "another key": lambda entry: json.dumps({**entry, "state": {**entry["state"], "locks": []}}),
+    **{
+        f"folder {folder!r}": lambda entry, folder=folder: json.dumps(entry).replace('"folder": "', f'"folder": "{folder}')
+        for folder in ("../../", "/etc/", "x/", "gs://", ".", "-")
+    },
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_damaged_and_stray_files_in_the_history_are_named_and_skipped(workdir, bundles, run, monkeypatch, how):
+    monkeypatch.setattr(history, "_reported", set())  # a process logs each file once
+    registry = Registry("registry")
+    first = registry.register(bundles[0])
+    registry.register(bundles[1])
+    path = workdir / "registry/history/00000002.json"
+    content = path.read_text()
+    path.write_text(DAMAGED[how](json.loads(content)))
+    (path.parent / "notes.txt").write_text("stray")
+    (path.parent / "99999999.json.bak").mkdir()
+    os.mkfifo(path.parent / "00000099.json~")
+    code, out, err = run("resolve", "challenger")
+    assert (code, out) == (0, f"registry/versions/{first}\n")
+    assert all(f"registry/history/{name}" in err for name in (path.name, "notes.txt", "99999999.json.bak", "00000099.json~"))
+    assert [entry["n"] for entry in registry.history()] == [1]
+    with pytest.raises(RegistryError, match=path.name):
+        registry.move("champion", first, None, "")
+    path.write_text(content)
+    assert registry.version("challenger") != first
+
+
+def test_a_newest_file_that_is_no_file(workdir, bundles):
+    registry = Registry("registry")
+    version = registry.register(bundles[0])
+    os.mkfifo("registry/history/00000002.json")
+    Path("registry/history/00000003.json").symlink_to("nowhere")
+    assert registry.version("challenger") == version
+
+
+def test_gc_deletes_what_killed_processes_left(root, bundles, tmp_path):
+    registry = Registry(root)
+    version, other = registry.register(bundles[0]), layout.read_info(bundles[1]).bundle_id
+    store = open_store(root)
+    with store.put(f"versions/{other}", {*layout.NAMES, layout.CARD}, layout.INFO) as folder:  # killed before its event
+        shutil.copytree(bundles[1], folder, dirs_exist_ok=True)
+    left = [f"versions/{other}"]
+    if "://" not in root:
+        for name in (f"versions/.{version}.abcd1234", f"versions/.{version}-2.old.abcd1234", "history/.00000002.json.abcd_123"):
+            (Path(root) / name).mkdir()
+            left.append(name)
+        (Path(root) / "versions/notes").mkdir()
+        (Path(root) / "versions/.keep").touch()
+    assert registry.gc() == [], "they may belong to a running process"
+    time.sleep(0.01)
+    assert sorted(registry.gc(grace_s=0)) == sorted(left) and registry.gc(grace_s=0) == []
+    assert {name for name in store.names("versions") if name != "notes"} == {version}
+    assert registry.register(bundles[1]) == other and registry.resolve("challenger") == f"{root}/versions/{other}-2"
+    with registry.local(other) as folder:
+        layout.verify(folder, layout.read_info(folder))
+
+
+def test_gc_goes_on_where_a_killed_gc_stopped(root, bundles, monkeypatch):
+    registry = Registry(root)
+    first, second = (registry.register(bundle) for bundle in bundles[:2])
+
+    class KilledError(Exception):
+        pass
+
+    def kill(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(registry._store), "delete", kill)
+        with pytest.raises(KilledError):
+            registry.gc(keep=0)
+    assert set(open_store(root).names("versions")) == {first, second}
+    assert registry.gc(keep=0) == [f"versions/{first}"] and open_store(root).names("versions") == [second]
 
 
 def test_a_folder_that_cannot_be_written_to(workdir, bundles, capsys):
