@@ -152,9 +152,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Waits for the next request, or for the rest of a body that nobody reads."""
         super().on_response_complete()
-        if self.transport.is_closing():
-            return
-        if self.flow.write_paused:
+        if self.flow.write_paused or self.transport.is_closing():
             self._wait(self._limits.send_s)
         elif self._in_message or not self._is_busy:
             self._wait(self._limits.receive_s if self._in_message and not self._is_busy else None)
@@ -178,7 +176,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers a request that the application does not see, and closes the connection."""
-        if self._is_busy and (self._in_head or self.cycle.response_started):  # another response would be in between
+        # Another response would come first, or cannot be written.
+        if self.flow.write_paused or (self._is_busy and (self._in_head or self.cycle.response_started)):
             self._close()
             return
         status, detail = self._refusal
@@ -188,6 +187,7 @@ class BoundedProtocol(HttpToolsProtocol):
         headers = {**HEADERS, b"content-type": b"application/problem+json", b"content-length": b"%d" % len(body)}
         lines = [STATUS_LINE[status], *(b"%s: %s\r\n" % pair for pair in headers.items()), b"connection: close\r\n\r\n", body]
         self.transport.write(b"".join(lines))
+        self._wait(self._limits.send_s)
         self.transport.close()
 
     def _refuse_head(self) -> None:
@@ -212,7 +212,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._expire)
 
     def _expire(self) -> None:
-        if self._in_head:
+        if self._in_head and not self.transport.is_closing():
             self._refusal = 408, f"the head of the request did not arrive within {self._limits.receive_s:g} s"
             self.send_400_response("")
         else:
