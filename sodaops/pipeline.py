@@ -57,8 +57,10 @@ def train(config: Config) -> TrainResult:
         KeyboardInterrupt: the user stopped the training; the message says how to resume.
     """
     from sodaops.training import launch
+    from sodaops.training.preflight import check_targets
     from sodaops.training.upload import download_checkpoint, uploading
 
+    check_targets(config)
     config = download_checkpoint(config)
     if not remote.is_address(config.run_dir):
         return _train_locally(config)

@@ -1,15 +1,20 @@
 """The LightningDataModule, which tokenises the splits once."""
 
+import logging
+
 import lightning as L
 import numpy as np
+import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 
 from sodaops.config.schema import Config
 from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
 from sodaops.data.preprocess import read_split
-from sodaops.data.tokens import tokenise
+from sodaops.data.tokens import MANY_CUT, tokenise
+from sodaops.errors import DataError, some
 
+log = logging.getLogger(__name__)
 _USUAL_TOKENS, _FEW_STEPS = 768, 20  # the default of optim.batch_tokens; fewer steps per epoch cause a note
 
 
@@ -28,6 +33,7 @@ class TextDataModule(L.LightningDataModule):
         self.config, self.tokenizer = config, tokenizer
         self.pad_token_id, self.n_labels = pad_token_id, n_labels
         self.splits: dict[str, Tokenised] = {}
+        self.cut_shares: dict[str, float] = {}  # split -> share of its texts that are longer than model.max_tokens
         self._train: TokenLoader | None = None
         self._resumed: dict[str, int] | None = None
 
@@ -38,18 +44,36 @@ class TextDataModule(L.LightningDataModule):
                 self.splits[split] = self._tokenised(split)
 
     def _tokenised(self, split: str) -> Tokenised:
-        table = read_split(self.config.splits_dir, split)
-        tokens, offsets = tokenise(self.tokenizer, table["text"].to_pylist(), self.config.model.max_tokens)
+        """Tokenises a split; texts without tokens, which a service refuses, are left out."""
+        table, max_tokens = read_split(self.config.splits_dir, split), self.config.model.max_tokens
+        tokens = tokenise(self.tokenizer, table["text"].to_pylist(), max_tokens)
+        if tokens.is_empty.any():
+            empty = table.filter(pa.array(tokens.is_empty))
+            where = [f"{row['source']} row {row['row']}" for row in empty.to_pylist()]
+            log.warning("%s: %d texts have no tokens and are left out: %s", split, empty.num_rows, some(where))
+            table = table.take(tokens.kept)
+            if not table.num_rows:
+                raise DataError(f"{split}: no text has tokens; choose a model for texts of this language (model.name_or_path).")
+            tokens = tokenise(self.tokenizer, table["text"].to_pylist(), max_tokens)
+        self.cut_shares[split] = float(tokens.is_cut.mean())
         label_ids = table["label_id"].to_numpy().astype(np.int64)
         targets = soft_targets(label_ids, table["votes"].to_pylist(), self.n_labels, self.config.optim.vote_weight)
-        return Tokenised(tokens, offsets, label_ids, targets, self.pad_token_id)
+        return Tokenised(tokens.ids, tokens.offsets, label_ids, targets, self.pad_token_id)
+
+    def log_cut_shares(self) -> None:
+        """Logs how many texts are cut at model.max_tokens, as a warning if they are many."""
+        shares = ", ".join(f"{share:.1%} of {split}" for split, share in self.cut_shares.items())
+        many = max(self.cut_shares.values()) > MANY_CUT
+        hint = "; the rest of them is not read, so raise model.max_tokens if the label may depend on it" if many else ""
+        level = logging.WARNING if many else logging.INFO
+        log.log(level, "texts cut at model.max_tokens=%d: %s%s", self.config.model.max_tokens, shares, hint)
 
     def class_weights(self) -> torch.Tensor | None:
         """Weights that give all labels the same total, float32 [n_labels] with mean 1 over the training rows; None if off."""
         if self.config.optim.class_weights == "none":
             return None
         counts = np.bincount(self.splits["train"].label_ids, minlength=self.n_labels)
-        return torch.tensor(counts.sum() / (self.n_labels * counts), dtype=torch.float32)
+        return torch.tensor(counts.sum() / (self.n_labels * np.maximum(counts, 1)), dtype=torch.float32)
 
     def few_steps_note(self, n_processes: int) -> str | None:
         """A note if large batches, as in the presets for GPUs, leave few steps per epoch on a small table; else None."""

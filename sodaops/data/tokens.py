@@ -2,27 +2,49 @@
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
+MANY_CUT = 0.05  # share of texts cut at model.max_tokens that causes a warning
 _BLOCK = 10_000  # texts tokenised at once: the tokenizer's own objects take fifty times the memory of the arrays
 
 
-def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of cleaned texts, truncated to ``max_tokens`` including the special tokens.
+class Tokens(NamedTuple):
+    """Token ids of texts: text i has ``ids[offsets[i]:offsets[i + 1]]``."""
 
-    Returns:
-        tokens int32 [n_tokens] and offsets int64 [n_texts + 1].
-    """
+    ids: np.ndarray  # int32 [n_tokens]
+    offsets: np.ndarray  # int64 [n_texts + 1]
+    is_empty: np.ndarray  # bool [n_texts]: only special tokens, or none at all
+    is_cut: np.ndarray  # bool [n_texts]: longer than max_tokens
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The indices of the texts that are not empty, int64."""
+        return np.flatnonzero(~self.is_empty)
+
+    @property
+    def rows(self) -> list[np.ndarray]:
+        """The ids of each text, int32 [n_tokens]."""
+        return np.split(self.ids, self.offsets[1:-1])
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> Tokens:
+    """Token ids of cleaned texts, cut at ``max_tokens`` including the special tokens."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
+    n_special = len(tokenizer.encode("").ids)
     tokens, lengths = [np.empty(0, dtype=np.int32)], [np.zeros(1, dtype=np.int64)]
+    cut = [np.empty(0, dtype=bool)]
     for first in range(0, len(texts), _BLOCK):
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts[first : first + _BLOCK]))]
+        encodings = tokenizer.encode_batch_fast(list(texts[first : first + _BLOCK]))
+        encoded = [encoding.ids for encoding in encodings]
+        cut.append(np.array([len(e) == max_tokens and len(e.overflowing) > 0 for e in encodings], dtype=bool))
         lengths.append(np.fromiter(map(len, encoded), dtype=np.int64))
         tokens.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32))
-    return np.concatenate(tokens), np.cumsum(np.concatenate(lengths))
+    n_tokens = np.concatenate(lengths)
+    return Tokens(np.concatenate(tokens), np.cumsum(n_tokens), n_tokens[1:] <= n_special, np.concatenate(cut))
 
 
 def pad(rows: Sequence[np.ndarray], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:

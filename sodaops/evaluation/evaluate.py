@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from sodaops.bundle.layout import check_splits
 from sodaops.config.schema import Config, EvaluateConfig
 from sodaops.data.preprocess import read_manifest, read_split
-from sodaops.errors import ConfigError
+from sodaops.errors import ConfigError, DataError
 from sodaops.evaluation import baselines, metrics, plots, report
 from sodaops.evaluation.quality_warnings import quality_warnings
 from sodaops.evaluation.result import FOLDERS, METRICS, REPORT, WRITTEN, Evaluated
@@ -43,11 +43,11 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     splits_dir = Path(settings.splits_dir or Path("data/processed") / predictor.info.data["name"])
     manifest = read_manifest(splits_dir)
     check_splits(predictor.info, manifest, splits_dir)
-    table = read_split(splits_dir, settings.split)
+    table, cut_share = _read_answered(predictor, splits_dir, settings.split)
     probs = predictor.probs_of_cleaned(table["text"].to_pylist())
     output_dir = settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split])
     same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
-    result = _result(settings, predictor.info.labels, table, probs, splits_dir, output_dir, same_data)
+    result = _result(settings, predictor.info.labels, table, probs, cut_share, splits_dir, output_dir, same_data)
     with remote.output_folder(output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(table, probs, result.labels), folder / "predictions.parquet", compression="zstd")
         pictures = plots.draw_plots(folder / "plots", probs, table, result.labels, settings.n_bins)
@@ -56,13 +56,23 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     return result
 
 
+def _read_answered(predictor: Predictor, splits_dir: Path, split: str) -> tuple[pa.Table, float]:
+    """The rows of a split whose texts have tokens, as a service refuses the others; and the share of them that is cut."""
+    table = read_split(splits_dir, split)
+    tokens = predictor.tokenise(table["text"].to_pylist())
+    if not len(tokens.kept):
+        raise DataError(f"{splits_dir}: no text in {split} has tokens that the model knows; choose another model.")
+    return table.take(tokens.kept), float(tokens.is_cut[tokens.kept].mean())
+
+
 def _result(
-    settings: EvaluateConfig, labels: list[str], table: pa.Table, probs: np.ndarray, splits_dir: Path, output_dir: str,
-    same_data: bool,
+    settings: EvaluateConfig, labels: list[str], table: pa.Table, probs: np.ndarray, cut_share: float, splits_dir: Path,
+    output_dir: str, same_data: bool,
 ) -> Evaluated:  # fmt: skip
     """The metrics of a split's probabilities, float [n_rows, n_labels]."""
     label_ids = table["label_id"].to_numpy().astype(np.int64)
     measured = metrics.measure(probs, label_ids, labels, settings.n_bootstrap, settings.n_bins)
+    measured["cut_share"] = cut_share
     matrix = metrics.confusion(label_ids, probs.argmax(1), len(labels))
     baseline_metrics = _baselines(splits_dir, table, labels) if settings.baselines else {}
     return Evaluated(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sodaops.data.tokens import MANY_CUT
 from sodaops.errors import some
 from sodaops.evaluation.result import BASELINES
 
@@ -21,14 +22,19 @@ def quality_warnings(
     """What a reader of the metrics must know first; most important first.
 
     Args:
-        metrics: as :func:`sodaops.evaluation.metrics.measure` returns them.
+        metrics: as :func:`sodaops.evaluation.metrics.measure` returns them, and ``cut_share``.
         baselines: baseline -> its macro-F1 on the same rows.
         matrix: confusion matrix, int [n_labels, n_labels].
         labels: in the order of the matrix.
         split: train, val or test; on train the baselines, which were fitted on it, are not compared.
     """
     compared = {} if split == "train" else baselines
-    return [*_no_better(metrics, compared), *_never_predicted(matrix, labels, split), *_few_rows(matrix, labels, split)]
+    return [
+        *_no_better(metrics, compared),
+        *_never_predicted(matrix, labels, split),
+        *_cut(metrics["cut_share"], split),
+        *_few_rows(matrix, labels, split),
+    ]
 
 
 def _no_better(metrics: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
@@ -52,6 +58,14 @@ def _never_predicted(matrix: np.ndarray, labels: Sequence[str], split: str) -> I
         yield (
             f"Labels that are never predicted, with their rows in {split}: {some(missed)}. Try optim.class_weights=balanced, "
             "more epochs (trainer.max_epochs) or more rows of these labels."
+        )
+
+
+def _cut(share: float, split: str) -> Iterator[str]:
+    if share > MANY_CUT:
+        yield (
+            f"{share:.1%} of the texts in {split} are longer than model.max_tokens, and the model reads only their beginning. "
+            "Raise model.max_tokens if the label may depend on the rest."
         )
 
 

@@ -19,7 +19,7 @@ def make_reference(predictor: Predictor, train: Sequence[str], val: Sequence[str
         train: cleaned texts that it was trained on; at most :data:`N_ROWS` are taken, always the same ones.
         val: cleaned texts that it was not trained on; as many at most.
     """
-    sampled_train, sampled_val = _sample(train), _sample(val)
+    sampled_train, sampled_val = (_sample([texts[i] for i in predictor.tokenise(texts).kept]) for texts in (train, val))
     texts = [*sampled_train, *sampled_val]
     seen = np.arange(len(texts)) < len(sampled_train)
     # Batches come ordered by length; put their rows back into the order of the texts.

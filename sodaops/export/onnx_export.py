@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from sodaops.bundle import layout, reference
 from sodaops.bundle.save import Loaded, load_bundle
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.data.tokens import pad, plan_batches, tokenise
-from sodaops.errors import ModelError
+from sodaops.errors import ModelError, reason_of
 from sodaops.export.drift_reference import make_reference
 from sodaops.export.packing import pack
 from sodaops.export.quantization import quantize
@@ -88,30 +89,54 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
     """
     path, bundle = Path(path), load_bundle(path)
     texts = _read_texts(bundle, Path(splits_dir))
-    fields = {key: value for key, value in asdict(bundle.info).items() if key not in ("files", "bundle_id", "format")}
-    fields["onnx"], gates = {}, {}
     with storage.atomic_folder(path, layout.NAMES) as folder:
         for name in layout.FILES:
             shutil.copyfile(path / name, folder / name)
-        for variant in [variant for variant in layout.ONNX if variant in variants]:  # int8 is made from float32
-            gates[variant] = gate = _add(variant, folder, bundle, fields, texts)
-            if variant == "float32" and gate.max_gap > MAX_GAP:
-                raise ModelError(
-                    f"{path}: the float32 ONNX graph does not give torch's probabilities: {gate.as_text()}; expected at most "
-                    f"{MAX_GAP:g}. Train with another model, or report this encoder."
-                )
-            if gate.macro_f1_change < -MAX_F1_LOSS:
-                log.warning("%s: %s is not written: %s", path, variant, gate.as_text())
-                (folder / layout.ONNX[variant]).unlink()
-                del fields["onnx"][variant]
-            else:
-                fields["onnx"][variant] |= {name: float(f"{value:.4g}") for name, value in asdict(gate).items()}
+        fields, gates = _add_variants(str(path), folder, bundle, variants, texts)
+        for variant in gates.keys() - fields["onnx"].keys():
+            log.warning("%s: %s is not written: %s", path, variant, gates[variant].as_text())
         if fields["onnx"]:
             layout.write_info(folder, **fields)
             train, val = (read_split(splits_dir, split)["text"].to_pylist() for split in ("train", "val"))
             reference.write_reference(folder, make_reference(Predictor(folder), train, val))
         info = layout.write_info(folder, **fields)
     return Exported(info, gates)
+
+
+def try_export(name: str, path: Path, variants: Sequence[str], rows: Rows) -> None:
+    """Adds ONNX models to a bundle that is thrown away afterwards, so that an encoder is refused before its training.
+
+    Args:
+        name: of the encoder, for messages.
+        path: the bundle; changed in place.
+        variants: as in :func:`export_onnx`.
+        rows: token ids of some texts.
+
+    Raises:
+        ModelError: as :func:`export_onnx`.
+    """
+    _add_variants(name, path, load_bundle(path), variants, _Texts(rows, np.arange(len(rows)) % 2, rows))
+
+
+def _add_variants(
+    name: str, folder: Path, bundle: Loaded, variants: Sequence[str], texts: _Texts
+) -> tuple[dict[str, Any], dict[str, Gate]]:
+    """Writes and measures the models; returns the fields of bundle.json, and each variant's measurements."""
+    fields = {key: value for key, value in asdict(bundle.info).items() if key not in ("files", "bundle_id", "format")}
+    fields["onnx"], gates = {}, {}
+    for variant in [variant for variant in layout.ONNX if variant in variants]:  # int8 is made from float32
+        gates[variant] = gate = _add(variant, folder, bundle, fields, texts)
+        if variant == "float32" and gate.max_gap > MAX_GAP:
+            raise ModelError(
+                f"{name}: the float32 ONNX graph does not give torch's probabilities: {gate.as_text()}; expected at most "
+                f"{MAX_GAP:g}. Train with another model, or report this encoder."
+            )
+        if gate.macro_f1_change < -MAX_F1_LOSS:
+            (folder / layout.ONNX[variant]).unlink()
+            del fields["onnx"][variant]
+        else:
+            fields["onnx"][variant] |= {name: float(f"{value:.4g}") for name, value in asdict(gate).items()}
+    return fields, gates
 
 
 def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts) -> Gate:
@@ -132,12 +157,13 @@ def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts
 def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
     layout.check_splits(bundle.info, read_manifest(splits_dir), splits_dir)
     val, train = read_split(splits_dir, "val"), read_split(splits_dir, "train")
-    rows = {}
+    rows, label_ids = {}, {}
     for name, table in (("val", val), ("train", train)):
-        tokens, offsets = tokenise(bundle.tokenizer, table["text"].to_pylist(), bundle.info.max_tokens)
-        rows[name] = np.split(tokens, offsets[1:-1])
+        tokens = tokenise(bundle.tokenizer, table["text"].to_pylist(), bundle.info.max_tokens)
+        kept = tokens.kept
+        rows[name], label_ids[name] = [tokens.rows[i] for i in kept], table["label_id"].to_numpy()[kept].astype(np.int64)
     of_length = {len(row): row for row in [*rows["val"], *rows["train"]]}
-    return _Texts(rows["val"], val["label_id"].to_numpy().astype(np.int64), list(of_length.values()))
+    return _Texts(rows["val"], label_ids["val"], list(of_length.values()))
 
 
 def _write_float32(bundle: Loaded, file: Path) -> None:
@@ -146,21 +172,23 @@ def _write_float32(bundle: Loaded, file: Path) -> None:
     # The example is padded: from a mask of ones, an exporter may conclude that there is never any padding.
     example = pad([np.full(n, bundle.info.pad_token_id + 1) for n in (9, 5, 3)], bundle.info.pad_token_id)
     ids, mask = map(torch.from_numpy, example)
-    for name in ("torch.onnx", "onnx_ir", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they report their own progress
+    for name in ("torch.onnx", "torch.fx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they report their own progress, and print whole graphs
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=bundle.info.max_tokens)
     shapes = {name: {0: batch, 1: tokens} for name in _NAMES[0]}
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model, (ids, mask), input_names=_NAMES[0], output_names=_NAMES[1], dynamic_shapes=shapes, verbose=False
             )
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise ModelError(
-            f"{type(model.transformer).__name__} cannot be exported to ONNX ({first}); choose another model, or keep this one "
-            "out of service with export.variants=[] evaluate.split=none."
+            f"{type(model.transformer).__name__} cannot be exported to ONNX ({reason_of(cause)}); choose another model, or "
+            "keep this one out of service with export.variants=[] evaluate.split=none."
         ) from error
     onnx.save(_without_metadata(pack(program.model_proto)), file)
 

@@ -163,17 +163,17 @@ def _start(
     submitted = [(ids, pool.submit(predictor.run, tokens)) for ids, tokens in reversed(batches)]
 
     def finish() -> ChunkPredictions:
-        distinct = np.empty((len(id_of), len(predictor.info.labels)), dtype=np.float32)
+        distinct = np.full((len(id_of), len(predictor.info.labels)), np.nan, dtype=np.float32)
         for ids, future in submitted:
             distinct[ids] = future.result().probs
             progress(len(ids))
-        if not np.isfinite(distinct).all():
+        if not np.isfinite(distinct[[i for ids, _ in submitted for i in ids]]).all():
             raise BundleError(f"{predictor.info.bundle_id}: the model's output is not finite; export the bundle again.")
-        # Every row gets the probabilities of its text; rows with an empty text stay NaN.
+        # Every row gets the probabilities of its text; rows with an empty text, or one without tokens, stay NaN.
         probs = np.full((len(rows), distinct.shape[1]), np.nan, dtype=np.float32)
         probs[text_ids >= 0] = distinct[text_ids[text_ids >= 0]]
         parts.write(first, probs)
-        progress(len(probs) - len(distinct))  # repeated and empty texts
+        progress(len(probs) - sum(len(ids) for ids, _ in submitted))  # repeated and empty texts
         return ChunkPredictions(rows, probs)
 
     return finish

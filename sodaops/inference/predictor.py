@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from sodaops.bundle import layout, reference
 from sodaops.bundle.files import parsing
-from sodaops.data.tokens import pad, plan_batches, tokenise
+from sodaops.data.tokens import Tokens, pad, plan_batches, tokenise
 from sodaops.errors import BundleError, DataError, nearest, some
 from sodaops.io.progress import progress
 from sodaops.text.cleaning import clean
@@ -85,8 +85,18 @@ class Predictor:
             # Unlike encode, it releases the GIL.
             return np.array(self._tokenizer.encode_batch_fast([cleaned])[0].ids, dtype=np.int64)
 
+    def is_empty(self, row: np.ndarray) -> bool:
+        """Whether a text gave no tokens but special ones: it has no characters, or none that the tokenizer knows."""
+        return len(row) <= self._n_special
+
+    def tokenise(self, cleaned: Sequence[str]) -> Tokens:
+        """Token ids of cleaned texts, cut at the bundle's token limit; empty ones have no prediction."""
+        with parsing(self._tokenizer_name):
+            return tokenise(self._tokenizer, cleaned, self.info.max_tokens)
+
     def run(self, rows: Sequence[np.ndarray]) -> Output:
-        """Computes one batch of token ids, padded to the longest."""
+        """Computes one batch of token ids, padded to the longest; no ids at all count as one token of padding."""
+        rows = [row if len(row) else np.array([self.info.pad_token_id]) for row in rows]
         input_ids, attention_mask = pad(rows, self.info.pad_token_id)
         logits, embeddings = self._session.run(
             ["logits", "embeddings"], {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -115,23 +125,25 @@ class Predictor:
             float32 [n_texts, n_labels], rows sum to 1.
 
         Raises:
-            DataError: a text that is empty after cleaning.
+            DataError: a text that is empty after cleaning, or has no tokens.
         """
-        cleaned = [self.clean(text) for text in texts]
-        empty = [i + 1 for i, text in enumerate(cleaned) if not text]
+        probs = self.probs_of_cleaned([self.clean(text) for text in texts])
+        empty = (np.flatnonzero(np.isnan(probs).any(axis=1)) + 1).tolist()
         if empty:
-            raise DataError(f"text {some(empty)}: empty after cleaning ({self.info.cleaning}); give a text with words.")
-        return self.probs_of_cleaned(cleaned)
+            raise DataError(
+                f"text {some(empty)}: empty after cleaning ({self.info.cleaning}) or without tokens; give a text with words."
+            )
+        return probs
 
     def probs_of_cleaned(self, cleaned: Sequence[str]) -> np.ndarray:
-        """Probabilities of texts that are cleaned already, float32 [n_texts, n_labels]."""
-        probs = np.empty((len(cleaned), len(self.info.labels)), dtype=np.float32)
+        """Probabilities of texts that are cleaned already, float32 [n_texts, n_labels]; NaN for those without tokens."""
+        probs = np.full((len(cleaned), len(self.info.labels)), np.nan, dtype=np.float32)
         for places, output in self.batches(cleaned):
             probs[places] = output.probs
         return probs
 
     def batches(self, cleaned: Sequence[str]) -> Iterator[tuple[np.ndarray, Output]]:
-        """Computes cleaned texts in batches of similar length; yields the indices of each batch, int64 [n], and its output."""
+        """Computes cleaned texts as :meth:`plan` groups them; yields the indices of each batch, int64 [n], and its output."""
         with progress(total=len(cleaned), desc="predicting", unit="text") as bar:
             for places, rows in self.plan(cleaned):
                 yield places, self.run(rows)
@@ -140,13 +152,15 @@ class Predictor:
     def plan(self, cleaned: Sequence[str]) -> list[tuple[np.ndarray, list[np.ndarray]]]:
         """Tokenises cleaned texts and groups those of similar length into batches for :meth:`run`, the longest last.
 
+        Texts without tokens are in no batch.
+
         Returns:
             For each batch the indices of its texts, int64 [n], and their token ids, int32 [n_tokens] each.
         """
-        with parsing(self._tokenizer_name):
-            tokens, offsets = tokenise(self._tokenizer, cleaned, self.info.max_tokens)
-        rows = np.split(tokens, offsets[1:-1])
-        return [(places, [rows[i] for i in places]) for places in plan_batches(np.diff(offsets), self._budget, None)]
+        tokens = self.tokenise(cleaned)
+        rows, kept = tokens.rows, tokens.kept
+        batches = [kept[places] for places in plan_batches(np.diff(tokens.offsets)[kept], self._budget, None)]
+        return [(places, [rows[i] for i in places]) for places in batches]
 
     def prediction(self, row: np.ndarray) -> Prediction:
         """The prediction for a row of probabilities, float32 [n_labels]."""

@@ -18,6 +18,7 @@ from sodaops.errors import StorageError
 from sodaops.io import storage
 from sodaops.io.progress import progress
 
+_PROBE = ".sodaops-check"  # an object that check_writable writes
 _CONNECT_S, _READ_S = 10, 30  # gcsfs tries six times in all, with some 31 s of waiting in between
 _READER, _WRITER = "roles/storage.objectViewer", "roles/storage.objectUser"
 
@@ -83,7 +84,7 @@ def local_copy(path: str | Path) -> Path:
     with filesystem(path, "read") as files:
         info = _file_info(files, path)
     version = [path, *(str(info.get(key)) for key in ("size", "generation", "md5Hash", "etag", "mtime"))]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sodaops"
+    cache = storage.cache_dir()
     copy = cache / storage.sha256_of_json(version)[:32] / path.rstrip("/").rpartition("/")[2]
     if not copy.is_file():
         with storage.writing(cache):
@@ -135,6 +136,17 @@ def upload_folder(folder: Path, address: str, last: str, stale: Collection[str] 
                 files.rm(join(address, name), recursive=True)
         for name in names:
             _put(files, folder / name, join(address, name))
+
+
+def check_writable(folder: str) -> None:
+    """Writes an empty object to a remote folder, and deletes it.
+
+    Raises:
+        StorageError: as :func:`upload`.
+    """
+    with filesystem(folder, "written") as files:
+        files.pipe_file(join(folder, _PROBE), b"")
+        files.rm_file(join(folder, _PROBE))
 
 
 @contextlib.contextmanager

@@ -28,6 +28,11 @@ def writing(target: str | Path) -> Iterator[None]:
         raise StorageError(f"{target}: could not be written ({error.strerror or error}); {fix}, then run it again.") from error
 
 
+def cache_dir() -> Path:
+    """The user's folder for what can be made again: ~/.cache/sodaops, or in XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sodaops"
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
     """A temporary file to write to; it becomes ``path`` when the block ends without an error, and is deleted otherwise.

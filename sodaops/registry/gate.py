@@ -134,6 +134,7 @@ def _test_split(bundle: Path, challenger: Predictor, splits_dir: Path) -> tuple[
             "trained, so it may have rows of its training. Set evaluate.splits_dir to the splits that it was trained with."
         )
     table = read_split(splits_dir, "test")
+    table = table.take(challenger.tokenise(table["text"].to_pylist()).kept)
     return table, {"n_rows": table.num_rows, "sha256": actual}
 
 

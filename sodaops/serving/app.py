@@ -254,7 +254,7 @@ def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     app.add_exception_handler(AnyHTTPException, by_status)
     handle(RequestValidationError, lambda e: (422, "; ".join(f"{_field(d['loc'])}: {d['msg']}" for d in e.errors()[:5])))
-    handle(EmptyText, lambda e: (422, f"text {e.place + 1} is empty after cleaning; send a text with words"))
+    handle(EmptyText, lambda e: (422, f"text {e.place + 1} is empty after cleaning, or has no tokens; send a text with words"))
     handle(WorkerDied, lambda e: (503, "a worker thread has ended; restart this process"))
     handle(QueueFull, lambda e: (429, "the queue is full; try again later"), lambda e: {"retry-after": str(e.retry_after_s)})
     handle(DeadlineExceeded, lambda e: (504, "no answer within the deadline; try again later"))

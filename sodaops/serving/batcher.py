@@ -29,7 +29,7 @@ class QueueFull(Exception):  # noqa: N818 - a state of the service rather than a
 
 
 class EmptyText(Exception):  # noqa: N818
-    """A text is empty after cleaning; ``place`` is its position in the request."""
+    """A text is empty after cleaning, or has no tokens; ``place`` is its position in the request."""
 
     def __init__(self, place: int) -> None:
         super().__init__(place)
@@ -119,7 +119,7 @@ class Batcher:
 
         Raises:
             QueueFull: the queue cannot take the texts.
-            EmptyText: a text is empty after cleaning.
+            EmptyText: a text is empty after cleaning, or has no tokens.
             TimeoutError: it takes too long.
         """
         if self.n_waiting + len(texts) > self._max_queue:
@@ -255,9 +255,11 @@ def _deliver(batch: list[_Item], outputs: Sequence[ModelOutput | BaseException])
 
 def _prepare(predictor: Predictor, texts: Sequence[str], cleaned: bool) -> Prepared:
     clean = list(texts) if cleaned else [predictor.clean(text) for text in texts]
-    if not cleaned and not all(clean):
-        raise EmptyText(clean.index(""))
     try:
-        return Prepared(clean, [predictor.encode(text) for text in clean])
+        rows = [predictor.encode(text) for text in clean]
     except BundleError as error:  # for the client an internal error, since any text should have an answer
         raise RuntimeError(str(error)) from error
+    empty = next((place for place, row in enumerate(rows) if predictor.is_empty(row)), None)
+    if empty is not None and not cleaned:
+        raise EmptyText(empty)
+    return Prepared(clean, rows)

@@ -121,7 +121,7 @@ class Service:
         """
         predictor = self.models.current
         cleaned = predictor.clean(text)
-        if not cleaned:
+        if predictor.is_empty(predictor.encode(cleaned)):
             raise EmptyText(0)
         # Pieces of about equal length, as many as the queue can hold; piece i is words[bounds[i]:bounds[i + 1]].
         words = re.findall(r"\S+\s*", cleaned)

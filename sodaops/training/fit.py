@@ -33,6 +33,7 @@ from sodaops.training import resume
 from sodaops.training.callbacks import Checkpoint, Terminate, make_profiler, profile_table
 from sodaops.training.peers import Peers
 from sodaops.training.precision import with_precision
+from sodaops.training.preflight import check_bundle, check_targets
 from sodaops.training.tracking import Tracker, tracked
 from sodaops.training.trainer import make_callbacks, make_checkpoints, make_trainer, silence_loggers, trainer_arguments
 
@@ -82,6 +83,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     """
     config = with_precision(resume.resolve_last_checkpoint(config))
     if tracker is None:
+        check_targets(config)
         with tracked(config) as tracker:
             return fit(config, tracker, callbacks)
     run_dir, peers = tracker.run_dir, Peers(os.environ)
@@ -118,10 +120,13 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
         resume.check_checkpoint(config.ckpt_path, None if in_place else arguments.get("max_epochs"))
     arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
+    pretrained = load_pretrained(config.model)
+    check_bundle(config, pretrained)
     manifest = ensure_splits(config.data, config.splits_dir)
     log.info("%s", summarize_manifest(manifest))
-    pretrained = load_pretrained(config.model)
     module, data = _module_and_data(config, manifest, pretrained)
+    data.log_cut_shares()
+    manifest = {**manifest, "cut_share": {"max_tokens": config.model.max_tokens, **data.cut_shares}}
     checkpoints = make_checkpoints(config, run_dir)
     callbacks = [*make_callbacks(config, run_dir), *callbacks, Terminate(run_dir / resume.LAST), *checkpoints]
     tracker.start(manifest)

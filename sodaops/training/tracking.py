@@ -160,20 +160,35 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
             run_dir.rmdir()
 
 
+def check_loggers(config: Config) -> None:
+    """Checks the loggers of conf/logger.
+
+    Raises:
+        ConfigError: a package is missing, or W&B is online without a key or a network.
+    """
+    for package in ("tensorboard", "wandb"):
+        if getattr(config.logger, package) is not None and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"logger: {package} is not installed; get it with `pip install 'sodaops[{package}]'`, or set logger=csv."
+            )
+    if config.logger.wandb is not None and _wandb_mode(config.logger.wandb) == "online":
+        offline = "set logger.wandb.mode=offline and upload the run later with `wandb sync`"
+        check_key("logger.wandb.mode=online", offline)
+        check_reachable(offline)
+
+
 def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id: str | None) -> None:
     """Adds the loggers of conf/logger to ``loggers``, one by one, so that those made before a failure can be closed.
 
     Raises:
-        ConfigError: a package is missing, or W&B is online without a key or a network.
+        ConfigError: W&B refuses the run.
     """
     if config.logger.csv is not None:
         _rename_earlier(run_dir / "metrics")
         loggers.append(CSVLogger(run_dir, name="", version="metrics"))
     if config.logger.tensorboard is not None:
-        _require("tensorboard")
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     if config.logger.wandb is not None:
-        _require("wandb")
         loggers.append(_wandb(config.logger.wandb, run_dir, wandb_id))
     for logger in loggers:
         logger.log_hyperparams(config.model_dump(mode="json"))
@@ -186,19 +201,12 @@ def _rename_earlier(folder: Path) -> None:
         folder.rename(next(name for name in names if not name.exists()))
 
 
-def _require(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"logger: {package} is not installed; get it with `pip install 'sodaops[{package}]'`, or set logger=csv."
-        )
+def _wandb_mode(config: WandbConfig) -> str:
+    return config.mode or os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
 
 
 def _wandb(config: WandbConfig, run_dir: Path, wandb_id: str | None) -> WandbLogger:
-    mode = config.mode or os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-    if mode == "online":
-        offline = "set logger.wandb.mode=offline and upload the run later with `wandb sync`"
-        check_key("logger.wandb.mode=online", offline)
-        check_reachable(offline)
+    mode = _wandb_mode(config)
     import wandb
 
     logger = WandbLogger(

@@ -71,6 +71,15 @@ def uploading(config: Config, is_uploader: bool = True) -> Iterator[Config]:
         raise StorageError(f"{error} The run is complete in {folder}; copy it from there.") from error
 
 
+def check_address(address: str) -> None:
+    """Checks that a run can be uploaded to an address.
+
+    Raises:
+        ConfigError, StorageError: as :func:`uploading`, before the training.
+    """
+    _Uploader(_local_folder("run_dir", address), address.rstrip("/")).write_record(complete=False)
+
+
 def download_checkpoint(config: Config) -> Config:
     """Replaces a remote ``ckpt_path`` by a local copy; also downloads the run's other checkpoints.
 

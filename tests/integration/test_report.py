@@ -137,12 +137,14 @@ def test_many_labels_are_listed_from_the_worst(trained):
 def test_warnings_in_words(matrix, baselines, named):
     matrix, labels = np.array(matrix), ["a", "b", "c"]
     low, high = metrics.bootstrap(matrix, 500)["macro_f1"]
-    measured = {**metrics.summary(matrix), "interval_95": {"macro_f1": {"low": low, "high": high}}}
+    measured = {**metrics.summary(matrix), "interval_95": {"macro_f1": {"low": low, "high": high}}, "cut_share": 0.05}
     others = {name: {"macro_f1": score} for name, score in baselines.items()}
     warnings = quality_warnings(measured, others, matrix, labels, "test")
     assert len(warnings) == len(named) and all(
         part in text for text, parts in zip(warnings, named, strict=True) for part in parts
     )
+    (cut,) = set(quality_warnings({**measured, "cut_share": 0.051}, others, matrix, labels, "test")) - set(warnings)
+    assert "5.1%" in cut and "model.max_tokens" in cut
     assert "better" not in "".join(quality_warnings(measured, others, matrix, labels, "train")), "baselines were fitted on it"
 
 

