@@ -14,7 +14,9 @@ MAX_LINE_BYTES = 64 * 2**20
 JSON_CELLS = {b"cells": b"json"}  # metadata of a column whose cells are JSON, as in the file; null: the row has no such key
 # Numbers stay text, and objects become tuples of pairs, in which a repeated key is seen.
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=str, parse_float=str, parse_constant=str)
-_SKIP_SPACE = re.compile(r"[ \t\n\r]*").match
+_START = re.compile(r"\s*\{\s*(}?)", re.ASCII).match
+_KEY = re.compile(r'\s*("(?:[^"\\\x00-\x1f]|\\.)*")\s*:\s*', re.ASCII).match
+_SEPARATOR = re.compile(r"\s*([,}])", re.ASCII).match
 _BOM = b"\xef\xbb\xbf"
 _LITERALS = {None: "", True: "true", False: "false"}
 
@@ -101,25 +103,26 @@ def _as_text(line: str, columns: Sequence[str]) -> Row:
 def _as_json(line: str, once: Sequence[str]) -> Row:
     """Key -> cell as it stands in the line; a repeated key gets a number, unless it may occur only once."""
     row: Row = {}
-    place = _skip(line, 0)
-    if line[place : place + 1] != "{":
+    if (start := _START(line)) is None:
         raise ValueError("expected an object, {…}")
-    place = _skip(line, place + 1)
-    while line[place : place + 1] != "}":
-        _expect(line, place, '"')
-        name, place = _DECODER.raw_decode(line, place)
-        start = _skip(line, _expect(line, _skip(line, place), ":"))
-        _, place = _DECODER.raw_decode(line, start)
-        name = valid_unicode(name)
-        if name in row and name in once:
-            raise ValueError(f"{name} occurs twice")
-        row[unique_name(name, row)] = line[start:place]
-        place = _skip(line, place)
-        if line[place : place + 1] != "}":
-            place = _skip(line, _expect(line, place, ","))
-            _expect(line, place, '"')
-    if _skip(line, place + 1) < len(line):
-        raise json.JSONDecodeError("Extra data", line, place + 1)
+    place, is_end = start.end(), start[1]
+    while not is_end:
+        key = _KEY(line, place)
+        if key is None:
+            raise json.JSONDecodeError("Expecting a key in quotes and a colon", line, place)
+        _, place = _DECODER.raw_decode(line, key.end())
+        name = valid_unicode(json.loads(key[1])) if "\\" in key[1] else key[1][1:-1]
+        if name in row:
+            if name in once:
+                raise ValueError(f"{name} occurs twice")
+            name = unique_name(name, row)
+        row[name] = line[key.end() : place]
+        separator = _SEPARATOR(line, place)
+        if separator is None:
+            raise json.JSONDecodeError("Expecting a comma or }", line, place)
+        place, is_end = separator.end(), separator[1] == "}"
+    if line[place:].strip(" \t\n\r"):
+        raise json.JSONDecodeError("Extra data", line, place)
     return row
 
 
@@ -130,16 +133,6 @@ def unique_name(name: str, taken: Any) -> str:
         number += 1
         unique = f"{name}_{number}"
     return unique
-
-
-def _skip(line: str, place: int) -> int:
-    return _SKIP_SPACE(line, place).end()  # type: ignore[union-attr]
-
-
-def _expect(line: str, place: int, character: str) -> int:
-    if line[place : place + 1] != character:
-        raise json.JSONDecodeError(f"Expecting {character}", line, place)
-    return place + 1
 
 
 def _blocks_of_rows(

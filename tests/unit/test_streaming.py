@@ -157,7 +157,7 @@ INVALID = {
     "not UTF-8": ("t.csv", lambda rows: rows + b"caf\xe9,good\n" + rows[11:], "t.csv line 902, byte 4: 0xe9"),
     "JSON not UTF-8": ("t.jsonl", lambda rows: rows + b'{"text": "caf\xe9"}\n', "t.jsonl line 901, byte 14: 0xe9"),
     "broken JSON": ("t.jsonl", lambda rows: rows + b"{broken}\n", "t.jsonl: .*in row 901"),
-    "another type": ("t.jsonl", lambda rows: rows + b'{"text": "x", "label": 1}\n' * 99, "t.jsonl: .*string to"),
+    "a list": ("t.jsonl", lambda rows: rows + b'{"text": "x", "label": [1]}\n', "t.jsonl: .*in row 901 .*label .*list"),
 }
 
 
