@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sodaops.annotation.label_studio import (
     LABEL,
@@ -26,6 +26,9 @@ from sodaops.annotation.tasks import Task, check_annotator, check_label, check_t
 from sodaops.config.schema import table_format
 from sodaops.errors import SHOWN, DataError, nearest
 from sodaops.io import storage
+
+if TYPE_CHECKING:
+    from sodaops.data.sources import Layout
 
 COLUMNS = ("task", "text", "label", "annotator")
 _ANY = ImportKeys()
@@ -93,7 +96,11 @@ def import_file(store: Store, path: str | Path) -> ImportResult:
 
 
 def read_import(
-    path: str | Path, state: AnnotationState, keys: ImportKeys = _ANY, label_map: Mapping[Any, str] | None = None
+    path: str | Path,
+    state: AnnotationState,
+    keys: ImportKeys = _ANY,
+    label_map: Mapping[Any, str] | None = None,
+    layout: "Layout | None" = None,
 ) -> Import:
     """Reads texts and answers from Label Studio's export (.json, .csv), or from a table (.csv, .tsv, .jsonl, .parquet).
 
@@ -111,13 +118,14 @@ def read_import(
         state: of the store that it is for.
         keys: the names of the text and the label in the file.
         label_map: value in the file -> label.
+        layout: delimiter and encoding of a text table; None: detected.
 
     Raises:
         DataError: a file that cannot be read, or rows that are not valid.
     """
     faults: list[str] = []
     if table_format(str(path)) is not None:
-        rows = _table_rows(path, keys)
+        rows = _table_rows(path, keys, layout)
     elif Path(path).suffix.lower() == ".json":
         rows = _in_file(path, lambda: list(json_rows(_read_json(path), keys, faults)))
     else:
@@ -154,16 +162,17 @@ def _in_file(path: str | Path, read: Callable[[], list[ImportedRow]]) -> list[Im
         raise DataError(f"{path}: {error}") from None
 
 
-def _table_rows(path: str | Path, keys: ImportKeys) -> list[ImportedRow]:
-    from sodaops.data.sources import column_names, read_table  # pyarrow
+def _table_rows(path: str | Path, keys: ImportKeys, layout: "Layout | None") -> list[ImportedRow]:
+    from sodaops.data.sources import DETECTED, open_table, read_table  # pyarrow
 
-    columns = column_names(str(path))
+    layout = layout or DETECTED
+    columns = open_table(str(path), [], layout).names
     if is_flat(columns):
-        rows = read_table(str(path), columns).to_pylist()
+        rows = read_table(str(path), columns, layout).to_pylist()
         return _in_file(path, lambda: list(flat_rows(rows, columns, keys, "row")))
     text, label = keys.text or TEXT, keys.label or LABEL
     expected = ("task", text, label, "annotator")
-    column_names(str(path), [text, *([label] if keys.label else [])], f"Expected are {', '.join(expected)}.")
+    open_table(str(path), [text, *([label] if keys.label else [])], layout, f"Expected are {', '.join(expected)}.")
     unknown = [name + nearest(name, expected) for name in columns if name not in expected]
     if unknown and keys == _ANY:
         raise DataError(
@@ -171,7 +180,8 @@ def _table_rows(path: str | Path, keys: ImportKeys) -> list[ImportedRow]:
             "columns with annotate.text_key and annotate.label_key; the others are then left out."
         )
     rows = []
-    for number, cells in enumerate(read_table(str(path), [name for name in columns if name in expected]).to_pylist(), 1):
+    table = read_table(str(path), [name for name in columns if name in expected], layout)
+    for number, cells in enumerate(table.to_pylist(), 1):
         task, text_cell, label_cell, annotator = (cells.get(name) or "" for name in expected)
         name = annotator or (_IMPORTER if label_cell else None)
         rows.append(ImportedRow(f"row {number}", task, text_cell, label_cell or None, name))

@@ -79,6 +79,7 @@ def run_annotate_import(options: argparse.Namespace) -> None:
     from sodaops.annotation.exchange import ImportKeys, read_import
     from sodaops.annotation.state import AnnotationState
     from sodaops.annotation.store import Store
+    from sodaops.data.sources import Layout
 
     config = configured(options, "data.vote_columns=null")  # which must fit data.labels, and is not read here
     folder, labels = Path(config.annotate.store), [str(label) for label in config.data.labels or []]
@@ -90,7 +91,8 @@ def run_annotate_import(options: argparse.Namespace) -> None:
     else:
         raise ConfigError(f"{folder}: there is no store yet; give its labels with data.labels=[A,B].")
     keys = ImportKeys(config.annotate.text_key, config.annotate.label_key)
-    planned = read_import(options.file, state, keys, config.data.label_map)
+    layout = Layout(config.data.delimiter, config.data.encoding)
+    planned = read_import(options.file, state, keys, config.data.label_map, layout)
     result = planned.write(Store.create(folder, state.labels))  # only now, so that a refused file leaves no store
     print(f"{folder}: {result.n_tasks:,} new texts, {result.n_answers:,} new answers")
 

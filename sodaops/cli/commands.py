@@ -139,7 +139,8 @@ COMMANDS = {
         "read texts and answers of other tools; makes the store with data.labels",
         "sodaops annotate import labels.csv annotate.store=STORE data.labels=[bad,good]",
         (_arg("file", metavar="FILE", help="Label Studio's JSON or CSV, or a table with text (and task, label, annotator)"),),
-        ("annotate.store", "annotate.text_key", "annotate.label_key", "data.labels", "data.label_map"),
+        ("annotate.store", "annotate.text_key", "annotate.label_key", "data.labels", "data.label_map", "data.delimiter",
+         "data.encoding"),
     ),
     "annotate serve": Command(
         "the page on which people label texts", "sodaops annotate serve STORE annotate.port=8001",

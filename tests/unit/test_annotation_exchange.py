@@ -230,6 +230,8 @@ IMPORTS = {
     "normal forms": ("t.csv", "text,label\ncaf\u00e9,good\ncafe\u0301,good\n", [], {"caf\u00e9": {"import": "good"}}),
     "own columns": ("t.csv", "id,review,stars\n7,fine,good\n", ["annotate.text_key=review", "annotate.label_key=stars"],
                     {"fine": {"import": "good"}}),
+    "encoding": ("t.csv", "text|label\ncaf\u00e9|good\n".encode("latin-1"), ["data.encoding=latin-1", "data.delimiter='|'"],
+                 {"caf\u00e9": {"import": "good"}}),
     "texts only": ("t.csv", "text\nfine\n", [], {"fine": {}}),
 }  # fmt: skip
 

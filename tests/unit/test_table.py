@@ -307,6 +307,21 @@ def test_the_command(write, run, trained):
     assert run("predict", trained / "run", "so good", "--variant", "int8")[0] == 0  # a run's folder
 
 
+@pytest.mark.parametrize(
+    ("content", "more"),
+    [
+        ("id|text\n1|na\u00efve, so good\n".encode("latin-1"), ["--delimiter", "|", "--encoding", "latin-1"]),
+        ("id\ttext\n1\tna\u00efve, so good\n".encode("utf-16"), ["--delimiter", "tab", "--encoding", "utf-16"]),
+    ],
+)
+def test_the_command_reads_other_layouts(write, run, trained, content, more):
+    assert run("predict", trained / "run", "--file", write("t.csv", content), "--output", "out.csv", *more)[0] == 0
+    assert cells("out.csv")["text"] == ["na\u00efve, so good"]
+    for flag in ("--delimiter", "--encoding"):
+        code, _, error = run("predict", trained / "run", "--file", "t.csv", "--output", "out.csv", flag, "wrong")
+        assert code == 2 and error.startswith("ConfigError: --") and f"{flag} 'wrong'" in error
+
+
 def test_the_command_knows_the_text_column(write, run, trained, workdir):
     shutil.copytree(trained / "run/bundle", "bundle")
     info = layout.read_info("bundle")
