@@ -82,6 +82,9 @@ def test_answers_that_are_not_valid(folder):
     missing = client.post("/api/answer", json={"annotator": "ann", "session": CODE, "task": one.task})
     assert missing.status_code == 422 and "body.label" in missing.json()["detail"]
     assert client.get("/api/next", params={"annotator": ""}).status_code == 422
+    assert client.head("/api/next?annotator=ann").status_code == 200
+    form = {"content-type": "text/plain"}  # what a form of another site could send
+    assert client.post("/api/answer", content=json.dumps(body(one.task, "neutral")), headers=form).status_code == 415
     assert client.get("/api/nothing").status_code == 404 and client.get("/api/answer").status_code == 405
     assert client.post("/api/answer", content=b"x" * 70_000).status_code == 413
     assert Store(folder).state().answers == {}
@@ -101,7 +104,8 @@ def test_keys_and_headers(folder):
     keys = guard.Access([SecretStr("one"), SecretStr("two")])
     client = testclient.TestClient(annotation_app.create_annotation_app(folder, keys))
     page = client.get("/")
-    assert page.status_code == 200 and "connect-src 'self'" in page.headers["content-security-policy"]
+    policy = page.headers["content-security-policy"]
+    assert page.status_code == 200 and "connect-src 'self'" in policy and "unsafe" not in policy
     assert page.headers["x-content-type-options"] == "nosniff"
     headers = {(): 401, ("x-api-key", "three"): 401, ("x-api-key", "two"): 200, ("authorization", "Bearer one"): 200}
     for header, status in headers.items():

@@ -127,6 +127,7 @@ def test_drift_in_metrics_numbers_and_pages(watched, logged_rows):
 
     first = watched.client.get("/")
     assert first.status_code == 307 and first.headers["location"] == "/report"
+    assert watched.client.head("/report").status_code == watched.client.head("/drift.json").status_code == 200
     page, evidently = watched.client.get("/report"), watched.client.get("/report/evidently")
     assert "<h1>Drift: texts</h1>" in page.text and logged_rows.bundle_id in page.text
     assert "<html" in evidently.text and "plotly" in evidently.text.lower()
@@ -140,6 +141,13 @@ def test_drift_in_metrics_numbers_and_pages(watched, logged_rows):
     assert evidently.content == (watched.out / check.EVIDENTLY).read_bytes()
     assert {path.name for path in watched.out.iterdir()} == {check.PAGE, check.EVIDENTLY, check.NUMBERS}
     assert watched.client.get("/nothing").status_code == 404 and watched.client.get("/look").status_code == 405
+
+
+def test_the_first_page_under_a_prefix(watched):
+    from fastapi.testclient import TestClient
+
+    client = TestClient(watched.client.app, follow_redirects=False, root_path="/drift")
+    assert client.get("/drift/").headers["location"] == "/drift/report"
 
 
 def test_too_few_requests(watched, logged_rows):

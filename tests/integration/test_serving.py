@@ -97,7 +97,9 @@ def test_pages_load_nothing_from_outside(client):
             assert address.startswith("data:") or re.fullmatch("[a-z][a-z0-9./-]+", address), address
             if not address.startswith("data:"):
                 assert client.get(address).status_code == 200, address
-        assert "connect-src 'self'" in page.headers["content-security-policy"]
+        policy = page.headers["content-security-policy"]
+        assert "connect-src 'self'" in policy and "unsafe" not in policy
+        assert "testserver" not in page.text, "the Host header is not to be trusted"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,13 @@ def test_pages_load_nothing_from_outside(client):
         (b'{"txt": "secretword"}', JSON, 422, "body.text"),
         (b'"secretword"', JSON, 422, "body"),
         (b"NaN", JSON, 422, "body"),
+        (b'{"text": "a", "n": ' + b"9" * 5000 + b"}", JSON, 400, "body"),
+        (b'{"text": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", JSON, 400, "body"),
+        (b'{"text": 1e400}', JSON, 422, "body.text"),
+        (b'{"text": -Infinity}', JSON, 422, "body.text"),
+        (b"\x1f\x8b\x08\x00", {**JSON, "content-encoding": "gzip"}, 415, "gzip"),
+        ("text=fine".encode("utf-16"), JSON, 422, "body"),
+        (b"text=fine", {"content-type": "application/x-www-form-urlencoded"}, 415, "application/json"),
         (json.dumps({"text": "a", "k" * 10_000: 1}).encode(), JSON, 422, "body."),
         (json.dumps(dict.fromkeys(map(str, range(5000)), 1)).encode(), JSON, 422, "5000 keys"),
     ],
@@ -161,6 +170,32 @@ def test_methods_and_places_that_are_not_there(client):
     assert client.put("/predict").headers["allow"] == "GET, HEAD, POST"
     assert detail(client.get("/predict/batch"), 405) and detail(client.get("/admin"), 404)
     assert detail(client.get("/../../etc/passwd"), 404)
+
+
+def test_head_is_answered_wherever_get_is(client):
+    for path in (
+        "/",
+        "/docs",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/info",
+        "/openapi.json",
+        "/predict?text=a",
+        "/swagger/swagger-ui.css",
+    ):
+        found, whole = client.head(path), client.get(path)
+        assert (found.status_code, found.content) == (200, b""), path
+        assert found.headers["content-type"] == whole.headers["content-type"]
+    assert client.head("/predict/batch").status_code == 405
+    assert 'method="HEAD",path="/healthz",status="200"' in client.get("/metrics").text
+
+
+def test_only_allowed_hosts(serve):
+    client = serve(allowed_hosts=["service.example"])
+    for host, status in (("service.example:80", 200), ("SERVICE.example", 200), ("evil.example", 400), ("", 400)):
+        assert client.get("/predict?text=a", headers={"host": host}).status_code == status, host
+    assert client.get("/healthz", headers={"host": "10.0.0.1"}).status_code == 200, "a load balancer asks by address"
 
 
 def test_headers(client, serve):
