@@ -40,7 +40,8 @@ def run_promote(args: argparse.Namespace) -> None:
         return
     verdicts = promotion.result.verdicts
     for verdict in verdicts:
-        print(f"{'passed' if verdict.passed else 'FAILED':<8}{verdict.rule:<22}{verdict.limit:<10}{verdict.said}")
+        outcome = "FAILED" if not verdict.passed else "skipped" if verdict.value is None else "passed"
+        print(f"{outcome:<8}{verdict.rule:<22}{verdict.limit:<10}{verdict.said}")
     print(f"report: {shown_path(promotion.page)}")
     if not promotion.promoted:
         failed = ", ".join(verdict.rule for verdict in verdicts if not verdict.passed)

@@ -61,7 +61,7 @@ def applicable(cases: Sequence[Case], labels: Sequence[str], path: str) -> tuple
     absent = sorted(set(expected.values()) - set(labels))
     if not absent:
         return list(cases), ""
-    note = f"{path} is for the label {some(absent)}, and the model's are {some(labels)}"
+    note = f"{path} is for labels {some(absent)}, and the model's are {some(labels)}"
     if len(absent) == len(set(expected.values())):
         return [], f"skipped: {note}; registry.gate.behaviour.suite names your own tests"
     misspelt = [f"{label!r}{hint}" for label in absent if (hint := nearest(label, labels))]
