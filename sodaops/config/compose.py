@@ -126,8 +126,10 @@ def explain_error(error: Exception) -> SodaOpsError | None:
     option = re.search(r"(?:Could not find|In '[^']+': Could not find) '(\w+)/([^']+)'", text)
     if option and (conf_dir() / option[1]).is_dir():
         present = group_options(option[1])
+        own = {"model": ", or set model.name_or_path to a hub name or a folder", "data": ", or set data=csv data.path=FILE"}
         return ConfigError(
-            f"{option[1]}={option[2]}: no such option{nearest(option[2], present)}; {option[1]} has: {some(present, 40)}."
+            f"{option[1]}={option[2]}: no such option{nearest(option[2], present)}; {option[1]} has: {some(present, 40)}"
+            f"{own.get(option[1], '')}."
         )
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ is not None else ""
     return ConfigError(" ".join(text.split()) + cause)

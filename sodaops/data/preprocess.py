@@ -209,9 +209,7 @@ def _digests(sources: dict[str, str]) -> dict[str, str]:
 
 def _make_parts(config: DataConfig, sources: dict[str, str], work: Path) -> list[Part]:
     """Reads the tables, and makes a part of every few thousand rows; returns the parts in order."""
-    votes = (config.vote_columns or {}).values()
-    keys = dict.fromkeys(config.slice_columns, "data.slice_columns") | dict.fromkeys(votes, "data.vote_columns")
-    keys = {config.text_column: "data.text_column", config.label_column: "data.label_column"} | keys
+    keys = _keys_of_columns(config)
 
     def raw_parts() -> Iterator[tuple[Part, pa.RecordBatch]]:
         for source, path in enumerate(sources.values()):
@@ -228,6 +226,23 @@ def _make_parts(config: DataConfig, sources: dict[str, str], work: Path) -> list
             finished.append(part)
             bar.update(part.n_rows)
     return finished
+
+
+def _keys_of_columns(config: DataConfig) -> dict[str, str]:
+    """Column -> the key that names it."""
+    votes = (config.vote_columns or {}).values()
+    keys = dict.fromkeys(config.slice_columns, "data.slice_columns") | dict.fromkeys(votes, "data.vote_columns")
+    return {config.text_column: "data.text_column", config.label_column: "data.label_column"} | keys
+
+
+def check_table(config: DataConfig, path: str) -> None:
+    """Reads the first rows of one of the tables.
+
+    Raises:
+        DataError: it cannot be read, or lacks a column.
+    """
+    keys = _keys_of_columns(config)
+    next(read_batches(path, list(keys), _layout(config, path), keys), None)
 
 
 def _layout(config: DataConfig, path: str) -> Layout:

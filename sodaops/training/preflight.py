@@ -5,7 +5,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 
 from sodaops.bundle.save import load_bundle, save_bundle
 from sodaops.config.schema import Config
-from sodaops.data.sources import read_batches
+from sodaops.data.preprocess import check_table
 from sodaops.data.tokens import tokenise
 from sodaops.errors import ModelError, SodaOpsError, StorageError, joined, reason_of
 from sodaops.export import onnx_export, packing, quantization
@@ -78,7 +78,7 @@ def _faults(checks: Iterable[Callable[[], object]]) -> list[SodaOpsError]:
 def _target_checks(config: Config) -> Iterable[Callable[[], object]]:
     yield partial(trainer_arguments, config.trainer)
     for path in config.data.sources.values():
-        yield partial(_read_first, path, [config.data.text_column, config.data.label_column])
+        yield partial(check_table, config.data, path)
     if remote.is_address(config.run_dir):
         yield partial(check_address, config.run_dir)
     else:
@@ -89,11 +89,6 @@ def _target_checks(config: Config) -> Iterable[Callable[[], object]]:
     if config.registry.wandb:
         yield partial(check_key, "registry.wandb=true", "set registry.wandb=false")
     yield partial(check_loggers, config)
-
-
-def _read_first(path: str, columns: Sequence[str]) -> None:
-    with contextlib.closing(read_batches(path, columns)) as batches:  # type: ignore[type-var]
-        next(batches, None)
 
 
 def _check_folder(key: str, path: str) -> None:

@@ -30,6 +30,16 @@ def test_it_answers_as_the_predictor_does(client, trained):
             assert answer["probs"] == pytest.approx(prediction.probs, abs=1e-5)
 
 
+@pytest.mark.parametrize("text", ["\u0301", "\ufe0f\u0301 \u0301"])  # accents without letters: the tokenizer drops them
+def test_a_text_without_tokens_is_an_empty_one(client, trained, text):
+    assert Predictor(trained / "run/bundle").clean(text)
+    empty = detail(client.post("/predict", json={"text": " "}), 422)
+    assert detail(client.get("/predict", params={"text": text}), 422) == empty
+    assert detail(client.post("/predict", json={"text": text}), 422) == empty
+    assert detail(client.post("/explain", json={"text": text}), 422) == empty
+    assert "text 2" in detail(client.post("/predict/batch", json={"texts": ["good", text]}), 422)
+
+
 def test_request_ids(client):
     response = client.get("/predict", params={"text": "x"}, headers={"x-request-id": "own-1"})
     assert response.json()["request_id"] == response.headers["x-request-id"] == "own-1"

@@ -112,6 +112,8 @@ def test_metrics_json_can_be_computed_from_the_predictions(trained):
     info = layout.read_info(trained / "run/bundle")
     assert (metrics["bundle_id"], metrics["variant"], metrics["split"]) == (info.bundle_id, "float32", "test")
     assert metrics["same_data"] is True and metrics["data"].items() <= info.data.items()
+    assert json.loads((trained / "run/bundle" / layout.DATA).read_text())["cut_share"].keys() == {"max_tokens", "train", "val"}
+    assert 0 <= metrics["test"]["cut_share"] < 0.05
     rows = pq.read_table(trained / "run/evaluation/predictions.parquet").to_pydict()
     right = [label == predicted for label, predicted in zip(rows["label"], rows["predicted"], strict=True)]
     assert metrics["test"]["accuracy"] == pytest.approx(sum(right) / len(right))

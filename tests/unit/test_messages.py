@@ -19,7 +19,7 @@ from tests.conftest import make_rows, table
         (
             ["train", "model=tinny"],
             "ConfigError: model=tinny: no such option (did you mean tiny?); model has: distilbert, minilm, roberta_twitter, "
-            "tiny.\n",
+            "tiny, or set model.name_or_path to a hub name or a folder.\n",
         ),
         (
             ["train", "optim.lr=fast", "seed=x"],

@@ -56,6 +56,23 @@ def cells(path):
     return {**result, "label": [label or None for label in result["label"]]}
 
 
+@pytest.mark.parametrize("texts", [["\u0301"], ["so good", "\u0301", "", "so good"]])
+def test_texts_without_tokens_are_empty_ones(predictor, workdir, texts):
+    write_table(pa.table({"text": texts}), "t.jsonl", "jsonl")
+    predict_table(predictor, "t.jsonl", "text", "out.jsonl")
+    labels = cells("out.jsonl")["label"]
+    assert [label is None for label in labels] == [text != "so good" for text in texts]
+    with pytest.raises(DataError, match=f"text {texts.index(chr(0x301)) + 1}"):
+        predictor.predict(texts)
+
+
+def test_a_batch_with_no_tokens_at_all(predictor):
+    """As of a tokenizer without special tokens, when an explanation leaves out the only word."""
+    none, some = np.empty(0, dtype=np.int64), predictor.encode("so good")
+    alone, together = predictor.run([none]).probs, predictor.run([some, none]).probs
+    assert np.isfinite(alone).all() and np.allclose(together, np.concatenate([predictor.run([some]).probs, alone]), atol=1e-4)
+
+
 @pytest.mark.parametrize("given", ["t.csv", "t.tsv", "t.jsonl", "t.parquet", "t.csv.gz", "t.jsonl.gz"])
 @pytest.mark.parametrize("output", ["out.csv", "out.tsv", "out.jsonl", "sub/out.parquet"])
 def test_formats(workdir, predictor, given, output):
