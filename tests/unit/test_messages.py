@@ -28,8 +28,8 @@ from tests.conftest import make_rows, table
         ),
         (
             ["preprocess", "data=csv", "data.path=reviews.csv", "data.label_column=lable"],
-            "DataError: reviews.csv: no column lable (did you mean label?); the table has text, label. Set data.text_column, "
-            "data.label_column, data.vote_columns or data.slice_columns.\n",
+            "DataError: reviews.csv: no column lable (did you mean label?); the table has text, label. Set "
+            "data.label_column=NAME.\n",
         ),
         (
             ["evaluate", "outputs/bundle"],
