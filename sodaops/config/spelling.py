@@ -44,8 +44,8 @@ def keep_spelling(override: str) -> str:
 
     >>> keep_spelling("data.labels=[true,false]")
     'data.labels=\\'["true", "false"]\\''
-    >>> keep_spelling("data.labels=[good,bad]"), keep_spelling("data.label_column=1")
-    ('data.labels=[good,bad]', "data.label_column='1'")
+    >>> keep_spelling("data.labels=[good,bad]"), keep_spelling("data.label_column=1.0")
+    ('data.labels=[good,bad]', "data.label_column='1.0'")
     """
     parsed = _OVERRIDE.fullmatch(override)
     if parsed is None:
