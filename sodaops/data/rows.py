@@ -6,9 +6,6 @@ million texts, the probability of a collision is about 1 in 10^25.
 
 import hashlib
 import itertools
-import logging
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +13,14 @@ from typing import Any
 import numpy as np
 
 from sodaops.config.schema import DataConfig
+from sodaops.data.label_checks import check_labels
 from sodaops.data.parts import MAX_VALUES, Fault, Part, read_part
 from sodaops.data.splits import SPLITS
 from sodaops.errors import SHOWN, DataError, some
-from sodaops.text.labels import label_ids, label_map_override, label_order, same_labels, unknown_label_error, visible
-
-log = logging.getLogger(__name__)
+from sodaops.text.labels import label_ids, label_order, unknown_label_error
 
 ADDED = "added"  # in Rows.given: an added table, see assign_splits
 Dropped = dict[str, dict[str, Any]]  # reason -> number of rows, and where the first are
-_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
-_MANY_NUMBERS = 21  # fewer different numbers may be labels
-_ROWS_PER_NUMBER = 5  # whole numbers with at least as many rows on average may be labels
 _CHUNK_ROWS = 2**20  # rows that are processed at once, approximately; bounds memory
 _EMPTY_HI, _EMPTY_LO = np.frombuffer(hashlib.sha256(b"").digest(), ">u8")[:2].astype(np.uint64)
 
@@ -98,7 +91,7 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
         )
     if config.labels is None:
         counts = np.bincount(cell_id, minlength=len(id_of))
-        _check_labels(", ".join(sources.values()), dict(zip(id_of, counts.tolist(), strict=True)), labels, config)
+        check_labels(", ".join(sources.values()), dict(zip(id_of, counts.tolist(), strict=True)), labels, config)
     sizes = np.bincount([part.source for part in parts], [part.n_rows for part in parts], len(sources))
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     label_id = np.array(label_ids(list(id_of), labels, config.label_map), np.int32)[cell_id]
@@ -107,46 +100,6 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
         _check_cells(path, faults[i], labels, list(id_of), cell_id[span], label_id[span], config)
     given = [None if name == "all" else name if name in SPLITS else ADDED for name in sources]
     return labels, Rows(list(sources.values()), given, starts, hash_hi, hash_lo, label_id)
-
-
-def _check_labels(place: str, counts: Mapping[str, int], labels: Sequence[str], config: DataConfig) -> None:
-    """Warns of labels that look the same, and refuses numbers that look like a measurement.
-
-    Args:
-        place: the tables.
-        counts: cell of the label column -> number of rows.
-        labels: the labels in order.
-        config: conf/data.
-    """
-    if config.label_map is None and (edges := _thirds(counts)) is not None:
-        low, high = edges
-        raise DataError(
-            f"{place}: {config.label_column} has {len(counts):,} different numbers, so it is continuous; labels are a few "
-            f"names. Make a column of labels from it, such as low to {low:g}, middle, high above {high:g} (in pandas: "
-            f"table['label'] = pandas.cut(table['{config.label_column}'], [-math.inf, {low:g}, {high:g}, math.inf], "
-            "labels=['low', 'middle', 'high'])). If they are labels, list them in data.labels."
-        )
-    order = sorted(labels, key=lambda label: (label != unicodedata.normalize("NFC", label.strip()), -counts.get(label, 0)))
-    if same := same_labels(order, order):
-        pairs = some([f"{visible(value)} and {visible(label)}" for value, label in same.items()])
-        log.warning(
-            "%s: labels of %s differ only by case, spaces or Unicode form: %s; to merge them, set %s",
-            place, config.label_column, pairs, label_map_override(same, config.label_map),
-        )  # fmt: skip
-
-
-def _thirds(counts: Mapping[str, int]) -> tuple[float, float] | None:
-    """The values that divide the rows into thirds, if the cells are the values of a continuous quantity."""
-    cells = [cell for cell in counts if cell]
-    if len(cells) < _MANY_NUMBERS or not all(_NUMBER.fullmatch(cell) for cell in cells):
-        return None
-    values, n_rows = np.array(cells, float), np.array([counts[cell] for cell in cells])
-    if (values == np.floor(values)).all() and n_rows.mean() >= _ROWS_PER_NUMBER:
-        return None
-    order = np.argsort(values)
-    cumulated = np.cumsum(n_rows[order]) / n_rows.sum()
-    low, high = values[order][np.searchsorted(cumulated, [1 / 3, 2 / 3])]
-    return float(low), float(high)
 
 
 def _check_cells(
