@@ -1,6 +1,5 @@
 """The bundle: what it holds, damage, and predictions from it."""
 
-import hashlib
 import json
 import os
 import socket
@@ -167,16 +166,6 @@ def test_an_encoder_that_does_not_fit_its_weights(bundle, key, value):
     rewrite_info(bundle)
     with pytest.raises(BundleError, match="encoder"):
         load_bundle(bundle)
-
-
-def test_only_one_file_is_hashed_and_read(bundle):
-    """A model that is replaced after it was hashed is not used."""
-    info = layout.read_info(bundle)
-    content = layout.read_file(bundle, info, "model.onnx")
-    (bundle / "model.onnx").write_bytes(b"other")
-    assert hashlib.sha256(content).hexdigest() == info.files["model.onnx"]
-    with pytest.raises(BundleError, match=r"model\.onnx"):
-        layout.read_file(bundle, info, "model.onnx")
 
 
 def link(path):
