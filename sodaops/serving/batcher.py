@@ -15,6 +15,8 @@ import numpy as np
 from sodaops.errors import BundleError
 from sodaops.inference.predictor import Predictor
 
+# Texts are tokenised one by one; the tokenizer's own threads would only cost time, and it warns when a process is started.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 INLINE_CHARS = 4000  # longer requests are tokenised in a thread, so that the event loop is not blocked
 _NICE = 5  # of the worker threads
 _NICE_TOKENIZER = 15  # of threads that tokenise one request, and may never end

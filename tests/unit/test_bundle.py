@@ -31,7 +31,8 @@ def test_it_names_its_origin(bundle, trained):
     assert {"torch", "transformers", "python"} <= set(info.versions)
     assert [source.pop("path") for source in manifest["sources"]] != ["tweets.csv"]
     written = json.loads((bundle / "data_manifest.json").read_text())
-    assert [source.pop("path") for source in written["sources"]] == ["tweets.csv"] and written == manifest
+    assert [source.pop("path") for source in written["sources"]] == ["tweets.csv"]
+    assert written.pop("cut_share")["max_tokens"] == 128 and written == manifest
     config = layout.read_config(bundle, info)
     assert config["optim"]["lr"] > 0 and config["data"]["path"] == "tweets.csv" and config["run_dir"] is None
     assert sorted(path.name for path in bundle.iterdir()) == sorted([*info.files, "bundle.json"])
