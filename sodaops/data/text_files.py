@@ -1,5 +1,6 @@
 """Opens text tables, which may be compressed or in another encoding, and reads the header of CSV and TSV."""
 
+import codecs
 import csv
 import io
 import logging
@@ -74,8 +75,9 @@ def check_content(path: str, encoding: str | None) -> None:
     for magic, kind in _OTHER_KINDS.items():
         if start.startswith(magic):
             raise DataError(f"{path}: is {kind}.")
-    if encoding is None and (found := _wide_encoding(start)):
-        raise DataError(f"{path}: is in {found.upper()}, not UTF-8; {encoding_fix(path, found)}")
+    is_wide = codecs.lookup(encoding or "utf-8").name.startswith(("utf-16", "utf-32"))
+    if not is_wide and (found := _wide_encoding(start)):
+        raise DataError(f"{path}: is in {found.upper()}, not {(encoding or 'utf-8').upper()}; {encoding_fix(path, found)}")
 
 
 def _wide_encoding(start: bytes) -> str | None:

@@ -15,6 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sodaops.data.cells import as_json, as_text
+from sodaops.data.text_files import layout_of
+from sodaops.errors import ConfigError, DataError
 from sodaops.inference.table import bulk_predictor, predict_table
 
 N_EXAMPLES = settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
@@ -123,7 +125,7 @@ def test_columns_that_are_not_needed_never_stop_a_prediction(write, predictor, c
     assert sum(record.levelname == "WARNING" for record in caplog.records) <= 1
 
 
-def test_other_encodings_and_compressions_are_named(write, predictor, capfd):
+def test_other_encodings_and_compressions_are_named(write, predictor):
     text = "text,id\ncafé,1\n"
     for name, content, named in [
         ("a.csv", text.encode("utf-16"), "UTF-16"),
@@ -135,9 +137,15 @@ def test_other_encodings_and_compressions_are_named(write, predictor, capfd):
         ("g.csv", b"PK\x03\x04\0\0", "Excel"),
         ("h.jsonl", '{"text": "café"}'.encode("utf-16"), "UTF-16"),
     ]:
-        with pytest.raises(Exception, match=named) as caught:
+        with pytest.raises(DataError, match=named) as caught:
             predict_table(predictor, write(name, content), "text", "out.csv")
-        assert type(caught.value).__name__ == "DataError" and str(caught.value).isprintable()
+        assert str(caught.value).isprintable()
+    with pytest.raises(DataError, match="UTF-16"):
+        predict_table(predictor, "a.csv", "text", "out.csv", layout=layout_of(None, "latin-1"))
+    assert predict_table(predictor, "a.csv", "text", "out.csv", layout=layout_of(",", "utf-16")).n_rows == 1
+    for delimiter, encoding in ((";;", None), (None, "base64"), (None, "nope")):
+        with pytest.raises(ConfigError, match=delimiter or encoding):
+            layout_of(delimiter, encoding)
 
 
 @pytest.mark.parametrize(
