@@ -113,9 +113,11 @@ def export_bundle(config: Config, bundle: str | Path) -> "Exported":
     """
     from sodaops.bundle.layout import read_info
     from sodaops.export.onnx_export import export_onnx
+    from sodaops.registry.bundles import local_bundle
 
     if remote.is_address(str(bundle)):
         raise ConfigError(f"sodaops export {bundle}: export needs a local bundle; download it first.")
+    bundle = local_bundle(bundle)
     return export_onnx(bundle, config.splits_of(read_info(bundle).data["name"]), config.export.variants)
 
 

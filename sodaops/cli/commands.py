@@ -30,7 +30,7 @@ def _arg(*names: str, **options: Any) -> Argument:
     return names, options
 
 
-_PLACES = "RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion"
+_PLACES = "a run's folder, RUN/bundle, gs://BUCKET/FOLDER or REGISTRY@champion"
 _BUNDLE = _arg("bundle", metavar="BUNDLE", help=_PLACES)
 _REASON = _arg("--reason", default="", help="for the history")
 _JSON = _arg("--json", action="store_true", help="all fields, for programs")
@@ -65,7 +65,7 @@ COMMANDS = {
     ),
     "export": Command(
         "add ONNX models to a bundle (train does so by itself)", "sodaops export outputs/first/bundle",
-        (_arg("bundle", metavar="BUNDLE", help="RUN/bundle, a local folder"),), ("export", "evaluate.splits_dir"),
+        (_arg("bundle", metavar="BUNDLE", help="a run's folder, or RUN/bundle; local"),), ("export", "evaluate.splits_dir"),
     ),
     "evaluate": Command(
         "measure a bundle on a split", "sodaops evaluate outputs/first/bundle evaluate.split=val",
@@ -75,7 +75,7 @@ COMMANDS = {
     "predict": Command(
         "answer for texts, a table or standard input", 'sodaops predict outputs/first "I love this"',
         (
-            _arg("bundle", metavar="BUNDLE", help=f"a run's folder, {_PLACES}"),
+            _arg("bundle", metavar="BUNDLE", help=_PLACES),
             _arg("texts", nargs="*", metavar="TEXT", help="a text; -: standard input, a text on each line"),
             _arg("--file", metavar="TABLE", help="input table, local or at gs://: .csv, .tsv, .jsonl or .parquet"),
             _arg("--text-column", metavar="NAME", help="the column with the texts (default: that of the training)"),
@@ -207,7 +207,7 @@ COMMANDS = {
     ),
     "register": Command(
         "put a bundle into the registry", 'sodaops register outputs/first/bundle --reason "the first try"',
-        (_arg("bundle", metavar="BUNDLE", help="RUN/bundle, or gs://BUCKET/FOLDER"), _REASON), _REGISTRY,
+        (_arg("bundle", metavar="BUNDLE", help="a run's folder, RUN/bundle, or gs://BUCKET/FOLDER"), _REASON), _REGISTRY,
     ),
     "promote": Command(
         "make a version champion if it passes the gate; exit code 3 if not", "sodaops promote challenger",

@@ -158,10 +158,7 @@ def run_predict(options: argparse.Namespace) -> None:
 
     if bool(options.texts) == bool(options.file) or bool(options.file) != bool(options.output):
         raise ConfigError("sodaops predict: give texts, - for standard input, or --file TABLE with --output TABLE.")
-    source = options.bundle
-    if Path(source, "bundle").is_dir() and not Path(source, "bundle.json").exists():
-        source = str(Path(source, "bundle"))  # a run's folder
-    with bundle_at(source, predictor_files(options.variant)) as folder:
+    with bundle_at(options.bundle, predictor_files(options.variant)) as folder:
         predictor = (bulk_predictor if options.file else Predictor)(folder, options.variant)
     if options.file:
         text_column = options.text_column or predictor.info.data.get("text_column", "text")  # older bundles do not have it

@@ -32,6 +32,12 @@ def predictor_files(variant: str | None) -> FileChoice:
     return choose
 
 
+def local_bundle(path: str | Path) -> Path:
+    """The folder of a local bundle; a run's folder stands for the bundle in it."""
+    path = Path(path)
+    return path / "bundle" if not (path / layout.INFO).exists() and (path / "bundle" / layout.INFO).exists() else path
+
+
 @contextlib.contextmanager
 def bundle_at(source: str | Path, choose: FileChoice = all_files) -> Iterator[Path]:
     """A bundle's local folder. A remote bundle is downloaded, checked against its hashes, and deleted after the block.
@@ -39,7 +45,7 @@ def bundle_at(source: str | Path, choose: FileChoice = all_files) -> Iterator[Pa
     Errors about a downloaded copy, also those raised in the block, name the address instead of the temporary folder.
 
     Args:
-        source: a folder, gs://BUCKET/FOLDER, or an alias or version in a registry: REGISTRY@champion.
+        source: a folder, also a run's, gs://BUCKET/FOLDER, or an alias or version in a registry: REGISTRY@champion.
         choose: which files to download, besides bundle.json.
 
     Raises:
@@ -49,7 +55,7 @@ def bundle_at(source: str | Path, choose: FileChoice = all_files) -> Iterator[Pa
     """
     address = address_of(str(source))
     if not remote.is_address(address):
-        yield Path(address)
+        yield local_bundle(address)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bundle"

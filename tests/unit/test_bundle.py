@@ -283,3 +283,16 @@ def test_the_command_predicts_texts(bundle, run):
     expected = Predictor(bundle).predict(["a good day", "a bad day"])
     assert code == 0 and [line[2] for line in lines] == ["a good day", "a bad day"] and "positive 0." in lines[0][3]
     assert [line[:2] for line in lines] == [[answer.label, f"{answer.score:.3f}"] for answer in expected]
+
+
+def test_a_runs_folder_stands_for_its_bundle(trained, run, workdir):
+    from sodaops.registry.bundles import bundle_at
+
+    bundle = trained / "run/bundle"
+    for source in (bundle, trained / "run"):
+        with bundle_at(source) as folder:
+            assert folder == bundle
+    with bundle_at("nowhere") as folder:
+        assert folder == Path("nowhere")
+    assert run("register", trained / "run")[0] == 0
+    assert layout.read_info(bundle).bundle_id in run("registry", "list", "--json")[1]
