@@ -56,6 +56,8 @@ class Models:
                 raise
             except BaseException as error:  # whatever a bundle brings about
                 self._metrics.loads.labels("refused").inc()
+                if force:  # watch() logs its own
+                    log.error("new bundle refused; keeping %s", self.current.info.bundle_id, extra={"reason": str(error)})
                 if isinstance(error, SodaOpsError):
                     raise
                 raise BundleError(f"{self.source}: cannot be loaded ({type(error).__name__}: {error}).") from error

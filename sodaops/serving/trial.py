@@ -15,7 +15,7 @@ from sodaops.errors import BundleError, SodaOpsError
 from sodaops.inference.predictor import Predictor
 
 LIMIT_S = 120.0
-_MAX_BYTES = 2**34  # of address space
+_MAX_BYTES = 2**32  # of memory, and five times the size of the bundle
 # Regular expressions that try every way to divide a run of equal characters do so for these.
 _HARD_TEXTS = ("a" * 60 + "!", "1" * 60 + "a!", " " * 60 + "a!", "a " * 30 + "\t", "aA1-" * 15 + "é", "!" * 60 + "a")
 
@@ -70,7 +70,8 @@ def main() -> int:
     if os.name != "nt":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        limit = _MAX_BYTES + 5 * sum(file.stat().st_size for file in Path(sys.argv[1]).iterdir())
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         load(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
     except SodaOpsError as error:
