@@ -5,6 +5,7 @@ Run by `make torture`; it prints a Markdown table, which docs/reliability.md sho
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -29,20 +30,16 @@ from tests.annotation import LABELS, Server as AnnotationServer, store_of
 from tests.conftest import REPO, TWEETS, run_overrides
 from tests.serving import Load, Server, wait_until
 
+Row = Counter[str]  # a line of the table: tried, lost, left (behind), and others for its note
 PRECISIONS, PROCESSES = ("32-true", "bf16-mixed"), (1, 2)
 _ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(REPO)}
 
 
-class Row(Counter):
-    """Counts for one line of the table: tried, unfinished (ended before the kill), lost, left behind."""
-
-
-def start(command: Sequence[str], **options: object) -> subprocess.Popen:
-    """``python -m sodaops.cli COMMAND`` in the background, with its output in a file that ``report`` shows."""
+def start(command: Sequence[str]) -> subprocess.Popen:
+    """``python -m sodaops.cli COMMAND`` in the background, with its output in a temporary file."""
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sodaops.cli", *command], cwd=REPO, env=_ENVIRON, stdout=log, stderr=log, **options
-    )
+    command = [sys.executable, "-m", "sodaops.cli", *command]
+    process = subprocess.Popen(command, cwd=REPO, env=_ENVIRON, stdout=log, stderr=log)
     process.log = log
     return process
 
@@ -231,6 +228,14 @@ def annotation(root: Path, row: Row, seconds: float) -> None:
     row.update({"tried": 1, "lost": len(lost), "left": len(list(folder.glob(".*.tmp"))), "answers": len(acknowledged)})
 
 
+def registry(bundle: Path, row: Row) -> None:
+    """Kills processes that register, promote and delete versions; see tools/torture_registry.py."""
+    command = [sys.executable, str(REPO / "tools/torture_registry.py"), str(bundle), "--seed", str(random.randrange(10**6))]
+    result = json.loads(subprocess.run(command, env=_ENVIRON, stdout=subprocess.PIPE, text=True, check=False).stdout)
+    row.update({"tried": 1, "lost": len(result["lost"]), "left": len(result["left"])})
+    row.update({"kills": result["kills"], "changes": result["reported"]})
+
+
 def training(tweets: Path, precision: str, processes: int, folder: Path) -> list[str]:
     """A short training; its baselines and reports are switched off."""
     more = ["trainer.max_epochs=20", "early_stopping.patience=null", f"trainer.precision={precision}"]
@@ -266,6 +271,7 @@ def rows(root: Path, rounds: int) -> Iterator[tuple[str, Row]]:
     predict = Job(root / "predict", lambda folder: [*table, str(folder / "out.parquet")], "out.parquet")
     yield "predict a table: kill -9", repeat(rounds, killed, predict)
     yield "service under load: kill -9", repeat(rounds, lambda row: service(root, bundle, row, 4))
+    yield "registry, 8 processes for 25 s: kill -9", repeat(1, registry, bundle)
     yield "annotation, two servers under load: kill -9", repeat(rounds, lambda row: annotation(root, row, 4))
 
 

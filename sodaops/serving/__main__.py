@@ -24,8 +24,10 @@ def main() -> int:
     watchdog = threading.Timer(LIMIT_S, _give_up, [settings.bundle])
     watchdog.daemon = True
     watchdog.start()
-    app = create_app(settings)
-    watchdog.cancel()
+    try:
+        app = create_app(settings)
+    finally:
+        watchdog.cancel()
     gc.freeze()
     gc.enable()
     run(app, settings, settings.max_body_bytes, math.ceil(settings.deadline_s) + 1)
