@@ -185,7 +185,7 @@ def test_debug_overfit_reaches_a_low_loss(small_tweets, tmp_path):
 def test_debug_profile_logs_a_table_and_writes_a_trace(small_tweets, tmp_path, caplog, batches):
     caplog.set_level(logging.INFO, "sodaops")
     fit_tiny(tmp_path, small_tweets, "debug=profile", *batches)
-    assert "aten::addmm" in caplog.text and "backward" in caplog.text
+    assert "aten::" in caplog.text and "backward" in caplog.text  # the slowest operators; which ones depends on the machine
     names = {event.get("name") for event in json.loads((tmp_path / "run/trace.json").read_text())["traceEvents"]}
     assert "aten::addmm" in names
 

@@ -86,7 +86,7 @@ def test_a_killed_prediction_resumes(trained, table, tmp_path, stop_after):
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "t.parquet", "whole.parquet"]
     rows = pq.read_table(output)
-    assert rows["id"].to_pylist() == [str(i) for i in range(N_ROWS)] and rows["label"].null_count == 0
+    assert rows["id"].to_pylist() == list(range(N_ROWS)) and rows["label"].null_count == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -36,8 +36,8 @@ DOCS = [
     for command in block.commands
 ]  # fmt: skip
 REPLACED = {
-    "RUN/bundle": "outputs/first/bundle", "request_log=requests": "request_log=outputs/requests", "STORE": "data/annotation",
-    "labels.json": "outputs/labels.json",
+    "RUN/bundle": "outputs/first/bundle", " RUN ": " outputs/first ", "request_log=requests": "request_log=outputs/requests",
+    "STORE": "data/annotation", "labels.json": "outputs/labels.json",
 }  # fmt: skip
 INLINE = set(re.findall(r"`(make [a-z-]+)`", README))
 _DEADLINE_S = 180

@@ -18,6 +18,7 @@ def test_schemathesis_finds_nothing(trained, tmp_path):
             [
                 str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--max-examples=60",
                 "--header", "X-API-Key: root", "--checks=all", "--seed=1", "--no-color", "--request-timeout=60",
+                "--exclude-checks=ignored_auth",  # it expects 401 or 403 always, and gets 429 after ten wrong keys
             ],
             cwd=tmp_path, capture_output=True, text=True, timeout=540,
         )  # fmt: skip

@@ -243,11 +243,11 @@ def test_errors_in_worker_processes_are_raised(two_workers):
 
 @pytest.mark.slow
 def test_finished_parts_are_kept_if_a_worker_process_is_killed(two_workers):
-    stop = threading.Event()
+    stop, earlier = threading.Event(), set(psutil.Process().children())
 
     def kill():
         while not stop.is_set():
-            for child in psutil.Process().children():
+            for child in set(psutil.Process().children()) - earlier:
                 with contextlib.suppress(psutil.Error):  # one that ends meanwhile
                     if "popen_loky" in " ".join(child.cmdline()):
                         child.kill()
