@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def restore_logging() -> Iterator[None]:
     """Removes the log handlers that a test's command and Hydra added; they would write to the test's closed streams."""
-    loggers = [logging.root, *map(logging.getLogger, ("sodaops", "hydra", "hydra_plugins"))]
+    names = ("sodaops", "hydra", "hydra._internal.core_plugins.basic_launcher", "hydra_plugins")
+    loggers = [logging.root, *map(logging.getLogger, names)]
     before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     yield
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):

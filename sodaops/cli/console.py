@@ -32,10 +32,12 @@ def _is_shown(record: logging.LogRecord) -> bool:
 def configure_logging() -> None:
     """Shows messages on standard error; of several processes that train together, those of the first one.
 
-    May be called again.
+    May be called again, and replaces what a service configured.
     """
     from sodaops.io import ranks
 
+    package = logging.getLogger("sodaops")
+    package.handlers, package.propagate = [], True
     logging.root.setLevel(logging.INFO if ranks.is_rank_zero(os.environ) else logging.WARNING)
     if not any(isinstance(handler, ConsoleHandler) for handler in logging.root.handlers):
         handler = ConsoleHandler()

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from asyncio.subprocess import DEVNULL
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class Feedback:
         """Stores the right label of a text. It is on disk when this returns.
 
         Raises:
-            HTTPException: the text was never answered (404), or was not looked up (429, 504).
+            HTTPException: the text was never answered (404), or was not looked up (429, 503, 504).
             DataError: the store does not have this label.
             StorageError: the store cannot be written.
         """
@@ -75,11 +75,18 @@ class Feedback:
 
 
 async def _find_in_parts(request_log: str, request_id: str, place: int) -> bool:
-    """Searches the parts in a process of its own, so that pyarrow stays out of the service's."""
+    """Searches the parts in a process of its own, so that pyarrow stays out of the service's.
+
+    Raises:
+        HTTPException: they could not be searched (503).
+    """
     command = [sys.executable, "-m", "sodaops.request_log", "--find", request_log, request_id, str(place)]
-    process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stderr=DEVNULL)
+    process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
     try:
-        return await process.wait() == 0
+        output = (await process.communicate())[0].strip()
     finally:
         if process.returncode is None:
             process.kill()
+    if output not in (b"True", b"False"):
+        raise HTTPException(503, "the request log could not be searched; try again later")
+    return output == b"True"
