@@ -5,14 +5,19 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from sodaops.errors import StorageError, some
 
+if os.name != "nt":
+    import fcntl
+
+_TEMPORARY, _OLD = ".tmp", ".old"  # endings of temporary files and folders: .NAME.abcd1234.tmp
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -52,14 +57,87 @@ def atomic_path(path: str | Path, mode: int = 0o644) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """A new file beside ``path``, which is deleted when the block ends."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """A new file beside ``path``, which is deleted when the block ends.
+
+    It is locked until then. Files that killed processes left, which nobody holds locked any more, are deleted first.
+    """
+    _delete_leftovers(path)
+    with _locked(lambda: _new_file(path)) as name:
+        try:
+            os.chmod(name, mode)
+            yield name
+        finally:
+            name.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
     os.close(handle)
+    return Path(name)
+
+
+def _new_folder(path: Path, suffix: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent))
+
+
+@contextlib.contextmanager
+def _locked(create: Callable[[], Path]) -> Iterator[Path]:
+    """A new file or folder, locked during the block; it is created again if another process took it for a leftover."""
+    if os.name == "nt":  # Windows does not rename what is open
+        yield create()
+        return
+    descriptor = None
+    while descriptor is None:
+        path = create()
+        descriptor = _lock(path)
     try:
-        os.chmod(name, mode)
-        yield Path(name)
+        yield path
     finally:
-        Path(name).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path, required: bool = False) -> int | None:
+    """Locks a file or folder until the returned descriptor is closed.
+
+    Args:
+        path: of the file or folder.
+        required: not locked on a file system without locks, such as some network ones; otherwise only opened there.
+
+    Returns:
+        None: another process holds it locked, or has moved it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError as error:
+        free = not required and not isinstance(error, BlockingIOError)
+    if free and path.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _delete_leftovers(path: Path) -> None:
+    """Deletes what killed processes left beside ``path``; a folder that one had moved away and not yet replaced comes back."""
+    if os.name == "nt" or not path.parent.is_dir():
+        return
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}({re.escape(_TEMPORARY)}|{re.escape(_OLD)})")
+    with os.scandir(path.parent) as entries:
+        found = [Path(entry.path) for entry in entries if leftover.fullmatch(entry.name)]
+    for file in found:
+        descriptor = _lock(file, required=True)
+        if descriptor is None:
+            continue
+        try:
+            if file.suffix == _OLD and not path.exists() and (file / path.name).exists():
+                os.rename(file / path.name, path)
+            shutil.rmtree(file, ignore_errors=True) if file.is_dir() else file.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -71,18 +149,19 @@ def atomic_folder(path: str | Path, names: Collection[str], private: bool = Fals
         names: the files that a replaced folder may hold; a folder with other files is refused, so that none is lost.
         private: readable by its owner only, since it holds users' texts.
 
-    Two renames exchange the folders; a crash between them leaves the old folder beside the new one, with a hidden name.
+    Two renames exchange the folders. After a crash between them the old folder has a hidden name; the next call restores it.
 
     Raises:
         StorageError: the disk is full, the folder is not writable, or holds other files.
     """
     path = Path(path).resolve()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _delete_leftovers(path)
     foreign = sorted({file.name for file in path.iterdir()} - set(names)) if path.is_dir() else []
     if foreign:
         raise StorageError(f"{path}: holds other files ({some(foreign)}), which would be lost; choose a new folder.")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with writing(path), _locked(lambda: _new_folder(path, _TEMPORARY)) as temporary:
         try:
             os.chmod(temporary, 0o700 if private else 0o755)
             yield temporary
@@ -99,15 +178,15 @@ def _exchange(new: Path, path: Path) -> None:
         os.rename(new, path)
         sync(path.parent)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.rename(path, old / path.name)  # into the folder; onto it, Windows would refuse
-    try:
-        os.rename(new, path)
-    except OSError:
-        os.rename(old / path.name, path)
-        raise
-    sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with _locked(lambda: _new_folder(path, _OLD)) as old:
+        os.rename(path, old / path.name)  # into the folder; onto it, Windows would refuse
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old / path.name, path)
+            raise
+        sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -30,7 +30,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 GRACE_S = 24 * 3600.0
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 _FOLDER = re.compile(r"[0-9a-f]{12}(-[0-9]+)?")
-_TEMPORARY = re.compile(r"\.([0-9a-f]{12}(-[0-9]+)?|[0-9]{8}\.json)(\.old)?\.\w{8}")  # see sodaops.io.storage
+_TEMPORARY = re.compile(r"\.([0-9a-f]{12}(-[0-9]+)?|[0-9]{8}\.json)\.\w{8}\.(tmp|old)")  # see sodaops.io.storage
 
 
 class Registry:

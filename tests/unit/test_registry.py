@@ -249,7 +249,8 @@ def test_gc_deletes_what_killed_processes_left(root, bundles, tmp_path):
         shutil.copytree(bundles[1], folder, dirs_exist_ok=True)
     left = [f"versions/{other}"]
     if "://" not in root:
-        for name in (f"versions/.{version}.abcd1234", f"versions/.{version}-2.old.abcd1234", "history/.00000002.json.abcd_123"):
+        folders = (f"versions/.{version}.abcd1234.tmp", f"versions/.{version}-2.abcd1234.old")
+        for name in (*folders, "history/.00000099.json.abcd_123.tmp"):
             (Path(root) / name).mkdir()
             left.append(name)
         (Path(root) / "versions/notes").mkdir()

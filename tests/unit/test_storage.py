@@ -35,6 +35,21 @@ def test_a_folder_is_whole_or_as_before(workdir):
     assert Path("f/x").read_text() == "new" and names() == ["f"]
 
 
+def test_what_killed_processes_left_is_deleted_and_what_others_write_is_not(workdir):
+    for name in (".a.abcd1234.tmp", ".f.abcd_123.tmp/x", ".f.abcd1234.old/f/x", ".f.backup01", ".f.abcd1234.tmp~"):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("old")
+    with pytest.raises(RuntimeError), storage.atomic_folder("f", ["x"]):
+        assert Path("f/x").read_text() == "old"  # a process was killed before it replaced this folder
+        raise RuntimeError
+    with storage.atomic_path("a") as one:
+        one.write_text("one")
+        storage.write_text("a", "other")
+        assert one.read_text() == "one"
+    assert Path("a").read_text() == "one" and names() == [".f.abcd1234.tmp~", ".f.backup01", "a", "f"]
+
+
 @pytest.mark.parametrize(("present", "target", "named"), [("f/thesis.tex", "f", "thesis.tex"), ("file", "file/f", "file/f")])
 def test_a_folder_that_cannot_be_made(workdir, present, target, named):
     storage.write_text(present, "years of work")
