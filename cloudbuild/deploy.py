@@ -15,6 +15,7 @@ from smoke import Smoke, check_drift, check_predictor
 
 # Google's collector sends /metrics to Cloud Monitoring. The secret sodaops-metrics holds its configuration.
 COLLECTOR = "us-docker.pkg.dev/cloud-ops-agents-artifacts/cloud-run-gmp-sidecar/cloud-run-gmp-sidecar:1.2.0"
+PROXIES = '["169.254.0.0/16"]'  # Cloud Run's proxy is link-local; it puts the client's address into X-Forwarded-For
 PREVIOUS = "sodaops-previous"  # label on a revision that names the revision with the traffic before it
 
 
@@ -169,7 +170,7 @@ def serve_flags(options: argparse.Namespace, bundle: str) -> list[str]:
     """Options of the predictor. Its bundle is a fixed version, not an alias, so a revision determines code and model."""
     variables = {
         "SODAOPS_BUNDLE": bundle, "SODAOPS_RELOAD_S": "null", "SODAOPS_HOST": "0.0.0.0", "SODAOPS_PORT": "8080",
-        "SODAOPS_REQUEST_LOG": options.requests, "SODAOPS_JOURNAL_DIR": "/tmp/journal",
+        "SODAOPS_TRUSTED_PROXIES": PROXIES, "SODAOPS_REQUEST_LOG": options.requests, "SODAOPS_JOURNAL_DIR": "/tmp/journal",
         "SODAOPS_MAX_JOURNAL_BYTES": str(64 * 2**20),  # an instance's file system is its memory
     }  # fmt: skip
     secrets = [f"--set-secrets=SODAOPS_API_KEYS={options.keys_secret}:latest"] if options.keys_secret else ["--clear-secrets"]
@@ -189,6 +190,7 @@ def drift_flags(options: argparse.Namespace) -> list[str]:
     variables = {
         "SODAOPS_DRIFT_BUNDLE": options.bundle, "SODAOPS_DRIFT_REQUEST_LOG": options.requests, "SODAOPS_DRIFT_EVERY_S": "86400",
         "SODAOPS_DRIFT_HOST": "0.0.0.0", "SODAOPS_DRIFT_PORT": "8080", "SODAOPS_DRIFT_OUTPUT_DIR": "/tmp/drift",
+        "SODAOPS_DRIFT_TRUSTED_PROXIES": PROXIES,
     }  # fmt: skip
     return [
         f"--service-account={options.account}", "--execution-environment=gen2", "--min=0", "--max-instances=1",

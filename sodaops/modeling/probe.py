@@ -147,7 +147,7 @@ def _longest(embed: Callable[..., Tensor], row: np.ndarray, n_tokens: int) -> in
     def fits(n: int) -> bool:
         try:
             embed(np.resize(row, n), row[:1])
-        except Exception:
+        except Exception:  # each architecture has errors of its own
             return False
         return True
 

@@ -369,6 +369,16 @@ def deployable(gcloud, tmp_path, **behaviour):
         yield handler
 
 
+def deployed_settings(gcloud, settings, monkeypatch):
+    """The settings that the service reads from the variables of the deployment."""
+    command = next(call["command"] for call in gcloud.calls if call["command"][:2] == ["run", "deploy"])
+    variables = next(part for part in command if part.startswith("--set-env-vars=")).partition("=")[2]
+    with monkeypatch.context() as patch:
+        for variable in variables.split(","):
+            patch.setenv(*variable.split("=", 1))
+        return settings.from_environment([])
+
+
 @pytest.fixture
 def done_file(tmp_path):
     """The file that says which revision has the traffic."""
@@ -391,7 +401,9 @@ def changes(gcloud):
 
 
 @pytest.mark.parametrize("behaviour", [{}, {"private": True}, {"private": True, "key": "s-3cr3t"}])
-def test_a_deployment_is_tested_before_it_has_traffic(gcloud, tmp_path, release, done_file, behaviour):
+def test_a_deployment_is_tested_before_it_has_traffic(gcloud, tmp_path, release, done_file, behaviour, monkeypatch):
+    from sodaops.serving.settings import ServeSettings
+
     with deployable(gcloud, tmp_path, **behaviour) as service:
         done = release(*(["--keys-secret=keys"] if "key" in behaviour else []))
     assert done.returncode == 0, done.stderr
@@ -399,6 +411,7 @@ def test_a_deployment_is_tested_before_it_has_traffic(gcloud, tmp_path, release,
     model = f"SODAOPS_BUNDLE=gs://data/registry/versions/{VERSION},SODAOPS_RELOAD_S=null"
     for flag in (f"--update-labels=sodaops-previous={OLD}", "--image=i/serve:1a2b3c4", "--service-account=serve@acme", model):
         assert flag in deploy
+    assert deployed_settings(gcloud, ServeSettings, monkeypatch).trusted_proxies == ["169.254.0.0/16"]
     assert "--no-traffic --tag=c-1a2b3c4" in deploy
     assert ("SODAOPS_API_KEYS=keys:latest" in deploy) == ("key" in behaviour) and "s-3cr3t" not in deploy
     assert f"--to-revisions={NEW}=100" in move and "--remove-tags=c-0000000" in remove_tags
@@ -489,12 +502,15 @@ def test_a_command_that_fails(gcloud, tmp_path, release, done_file, command, err
 
 
 @pytest.mark.parametrize(("job", "action"), [("sodaops-drift", "update"), ((1, "ERROR: NOT_FOUND: Job not found"), "create")])
-def test_drift_is_checked_on_a_schedule(gcloud, tmp_path, job, action):
+def test_drift_is_checked_on_a_schedule(gcloud, tmp_path, job, action, monkeypatch):
+    from sodaops.drift.settings import WatchSettings
+
     with deployable(gcloud, tmp_path):
         gcloud.answer("jobs describe", job)
         done = gcloud.run("deploy.py", *DRIFT)
     assert done.returncode == 0, done.stderr
-    assert "SODAOPS_DRIFT_BUNDLE=gs://data/registry@champion" in changes(gcloud)[0]
+    settings = deployed_settings(gcloud, WatchSettings, monkeypatch)
+    assert settings.bundle == "gs://data/registry@champion" and settings.trusted_proxies == ["169.254.0.0/16"]
     last = gcloud.calls[-1]["command"]
     assert last[:5] == ["scheduler", "jobs", action, "http", "sodaops-drift"]
     url = next(part for part in last if part.startswith("--uri=")).partition("=")[2]
