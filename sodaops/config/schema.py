@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sodaops.config.alerts import AlertsConfig
+from sodaops.config.extensions import Extension
 from sodaops.config.sections import (
     Count,
     Delimiter,
@@ -307,7 +308,7 @@ class Config(Section):
     trainer: dict[str, Any]
     checkpoint: CheckpointConfig
     early_stopping: EarlyStoppingConfig
-    callbacks: dict[str, Any] = Field(description="more Lightning callbacks, each with its _target_")
+    callbacks: dict[str, Extension] = Field(description="more Lightning callbacks, each with its _target_")
     logger: LoggerConfig
     export: ExportConfig
     evaluate: EvaluateConfig

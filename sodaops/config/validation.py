@@ -113,6 +113,3 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "
             "a batch must hold the longest text."
         )
-    for name, callback in config.callbacks.items():
-        if not isinstance(callback, Mapping) or "_target_" not in callback:
-            yield f"callbacks.{name} has no _target_; expected a class, as in callbacks.{name}._target_=PACKAGE.CLASS."

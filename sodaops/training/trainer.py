@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import lightning as L
-from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sodaops.config.extensions import build
 from sodaops.config.schema import Config
 from sodaops.errors import ConfigError, nearest
 from sodaops.io import ranks
@@ -102,15 +102,8 @@ def make_callbacks(config: Config, run_dir: Path) -> list[Callback]:
         metric = {"monitor": config.checkpoint.monitor, "mode": config.checkpoint.mode}
         resumed_from = None if continues_in_place(config, run_dir) else config.ckpt_path
         callbacks.append(Patience(resumed_from, patience=config.early_stopping.patience, **metric))
-    for name, settings in config.callbacks.items():
-        try:
-            callback = instantiate(settings)
-        except Exception as error:  # a user's class may raise anything; name the key that it came from
-            raise ConfigError(f"callbacks.{name}: {error}") from error
-        if not isinstance(callback, Callback):
-            kind = type(callback).__name__
-            raise ConfigError(f"callbacks.{name}._target_={settings['_target_']}: expected a lightning Callback, got a {kind}.")
-        callbacks.append(callback)
+    for name, section in config.callbacks.items():
+        callbacks.append(build(f"callbacks.{name}", section, kind=Callback))
     return callbacks
 
 

@@ -122,7 +122,7 @@ def test_frozen():
         ("data__name", "../up", "data.name='../up'"),
         ("data__cleaning", "minimla", r"data.cleaning='minimla'.*did you mean minimal\?"),
         ("optim__batch_tokens", 64, "optim.batch_tokens=64 .*model.max_tokens=128"),
-        ("callbacks__mine", {"x": 1}, "callbacks.mine .*_target_"),
+        ("callbacks__mine", {"x": 1}, "callbacks.mine=.*_target_"),
         ("checkpoint__monitor", "val/macrof1", r"checkpoint.monitor='val/macrof1'.*did you mean val/macro_f1\?"),
         ("evaluate__split", "tset", r"evaluate.split='tset'.*did you mean test\?"),
         ("drift__alpha", 0.001, "drift.alpha=0.001 .*drift.n_permutations=8001"),

@@ -1,0 +1,111 @@
+"""Classes and functions of users' own: a section of the configuration names one by ``_target_``, beside its arguments."""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+from sodaops.errors import ConfigError, nearest, reason_of
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def _has_target(section: dict[str, Any]) -> dict[str, Any]:
+    if not _PATH.fullmatch(str(section.get("_target_"))):
+        raise PydanticCustomError("target", "expected a class or function in _target_, such as _target_=PACKAGE.MODULE.NAME")
+    return section
+
+
+Extension = Annotated[dict[str, Any], AfterValidator(_has_target)]  # {"_target_": "package.module.Name", argument: value}
+
+
+def load(key: str, path: str) -> Any:
+    """The class or function at an import path.
+
+    Args:
+        key: the configuration key that names it, for messages.
+        path: ``package.module.name``.
+
+    Raises:
+        ConfigError: it cannot be imported.
+
+    >>> load("loss._target_", "collections.abc.Mapping")
+    <class 'collections.abc.Mapping'>
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        hint = nearest(name, vars(sys.modules[module])) if module in sys.modules else ""
+        raise ConfigError(
+            f"{key}={path}: cannot be imported ({type(error).__name__}: {reason_of(error)}){hint}. Check the path; install its "
+            "package, or add its folder to PYTHONPATH."
+        ) from error
+
+
+def build(key: str, section: Mapping[str, Any], *arguments: Any, kind: type | None = None, **more: Any) -> Any:
+    """Calls the class or function of a section with the section's arguments. Nested sections with ``_target_`` are built first.
+
+    Args:
+        key: of the section, for messages.
+        section: with ``_target_``.
+        arguments: positional ones, before the section's.
+        kind: the class that the result must have; None: any.
+        more: named arguments, which the section cannot replace.
+
+    Raises:
+        ConfigError: it cannot be imported, takes other arguments, raises an error, or gives something else.
+
+    >>> build("head", {"_target_": "fractions.Fraction", "denominator": 2}, 3)
+    Fraction(3, 2)
+    >>> build("head", {"_target_": "fractions.Fraction", "denominater": 2}, 3)
+    Traceback (most recent call last):
+    sodaops.errors.ConfigError: head.denominater is not an argument of fractions.Fraction (did you mean denominator?).
+    """
+    from hydra.utils import instantiate  # the services, which build nothing, have no Hydra
+
+    target, own = section["_target_"], {name: value for name, value in section.items() if not re.fullmatch("_[a-z]+_", name)}
+    _check_arguments(key, target, load(f"{key}._target_", target), own, more)
+    try:
+        result = instantiate({**section, "_partial_": True, "_convert_": "all"})(*arguments, **more)
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(f"{key}: {target} raised {type(error).__name__}: {reason_of(error)}") from error
+    if kind is not None and not isinstance(result, kind):
+        raise ConfigError(
+            f"{key}._target_={target}: expected a {kind.__module__}.{kind.__qualname__}, got {type(result).__name__}."
+        )
+    return result
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Whether a class or function has an argument of this name.
+
+    >>> accepts(round, "ndigits"), accepts(round, "digits")
+    (True, False)
+    """
+    return name in _parameters(function)
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some classes written in C have none
+        return {}
+
+
+def _check_arguments(key: str, target: str, function: Any, own: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+    if not callable(function):
+        raise ConfigError(f"{key}._target_={target}: expected a class or function, got {type(function).__name__}.")
+    for name in own.keys() & more.keys():
+        raise ConfigError(f"{key}.{name}: training sets this argument of {target}; remove the key.")
+    parameters = _parameters(function)
+    if not parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return
+    for name in own:
+        if name not in parameters:
+            raise ConfigError(f"{key}.{name} is not an argument of {target}{nearest(name, parameters)}.")
