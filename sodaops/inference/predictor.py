@@ -81,9 +81,13 @@ class Predictor:
         Raises:
             BundleError: the tokenizer fails on this text.
         """
-        with parsing(self._tokenizer_name):
-            # Unlike encode, it releases the GIL.
-            return np.array(self._tokenizer.encode_batch_fast([cleaned])[0].ids, dtype=np.int64)
+        try:
+            if self.has_patterns:  # it may take long; unlike encode, this releases the GIL
+                return np.array(self._tokenizer.encode_batch_fast([cleaned])[0].ids, dtype=np.int64)
+            return np.array(self._tokenizer.encode(cleaned).ids, dtype=np.int64)
+        except BaseException:  # the tokenizer's Rust code may panic, which is no Exception
+            with parsing(self._tokenizer_name):
+                raise
 
     def is_empty(self, row: np.ndarray) -> bool:
         """Whether a text gave no tokens but special ones: it has no characters, or none that the tokenizer knows."""
@@ -164,8 +168,9 @@ class Predictor:
 
     def prediction(self, row: np.ndarray) -> Prediction:
         """The prediction for a row of probabilities, float32 [n_labels]."""
-        best = int(row.argmax())
-        return Prediction(self.info.labels[best], float(row[best]), dict(zip(self.info.labels, row.tolist(), strict=True)))
+        probs = row.tolist()
+        best = max(range(len(probs)), key=probs.__getitem__)  # argmax would give up the GIL, and wait for it again
+        return Prediction(self.info.labels[best], probs[best], dict(zip(self.info.labels, probs, strict=True)))
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The predictions for raw texts, in their order."""

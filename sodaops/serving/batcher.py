@@ -261,7 +261,8 @@ def _prepare(predictor: Predictor, texts: Sequence[str], cleaned: bool) -> Prepa
         rows = [predictor.encode(text) for text in clean]
     except BundleError as error:  # for the client an internal error, since any text should have an answer
         raise RuntimeError(str(error)) from error
-    empty = next((place for place, row in enumerate(rows) if predictor.is_empty(row)), None)
-    if empty is not None and not cleaned:
-        raise EmptyText(empty)
+    if not cleaned:
+        for place, row in enumerate(rows):
+            if predictor.is_empty(row):
+                raise EmptyText(place)
     return Prepared(clean, rows)

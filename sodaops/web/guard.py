@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,15 @@ HEADERS = {  # of every response that does not set them itself
     b"cache-control": b"no-store",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
 }
+
+
+def _new_ids() -> Iterator[bytes]:
+    while True:
+        block = os.urandom(4096)  # one system call for many requests
+        yield from (block[i : i + 16].hex().encode() for i in range(0, len(block), 16))
+
+
+_NEW_IDS = _new_ids()
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -89,7 +98,7 @@ class Guard:
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")
         if not _ID.fullmatch(request_id):
-            request_id = os.urandom(16).hex().encode()
+            request_id = next(_NEW_IDS)
         scope.setdefault("state", {}).update(request_id=request_id.decode(), began=began)
         if scope.get("fastapi.telemetry"):
             trace.get_current_span().set_attribute("request_id", request_id.decode())

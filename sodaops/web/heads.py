@@ -8,6 +8,7 @@ from starlette.types import Scope
 
 Refusal = tuple[int, str, dict[str, str]]  # status, detail, headers of the response
 _PROBES = ("/healthz", "/readyz")  # load balancers ask them by address
+_NOT_ASCII = re.compile(rb"%(?![0-7][0-9A-Fa-f])|[\x80-\xff]")
 _NOT_HEX = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _JSON = re.compile(rb"application/(?:[\w.+-]+\+)?json *(?:; *charset *= *\"?utf-?8\"? *)?", re.IGNORECASE)
 _ONCE = (b"host", b"content-type", b"content-encoding", b"content-length", b"authorization", b"x-api-key")
@@ -32,7 +33,7 @@ def head_fault(
     if allowed_hosts and path not in _PROBES and not _is_allowed(headers.get(b"host", b""), allowed_hosts):
         return 400, "the header host names a host that is not allowed (allowed_hosts)", {}
     for part, value in (("path", scope.get("raw_path") or b""), ("query", scope.get("query_string", b""))):
-        if b"%" in value or not value.isascii():
+        if _NOT_ASCII.search(value):
             if _NOT_HEX.search(value):
                 return 400, f"the {part} has a % without two hexadecimal digits", {}
             try:

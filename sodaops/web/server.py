@@ -80,6 +80,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # Connections that wait, oldest first: those that never completed a request, and the others.
         shared = vars(self.server_state).setdefault("waiting", ({}, {}))
         self._waiting: tuple[dict[BoundedProtocol, None], dict[BoundedProtocol, None]] = shared
+        self._group: dict[BoundedProtocol, None] | None = None  # the one of these two that it is in
         self._deadline: TimerHandle | None = None
         self._refusal = 400, "not a valid HTTP/1.1 request"
         self._in_head = self._in_message = self._is_known = False
@@ -139,7 +140,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= self._limits.pipelined:
             raise _Refused
         self._in_head = False
-        self._set_deadline(None)  # the application limits the time for the body
+        if self._deadline is not None:  # the application limits the time for the body
+            self._set_deadline(None)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -197,14 +199,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def _wait(self, seconds: float | None) -> None:
         """Notes that the client has to act, and for how long at most; None: as long as uvicorn keeps idle connections."""
         self._go_on()
-        self._waiting[self._is_known][self] = None
-        self._set_deadline(seconds)
+        self._group = self._waiting[self._is_known]
+        self._group[self] = None
+        if seconds is not None:
+            self._set_deadline(seconds)
 
     def _go_on(self) -> None:
         """Ends the wait."""
-        for group in self._waiting:
-            group.pop(self, None)
-        self._set_deadline(None)
+        if self._group is not None:
+            del self._group[self]
+            self._group = None
+        if self._deadline is not None:
+            self._set_deadline(None)
 
     def _set_deadline(self, seconds: float | None) -> None:
         if self._deadline is not None:
