@@ -74,6 +74,7 @@ def test_multirun_leaves_a_folder_a_job(small_tweets, tmp_path):
     assert (tmp_path / "sweep/0/checkpoints/best.ckpt").exists() and (tmp_path / "sweep/1/.hydra").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
     (tmp_path / "mine/data").mkdir(parents=True)
     own = {"defaults": ["base"], "name": "mine", "path": str(small_tweets), "label_column": "sentiment"}
@@ -125,6 +126,7 @@ def test_no_traceback_from_the_shell(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("ConfigError: optim.lrr")
 
 
+@pytest.mark.slow
 def test_a_sweep_into_one_folder_is_refused(tmp_path, capsys):
     sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     assert main(["train", "--multirun", "seed=0,1", "experiment=smoke", f"run_dir={tmp_path / 'one'}", sweep]) == 2

@@ -48,6 +48,7 @@ def test_no_drift(run, drift_bundle, logged_rows):
     assert {path.name for path in Path("outputs/drift").iterdir()} == {"drift.html", "drift.json", "evidently.html"}
 
 
+@pytest.mark.slow
 def test_drift_with_the_champion_of_a_registry(run, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.others)
     registry = Registry("models")

@@ -150,6 +150,7 @@ def test_the_first_page_under_a_prefix(watched):
     assert client.get("/drift/").headers["location"] == "/drift/report"
 
 
+@pytest.mark.slow
 def test_too_few_requests(watched, logged_rows):
     run_on(watched, logged_rows.others)
     answer = run_on(watched, logged_rows.fresh.slice(0, 30))
@@ -175,6 +176,7 @@ def test_another_bundle_damaged_parts_and_a_clock_ahead(watched, logged_rows):
     assert not any(name.startswith("sodaops_drift_detected") for name in metrics(watched.client))
 
 
+@pytest.mark.slow
 def test_never_two_runs_at_once(watched, logged_rows):
     """One part is a pipe: reading it waits until somebody has written to it."""
     run_on(watched, logged_rows.others)
@@ -196,6 +198,7 @@ def test_never_two_runs_at_once(watched, logged_rows):
     assert sum(runs(watched.client).values()) == runs_before + 1
 
 
+@pytest.mark.slow
 def test_a_bundle_that_vanishes_or_is_replaced(watched, logged_rows):
     run_on(watched, logged_rows.others)
     n_failed = runs(watched.client).get("failed", 0)
@@ -251,6 +254,7 @@ def test_refused_settings(monkeypatch, changes, variable):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_refused_settings_end_the_process(tmp_path):
     env = {**os.environ, "SODAOPS_DRIFT_BUNDLE": "b"}
     done = subprocess.run(

@@ -92,6 +92,7 @@ def test_a_run_alone(run, capsys):
     assert not [path for path in RUN.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_champion_with_a_gate_and_a_look_at_its_requests(run):
     registry = Registry("registry")
     registry.register(RUN / "bundle", "first try")

@@ -100,6 +100,7 @@ def test_the_bundle_is_of_the_best_epoch(trained):
     assert Predictor(trained / "run/bundle").info.metrics["val"]["macro_f1"] == pytest.approx(max(scores), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_the_best_and_the_last_epoch(small_tweets, tmp_path):
     # Without learning, the first epoch is the best one.
     fit_tiny(tmp_path, small_tweets, "optim.lr=1e-12", "optim.head_lr=1e-12", "trainer.max_epochs=3")
@@ -375,6 +376,7 @@ def test_evaluate_refuses_other_splits(trained, small_tweets, tmp_path, capsys):
         assert key in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_on_val_with_slices_and_baselines(trained, tmp_path, small_tweets, capsys):
     splits = f"evaluate.splits_dir={tmp_path / 'splits'}"
     assert main(["preprocess", splits, f"data.path={small_tweets}", "data.slice_columns=[votes_neutral]"]) == 0

@@ -130,6 +130,7 @@ def test_soft_targets():
     np.testing.assert_allclose(mixed, [[0.1, 0, 0.9], [0.6, 0, 0.4], [0, 1, 0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_texts_without_tokens_are_left_out_of_training_with_their_rows(trained, tmp_path, caplog):
     splits = Path(shutil.copytree(trained / "splits", tmp_path / "splits"))
     table = pq.read_table(splits / "train.parquet")

@@ -441,6 +441,7 @@ def test_a_smoke_test_that_fails_leaves_the_traffic(gcloud, tmp_path, release, d
     assert not any(path.startswith("/all") for path, _ in service.seen) and not done_file.exists()
 
 
+@pytest.mark.slow
 def test_a_service_that_fails_under_traffic_gets_the_old_revision_back(gcloud, tmp_path, release, done_file):
     with deployable(gcloud, tmp_path, broken="/all"):
         done = release()
@@ -452,6 +453,7 @@ def test_a_service_that_fails_under_traffic_gets_the_old_revision_back(gcloud, t
     assert json.loads(done_file.read_text()) == {"revision": NEW, "good": False}
 
 
+@pytest.mark.slow
 def test_the_old_revision_may_answer_for_a_while_after_the_traffic_has_moved(gcloud, tmp_path, release):
     with deployable(gcloud, tmp_path, n_old=1) as service:
         done = release("--smoke-s=10")

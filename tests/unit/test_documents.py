@@ -2,6 +2,8 @@
 
 import subprocess
 
+import pytest
+
 from tests.commands import PAGES, blocks, faults
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -22,6 +24,7 @@ def test_commands_are_bash():
     assert faults_found == []
 
 
+@pytest.mark.slow
 def test_commands_that_are_not_run_name_what_exists():
     not_run = [block for block in BASH if block.not_run]
     assert len(BASH) > 15 and not_run

@@ -76,6 +76,7 @@ def names(found):
     return [cause.name for cause in found.causes]
 
 
+@pytest.mark.slow
 def test_the_reference_is_small_holds_no_text_and_is_the_same_each_time(trained, tmp_path):
     file = trained / "run/bundle" / layout.DRIFT
     known = reference.read_reference(trained / "run/bundle", layout.read_info(trained / "run/bundle"))
@@ -143,6 +144,7 @@ def test_fresh_texts_of_the_same_source_are_no_drift(predictor, known, fresh):
         assert found.judged and not found.drifted and not found.causes and found.n_texts == 200, found.message
 
 
+@pytest.mark.slow
 def test_reviews_in_place_of_tweets_are_named(predictor, known, reviews):
     for first in (0, 200, 400):
         found = judge(predictor, known, reviews.slice(first, 200))
@@ -150,6 +152,7 @@ def test_reviews_in_place_of_tweets_are_named(predictor, known, reviews):
         assert found.examples and all(example.text for example in found.examples)
 
 
+@pytest.mark.slow
 def test_causes_are_named(predictor, known, fresh):
     bundle_id = predictor.info.bundle_id
     mixed = fresh.slice(0, 200)

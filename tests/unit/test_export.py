@@ -222,6 +222,7 @@ def test_a_graph_that_ignores_its_mask_is_refused(bundle, exporting, trained, mo
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_an_int8_that_loses_too_much_is_not_written(bundle, exporting, trained, monkeypatch, run):
     def coarse(model):
         model = quantized(model)

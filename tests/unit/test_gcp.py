@@ -110,6 +110,7 @@ def test_a_plan_needs_no_gcloud_and_no_account(empty, policies, monkeypatch):
     assert done.returncode == 1 and "gcloud" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_exists_is_not_created_again(empty, applied, policies):
     wanted = made(applied)
     assert len(wanted) > 50 and len(set(wanted)) == len(wanted) - 3  # the alert policies differ in their input

@@ -212,6 +212,7 @@ def test_loss_with_targets_weights_and_smoothing():
     assert smoothed.item() == pytest.approx(-((0.8 * targets + 0.1) * logs).sum(1).mean().item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_datamodule_mixes_votes_into_targets(trained, small_tweets):
     pretrained = pretrained_module.load_pretrained(model_config("model=tiny"))
     for weight in (0.0, 0.5):

@@ -24,6 +24,7 @@ def pretrained_tiny(*overrides):
     return pretrained_module.load_pretrained(configured("model=tiny", *overrides).model)
 
 
+@pytest.mark.slow
 def test_all_faults_are_found_before_the_training(run, write, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     write("file", "")

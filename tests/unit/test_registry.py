@@ -322,6 +322,7 @@ def test_addresses(workdir, bundles):
         address_of("models@champion")
 
 
+@pytest.mark.slow
 def test_the_commands(workdir, bundles, capsys):
     assert main(["registry", "list"]) == 0
     assert main(["registry", "history", "--json"]) == 0 and capsys.readouterr().out.endswith("[]\n")

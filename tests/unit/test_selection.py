@@ -76,6 +76,7 @@ def test_a_sweep_of_run_folders(workdir, capsys):
     assert json.loads(capsys.readouterr().out)["best"]["value"] == pytest.approx(0.7), "studies of one name stay apart"
 
 
+@pytest.mark.slow
 def test_a_sweep_on_wandb(monkeypatch):
     """W&B's servers cannot be reached here, so their answer is a stub."""
     import wandb

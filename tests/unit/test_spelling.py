@@ -89,6 +89,7 @@ def test_a_value_without_a_spelling_is_refused():
         build_config({**tree, "data": {**tree["data"], "labels": [True, False], "vote_columns": None}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "same"),
     [

@@ -226,6 +226,7 @@ def two_workers(write, monkeypatch):
     write("t.csv", table(make_rows(3000)))
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_splits(two_workers, monkeypatch):
     manifest = preprocess(config_of(), "splits")
     monkeypatch.setattr(workers, "LOCAL_ROWS", 10**9)
@@ -233,6 +234,7 @@ def test_worker_processes_give_the_same_splits(two_workers, monkeypatch):
     assert read_splits() == read_splits("here") and temporary_files() == []
 
 
+@pytest.mark.slow
 def test_errors_in_worker_processes_are_raised(two_workers):
     long = [(f"{i} {random.randbytes(500).hex()}", label) for i, (_, label) in enumerate(make_rows(1000))]
     Path("t.csv").write_text(table([*make_rows(1000), *long]))

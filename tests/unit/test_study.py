@@ -59,6 +59,7 @@ def fail(study, trial, **attributes):
     study.tell(trial, state=TrialState.FAIL)
 
 
+@pytest.mark.slow
 def test_a_trial_without_heartbeats_is_requeued(study, studies, space, lost_trials, monkeypatch):
     lost, alive = study.ask(space), study.ask(space)
     for trial in (lost, alive):
@@ -73,6 +74,7 @@ def test_a_trial_without_heartbeats_is_requeued(study, studies, space, lost_tria
     assert studies.was_marked_lost(study, lost) and not studies.was_marked_lost(study, alive)
 
 
+@pytest.mark.slow
 def test_no_trial_is_lost_just_after_the_database_came_back(study, studies, space, lost_trials):
     studies.Heartbeats(study).add(study.ask(space)._trial_id)
     until_stale(study)
@@ -81,6 +83,7 @@ def test_no_trial_is_lost_just_after_the_database_came_back(study, studies, spac
     assert states(study) == ["RUNNING"]
 
 
+@pytest.mark.slow
 def test_a_requeued_trial_that_died_before_its_first_heartbeat(study, studies, space, lost_trials):
     first = study.ask(space)
     studies.Heartbeats(study).add(first._trial_id)
