@@ -225,3 +225,21 @@ def logged_rows(drift_bundle: Path) -> Any:
     from tests.watching import Rows
 
     return Rows(drift_bundle)
+
+
+@pytest.fixture(scope="session")
+def extensions_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that tests/extensions_package is installed in, once for all workers."""
+    from tests.extensions import install
+
+    return made_once(tmp_path_factory, "extensions", install) / "site"
+
+
+@pytest.fixture
+def extensions(extensions_site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Makes the extensions of that package importable; returns its folder of YAML files, for ``--config-dir``."""
+    from tests.extensions import NAME, forget
+
+    monkeypatch.syspath_prepend(extensions_site)
+    yield extensions_site / NAME / "conf"
+    forget()

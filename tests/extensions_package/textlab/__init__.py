@@ -1,0 +1,1 @@
+"""Extensions of SoDaOps, as a user's own package has them."""
