@@ -1,16 +1,21 @@
 """The bundle: one folder with everything that is needed to answer a request, and a hash of every file in it.
 
 ```
-bundle.json          labels, cleaning, token limit, pooling, origin, and the hashes of the other files
-model.safetensors    weights of encoder and head
-model.onnx           the model as an ONNX graph, float32
-model.int8.onnx      the same with 8-bit matrix products, if it passed its check
-encoder.json         the encoder's architecture
+bundle.json            labels, cleaning, token limit, pooling, origin, and the hashes of the other files
+config.json            the encoder's architecture
+model.safetensors      the encoder's weights
+head.safetensors       the head's weights
+model.onnx             the model as an ONNX graph, float32
+model.int8.onnx        the same with 8-bit matrix products, if it passed its check
 tokenizer.json
-drift.npz            the drift reference: numbers about train and val, no text
-config.yaml          the training run's resolved configuration
-data_manifest.json   the manifest of the splits that it was trained on
+tokenizer_config.json
+drift.npz              the drift reference: numbers about train and val, no text
+config.yaml            the training run's resolved configuration
+data_manifest.json     the manifest of the splits that it was trained on
 ```
+
+transformers' AutoModel and AutoTokenizer read the encoder and the tokenizer from it. Format 1 had encoder.json in place of
+config.json, all weights in model.safetensors, and no tokenizer_config.json.
 
 No file is read that bundle.json does not hash. What is parsed is what was hashed: a file is read once.
 """
@@ -36,20 +41,26 @@ from sodaops.text.cleaning import POLICIES
 
 INFO = "bundle.json"
 WEIGHTS = "model.safetensors"
-ENCODER = "encoder.json"
+HEAD = "head.safetensors"
+ENCODER = "config.json"
 TOKENIZER = "tokenizer.json"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 CONFIG = "config.yaml"
 DATA = "data_manifest.json"
-FILES = (WEIGHTS, ENCODER, TOKENIZER, CONFIG, DATA)
+OLDER_ENCODER = "encoder.json"
+FORMAT = 2
+FILES_OF = {  # format -> the files that every bundle has besides bundle.json
+    1: (WEIGHTS, OLDER_ENCODER, TOKENIZER, CONFIG, DATA),
+    2: (WEIGHTS, HEAD, ENCODER, TOKENIZER, TOKENIZER_SETTINGS, CONFIG, DATA),
+}
 ONNX = {"float32": "model.onnx", "int8": "model.int8.onnx"}
 DRIFT = "drift.npz"
-NAMES = (*FILES, *ONNX.values(), DRIFT, INFO)  # the only files that a bundle may hold
+NAMES = (*FILES_OF[FORMAT], OLDER_ENCODER, *ONNX.values(), DRIFT, INFO)  # the only files that a bundle may hold
 CARD = "card.md"  # for people; a registry writes it beside a bundle's files
-FORMAT = 1
 _MIB = 2**20
 _MAX_BYTES = {  # a graph in one file has at most 2 GiB
-    WEIGHTS: 2**36, **dict.fromkeys(ONNX.values(), 2**31), TOKENIZER: 256 * _MIB, DRIFT: 256 * _MIB, DATA: 64 * _MIB,
-    INFO: 16 * _MIB, ENCODER: 16 * _MIB, CONFIG: _MIB,
+    WEIGHTS: 2**36, **dict.fromkeys((HEAD, *ONNX.values()), 2**31), TOKENIZER: 256 * _MIB, DRIFT: 256 * _MIB,
+    DATA: 64 * _MIB, **dict.fromkeys((INFO, ENCODER, OLDER_ENCODER), 16 * _MIB), TOKENIZER_SETTINGS: _MIB, CONFIG: _MIB,
 }  # fmt: skip
 
 
@@ -102,7 +113,8 @@ def compute_bundle_id(files: dict[str, str], **settings: Any) -> str:
 
 def write_info(folder: Path, **fields: Any) -> BundleInfo:
     """Hashes the files of a folder and writes its bundle.json; ``fields`` are :class:`BundleInfo`'s other fields."""
-    names = [*FILES, *(ONNX[variant] for variant in fields.get("onnx", {})), *([DRIFT] if (folder / DRIFT).exists() else [])]
+    names = [*FILES_OF[fields.get("format", FORMAT)]]
+    names += [*(ONNX[variant] for variant in fields.get("onnx", {})), *([DRIFT] if (folder / DRIFT).exists() else [])]
     files = {name: storage.sha256_of(folder / name) for name in names}
     info = BundleInfo(files=files, bundle_id=compute_bundle_id(files, **_settings(fields)), **fields)
     (folder / INFO).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -121,9 +133,11 @@ def read_info(path: str | Path) -> BundleInfo:
             fields = parse_json(file.read(_MAX_BYTES[INFO]))
     except FileNotFoundError:
         raise BundleError(f"{path}: no {INFO}; expected a folder that training wrote (RUN/bundle).") from None
-    if fields.get("format") != FORMAT:
+    if fields.get("format") not in [*FILES_OF]:
         written = printable(repr(fields.get("format")))
-        raise BundleError(f"{path / INFO}: format={written}; this version reads {FORMAT}. Install the version that wrote it.")
+        raise BundleError(
+            f"{path / INFO}: format={written}; this version reads {some([*FILES_OF])}. Install the version that wrote it."
+        )
     try:
         info = BundleInfo(**fields)
     except ValidationError as error:
@@ -136,7 +150,7 @@ def read_info(path: str | Path) -> BundleInfo:
 def _inconsistencies(info: BundleInfo) -> list[str]:
     known = {*NAMES} - {INFO}
     faults = [f"{printable(repr(name))} is not a bundle's file" for name in sorted(info.files) if name not in known]
-    faults += [f"{name} is missing in the files of {INFO}" for name in FILES if name not in info.files]
+    faults += [f"{name} is missing in the files of {INFO}" for name in FILES_OF[info.format] if name not in info.files]
     faults += [f"onnx.{printable(variant)} has no file" for variant in info.onnx if ONNX.get(variant) not in info.files]
     if compute_bundle_id(info.files, **_settings(vars(info))) != info.bundle_id:
         faults.insert(0, f"{INFO} has been changed")

@@ -56,16 +56,26 @@ def save_bundle(
     Raises:
         StorageError: the disk is full, or the folder cannot be written to.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tokenizer.no_padding()
     tokenizer.no_truncation()
     with storage.atomic_folder(path, layout.NAMES) as folder:
         try:
-            save_file(weights, folder / layout.WEIGHTS)
+            for name, part in ((layout.WEIGHTS, model.transformer), (layout.HEAD, model.head)):
+                weights = {key: tensor.detach().cpu().contiguous() for key, tensor in part.state_dict().items()}
+                save_file(weights, folder / name, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(str(error)) from error
         storage.write_json(folder / layout.ENCODER, _without_paths(settings_of(model.transformer)))
         (folder / layout.TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+        storage.write_json(
+            folder / layout.TOKENIZER_SETTINGS,
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "pad_token": tokenizer.id_to_token(pad_token_id),
+                "model_max_length": config.model.max_tokens,
+                "model_input_names": ["input_ids", "attention_mask"],
+            },
+        )
         settings = _without_paths(config.model_copy(update={"run_dir": None}).model_dump(mode="json"))
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         (folder / layout.CONFIG).write_text(text, encoding="utf-8")
@@ -111,11 +121,13 @@ def load_bundle(path: str | Path) -> Loaded:
         BundleError: missing, incomplete or damaged.
     """
     info = layout.read_info(path)
-    layout.verify(path, info, {*info.files} - {layout.ENCODER, layout.WEIGHTS, layout.TOKENIZER})
-    settings = layout.read_json(path, info, layout.ENCODER)
-    with parsing(Path(path) / layout.WEIGHTS):
-        weights = load(layout.read_file(path, info, layout.WEIGHTS))
-    with parsing(f"{path}: {layout.ENCODER} and {layout.WEIGHTS}"):
+    encoder = layout.OLDER_ENCODER if info.format == 1 else layout.ENCODER
+    layout.verify(path, info, {*info.files} - {encoder, layout.WEIGHTS, layout.HEAD, layout.TOKENIZER})
+    settings = layout.read_json(path, info, encoder)
+    weights = _read_weights(path, info, layout.WEIGHTS, "" if info.format == 1 else "transformer.")
+    if info.format > 1:
+        weights |= _read_weights(path, info, layout.HEAD, "head.")
+    with parsing(f"{path}: {encoder} and {layout.WEIGHTS}"):
         _check_layers(settings, len(weights))
         with torch.device("meta"):  # compares names and shapes, before memory is taken for them
             _encoder(info, settings).load_state_dict(weights, assign=True)
@@ -124,6 +136,11 @@ def load_bundle(path: str | Path) -> Loaded:
     with parsing(Path(path) / layout.TOKENIZER):
         tokenizer = Tokenizer.from_buffer(layout.read_file(path, info, layout.TOKENIZER))
     return Loaded(info, model.eval(), tokenizer)
+
+
+def _read_weights(path: str | Path, info: layout.BundleInfo, name: str, prefix: str) -> dict[str, torch.Tensor]:
+    with parsing(Path(path) / name):
+        return {f"{prefix}{key}": tensor for key, tensor in load(layout.read_file(path, info, name)).items()}
 
 
 def _encoder(info: layout.BundleInfo, settings: Mapping[str, Any]) -> TextEncoder:

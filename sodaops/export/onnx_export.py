@@ -90,7 +90,7 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
     path, bundle = Path(path), load_bundle(path)
     texts = _read_texts(bundle, Path(splits_dir))
     with storage.atomic_folder(path, layout.NAMES) as folder:
-        for name in layout.FILES:
+        for name in layout.FILES_OF[bundle.info.format]:
             shutil.copyfile(path / name, folder / name)
         fields, gates = _add_variants(str(path), folder, bundle, variants, texts)
         for variant in gates.keys() - fields["onnx"].keys():
@@ -122,7 +122,7 @@ def _add_variants(
     name: str, folder: Path, bundle: Loaded, variants: Sequence[str], texts: _Texts
 ) -> tuple[dict[str, Any], dict[str, Gate]]:
     """Writes and measures the models; returns the fields of bundle.json, and each variant's measurements."""
-    fields = {key: value for key, value in asdict(bundle.info).items() if key not in ("files", "bundle_id", "format")}
+    fields = {key: value for key, value in asdict(bundle.info).items() if key not in ("files", "bundle_id")}
     fields["onnx"], gates = {}, {}
     for variant in [variant for variant in layout.ONNX if variant in variants]:  # int8 is made from float32
         gates[variant] = gate = _add(variant, folder, bundle, fields, texts)

@@ -40,7 +40,8 @@ def fit_tiny(folder, tweets, *more, **arguments):
 
 
 def weights(folder):
-    return safetensors.load_file(folder / "run/bundle/model.safetensors")
+    parts = [safetensors.load_file(folder / f"run/bundle/{part}.safetensors") for part in ("model", "head")]
+    return parts[0] | parts[1]
 
 
 def checkpoint(folder, name="last"):
@@ -71,8 +72,9 @@ def test_files_of_a_run(trained):
     run = trained / "run"
     files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     assert [name for name in files if not name.startswith("evaluation/plots/")] == [
-        "bundle/bundle.json", "bundle/config.yaml", "bundle/data_manifest.json", "bundle/drift.npz", "bundle/encoder.json",
-        "bundle/model.int8.onnx", "bundle/model.onnx", "bundle/model.safetensors", "bundle/tokenizer.json",
+        "bundle/bundle.json", "bundle/config.json", "bundle/config.yaml", "bundle/data_manifest.json", "bundle/drift.npz",
+        "bundle/head.safetensors", "bundle/model.int8.onnx", "bundle/model.onnx", "bundle/model.safetensors",
+        "bundle/tokenizer.json", "bundle/tokenizer_config.json",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
         "evaluation/metrics.json", "evaluation/predictions.parquet", "evaluation/report.html",
         "metrics/hparams.yaml", "metrics/metrics.csv", "run.json",
