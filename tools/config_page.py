@@ -25,6 +25,17 @@ All keys with their defaults. `make params` writes this page from the schema (so
 and `--cfg job` prints the whole configuration. Mistakes are reported together, each with the nearest name and exit code 2. The
 grammar is [Hydra's](https://hydra.cc/docs/advanced/override_grammar/basic/).
 
+`hydra.searchpath=[FOLDER]` and search path plugins work too. A config.yaml of your own, for `--config-path FOLDER` or an
+application with `@hydra.main`, starts from this configuration, and may replace options and keys:
+
+```yaml
+defaults: [sodaops, override model: tiny, _self_]
+seed: 7
+run_dir: ${hydra:runtime.output_dir}
+```
+
+In the application, `sodaops.config.compose.to_config(tree)` validates the tree.
+
 """
 
 

@@ -44,6 +44,8 @@ HYDRA = (
     _arg("-p", "--package", help="with --cfg: print only this section"),
     _arg("-i", "--info", nargs="?", choices=["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"],
          help="print how the configuration is composed"),
+    _arg("-cp", "--config-path", metavar="FOLDER", help="a folder with your own config.yaml"),
+    _arg("-cn", "--config-name", metavar="NAME", help="of that file, if not config"),
     _arg("--hydra-help", action="store_true", help="Hydra's own help"),
 )  # fmt: skip
 # What every command that reads the configuration accepts.

@@ -58,7 +58,8 @@ def run_sweep_wandb(args: argparse.Namespace) -> None:
     from sodaops.search import wandb_sweep
 
     config = configured(args)
-    definition = wandb_sweep.sweep_definition(config, args.overrides)
+    own = [f"--config-dir={Path(args.config_dir).resolve()}"] if args.config_dir else []
+    definition = wandb_sweep.sweep_definition(config, [*own, *args.overrides])
     path = Path("multirun") / config.search.study / "wandb_sweep.yaml"
     wandb_sweep.write_sweep_file(path, definition)
     print(f"sweep: {path}")

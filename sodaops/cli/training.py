@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -80,11 +81,12 @@ def run_train(options: argparse.Namespace) -> None:
         raise ConfigError("--shell-completion: use `sodaops completion bash`, or zsh, in its place.")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--params")
-    own, words = parser.parse_known_args(options.words)
+    parser.add_argument("--config-path")
+    own, words = parser.parse_known_args([re.sub("^-cp(?==|$)", "--config-path", word) for word in options.words])
     if own.params is not None:
         train_and_show(load_params(own.params, words))
     else:
-        run_hydra(train_and_show, words)
+        run_hydra(train_and_show, words, own.config_path)
 
 
 def run_preprocess(options: argparse.Namespace) -> None:

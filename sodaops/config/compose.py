@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from traceback import walk_tb
 
 import yaml
 from hydra import compose as hydra_compose, initialize_config_dir, main as hydra_main
@@ -36,7 +37,10 @@ def compose(overrides: Sequence[str] = (), extra_dir: str | None = None) -> Conf
     if extra_dir is not None:
         if not Path(extra_dir).is_dir():
             raise ConfigError(f"--config-dir {extra_dir}: no such folder.")
-        overrides = [*overrides, f'hydra.searchpath=["file://{Path(extra_dir).resolve()}"]']
+        paths = "hydra.searchpath=["
+        given = [text[len(paths) :].rstrip("] ") for text in overrides if text.startswith(paths)]
+        paths += ",".join([f'"file://{Path(extra_dir).resolve()}"', *filter(None, given)]) + "]"
+        overrides = [*(text for text in overrides if not text.startswith("hydra.searchpath=")), paths]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return to_config(hydra_compose("config", overrides=[keep_spelling(text) for text in overrides]))
 
@@ -68,8 +72,14 @@ def to_config(tree: DictConfig) -> Config:
     return build_config(OmegaConf.to_container(tree, resolve=True, throw_on_missing=True))
 
 
-def run_hydra(command: Callable[[Config], float | None], argv: Sequence[str]) -> None:
-    """Runs a command as a Hydra application, with run folders, ``--multirun``, ``--cfg job`` and Hydra's other options."""
+def run_hydra(command: Callable[[Config], float | None], argv: Sequence[str], config_path: str | None = None) -> None:
+    """Runs a command as a Hydra application, with run folders, ``--multirun``, ``--cfg job`` and Hydra's other options.
+
+    Args:
+        command: called with the configuration of each run; what it returns is the value for a sweep.
+        argv: overrides and options of Hydra.
+        config_path: the folder with the primary configuration, in place of conf/.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     for text in argv:
         if re.match(r"hydra\.(run|sweep)\.\w+=.*://", text):
@@ -77,7 +87,9 @@ def run_hydra(command: Callable[[Config], float | None], argv: Sequence[str]) ->
     argv = [keep_spelling(text) for text in argv]
     errors: list[SodaOpsError] = []
 
-    @hydra_main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    folder = config_path if config_path and "://" in config_path else str(Path(config_path or conf_dir()).absolute())
+
+    @hydra_main(version_base="1.3", config_path=folder, config_name="config")
     def job(tree: DictConfig) -> float | None:
         hydra = HydraConfig.get()
         try:
@@ -111,6 +123,10 @@ def explain_error(error: Exception) -> SodaOpsError | None:
     """Translates an error of Hydra or OmegaConf for the user; None for any other error."""
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{error.full_key} is missing; set {error.full_key}=VALUE.")
+    if isinstance(error, RecursionError) and any(
+        "defaults_list.py" in f.f_code.co_filename for f, _ in walk_tb(error.__traceback__)
+    ):
+        return ConfigError("a configuration file has itself among its defaults; config.yaml of your own starts from `sodaops`.")
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     text = str(error).strip()
@@ -123,9 +139,10 @@ def explain_error(error: Exception) -> SodaOpsError | None:
         if name not in names and names:
             where = ".".join(section) or "the top level"
             return ConfigError(f"{key[1]} is not a key{nearest(name, names)}; {where} has: {some(names, 40)}.")
-    option = re.search(r"(?:Could not find|In '[^']+': Could not find) '(\w+)/([^']+)'", text)
-    if option and (conf_dir() / option[1]).is_dir():
-        present = group_options(option[1])
+    option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
+    if option:
+        listed = re.search(r"Available options in .*?:((?:\n\t.*)+)", text)
+        present = [name for name in (listed[1].split() if listed else group_options(option[1])) if name != "base"]
         own = {"model": ", or set model.name_or_path to a hub name or a folder", "data": ", or set data=csv data.path=FILE"}
         return ConfigError(
             f"{option[1]}={option[2]}: no such option{nearest(option[2], present)}; {option[1]} has: {some(present, 40)}"
