@@ -25,13 +25,13 @@ from sodaops.errors import DataError, some
 from sodaops.io import storage
 from sodaops.io.progress import progress
 from sodaops.io.remote import local_copy
-from sodaops.text import bulk_cleaning, cleaning
+from sodaops.text import bulk_cleaning, cleaning, policies
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 2  # increase it when the same table would give other splits, which makes existing splits stale
 _LATER_KEYS = ("delimiter", "encoding")  # without a value the splits are those of earlier versions
-PART_CODE = (bulk_cleaning, cleaning, parts)  # the modules that determine the content of a part
+PART_CODE = (bulk_cleaning, cleaning, parts, policies)  # the modules that determine the content of a part
 _RARE = 5  # a label with fewer rows may be a typing error
 # Keys that do not change the content of the splits.
 _UNUSED_KEYS = {"name", "path", "files", "watch", "added", "ray"}

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from sodaops.bundle import layout
+from sodaops.bundle.card import render_card
 from sodaops.bundle.files import parsing
 from sodaops.errors import RegistryError, nearest, some
-from sodaops.registry.card import render_card
 from sodaops.registry.history import History, State, author, timestamp
 from sodaops.registry.store import open_store
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from sodaops import pages
 from sodaops.bundle import layout
+from sodaops.bundle.card import LIMITS
 from sodaops.config.schema import Config
 from sodaops.drift.check import NUMBERS
 from sodaops.errors import BundleError, ConfigError, DataError, RegistryError, some
 from sodaops.io import remote, runs, storage
-from sodaops.registry.card import LIMITS
 from sodaops.registry.checks import Verdict
 from sodaops.registry.gate import GATE_JSON, GateResult
 from sodaops.registry.registry import CHAMPION, Registry
