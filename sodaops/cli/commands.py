@@ -14,8 +14,8 @@ class Command(NamedTuple):
         summary: what it does, in one line.
         example: a command that can be copied.
         arguments: names and options, as for ``ArgumentParser.add_argument``.
-        keys: configuration keys and sections that it reads; ``SECTION.*`` is not listed key by key. Without any, it takes no
-            KEY=VALUE.
+        keys: configuration keys and sections that it reads; ``*``: all groups; ``SECTION.*`` is not listed key by key. Without
+            any, it takes no KEY=VALUE.
         note: more about it, for its help.
     """
 
@@ -57,8 +57,7 @@ CONFIG = (
 COMMANDS = {
     "train": Command(
         "preprocess if needed, train, write the bundle, evaluate", "python train.py model=minilm trainer.max_epochs=3", HYDRA,
-        ("data.*", "model.*", "optim.*", "trainer.*", "logger.*", "experiment.*", "search.*", "debug.*", "evaluate.*", "seed",
-         "run_dir", "ckpt_path", "checkpoint", "early_stopping", "export", "callbacks"),
+        ("*", "seed", "run_dir", "ckpt_path", "checkpoint", "early_stopping", "export", "callbacks"),
         "`python train.py` is the same.",
     ),
     "preprocess": Command(
@@ -242,6 +241,11 @@ COMMANDS = {
         ),
         ("registry.path",),
     ),
+    "config show": Command(
+        "what a key or a section of the configuration means", "sodaops config show optim.schedule",
+        (_arg("key", metavar="KEY", nargs="?", help="a key, a section or a group (default: all sections)"),), ("*",),
+        "KEY=VALUE changes what is shown as the default: `sodaops config show trainer.devices trainer=ddp`.",
+    ),
     "completion": Command(
         "Tab completion for your shell", 'eval "$(sodaops completion bash)"', (_arg("shell", choices=["bash", "zsh"]),),
         note="Put the example into ~/.bashrc, or with zsh into ~/.zshrc after compinit.",
@@ -256,6 +260,7 @@ MODULE_OF = {
     **dict.fromkeys(("register", "promote", "rollback", "resolve", "registry"), "registry"),
     "alerts": "alerts",
     "annotate": "annotation",
+    "config": "configuration",
     "completion": "completion",
 }
 

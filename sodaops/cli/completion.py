@@ -97,7 +97,8 @@ def _candidates(name: str, rest: list[str], current: str) -> Iterable[str]:
     )
     if not command.keys or (current == "" and _takes_path(command.arguments, rest)):
         return choices
-    return _overrides(current, [rest[i + 1] for i, word in enumerate(rest[:-1]) if word == "--config-dir"])
+    words = _overrides(current, [rest[i + 1] for i, word in enumerate(rest[:-1]) if word == "--config-dir"])
+    return (word.rstrip("=") for word in words) if name == "config show" and _takes_path(command.arguments, rest) else words
 
 
 def _takes_path(arguments: Iterable[Argument], rest: list[str]) -> bool:
@@ -114,8 +115,12 @@ def _overrides(current: str, extra_dirs: list[str]) -> Iterator[str]:
             earlier = value.rpartition(",")[0]
             prefix = f"{sign}{key}=" + (f"{earlier}," if earlier else "")
             yield from (f"{prefix}{option}" for option in group_options(key, extra_dirs))
-        elif isinstance(defaults_of(key.partition(".")[0]).get(key), bool):
-            yield from (f"{sign}{key}={choice}" for choice in ("true", "false"))
+        else:
+            from sodaops.config.reference import Key, describe_keys  # they load the schema
+
+            flag = isinstance(defaults_of(key.partition(".")[0]).get(key), bool)
+            allowed = "`true`, `false`" if flag else describe_keys().get(key, Key("", None, "")).allowed
+            yield from (f"{sign}{key}={choice}" for choice in re.findall("`(.+?)`", allowed) if not allowed.startswith("list"))
         return
     section, dot, _ = text.partition(".")
     keys = defaults_of(section) if dot else [name for top in _top_level() for name in defaults_of(top)]

@@ -40,26 +40,27 @@ class CommandParser(argparse.ArgumentParser):
         text = super().format_help()
         if self._command.keys:
             lines = "\n".join(f"  {line}" for key in self._command.keys for line in _key_lines(key))
-            text += f"\nconfiguration keys that it reads, with their defaults (docs/configuration.md has all):\n{lines}\n"
+            text += (
+                f"\nconfiguration that it reads, with defaults (`sodaops config show` describes groups and keys):\n{lines}\n"
+            )
         return f"{text}\nexample:\n  {self._command.example}\n"
 
 
 def _key_lines(key: str) -> Iterator[str]:
-    """A line for each key of a section; one line with the options of the group for ``SECTION.*``."""
-    import yaml
-
-    from sodaops.config.keys import comments_of, defaults_of, group_options
+    """A line for each key of a section; only the section for ``SECTION.*``; all groups for ``*``."""
+    from sodaops.config.keys import comments_of, defaults_of, group_notes, group_options, inline_yaml
 
     section, _, rest = key.partition(".")
-    if rest.endswith("*"):
-        options = group_options(section) if rest == "*" else []
-        yield f"{key:<24}{section}={'|'.join(options)}" if options else key
-        return
-    notes = comments_of(section)
-    for name, value in defaults_of(section).items():
-        if name == key or name.startswith(f"{key}."):
-            default = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
-            yield f"{f'{name}={default}':<40} {notes.get(name, '')}".rstrip()
+    if key == "*":
+        for group, note in group_notes().items():
+            yield f"{group:<11} {note}: {', '.join(group_options(group))}"
+    elif rest.endswith("*"):
+        yield key
+    else:
+        notes = comments_of(section)
+        for name, value in defaults_of(section).items():
+            if name == key or name.startswith(f"{key}."):
+                yield f"{f'{name}={inline_yaml(value)}':<40} {notes.get(name, '')}".rstrip()
 
 
 def is_override(word: str) -> bool:

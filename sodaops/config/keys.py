@@ -1,5 +1,7 @@
 """The groups, keys, defaults and comments of conf/, read without Hydra, for help and completion."""
 
+import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,31 @@ def group_options(group: str, extra_dirs: Sequence[str | Path] = ()) -> list[str
     return sorted({file.stem for file in files if file.stem != "base"})
 
 
+def option_notes(group: str) -> dict[str, str]:
+    """Option of a group -> the first sentence of the comment in its file."""
+    found = {}
+    for option in group_options(group):
+        lines = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), (line for line in lines if "@package" not in line))
+        found[option] = re.split(r"\. |: |\.$", " ".join(line.lstrip("# ") for line in comment))[0]
+    return found
+
+
+def group_notes() -> dict[str, str]:
+    """Group -> the comment on its line in the defaults list of config.yaml, in that order."""
+    return dict(re.findall(r"(?m)^  - (\w+): \w+ +# (.+)$", (conf_dir() / "config.yaml").read_text(encoding="utf-8")))
+
+
+def inline_yaml(value: Any) -> str:
+    """A value as YAML on one line.
+
+    >>> inline_yaml({"a": [1, None], "b": "no"})
+    "{a: [1, null], b: 'no'}"
+    """
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _files_of(section: str) -> list[Path]:
     """The files that define a section; later ones have precedence."""
     folder = conf_dir() / section
@@ -33,6 +60,7 @@ def _files_of(section: str) -> list[Path]:
     return sorted(folder.glob("*.yaml"), key=lambda file: (file.stem == "base", file.stem == "default", file.stem))
 
 
+@functools.cache
 def comments_of(section: str) -> dict[str, str]:
     """Dotted key -> the comment at the end of its line in conf/, of a section, or of config.yaml for a key at the top level."""
     return {key: text for file in _files_of(section) for key, text in _comments(file)}
@@ -49,6 +77,7 @@ def _comments(file: Path) -> Iterator[tuple[str, str]]:
                 yield ".".join(path if path[:1] == root else [*root, *path]), parsed[3]
 
 
+@functools.cache
 def defaults_of(section: str) -> dict[str, Any]:
     """Dotted key -> default, of all keys of a section, or of a single key at the top level.
 

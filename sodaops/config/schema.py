@@ -305,7 +305,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig
-    trainer: dict[str, Any]
+    trainer: dict[str, Any] = Field(description="Arguments of lightning.Trainer, checked when training starts.")
     checkpoint: CheckpointConfig
     early_stopping: EarlyStoppingConfig
     callbacks: dict[str, Extension] = Field(description="more Lightning callbacks, each with its _target_")

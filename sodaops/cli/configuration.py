@@ -1,0 +1,44 @@
+"""The command `sodaops config show`."""
+
+import argparse
+import inspect
+
+from sodaops.cli.training import configured
+from sodaops.config.extensions import load
+from sodaops.config.keys import group_notes, inline_yaml, option_notes
+from sodaops.config.reference import Key, describe_keys
+from sodaops.errors import ConfigError, nearest
+
+
+def run_config_show(options: argparse.Namespace) -> None:
+    """`sodaops config show [KEY]`: a key's description, default and allowed values; of a section its options and keys.
+
+    Raises:
+        ConfigError: no such key.
+    """
+    groups, name = group_notes(), options.key
+    keys = {group: Key(note, {}, "") for group, note in groups.items()} | describe_keys(configured(options))
+    if name is None:
+        below = {key: of for key, of in keys.items() if "." not in key}
+    elif name in keys:
+        below = {key: of for key, of in keys.items() if key.startswith(f"{name}.")}
+        print(f"{name}: {groups.get(name) or keys[name].text}".removesuffix(": "))
+    else:
+        meant = next((key for key in keys if key.endswith(f".{name}")), name)
+        raise ConfigError(f"{name} is not a key{nearest(meant, keys)}; `sodaops config show` lists all sections.")
+    if name in groups:
+        print("\n".join(f"  {f'{name}={option}':<40} {note}".rstrip() for option, note in option_notes(name).items()))
+    elif name is not None and not below:
+        allowed = keys[name].allowed.replace("`", "") or _type(name, keys)
+        print(f"  default  {inline_yaml(keys[name].default)}\n  allowed  {allowed}")
+    for key, of in below.items():
+        is_section = of.allowed == "" and isinstance(of.default, dict)
+        print(f"  {key if is_section else f'{key}={inline_yaml(of.default)}':<40} {of.text}".rstrip())
+
+
+def _type(name: str, keys: dict[str, Key]) -> str:
+    """The type of an argument of a class, from its signature."""
+    section, _, argument = name.rpartition(".")
+    target = keys[section].default.get("_target_", "lightning.Trainer")
+    parameter = inspect.signature(load(f"{section}._target_", target)).parameters.get(argument)
+    return f"{inspect.formatannotation(parameter.annotation)}, an argument of {target}" if parameter else "a class or function"

@@ -1,0 +1,86 @@
+"""The keys of the configuration with their descriptions, defaults and allowed values, from the schema and conf/."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from sodaops.config.keys import comments_of, defaults_of
+from sodaops.config.schema import Config
+
+
+class Key(NamedTuple):
+    """A key, or a section of keys.
+
+    Attributes:
+        text: its description.
+        default: its value in the composed configuration; ???: it has none.
+        allowed: the allowed values in words, single ones in backticks; empty for a section and for an argument of a class.
+    """
+
+    text: str
+    default: Any
+    allowed: str
+
+
+def describe_keys(config: Config | None = None) -> dict[str, Key]:
+    """Dotted key -> its description, of all sections and keys.
+
+    Args:
+        config: with the values to show; None: as far as the files in conf/ have them.
+
+    >>> describe_keys()["model.pooling"]
+    Key(text='mean or cls', default='mean', allowed='`mean`, `cls`')
+    """
+    schema = Config.model_json_schema()
+    return dict(_keys("", schema, config.model_dump(mode="json") if config is not None else None, schema["$defs"]))
+
+
+def _keys(prefix: str, section: Mapping[str, Any], values: Any, types: Mapping[str, Any]) -> Iterator[tuple[str, Key]]:
+    for name, of in section["properties"].items():
+        key, inner = f"{prefix}{name}", _section_of(of, types)
+        top = key.partition(".")[0]
+        value = values[name] if isinstance(values, Mapping) else defaults_of(top).get(key, "???")
+        text = of.get("description") or comments_of(top).get(key, "")
+        if inner is not None:
+            yield (
+                key,
+                Key(
+                    text or inner.get("description", "").split("\n")[0],
+                    value,
+                    "" if isinstance(value, Mapping) else _allowed(of, types),
+                ),
+            )
+            yield from _keys(f"{key}.", inner, value, types)
+        elif isinstance(value, Mapping) and value and (not prefix or "_target_" in value):  # the arguments of a class
+            yield key, Key(text, value, "")
+            for argument, given in value.items():
+                yield f"{key}.{argument}", Key(comments_of(top).get(f"{key}.{argument}", ""), given, "")
+        else:
+            yield key, Key(text, value, _allowed(of, types))
+
+
+def _section_of(of: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema of a property that is an object with keys, or may be one besides null."""
+    targets = (types[kind["$ref"].rpartition("/")[2]] for kind in of.get("anyOf", [of]) if "$ref" in kind)
+    return next((target for target in targets if target.get("properties")), None)
+
+
+def _allowed(of: Mapping[str, Any], types: Mapping[str, Any]) -> str:
+    """The allowed values in words."""
+    if "anyOf" in of:
+        return " or ".join(dict.fromkeys(_allowed(kind, types) for kind in of["anyOf"]))
+    if "$ref" in of:
+        return "the keys below" if _section_of(of, types) else "{}"
+    if "enum" in of or "const" in of:
+        return ", ".join(f"`{value}`" for value in of.get("enum", [of.get("const")]))
+    kind = of.get("type", "any")
+    if kind == "array":
+        return f"list of {_allowed(of['items'], types)}"
+    names = {"string": "text", "integer": "whole number", "boolean": "`true`, `false`", "object": "mapping"}
+    return names.get(kind, kind) + _bounds(of)
+
+
+def _bounds(of: Mapping[str, Any]) -> str:
+    low, high = of.get("minimum", of.get("exclusiveMinimum")), of.get("maximum", of.get("exclusiveMaximum"))
+    least = "" if low is None else f" above {low:,}" if "exclusiveMinimum" in of else f" from {low:,}"
+    most = "" if high is None else f" below {high:,}" if "exclusiveMaximum" in of else f" to {high:,}"
+    return least + most
