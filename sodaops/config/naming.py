@@ -17,11 +17,11 @@ def table_name(path: str) -> str:
 
 
 def _data_name(*, _parent_: DictConfig) -> str:
-    """The name of ``data.path``, or of the folder with ``data.files.train``; faults in those keys are found later."""
-    for section, key in ((_parent_, "path"), (_parent_.get("files"), "train")):
+    """The name of ``data.path``, of the folder of ``data.files.train``, or of ``data.source``; its faults are found later."""
+    for section, key in ((_parent_, "path"), (_parent_.get("files"), "train"), (_parent_.get("source"), "_target_")):
         if isinstance(section, DictConfig) and not OmegaConf.is_missing(section, key) and isinstance(section.get(key), str):
             path = section[key]
-            return table_name(path if key == "path" else str(PurePosixPath(path).parent))
+            return table_name({"path": path, "train": str(PurePosixPath(path).parent)}.get(key, path.rpartition(".")[2]))
     return "data"
 
 

@@ -53,6 +53,7 @@ class DataConfig(Section):
     ]
     path: str | None = Field(None, description="one table, local or at gs://: .csv, .tsv, .jsonl or .parquet")
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
+    source: Extension | None = Field(None, description="a function that gives Arrow record batches, in place of path")
     watch: str | None = Field(description="file or folder that DVC watches for changes")
     added: LocalPath | None = Field(None, description="folder with more tables, whose rows never go to test; it may be missing")
     delimiter: Delimiter | None = Field(None, description="between the columns of CSV and TSV, or tab; null: detected")
@@ -76,7 +77,9 @@ class DataConfig(Section):
 
     @property
     def sources(self) -> dict[str, str]:
-        """Split -> table for given splits, or ``all`` -> the table to split."""
+        """Split -> table for given splits, or ``all`` -> the table or the name of the source to split."""
+        if self.source is not None:
+            return {"all": f"data.source={self.source['_target_']}"}
         return {"all": self.path} if self.path is not None else self.files.model_dump()
 
 

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ValidationError
 from sodaops.config.schema import FORMATS, Config, table_format
 from sodaops.errors import ConfigError, nearest, some
 
+_SECRET = re.compile(r"(?i)[._](password|passwd|secret|token|api_?key)$")
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in an address
+
 
 def build_config(tree: Mapping[str, Any]) -> Config:
     """Validates a composed configuration.
@@ -75,8 +78,10 @@ def _contradictions(config: Config) -> Iterator[str]:
     data = config.data
     files = data.files.model_dump()
     given = [path is not None for path in files.values()]
-    if (data.path is None and not all(given)) or (data.path is not None and any(given)):
-        yield "data.path and data.files: set one of them (data.path=FILE, or data.files.train=, .val= and .test=)."
+    if [data.path is not None, data.source is not None, any(given)].count(True) != 1 or any(given) != all(given):
+        yield "data.path or data.files or data.source: set one (data.path=FILE, or data.files.train=, .val= and .test=)."
+    for key in _secrets("data.source", data.source):
+        yield f"{key}: secrets are not allowed, since runs store the configuration; the function can read the environment."
     for key, path in {"data.path": data.path, **{f"data.files.{split}": path for split, path in files.items()}}.items():
         if path is not None and table_format(path) is None:
             yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)}, with or without .gz."
@@ -113,3 +118,12 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "
             "a batch must hold the longest text."
         )
+
+
+def _secrets(key: str, value: Any) -> Iterator[str]:
+    """The keys of a section whose values look like secrets: by their names, or addresses with a password."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _secrets(f"{key}.{name}", inner)
+    elif (isinstance(value, str) and _SECRET.search(key)) or _PASSWORD.search(str(value)):
+        yield key

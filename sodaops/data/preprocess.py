@@ -19,6 +19,7 @@ from sodaops.data.rows import Rows, assign_splits, read_rows, select_rows
 from sodaops.data.sources import Layout, open_table, read_batches
 from sodaops.data.split_files import write_splits
 from sodaops.data.splits import SPLITS
+from sodaops.data.user_source import hash_source, read_source
 from sodaops.data.work_folder import work_folder
 from sodaops.data.workers import make_parts
 from sodaops.errors import DataError, some
@@ -30,31 +31,36 @@ from sodaops.text import bulk_cleaning, cleaning, policies
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 2  # increase it when the same table would give other splits, which makes existing splits stale
-_LATER_KEYS = ("delimiter", "encoding")  # without a value the splits are those of earlier versions
+_LATER_KEYS = ("delimiter", "encoding", "source")  # without a value the splits are those of earlier versions
 PART_CODE = (bulk_cleaning, cleaning, parts, policies)  # the modules that determine the content of a part
 _RARE = 5  # a label with fewer rows may be a typing error
 # Keys that do not change the content of the splits.
 _UNUSED_KEYS = {"name", "path", "files", "watch", "added", "ray"}
 
 
-def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
+def preprocess(config: DataConfig, splits_dir: str | Path, source_hash: str | None = None) -> dict[str, Any]:
     """Writes train.parquet, val.parquet, test.parquet and manifest.json to ``splits_dir``, all or none.
 
     The splits have the columns source, row (int64, from 1), text (cleaned), label, label_id (int32), votes (list<int64> in
     label order, null without votes) and slice_NAME for each slice column.
 
+    Args:
+        config: conf/data.
+        splits_dir: the folder to write to.
+        source_hash: of ``data.source``, if it was read just before; it is checked.
+
     Returns:
         The manifest.
 
     Raises:
-        DataError: an unreadable table, or invalid rows.
+        DataError: an unreadable table or source, or invalid rows.
         StorageError: the splits could not be written.
     """
     sources = _sources(config)
-    digests = _digests(sources)
+    digests = _digests(config, sources, source_hash)
     current = _fingerprint(config, sources, digests)
     with work_folder(splits_dir, _parts_fingerprint(current)) as work:
-        finished = _make_parts(config, sources, work)
+        finished = _make_parts(config, sources, digests, work)
         labels, rows = read_rows(config, sources, finished)
         kept, dropped = select_rows(rows, labels, config)
         split = np.where(kept, assign_splits(rows, config), np.int8(-1))
@@ -68,6 +74,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
             "labels": labels,
             "slice_columns": config.slice_columns,
             "sources": [{"path": path, "sha256": digests[path]} for path in dict.fromkeys(sources.values())],
+            **({"source": config.source} if config.source is not None else {}),
             "n_read": len(split),
             "n_kept": int(kept.sum()),
             "dropped": dropped,
@@ -106,14 +113,16 @@ def ensure_splits(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
     Only one process makes them; others wait for it.
     """
     splits_dir = Path(splits_dir)
-    current = fingerprint(config)
+    sources = _sources(config)
+    digests = _digests(config, sources)
+    current = _fingerprint(config, sources, digests)
     if (manifest := _manifest_if_current(splits_dir, current)) is not None:
         return manifest
     with storage.writing(splits_dir):
         splits_dir.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(splits_dir.parent / f".{splits_dir.name}.lock")
     with lock:
-        return _manifest_if_current(splits_dir, current) or preprocess(config, splits_dir)
+        return _manifest_if_current(splits_dir, current) or preprocess(config, splits_dir, digests.get(_source_name(config)))
 
 
 def read_manifest(splits_dir: str | Path) -> dict[str, Any]:
@@ -141,13 +150,8 @@ def read_split(splits_dir: str | Path, split: str) -> pa.Table:
     return pq.read_table(path)
 
 
-def fingerprint(config: DataConfig) -> str:
-    """A hash of everything that determines the splits: the tables' bytes, the configuration, and the format."""
-    sources = _sources(config)
-    return _fingerprint(config, sources, _digests(sources))
-
-
 def _fingerprint(config: DataConfig, sources: dict[str, str], digests: dict[str, str]) -> str:
+    """A hash of everything that determines the splits: the tables' content, the configuration, and the format."""
     keys = config.model_dump(mode="json", exclude=_UNUSED_KEYS)
     keys = {key: value for key, value in keys.items() if key not in _LATER_KEYS or value is not None}
     names = {name if name in ("all", *SPLITS) else Path(name).name: path for name, path in sources.items()}
@@ -191,30 +195,36 @@ def added_tables(config: DataConfig) -> list[str]:
 
 
 def _sources(config: DataConfig) -> dict[str, str]:
-    """Split, ``all`` or the path of an added table -> table."""
+    """Split, ``all`` or the path of an added table -> table or the name of ``data.source``."""
     sources = {**config.sources, **{path: path for path in added_tables(config)}}
     for path in sources.values():
-        if not local_copy(path).is_file():
+        if path != _source_name(config) and not local_copy(path).is_file():
             open_table(path)  # raises the error
     return sources
 
 
-def _digests(sources: dict[str, str]) -> dict[str, str]:
-    """Table -> SHA-256 of its bytes."""
+def _source_name(config: DataConfig) -> str | None:
+    return None if config.source is None else config.sources["all"]
+
+
+def _digests(config: DataConfig, sources: dict[str, str], source_hash: str | None = None) -> dict[str, str]:
+    """Table -> SHA-256 of its bytes; for ``data.source`` of its cells, by reading all of it unless the hash is given."""
+    name, digests = _source_name(config), {}
+    if name is not None:
+        digests[name] = source_hash or hash_source(name, config.source, _keys_of_columns(config))
     try:
-        return {path: storage.sha256_of(local_copy(path)) for path in dict.fromkeys(sources.values())}
+        return digests | {path: storage.sha256_of(local_copy(path)) for path in dict.fromkeys(sources.values()) if path != name}
     except OSError as error:
         raise DataError(f"{error.filename}: could not be read ({error.strerror}); check its permissions.") from None
 
 
-def _make_parts(config: DataConfig, sources: dict[str, str], work: Path) -> list[Part]:
+def _make_parts(config: DataConfig, sources: dict[str, str], digests: dict[str, str], work: Path) -> list[Part]:
     """Reads the tables, and makes a part of every few thousand rows; returns the parts in order."""
-    keys = _keys_of_columns(config)
 
     def raw_parts() -> Iterator[tuple[Part, pa.RecordBatch]]:
         for source, path in enumerate(sources.values()):
             first = 1
-            for batch in read_batches(path, list(keys), _layout(config, path), keys):
+            for batch in _read(config, path, digests[path]):
                 for raw in split_batch(batch):
                     name = f"{source:03}-{first:012}-{raw.num_rows:06}.arrow"
                     yield Part(work / name, path, source, first, raw.num_rows), raw
@@ -236,13 +246,20 @@ def _keys_of_columns(config: DataConfig) -> dict[str, str]:
 
 
 def check_table(config: DataConfig, path: str) -> None:
-    """Reads the first rows of one of the tables.
+    """Reads the first rows of one of ``config.sources``.
 
     Raises:
         DataError: it cannot be read, or lacks a column.
     """
+    next(_read(config, path, None), None)
+
+
+def _read(config: DataConfig, path: str, digest: str | None) -> Iterator[pa.RecordBatch]:
+    """The columns of a table or of ``data.source`` as strings; the source's rows must have the digest, if there is one."""
     keys = _keys_of_columns(config)
-    next(read_batches(path, list(keys), _layout(config, path), keys), None)
+    if path == _source_name(config):
+        return read_source(path, config.source, keys, digest)
+    return read_batches(path, list(keys), _layout(config, path), keys)
 
 
 def _layout(config: DataConfig, path: str) -> Layout:

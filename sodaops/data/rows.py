@@ -189,7 +189,7 @@ def assign_splits(rows: Rows, config: DataConfig) -> np.ndarray:
             position = rows.hash_hi[span] / 2.0**64  # in [0, 1)
             by_hash: Any = (position >= train).astype(np.int8) + (position >= val)  # 0, 1 or 2: the interval it falls into
             if given == ADDED:
-                by_hash = (by_hash == 1).astype(np.int8) if config.path is not None else 0
+                by_hash = (by_hash == 1).astype(np.int8) if "all" in config.sources else 0
             splits[span] = SPLITS.index(given) if given in SPLITS else by_hash
     return splits
 

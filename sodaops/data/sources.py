@@ -8,7 +8,7 @@ import csv
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,8 +87,17 @@ def read_batches(
         DataError: no such file, an empty one, a missing column, rows of different lengths, or text that is not UTF-8.
     """
     source = open_table(path, columns, layout, keys or "", all_names=False)
+    yield from texts_of(path, read_cells(source, columns), columns)
+
+
+def texts_of(path: str, batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Named columns of batches as strings; missing cells become empty.
+
+    Raises:
+        DataError: see :func:`check_texts`.
+    """
     n_rows = 0
-    for batch in read_cells(source, columns):
+    for batch in batches:
         texts = [check_texts(path, batch, name, n_rows) for name in columns]
         n_rows += batch.num_rows
         yield pa.record_batch(texts, names=list(columns))
