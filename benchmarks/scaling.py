@@ -20,7 +20,7 @@ from transformers import BertConfig, BertModel
 
 from sodaops.config.compose import compose
 from sodaops.modeling.encoder import TextEncoder
-from sodaops.modeling.optim import make_optimizer
+from sodaops.modeling.optim import make_optimizer, parameter_groups
 
 BUDGET = 1024
 MINILM = (6, 384, 12, 30522)
@@ -54,7 +54,8 @@ class Training:
         torch.manual_seed(0)
         self.model = TextEncoder(BertModel(settings, add_pooling_layer=False).train(), 3)
         self.module: torch.nn.Module = self.model
-        self.optimizer = make_optimizer(self.model, compose([]).optim)
+        optim = compose([]).optim
+        self.optimizer = make_optimizer(parameter_groups(self.model, optim), optim)
         self.n_texts = BUDGET // n_tokens
         self.ids = torch.randint(vocabulary, (self.n_texts, n_tokens))
         self.targets = torch.softmax(torch.randn(self.n_texts, 3), -1)

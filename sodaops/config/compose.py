@@ -19,7 +19,7 @@ import sodaops.config.naming  # noqa: F401  # registers the resolver of data.nam
 from sodaops.config.keys import conf_dir, defaults_of, group_options, groups
 from sodaops.config.schema import Config
 from sodaops.config.spelling import keep_spelling
-from sodaops.config.validation import build_config, field_names
+from sodaops.config.validation import MOVED, build_config, field_names
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some
 from sodaops.io.ranks import is_rank_zero
 
@@ -131,6 +131,8 @@ def explain_error(error: Exception) -> SodaOpsError | None:
         return None
     text = str(error).strip()
     key = re.search(r"Could not (?:override|append to config at) '([^']+)'", text)
+    if key and key[1] in MOVED:
+        return ConfigError(f"{key[1]} has moved; set {MOVED[key[1]]}.")
     if isinstance(error, ConfigCompositionException) and key:
         *section, name = key[1].split("@")[0].split(".")
         if section and section[0] not in field_names([]):

@@ -96,8 +96,12 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW, its schedule, the batches and the loss (conf/optim)."""
+    """The optimizer, its learning rate scheduler, the batches and the loss (conf/optim)."""
 
+    optimizer: Extension = Field(description="a class of torch.optim, or one like it, and its arguments")
+    scheduler: Extension | None = Field(
+        description="a class of torch.optim.lr_scheduler, or one like it, and its arguments; null: constant learning rates"
+    )
     lr: Positive
     head_lr: Positive = Field(description="of the classification head")
     weight_decay: Annotated[float, Field(ge=0)]
@@ -105,8 +109,6 @@ class OptimConfig(Section):
     frozen_layers: Annotated[int, Field(ge=0)] | None = Field(
         description="lowest layers that are not trained, nor the embeddings; null: all are trained"
     )
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(description="share of the steps with rising lr")
-    schedule: Literal["linear", "cosine", "constant"]
     batch_tokens: Count = Field(description="token budget of a batch, padding included")
     vote_weight: Fraction = Field(description="target = vote_weight * vote shares + (1 - vote_weight) * label")
     label_smoothing: Fraction = Field(description="share of the target that is distributed over all labels")

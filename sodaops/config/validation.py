@@ -11,6 +11,7 @@ from sodaops.errors import ConfigError, nearest, some
 
 _SECRET = re.compile(r"(?i)[._](password|passwd|secret|token|api_?key)$")
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in an address
+MOVED = {"optim.schedule": "optim.scheduler.decay", "optim.warmup": "optim.scheduler.warmup"}  # key of version 0.1 -> new key
 
 
 def build_config(tree: Mapping[str, Any]) -> Config:
@@ -41,6 +42,8 @@ def _fault(detail: Mapping[str, Any]) -> str:
     """One of pydantic's errors in words."""
     loc = [part for part in detail["loc"] if part not in ("str", "int")]  # without the members of a union of types
     key, value = ".".join(map(str, loc)), detail["input"]
+    if key in MOVED:
+        return f"{key} has moved; set {MOVED[key]}."
     if detail["type"] == "extra_forbidden":
         section = field_names(loc[:-1])
         parent = ".".join(loc[:-1]) or "the top level"

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from sodaops.config.schema import OptimConfig
-from sodaops.errors import ConfigError, ModelError
+from sodaops.errors import ModelError
 from sodaops.modeling.encoder import TextEncoder
-from sodaops.modeling.optim import layers_of, lr_factor, make_optimizer
+from sodaops.modeling.optim import layers_of, make_optimizer, make_scheduler, parameter_groups
 
 SIGNATURE_KEY = "begun_with"  # in checkpoints; older ones have it too
 
@@ -125,15 +126,13 @@ class TextClassifier(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         n_steps = self.trainer.estimated_stepping_batches
-        if n_steps == float("inf") and self.optim.schedule != "constant":
-            raise ConfigError(
-                f"optim.schedule={self.optim.schedule} needs the number of steps; set trainer.max_epochs or trainer.max_steps."
-            )
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = make_optimizer(self.model, self.optim, fused=not scaled)
+        optimizer = make_optimizer(parameter_groups(self.model, self.optim), self.optim, scaled)
         # Lightning refuses to clip gradients for an optimizer that could unscale them itself, as a fused AdamW can. With
         # bfloat16 no gradients are scaled, so clipping is safe.
         optimizer._step_supports_amp_scaling = False
-        factor = lr_factor(self.optim, int(n_steps) if n_steps != float("inf") else 1)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = make_scheduler(optimizer, self.optim, None if n_steps == float("inf") else int(n_steps))
+        if scheduler is None:
+            return {"optimizer": optimizer}
+        interval = "epoch" if isinstance(scheduler, ReduceLROnPlateau) else "step"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "val/loss"}}

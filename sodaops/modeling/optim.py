@@ -1,12 +1,15 @@
-"""AdamW with a learning rate for each layer, frozen layers, and the learning rate schedule."""
+"""The optimizer, with a learning rate for each layer, its learning rate scheduler, and frozen layers."""
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from sodaops.config.extensions import accepts, build, load
 from sodaops.config.schema import OptimConfig
 from sodaops.errors import ConfigError
 from sodaops.modeling.encoder import TextEncoder
@@ -72,27 +75,79 @@ def parameter_groups(model: TextEncoder, config: OptimConfig) -> list[dict]:
     return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
 
-def make_optimizer(model: TextEncoder, config: OptimConfig, fused: bool = True) -> torch.optim.AdamW:
-    """AdamW over :func:`parameter_groups`, fused unless a gradient scaler must unscale the gradients first."""
-    return torch.optim.AdamW(parameter_groups(model, config), fused=fused)
-
-
-def lr_factor(config: OptimConfig, n_steps: int) -> Callable[[int], float]:
-    """The learning rate as a function of the step, as a factor of the maximum.
-
-    It rises linearly during the warm-up, then follows the schedule: constant, or down to 0 at ``n_steps``, linearly or along
-    a cosine.
+def make_optimizer(groups: Sequence[dict[str, Any]], config: OptimConfig, scaled: bool = False) -> Optimizer:
+    """The optimizer of ``optim.optimizer``.
 
     Args:
-        config: with ``schedule``, and ``warmup``, the share of steps in the warm-up.
-        n_steps: optimizer steps of the whole run.
+        groups: as :func:`parameter_groups` returns them.
+        config: with ``optimizer``, and ``lr`` and ``weight_decay``, which the groups replace.
+        scaled: whether a gradient scaler must unscale the gradients; without one, an optimizer that can be fused is.
+
+    Raises:
+        ConfigError: it cannot be made, or does not use ``optim.weight_decay``.
     """
-    n_warmup = max(1, round(config.warmup * n_steps))
+    section, key = config.optimizer, "optim.optimizer"
+    target, offered = load(f"{key}._target_", section["_target_"]), {"lr": config.lr, "weight_decay": config.weight_decay}
+    if not section.keys() & {"fused", "foreach", "differentiable"}:  # these exclude each other
+        offered["fused"] = not scaled
+    more = {name: value for name, value in offered.items() if accepts(target, name)}
+    optimizer = build(key, section, list(groups), kind=Optimizer, **more)
+    if config.weight_decay and "weight_decay" not in optimizer.defaults:
+        raise ConfigError(
+            f"optim.weight_decay={config.weight_decay:g}: {section['_target_']} has no weight decay; set optim.weight_decay=0."
+        )
+    return optimizer
+
+
+def make_scheduler(optimizer: Optimizer, config: OptimConfig, n_steps: int | None) -> LRScheduler | None:
+    """The scheduler of ``optim.scheduler``.
+
+    It gets the number of steps, as ``total_steps``, ``T_max`` or ``num_training_steps``, and the groups' learning rates, as
+    ``max_lr``, where it takes them and its section does not give them.
+
+    Args:
+        optimizer: of :func:`make_optimizer`.
+        config: with ``scheduler``; None: the learning rates are constant.
+        n_steps: optimizer steps of the whole run; None: not known.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    if (section := config.scheduler) is None:
+        return None
+    target = load("optim.scheduler._target_", section["_target_"])
+    offered: dict[str, Any] = {"max_lr": [group["lr"] for group in optimizer.param_groups]}
+    if n_steps is not None:
+        offered |= dict.fromkeys(("total_steps", "T_max", "num_training_steps"), n_steps)
+    more = {name: value for name, value in offered.items() if name not in section and accepts(target, name)}
+    return build("optim.scheduler", section, optimizer, kind=LRScheduler, **more)
+
+
+def warmup_schedule(
+    optimizer: Optimizer, total_steps: int | None = None, warmup: float = 0.1, decay: str = "linear"
+) -> LambdaLR:
+    """The learning rate rises linearly during the warm-up, then stays constant, or goes down to 0, linearly or along a cosine.
+
+    Args:
+        optimizer: whose learning rates are the highest ones.
+        total_steps: optimizer steps of the whole run.
+        warmup: share of the steps in the warm-up.
+        decay: linear, cosine or constant.
+
+    Raises:
+        ValueError: another ``decay`` or ``warmup``, or no ``total_steps``, which all but ``constant`` need.
+    """
+    if decay not in ("linear", "cosine", "constant") or not 0 <= warmup < 1:
+        raise ValueError(f"decay={decay}, warmup={warmup}: expected linear, cosine or constant, and a share from 0 below 1")
+    if total_steps is None and decay != "constant":
+        raise ValueError(f"decay={decay} needs the number of steps; set trainer.max_epochs or trainer.max_steps")
+    n_steps = total_steps or 1
+    n_warmup = max(1, round(warmup * n_steps))
 
     def factor(step: int) -> float:
         if step < n_warmup:
             return (step + 1) / n_warmup
         progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))  # 0 after the warm-up, 1 at the end
-        return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[config.schedule]
+        return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "constant": 1.0}[decay]
 
-    return factor
+    return LambdaLR(optimizer, factor)

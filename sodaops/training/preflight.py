@@ -14,15 +14,17 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from sodaops.bundle.save import load_bundle, save_bundle
+from sodaops.config.extensions import load
 from sodaops.config.schema import Config
 from sodaops.data.preprocess import check_table
 from sodaops.data.tokens import tokenise
 from sodaops.errors import ModelError, SodaOpsError, StorageError, joined, reason_of
 from sodaops.export import onnx_export, packing, quantization
 from sodaops.io import ranks, remote, storage
+from sodaops.io.runs import flatten
 from sodaops.modeling import encoder
 from sodaops.modeling.encoder import Pretrained, TextEncoder, random_encoder, settings_of
-from sodaops.modeling.optim import freeze
+from sodaops.modeling.optim import freeze, make_optimizer, make_scheduler, parameter_groups
 from sodaops.modeling.pretrained import load_pretrained
 from sodaops.modeling.probe import TEXT
 from sodaops.training.resume import run_dir_of
@@ -60,7 +62,8 @@ def check_bundle(config: Config, pretrained: Pretrained) -> None:
     if not writes or not ranks.is_rank_zero(os.environ):
         return
     with isolate_rng(include_cuda=False):
-        faults = _faults([partial(_check_disk, config, pretrained), partial(_check_export, config, pretrained)])
+        checks = (_check_disk, _check_optimizer, _check_export)
+        faults = _faults([partial(check, config, pretrained) for check in checks])
     if faults:
         raise joined(faults)
 
@@ -77,6 +80,9 @@ def _faults(checks: Iterable[Callable[[], object]]) -> list[SodaOpsError]:
 
 def _target_checks(config: Config) -> Iterable[Callable[[], object]]:
     yield partial(trainer_arguments, config.trainer)
+    for key, path in flatten(config.model_dump()):
+        if key.endswith("._target_"):
+            yield partial(load, key, path)
     for path in config.data.sources.values():
         yield partial(check_table, config.data, path)
     if remote.is_address(config.run_dir):
@@ -122,6 +128,13 @@ def _check_disk(config: Config, pretrained: Pretrained) -> None:
             f"run_dir={run_dir}: checkpoints and bundle take up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
             "free some space, or set run_dir to a folder on another disk."
         )
+
+
+def _check_optimizer(config: Config, pretrained: Pretrained) -> None:
+    """Makes an optimizer and a scheduler as the training does, of any number of steps."""
+    model = TextEncoder(pretrained.transformer, 2)
+    freeze(model, config.optim.frozen_layers)
+    make_scheduler(make_optimizer(parameter_groups(model, config.optim), config.optim), config.optim, n_steps=1000)
 
 
 def _check_export(config: Config, pretrained: Pretrained) -> None:

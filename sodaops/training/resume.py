@@ -96,6 +96,10 @@ def check_signature(path: str, signature: Mapping[str, Any]) -> None:
     saved = torch.load(path, map_location="cpu", weights_only=True).get(SIGNATURE_KEY, {})
     # Checkpoints of older versions lack these keys.
     defaults = {"processes": 1, "trainer.strategy=fsdp": False, "trainer.precision": signature["trainer.precision"]}
+    if "optim.schedule" in saved:
+        scheduler = {"_target_": "sodaops.modeling.optim.warmup_schedule"}
+        scheduler |= {"warmup": saved["optim.warmup"], "decay": saved["optim.schedule"]}
+        defaults |= {"optim.optimizer": {"_target_": "torch.optim.AdamW"}, "optim.scheduler": scheduler}
     saved = {**defaults, **saved}
     faults = [f"{key}={value}, its run {saved.get(key)}" for key, value in signature.items() if saved.get(key) != value]
     if faults:

@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_weights(trained, small_tweets, tmp_path):
         assert are_equal(weights(tmp_path / f"{seed}"), weights(trained)) == (seed == 42)
 
 
-CONSTANT_RATE = ("optim.schedule=constant", "optim.warmup=0.0", "trainer.max_epochs=3")
+CONSTANT_RATE = ("optim.scheduler.decay=constant", "optim.scheduler.warmup=0.0", "trainer.max_epochs=3")
 SIGTERM = "+callbacks.stop={{_target_: tests.integration.stop.SendSigterm, where: {}, epoch: {}}}"
 STOPS = {  # overrides that end the first run, its error, the checkpoint to resume from, and whether that is within an epoch
     "after an epoch": (("trainer.max_epochs=1",), None, "last", False),
@@ -208,7 +208,7 @@ def test_training_with_balanced_weights_and_hard_labels_and_without_an_evaluatio
 
 
 def test_a_loss_that_is_not_finite_is_an_error(small_tweets, tmp_path):
-    settings = ["optim.lr=1e30", "optim.head_lr=1e30", "trainer.gradient_clip_val=null", "optim.warmup=0.0"]
+    settings = ["optim.lr=1e30", "optim.head_lr=1e30", "trainer.gradient_clip_val=null", "optim.scheduler.warmup=0.0"]
     with pytest.raises(ModelError, match=r"(nan|inf).*optim\.lr"):
         fit_tiny(tmp_path, small_tweets, *settings)
     assert not (tmp_path / "run/bundle").exists()

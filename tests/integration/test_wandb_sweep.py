@@ -26,13 +26,13 @@ def _no_account(monkeypatch):
 
 
 def test_the_definition_is_written_without_an_account(workdir, capsys):
-    assert main(["sweep", "wandb", "search=default", "optim.warmup=0.2"]) == 2
+    assert main(["sweep", "wandb", "search=default", "optim.scheduler.warmup=0.2"]) == 2
     assert re.search("ConfigError: .*WANDB_API_KEY", capsys.readouterr().err)
     definition = yaml.safe_load(Path("multirun/default/wandb_sweep.yaml").read_text())
     assert definition["method"] == "bayes" and definition["run_cap"] == 20
     assert definition["metric"] == {"name": "val/macro_f1", "goal": "maximize"}
     assert definition["parameters"]["optim.lr"] == {"distribution": "log_uniform_values", "min": 5e-5, "max": 1e-3}
-    assert definition["command"][-4:] == ["search=default", "optim.warmup=0.2", "logger=wandb", "${args_no_hyphens}"]
+    assert definition["command"][-4:] == ["search=default", "optim.scheduler.warmup=0.2", "logger=wandb", "${args_no_hyphens}"]
     assert main(["sweep", "wandb"]) == 2 and "ConfigError: search=null" in capsys.readouterr().err
     assert main(["sweep"]) == 2 and main(["sweep", "wandb", "search=nope"]) == 2
 

@@ -18,7 +18,9 @@ torch = lazy("torch")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NO_DROPOUT = ("model.dropout=0", *(f"+model.overrides.{key}_dropout_prob=0" for key in ("hidden", "attention_probs")))
-STEADY = (*NO_DROPOUT, "logger=csv", "optim.schedule=constant", "early_stopping.patience=null", "export.variants=[float32]")
+STEADY = (
+    *NO_DROPOUT, "logger=csv", "optim.scheduler.decay=constant", "early_stopping.patience=null", "export.variants=[float32]",
+)  # fmt: skip
 BARE = ("export.variants=[]", "evaluate.split=none")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "optim.batch_tokens=512")
 CALLBACKS = "tests.integration.stop"

@@ -175,7 +175,7 @@ def test_frozen_layers_are_not_trained_and_the_others_are(n_frozen):
     )
     optim_module.freeze(encoder, n_frozen)
     before = {name: parameter.clone() for name, parameter in encoder.named_parameters()}
-    optimizer = optim_module.make_optimizer(encoder, optim())
+    optimizer = optim_module.make_optimizer(optim_module.parameter_groups(encoder, optim()), optim())
     ids = torch.randint(5, 90, (3, 7))
     encoder(ids, torch.ones_like(ids)).logits.sum().backward()
     optimizer.step()
@@ -191,12 +191,75 @@ def test_more_frozen_layers_than_there_are():
         optim_module.freeze(encoder, 9)
 
 
+def rates(*overrides: str, n_steps: int | None = 100, lr: float = 1.0) -> list[float]:
+    """The learning rate at steps 0 to 120 (or n_steps) of a parameter."""
+    config = configured("optim.weight_decay=0.0", *overrides).optim
+    group = {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr}
+    optimizer = optim_module.make_optimizer([group], config)
+    scheduler = optim_module.make_scheduler(optimizer, config, n_steps)
+    rates = []
+    for _ in range(121 if "total_steps" not in scheduler.state_dict() else n_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
 def test_schedules():
-    linear = optim_module.lr_factor(optim(warmup=0.1, schedule="linear"), 100)
-    assert [linear(step) for step in (0, 4, 9, 10, 55, 100, 120)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
-    cosine = optim_module.lr_factor(optim(warmup=0.1, schedule="cosine"), 100)
-    assert [cosine(step) for step in (10, 55, 100)] == pytest.approx([1.0, 0.5, 0.0])
-    assert optim_module.lr_factor(optim(warmup=0.0, schedule="constant"), 100)(99) == 1.0
+    linear, cosine = rates(), rates("optim.scheduler.decay=cosine")
+    assert [linear[step] for step in (0, 4, 9, 10, 55, 100, 120)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
+    assert [cosine[step] for step in (10, 55, 100)] == pytest.approx([1.0, 0.5, 0.0])
+    constant = ("optim.scheduler.decay=constant", "optim.scheduler.warmup=0.0")
+    assert set(rates(*constant)) == set(rates(*constant, n_steps=None)) == {1.0}
+
+
+TORCH = "torch.optim.lr_scheduler"
+
+
+@pytest.mark.parametrize(
+    ("section", "highest", "last"),
+    [
+        (f"{{_target_: {TORCH}.OneCycleLR, pct_start: 0.5}}", 49, 0.5 / 25e4),  # total_steps and max_lr are offered
+        (f"{{_target_: {TORCH}.CosineAnnealingLR, eta_min: 0.1}}", 0, 0.1),  # T_max is offered
+        (f"{{_target_: {TORCH}.CosineAnnealingLR, eta_min: 0.2, T_max: 100}}", 0, 0.2),
+        ("{_target_: transformers.get_linear_schedule_with_warmup, num_warmup_steps: 20}", 20, 0.0),
+    ],
+)
+def test_schedulers_of_other_libraries_get_the_number_of_steps(section, highest, last):
+    values = rates("~optim.scheduler", f"+optim.scheduler={section}", lr=0.5)
+    assert values.index(max(values)) == highest and max(values) == pytest.approx(0.5)
+    assert values[min(100, len(values) - 1)] == pytest.approx(last, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "n_steps", "message"),
+    [
+        (
+            ["optim.optimizer._target_=torch.optim.AdamX"],
+            9,
+            r"optim\.optimizer\._target_=torch\.optim\.AdamX.*did you mean Adam",
+        ),
+        (["optim.optimizer._target_=torch.nn.Linear"], 9, r"optim\.optimizer: torch\.nn\.Linear"),
+        (["optim.optimizer._target_=torch.optim.SGD", "+optim.optimizer.momentun=0.9"], 9, r"momentun.*did you mean momentum"),
+        (["+optim.optimizer.lr=0.1"], 9, r"optim\.optimizer\.lr: "),
+        (["optim.optimizer._target_=torch.optim.Rprop", "optim.weight_decay=0.1"], 9, r"optim\.weight_decay=0\.1: .*Rprop"),
+        (["+optim.optimizer.betas=[2, 3]"], 9, r"optim\.optimizer: torch\.optim\.AdamW raised ValueError"),
+        (["optim.scheduler.decay=linea"], 9, r"optim\.scheduler: .*decay=linea"),
+        (["optim.scheduler.warmup=1.0"], 9, r"optim\.scheduler: .*warmup=1\.0"),
+        ([], None, r"optim\.scheduler: .*trainer\.max_epochs"),
+        ([f"optim.scheduler._target_={TORCH}.OneCycleLR"], 9, r"optim\.scheduler\.(warmup|decay) is not an argument"),
+        (["~optim.scheduler", f"+optim.scheduler._target_={TORCH}.OneCycleLR"], None, r"optim\.scheduler: .*total_steps"),
+        (["~optim.scheduler", "+optim.scheduler._target_=builtins.id"], 9, r"optim\.scheduler\._target_=.*got int"),
+    ],
+)
+def test_unusable_optimizers_and_schedulers_are_refused(overrides, n_steps, message):
+    with pytest.raises(ConfigError, match=message):
+        rates("optim.weight_decay=0.0", *overrides, n_steps=n_steps)
+
+
+def test_without_a_scheduler_the_rates_are_constant():
+    config = configured("~optim.scheduler", "+optim.scheduler=null").optim
+    assert optim_module.make_scheduler(None, config, 9) is None
 
 
 def test_loss_with_targets_weights_and_smoothing():
