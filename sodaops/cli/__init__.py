@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from sodaops.cli.commands import COMPLETE, MODULE_OF
-from sodaops.cli.parsing import overview, parse
+from sodaops.cli.parsing import parse
 from sodaops.errors import ConfigError, SodaOpsError, Terminated
 
 # Packages that a command may lack, and the extra that installs them.
@@ -29,11 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(complete(os.environ[COMPLETE])))
         return 0
     try:
-        if (text := overview(words)) is not None:
-            print(text, end="")
-        else:
-            _run(words)
-    except SystemExit as stop:  # of argparse or Hydra, which have printed their help
+        _run(words)
+    except SystemExit as stop:  # the help was printed
         if not isinstance(stop.code, int):
             raise
         return stop.code

@@ -1,6 +1,7 @@
 """Parses the arguments of a command, and formats its help, without importing a stage, Hydra or the schema."""
 
 import argparse
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -85,55 +86,44 @@ def parse(words: Sequence[str]) -> tuple[str, argparse.Namespace]:
     """
     name, rest = find_command(list(words))
     if name not in COMMANDS:
-        raise _unknown(name, rest)
+        _show_commands(name, rest)
     parser = CommandParser(name)
     if name == "train":
         if {"-h", "--help"} & set(rest):
             parser.parse_args(["--help"])
         return name, argparse.Namespace(words=rest)
-    options = parser.parse_intermixed_args(rest)
-    if COMMANDS[name].keys:
-        _sort_positionals(parser, options)
+    if not COMMANDS[name].keys:
+        return name, parser.parse_intermixed_args(rest)
+    with_value = {flag for flag, action in parser._option_string_actions.items() if action.nargs != 0}
+    chosen = [is_override(word) and before not in with_value for before, word in zip(["", *rest], rest, strict=False)]
+    options = parser.parse_intermixed_args(list(itertools.compress(rest, (not is_chosen for is_chosen in chosen))))
+    if options.overrides:
+        parser.error(f"{options.overrides[0]!r} is not understood; expected KEY=VALUE")
+    options.overrides = list(itertools.compress(rest, chosen))
     return name, options
 
 
-def _unknown(name: str, rest: Sequence[str]) -> ConfigError:
+def _show_commands(name: str, rest: Sequence[str]) -> NoReturn:
+    """Prints the list of all commands, or of those that start with a word, if the help is asked for.
+
+    Raises:
+        ConfigError: no such command.
+        SystemExit: the list was printed.
+    """
     below = subcommands(name)
-    if not below:
-        return ConfigError(
+    word = name if not below else rest[0] if rest else ""
+    if word not in ("-h", "--help"):
+        if below:
+            raise ConfigError(f"sodaops {name} {word}: expected one of {', '.join(below)}{nearest(word, below)}.")
+        raise ConfigError(
             f"{name!r} is not a command{nearest(name, MODULE_OF)}; expected one of {', '.join(MODULE_OF)}. "
             "`sodaops --help` describes them."
         )
-    word = rest[0] if rest else ""
-    return ConfigError(f"sodaops {name} {word}: expected one of {', '.join(below)}{nearest(word, below)}.")
-
-
-def _sort_positionals(parser: CommandParser, options: argparse.Namespace) -> None:
-    """Puts the first word that is no KEY=VALUE into the command's positional argument, if it has one."""
-    slot = next((action for action in parser._positionals._group_actions if action.dest != "overrides"), None)
-    words = [*([getattr(options, slot.dest)] if slot and getattr(options, slot.dest) else []), *options.overrides]
-    others = [word for word in words if not is_override(word)]
-    if slot is not None:
-        if not others and slot.nargs is None:
-            parser.error(f"the argument {slot.metavar} is missing")
-        setattr(options, slot.dest, others[0] if others else None)
-        others = others[1:]
-    if others:
-        parser.error(f"{others[0]!r} is not understood; expected KEY=VALUE")
-    options.overrides = [word for word in words if is_override(word)]
-
-
-def overview(words: Sequence[str]) -> str | None:
-    """The list of all commands, or of those that start with a word, where the words ask for one; else None."""
-    if words[0] in ("-h", "--help"):
-        first, names = "", list(COMMANDS)
-    elif words[0] not in COMMANDS and words[0] in MODULE_OF and words[1:2] in (["-h"], ["--help"]):
-        first, names = f"{words[0]} ", [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    else:
-        return None
-    lines = [f"  {name:<18}{COMMANDS[name].summary}" for name in names]
-    return "\n".join([
+    first = f"{name} " if below else ""
+    lines = [f"  {command:<18}{about.summary}" for command, about in COMMANDS.items() if command.startswith(first)]
+    print("\n".join([
         f"usage: sodaops {first}COMMAND [ARGUMENTS] [KEY=VALUE ...]", "", *lines, "",
         "`sodaops COMMAND --help` shows its arguments, its configuration keys and an example. KEY=VALUE changes the",
-        "configuration in conf/ (model=distilbert, trainer.max_epochs=3).", "",
-    ])  # fmt: skip
+        "configuration in conf/ (model=distilbert, trainer.max_epochs=3).",
+    ]))  # fmt: skip
+    raise SystemExit(0)
