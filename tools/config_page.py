@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sodaops.config.compose import compose
-from sodaops.config.keys import inline_yaml, option_notes
+from sodaops.config.keys import group_options, inline_yaml
 from sodaops.config.reference import Key, describe_keys
 from sodaops.config.schema import Config
 
@@ -54,7 +54,7 @@ def _section_text(name: str, keys: Mapping[str, Key]) -> str:
         key = next(iter(rows))
         variable = f"{_PREFIXES[name]}{key.partition('.')[2].upper()}"
         parts.append(f"Each is also an environment variable of the service: `{key}` is `{variable}`.")
-    options = [f"- `{name}={option}`" + (f": {text}" if text else "") for option, text in option_notes(name).items()]
+    options = [f"- `{name}={option}`" + (f": {text}" if text else "") for option, text in group_options(name).items()]
     if len(options) > 1:
         parts.append("\n".join(options))
     return "\n\n".join([*parts, _table(rows)])

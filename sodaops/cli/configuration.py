@@ -5,7 +5,7 @@ import inspect
 
 from sodaops.cli.training import configured
 from sodaops.config.extensions import load
-from sodaops.config.keys import group_notes, inline_yaml, option_notes
+from sodaops.config.keys import group_options, groups, inline_yaml
 from sodaops.config.reference import Key, describe_keys
 from sodaops.errors import ConfigError, nearest
 
@@ -16,18 +16,18 @@ def run_config_show(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: no such key.
     """
-    groups, name = group_notes(), options.key
-    keys = {group: Key(note, {}, "") for group, note in groups.items()} | describe_keys(configured(options))
+    notes, name = groups(), options.key
+    keys = {group: Key(note, {}, "") for group, note in notes.items()} | describe_keys(configured(options))
     if name is None:
         below = {key: of for key, of in keys.items() if "." not in key}
     elif name in keys:
         below = {key: of for key, of in keys.items() if key.startswith(f"{name}.")}
-        print(f"{name}: {groups.get(name) or keys[name].text}".removesuffix(": "))
+        print(f"{name}: {notes.get(name) or keys[name].text}".removesuffix(": "))
     else:
         meant = next((key for key in keys if key.endswith(f".{name}")), name)
         raise ConfigError(f"{name} is not a key{nearest(meant, keys)}; `sodaops config show` lists all sections.")
-    if name in groups:
-        print("\n".join(f"  {f'{name}={option}':<40} {note}".rstrip() for option, note in option_notes(name).items()))
+    if name in notes:
+        print("\n".join(f"  {f'{name}={option}':<40} {note}".rstrip() for option, note in group_options(name).items()))
     elif name is not None and not below:
         allowed = keys[name].allowed.replace("`", "") or _type(name, keys)
         print(f"  default  {inline_yaml(keys[name].default)}\n  allowed  {allowed}")

@@ -49,11 +49,11 @@ class CommandParser(argparse.ArgumentParser):
 
 def _key_lines(key: str) -> Iterator[str]:
     """A line for each key of a section; only the section for ``SECTION.*``; all groups for ``*``."""
-    from sodaops.config.keys import comments_of, defaults_of, group_notes, group_options, inline_yaml
+    from sodaops.config.keys import comments_of, defaults_of, group_options, groups, inline_yaml
 
     section, _, rest = key.partition(".")
     if key == "*":
-        for group, note in group_notes().items():
+        for group, note in groups().items():
             yield f"{group:<11} {note}: {', '.join(group_options(group))}"
     elif rest.endswith("*"):
         yield key

@@ -16,30 +16,26 @@ def conf_dir() -> Path:
     return next(folder for folder in (package / "conf", package.parent / "conf") if (folder / "config.yaml").is_file())
 
 
-def groups() -> list[str]:
-    """The groups of conf/."""
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
-
-
-def group_options(group: str, extra_dirs: Sequence[str | Path] = ()) -> list[str]:
-    """The files of a group that can be chosen; ``extra_dirs`` are folders given by ``--config-dir``."""
-    files = [file for folder in (conf_dir(), *map(Path, extra_dirs)) for file in (folder / group).glob("*.yaml")]
-    return sorted({file.stem for file in files if file.stem != "base"})
-
-
-def option_notes(group: str) -> dict[str, str]:
-    """Option of a group -> the first sentence of the comment in its file."""
-    found = {}
-    for option in group_options(group):
-        lines = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
-        comment = itertools.takewhile(lambda line: line.startswith("#"), (line for line in lines if "@package" not in line))
-        found[option] = re.split(r"\. |: |\.$", " ".join(line.lstrip("# ") for line in comment))[0]
-    return found
-
-
-def group_notes() -> dict[str, str]:
+def groups() -> dict[str, str]:
     """Group -> the comment on its line in the defaults list of config.yaml, in that order."""
     return dict(re.findall(r"(?m)^  - (\w+): \w+ +# (.+)$", (conf_dir() / "config.yaml").read_text(encoding="utf-8")))
+
+
+def group_options(group: str, extra_dirs: Sequence[str | Path] = ()) -> dict[str, str]:
+    """Option of a group -> the first sentence of the comment in its file.
+
+    Args:
+        group: its name.
+        extra_dirs: folders given by ``--config-dir``.
+    """
+    files = {file.stem: file for folder in (conf_dir(), *map(Path, extra_dirs)) for file in (folder / group).glob("*.yaml")}
+    return {option: _first_sentence(files[option]) for option in sorted(files) if option != "base"}
+
+
+def _first_sentence(file: Path) -> str:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "@package" not in line]
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return re.split(r"\. |: |\.$", " ".join(line.lstrip("# ") for line in comment))[0]
 
 
 def inline_yaml(value: Any) -> str:

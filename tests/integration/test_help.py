@@ -82,9 +82,11 @@ def test_keys_and_examples_exist():
 
 
 def test_help_lists_every_group(helps):
-    from sodaops.config.keys import group_options, groups
+    from sodaops.config.keys import conf_dir, group_options, groups
 
-    for group in set(groups()) - {"hydra"}:  # without a comment in conf/config.yaml a group is not listed
+    folders = {path.name for path in conf_dir().iterdir() if path.is_dir()} - {"hydra"}
+    assert set(groups()) == folders  # without a comment in conf/config.yaml a group is not listed
+    for group in folders:
         line = next(line for line in helps[0]["train"][1].splitlines() if line.startswith(f"  {group} "))
         assert line.endswith(f": {', '.join(group_options(group))}") and len(line) <= 120
 
