@@ -242,7 +242,7 @@ COMMANDS = {
         ("registry.path",),
     ),
     "config show": Command(
-        "what a key or a section of the configuration means", "sodaops config show optim.schedule",
+        "what a key or a section of the configuration means", "sodaops config show model.pooling",
         (_arg("key", metavar="KEY", nargs="?", help="a key, a section or a group (default: all sections)"),), ("*",),
         "KEY=VALUE changes what is shown as the default: `sodaops config show trainer.devices trainer=ddp`.",
     ),

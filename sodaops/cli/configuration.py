@@ -6,8 +6,8 @@ import inspect
 from sodaops.cli.training import configured
 from sodaops.config.extensions import load
 from sodaops.config.keys import group_options, groups, inline_yaml
-from sodaops.config.reference import Key, describe_keys
-from sodaops.errors import ConfigError, nearest
+from sodaops.config.reference import Key, describe_keys, unknown_key
+from sodaops.errors import ConfigError
 
 
 def run_config_show(options: argparse.Namespace) -> None:
@@ -24,8 +24,7 @@ def run_config_show(options: argparse.Namespace) -> None:
         below = {key: of for key, of in keys.items() if key.startswith(f"{name}.")}
         print(f"{name}: {notes.get(name) or keys[name].text}".removesuffix(": "))
     else:
-        meant = next((key for key in keys if key.endswith(f".{name}")), name)
-        raise ConfigError(f"{name} is not a key{nearest(meant, keys)}; `sodaops config show` lists all sections.")
+        raise ConfigError(unknown_key(name) or f"{name} has no keys of its own.")
     if name in notes:
         print("\n".join(f"  {f'{name}={option}':<40} {note}".rstrip() for option, note in group_options(name).items()))
     elif name is not None and not below:

@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import sodaops.config.naming  # noqa: F401  # registers the resolver of data.name
-from sodaops.config.keys import conf_dir, defaults_of, group_options, groups
+from sodaops.config.keys import conf_dir, group_options
+from sodaops.config.reference import unknown_key
 from sodaops.config.schema import Config
 from sodaops.config.spelling import keep_spelling
-from sodaops.config.validation import MOVED, build_config, field_names
+from sodaops.config.validation import build_config
 from sodaops.errors import ConfigError, SodaOpsError, nearest, some
 from sodaops.io.ranks import is_rank_zero
 
@@ -131,16 +132,8 @@ def explain_error(error: Exception) -> SodaOpsError | None:
         return None
     text = str(error).strip()
     key = re.search(r"Could not (?:override|append to config at) '([^']+)'", text)
-    if key and key[1] in MOVED:
-        return ConfigError(f"{key[1]} has moved; set {MOVED[key[1]]}.")
-    if isinstance(error, ConfigCompositionException) and key:
-        *section, name = key[1].split("@")[0].split(".")
-        if section and section[0] not in field_names([]):
-            section, name = [], section[0]
-        names = (field_names(section) or _keys_below(section)) if section else sorted({*field_names([]), *groups()})
-        if name not in names and names:
-            where = ".".join(section) or "the top level"
-            return ConfigError(f"{key[1]} is not a key{nearest(name, names)}; {where} has: {some(names, 40)}.")
+    if isinstance(error, ConfigCompositionException) and key and (message := unknown_key(key[1].split("@")[0])):
+        return ConfigError(message)
     option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if option:
         listed = re.search(r"Available options in .*?:((?:\n\t.*)+)", text)
@@ -152,9 +145,3 @@ def explain_error(error: Exception) -> SodaOpsError | None:
         )
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ is not None else ""
     return ConfigError(" ".join(text.split()) + cause)
-
-
-def _keys_below(section: Sequence[str]) -> list[str]:
-    """The keys of a free-form section, as far as conf/ has them."""
-    prefix = f"{'.'.join(section)}."
-    return sorted({key.removeprefix(prefix).partition(".")[0] for key in defaults_of(section[0]) if key.startswith(prefix)})

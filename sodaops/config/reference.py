@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from sodaops.config.keys import comments_of, defaults_of
+from sodaops.config.keys import comments_of, defaults_of, groups
 from sodaops.config.schema import Config
+from sodaops.errors import nearest, some
+
+MOVED = {"optim.schedule": "optim.scheduler.decay", "optim.warmup": "optim.scheduler.warmup"}  # key of version 0.1 -> new key
 
 
 class Key(NamedTuple):
@@ -32,6 +35,26 @@ def describe_keys(config: Config | None = None) -> dict[str, Key]:
     """
     schema = Config.model_json_schema()
     return dict(_keys("", schema, config.model_dump(mode="json") if config is not None else None, schema["$defs"]))
+
+
+def unknown_key(key: str) -> str | None:
+    """The message about a key that does not exist, with the nearest name and those of its section; None if it exists.
+
+    >>> unknown_key("checkpoint.restart")
+    'checkpoint.restart is not a key (did you mean restarts?); checkpoint has: monitor, every_n_train_steps, restarts.'
+    """
+    if key in MOVED:
+        return f"{key} has moved; set {MOVED[key]}."
+    section, keys = "", [*describe_keys(), *groups()]
+    if (top := key.partition(".")[0]) in keys:
+        keys += defaults_of(top)  # of a section without fixed keys
+    for name in key.split("."):
+        names = list(dict.fromkeys(other[len(section) :].partition(".")[0] for other in keys if other.startswith(section)))
+        if name not in names:
+            hint = nearest(name, names) or nearest(next((other for other in keys if other.endswith(f".{key}")), ""), keys)
+            return f"{key} is not a key{hint}; {section.rstrip('.') or 'the top level'} has: {some(names, 40)}."
+        section += f"{name}."
+    return None
 
 
 def _keys(prefix: str, section: Mapping[str, Any], values: Any, types: Mapping[str, Any]) -> Iterator[tuple[str, Key]]:

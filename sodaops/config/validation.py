@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from sodaops.config.reference import unknown_key
 from sodaops.config.schema import FORMATS, Config, table_format
-from sodaops.errors import ConfigError, nearest, some
+from sodaops.errors import ConfigError, nearest
 
 _SECRET = re.compile(r"(?i)[._](password|passwd|secret|token|api_?key)$")
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in an address
-MOVED = {"optim.schedule": "optim.scheduler.decay", "optim.warmup": "optim.scheduler.warmup"}  # key of version 0.1 -> new key
 
 
 def build_config(tree: Mapping[str, Any]) -> Config:
@@ -42,12 +42,8 @@ def _fault(detail: Mapping[str, Any]) -> str:
     """One of pydantic's errors in words."""
     loc = [part for part in detail["loc"] if part not in ("str", "int")]  # without the members of a union of types
     key, value = ".".join(map(str, loc)), detail["input"]
-    if key in MOVED:
-        return f"{key} has moved; set {MOVED[key]}."
     if detail["type"] == "extra_forbidden":
-        section = field_names(loc[:-1])
-        parent = ".".join(loc[:-1]) or "the top level"
-        return f"{key} is not a key{nearest(loc[-1], section)}; {parent} has: {some(section, shown=40)}."
+        return unknown_key(key) or f"{key} is not a key."
     if detail["type"] == "missing":
         return f"{key} is missing; set {key}=VALUE."
     if loc[:1] == ["data"] and isinstance(value, bool | float | None) and detail["type"] in ("string_type", "int_type"):
@@ -56,24 +52,6 @@ def _fault(detail: Mapping[str, Any]) -> str:
     message = detail["msg"].replace("Input should be ", "expected ")
     hint = nearest(value, re.findall(r"'([^']+)'", message))
     return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."
-
-
-def field_names(loc: Sequence[str | int]) -> list[str]:
-    """The keys of the section at a path; empty if the section has no fixed keys.
-
-    >>> field_names(["data", "files"])
-    ['train', 'val', 'test']
-    """
-    section: Any = Config
-    for part in loc:
-        if part not in section.model_fields:
-            return []
-        annotation = section.model_fields[part].annotation
-        kinds = [annotation, *get_args(annotation)]
-        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
 
 
 def _contradictions(config: Config) -> Iterator[str]:

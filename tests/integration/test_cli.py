@@ -96,6 +96,7 @@ def test_a_folder_of_ones_own_groups(tmp_path, capsys, small_tweets):
         (["+optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
         (["++optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
         (["optm.lr=1"], "ConfigError", ["optm.lr", "did you mean optim?"]),
+        (["lr=1"], "ConfigError", ["lr", "did you mean optim.lr?"]),
         (["sed=1"], "ConfigError", ["sed", "did you mean seed?"]),
         (["+sed=1"], "ConfigError", ["sed", "did you mean seed?"]),
         (["modle=tiny"], "ConfigError", ["modle", "did you mean model?"]),
