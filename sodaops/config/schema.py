@@ -8,7 +8,7 @@ Lightning's signature.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from sodaops.config.alerts import AlertsConfig
 from sodaops.config.extensions import Extension
@@ -155,8 +155,10 @@ class WandbConfig(Section):
 
 
 class LoggerConfig(Section):
-    """Where metrics go; several at once are allowed (conf/logger)."""
+    """Where metrics go; several at once are allowed, also Lightning loggers of your own (conf/logger)."""
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Extension] = Field(init=False)
     csv: CsvConfig | None = None
     tensorboard: TensorboardConfig | None = None
     wandb: WandbConfig | None = None

@@ -51,6 +51,8 @@ def _fault(detail: Mapping[str, Any]) -> str:
         return f'{key}={value!r}: expected text; write it as in the table, in quotes ("{text}").'
     message = detail["msg"].replace("Input should be ", "expected ")
     hint = nearest(value, re.findall(r"'([^']+)'", message))
+    if detail["type"] == "target":
+        hint = nearest(loc[-1], field_names(loc[:-1]))
     return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."
 
 

@@ -1,4 +1,4 @@
-"""Tracks a run in run.json and in the loggers of conf/logger: CSV, TensorBoard, Weights & Biases."""
+"""Tracks a run in run.json and in the loggers of conf/logger: CSV, TensorBoard, Weights & Biases, and the user's."""
 
 import contextlib
 import importlib.util
@@ -14,9 +14,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.save import git_commit
+from sodaops.config.extensions import accepts, build, load
 from sodaops.config.schema import Config, WandbConfig
-from sodaops.errors import ConfigError, PrunedError
-from sodaops.evaluation.result import Evaluated
+from sodaops.errors import ConfigError, PrunedError, reason_of
+from sodaops.evaluation.result import FOLDERS, Evaluated
 from sodaops.io import ranks, remote, runs, storage
 from sodaops.io.run_record import RunRecord
 from sodaops.training.resume import run_dir_of
@@ -82,14 +83,17 @@ class Tracker:
             logger.save()
         for run in self._wandb_runs():
             run.log(_charts(evaluation))
+        if not remote.is_address(evaluation.output_dir):
+            self._log_artifacts(evaluation.output_dir, FOLDERS[evaluation.split])
 
     def bundled(self, bundle_dir: Path, info: BundleInfo) -> None:
-        """Records the id of the finished bundle, and logs it to W&B as an artifact if ``logger.wandb.bundle`` is set."""
+        """Records the id of the finished bundle, and logs it as an artifact; to W&B if ``logger.wandb.bundle`` is set."""
         self._record.update(bundle_id=info.bundle_id)
         if self._config.logger.wandb is not None and self._config.logger.wandb.bundle:
             metadata = {"bundle_id": info.bundle_id, "data": info.data, "labels": info.labels, "metrics": info.metrics}
             for run in self._wandb_runs():
                 _log_files(run, f"bundle-{info.data['name']}", "model", bundle_dir, metadata)
+        self._log_artifacts(bundle_dir, "bundle")
 
     def end(self, error: BaseException | None) -> None:
         """Closes run.json and all loggers.
@@ -114,6 +118,15 @@ class Tracker:
 
     def _wandb_runs(self) -> list[Any]:
         return [logger.experiment for logger in self._of(WandbLogger)]
+
+    def _log_artifacts(self, folder: str | Path, name: str) -> None:
+        """Copies a folder to the loggers that have a method ``log_artifacts``, or whose client has, as MLflow's does."""
+        for logger in self.loggers:
+            owners = (logger, getattr(logger, "experiment", None))
+            method = next((owner.log_artifacts for owner in owners if hasattr(owner, "log_artifacts")), None)
+            if method is not None:
+                run = {"run_id": logger.run_id} if accepts(method, "run_id") else {}
+                method(local_dir=str(folder), artifact_path=name, **run)
 
     def _splits(self) -> Path:
         return self._config.splits_dir
@@ -181,7 +194,7 @@ def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id:
     """Adds the loggers of conf/logger to ``loggers``, one by one, so that those made before a failure can be closed.
 
     Raises:
-        ConfigError: W&B refuses the run.
+        ConfigError: W&B refuses the run, or a logger of the user's cannot be made or refuses the configuration.
     """
     if config.logger.csv is not None:
         _rename_earlier(run_dir / "metrics")
@@ -190,8 +203,17 @@ def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id:
         loggers.append(TensorBoardLogger(run_dir, name="", version="tensorboard"))
     if config.logger.wandb is not None:
         loggers.append(_wandb(config.logger.wandb, run_dir, wandb_id))
+    params = config.model_dump(mode="json")
     for logger in loggers:
-        logger.log_hyperparams(config.model_dump(mode="json"))
+        logger.log_hyperparams(params)
+    for name, section in (config.logger.model_extra or {}).items():
+        key, target = f"logger.{name}", section["_target_"]
+        places = accepts(load(f"{key}._target_", target), "save_dir") and "save_dir" not in section
+        loggers.append(build(key, section, kind=Logger, **({"save_dir": str(run_dir / name)} if places else {})))
+        try:
+            loggers[-1].log_hyperparams(params)
+        except Exception as error:  # a user's class, or its server, may raise anything
+            raise ConfigError(f"{key}: {target} raised {type(error).__name__}: {reason_of(error)}") from error
 
 
 def _rename_earlier(folder: Path) -> None:

@@ -129,6 +129,8 @@ def test_frozen():
         ("drift__alpha", 0.001, "drift.alpha=0.001 .*drift.n_permutations=8001"),
         ("drift__last", 200_000, "drift.last=200000 .*drift.max_rows=100000"),
         ("logger__wandb", {"project": "x"}, "logger.wandb.entity "),
+        ("logger__wand", {"project": "x"}, r"logger\.wand=.*_target_.*did you mean wandb\?"),
+        ("logger__csv", {"_target_": "a.B"}, r"logger\.csv\._target_ "),
     ],
 )
 def test_faults(key, value, message):
