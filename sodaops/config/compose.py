@@ -128,7 +128,8 @@ def explain_error(error: Exception) -> SodaOpsError | None:
         "defaults_list.py" in f.f_code.co_filename for f, _ in walk_tb(error.__traceback__)
     ):
         return ConfigError("a configuration file has itself among its defaults; config.yaml of your own starts from `sodaops`.")
-    if not isinstance(error, HydraException | OmegaConfBaseException):
+    of_options = isinstance(error, ValueError) and re.match("Only one of --|The --resolve flag", str(error))
+    if not (isinstance(error, HydraException | OmegaConfBaseException) or of_options):
         return None
     text = str(error).strip()
     key = re.search(r"Could not (?:override|append to config at) '([^']+)'", text)

@@ -62,23 +62,14 @@ def _keys(prefix: str, section: Mapping[str, Any], values: Any, types: Mapping[s
         key, inner = f"{prefix}{name}", _section_of(of, types)
         top = key.partition(".")[0]
         value = values[name] if isinstance(values, Mapping) else defaults_of(top).get(key, "???")
-        text = of.get("description") or comments_of(top).get(key, "")
+        text = of.get("description") or comments_of(top).get(key) or (inner or {}).get("description", "").split("\n")[0]
+        holds_keys = isinstance(value, Mapping) and bool(inner or (value and (not prefix or "_target_" in value)))
+        yield key, Key(text, value, "" if holds_keys else _allowed(of, types))
         if inner is not None:
-            yield (
-                key,
-                Key(
-                    text or inner.get("description", "").split("\n")[0],
-                    value,
-                    "" if isinstance(value, Mapping) else _allowed(of, types),
-                ),
-            )
             yield from _keys(f"{key}.", inner, value, types)
-        elif isinstance(value, Mapping) and value and (not prefix or "_target_" in value):  # the arguments of a class
-            yield key, Key(text, value, "")
-            for argument, given in value.items():
-                yield f"{key}.{argument}", Key(comments_of(top).get(f"{key}.{argument}", ""), given, "")
-        else:
-            yield key, Key(text, value, _allowed(of, types))
+        elif holds_keys:  # the arguments of a class
+            for argument in value:
+                yield f"{key}.{argument}", Key(comments_of(top).get(f"{key}.{argument}", ""), value[argument], "")
 
 
 def _section_of(of: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -98,12 +89,8 @@ def _allowed(of: Mapping[str, Any], types: Mapping[str, Any]) -> str:
     kind = of.get("type", "any")
     if kind == "array":
         return f"list of {_allowed(of['items'], types)}"
-    names = {"string": "text", "integer": "whole number", "boolean": "`true`, `false`", "object": "mapping"}
-    return names.get(kind, kind) + _bounds(of)
-
-
-def _bounds(of: Mapping[str, Any]) -> str:
     low, high = of.get("minimum", of.get("exclusiveMinimum")), of.get("maximum", of.get("exclusiveMaximum"))
     least = "" if low is None else f" above {low:,}" if "exclusiveMinimum" in of else f" from {low:,}"
     most = "" if high is None else f" below {high:,}" if "exclusiveMaximum" in of else f" to {high:,}"
-    return least + most
+    names = {"string": "text", "integer": "whole number", "boolean": "`true`, `false`", "object": "mapping"}
+    return names.get(kind, kind) + least + most

@@ -72,6 +72,7 @@ def test_faults_of_a_users_folder(mine, run):
     for words, named in [
         (["--config-path", "none"], "none"), (["--config-dir", "none"], "none"), (["-cp", "mine/loop"], "`sodaops`"),
         (["-cp", "mine", "-cn", "strat"], "strat"), (["logger=[csv,wandbb]"], "did you mean wandb?"),
+        (["--cfg", "job", "-m"], "--multirun"), (["--resolve"], "--cfg"),
     ]:  # fmt: skip
         code, _, error = run("train", *words)
         assert code == 2 and named in error.splitlines()[-1], words
