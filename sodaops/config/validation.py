@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sodaops.config.reference import unknown_key
-from sodaops.config.schema import FORMATS, Config, table_format
+from sodaops.config.schema import FORMATS, Config, LoggerConfig, table_format
 from sodaops.errors import ConfigError, nearest
 
 _SECRET = re.compile(r"(?i)[._](password|passwd|secret|token|api_?key)$")
@@ -51,8 +51,8 @@ def _fault(detail: Mapping[str, Any]) -> str:
         return f'{key}={value!r}: expected text; write it as in the table, in quotes ("{text}").'
     message = detail["msg"].replace("Input should be ", "expected ")
     hint = nearest(value, re.findall(r"'([^']+)'", message))
-    if detail["type"] == "target":
-        hint = nearest(loc[-1], field_names(loc[:-1]))
+    if loc[0] == "logger" and detail["type"] == "target":
+        hint = nearest(loc[-1], LoggerConfig.model_fields)
     return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."
 
 
