@@ -24,7 +24,7 @@ RECIPES = {
     "default": [],
     "epochs-10": ["trainer.max_epochs=10", "early_stopping.patience=null"],
     "epochs-30": ["trainer.max_epochs=30", "early_stopping.patience=null"],
-    "epochs-30-balanced": ["trainer.max_epochs=30", "early_stopping.patience=null", "optim.class_weights=balanced"],
+    "epochs-30-balanced": ["trainer.max_epochs=30", "early_stopping.patience=null", "loss.class_weights=balanced"],
     "epochs-30-lr-1e-4": ["trainer.max_epochs=30", "early_stopping.patience=null", "optim.lr=1e-4"],
 }
 Rows = list[tuple[str, str]]  # text, label

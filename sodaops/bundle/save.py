@@ -17,10 +17,11 @@ from safetensors.torch import load, save_file
 from tokenizers import Tokenizer
 
 from sodaops.bundle import layout
-from sodaops.bundle.files import parsing
+from sodaops.bundle.files import parsing, printable
 from sodaops.config.schema import Config
+from sodaops.errors import BundleError, ConfigError
 from sodaops.io import storage
-from sodaops.modeling.encoder import TextEncoder, from_settings, settings_of
+from sodaops.modeling.encoder import LINEAR, TextEncoder, from_settings, settings_of
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "lightning", "numpy")
 
@@ -65,7 +66,9 @@ def save_bundle(
                 save_file(weights, folder / name, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        storage.write_json(folder / layout.ENCODER, _without_paths(settings_of(model.transformer)))
+        storage.write_json(
+            folder / layout.ENCODER, _without_paths({**settings_of(model.transformer), "head": model.head_section})
+        )
         (folder / layout.TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
         storage.write_json(
             folder / layout.TOKENIZER_SETTINGS,
@@ -118,7 +121,7 @@ def load_bundle(path: str | Path) -> Loaded:
     """Reads and verifies a bundle, without any configuration.
 
     Raises:
-        BundleError: missing, incomplete or damaged.
+        BundleError: missing, incomplete, damaged, or with a class that cannot be imported here.
     """
     info = layout.read_info(path)
     encoder = layout.OLDER_ENCODER if info.format == 1 else layout.ENCODER
@@ -128,10 +131,11 @@ def load_bundle(path: str | Path) -> Loaded:
     if info.format > 1:
         weights |= _read_weights(path, info, layout.HEAD, "head.")
     with parsing(f"{path}: {encoder} and {layout.WEIGHTS}"):
-        _check_layers(settings, len(weights))
+        for section in (settings, settings.get("head", {})):
+            _check_layers(section, len(weights))
         with torch.device("meta"):  # compares names and shapes, before memory is taken for them
-            _encoder(info, settings).load_state_dict(weights, assign=True)
-        model = _encoder(info, settings)
+            _encoder(path, info, settings).load_state_dict(weights, assign=True)
+        model = _encoder(path, info, settings)
         model.load_state_dict(weights)
     with parsing(Path(path) / layout.TOKENIZER):
         tokenizer = Tokenizer.from_buffer(layout.read_file(path, info, layout.TOKENIZER))
@@ -143,9 +147,15 @@ def _read_weights(path: str | Path, info: layout.BundleInfo, name: str, prefix: 
         return {f"{prefix}{key}": tensor for key, tensor in load(layout.read_file(path, info, name)).items()}
 
 
-def _encoder(info: layout.BundleInfo, settings: Mapping[str, Any]) -> TextEncoder:
-    safe = {key: value for key, value in settings.items() if "attn_implementation" not in key}  # could name code to download
-    return TextEncoder(from_settings(safe), len(info.labels), info.pooling, dropout=0.0)
+def _encoder(path: str | Path, info: layout.BundleInfo, settings: Mapping[str, Any]) -> TextEncoder:
+    # attn_implementation could name code to download; bundles of older versions, which are linear, name no head.
+    safe = {key: value for key, value in settings.items() if key != "head" and "attn_implementation" not in key}
+    try:
+        return TextEncoder(from_settings(safe), len(info.labels), info.pooling, dropout=0.0, head=settings.get("head", LINEAR))
+    except ConfigError as error:
+        raise BundleError(
+            f"{path}: {printable(str(error))} Only training, export and the gate need the class; serving and predicting do not."
+        ) from error
 
 
 def _check_layers(settings: Mapping[str, Any], n_weights: int) -> None:

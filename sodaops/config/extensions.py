@@ -1,5 +1,6 @@
 """Classes and functions of users' own: a section of the configuration names one by ``_target_``, beside its arguments."""
 
+import functools
 import importlib
 import inspect
 import re
@@ -51,6 +52,8 @@ def load(key: str, path: str) -> Any:
 def build(key: str, section: Mapping[str, Any], *arguments: Any, kind: type | None = None, **more: Any) -> Any:
     """Calls the class or function of a section with the section's arguments. Nested sections with ``_target_`` are built first.
 
+    With ``_partial_: true`` nothing is called: the result is a function that has these arguments already.
+
     Args:
         key: of the section, for messages.
         section: with ``_target_``.
@@ -72,7 +75,8 @@ def build(key: str, section: Mapping[str, Any], *arguments: Any, kind: type | No
     target, own = section["_target_"], {name: value for name, value in section.items() if not re.fullmatch("_[a-z]+_", name)}
     _check_arguments(key, target, load(f"{key}._target_", target), own, more)
     try:
-        result = instantiate({**section, "_partial_": True, "_convert_": "all"})(*arguments, **more)
+        make = functools.partial(instantiate({**section, "_partial_": True, "_convert_": "all"}), *arguments, **more)
+        result = make if section.get("_partial_") else make()
     except Exception as error:  # a user's class may raise anything
         raise ConfigError(f"{key}: {target} raised {type(error).__name__}: {reason_of(error)}") from error
     if kind is not None and not isinstance(result, kind):

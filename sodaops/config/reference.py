@@ -7,7 +7,12 @@ from sodaops.config.keys import comments_of, defaults_of, groups
 from sodaops.config.schema import Config
 from sodaops.errors import nearest, some
 
-MOVED = {"optim.schedule": "optim.scheduler.decay", "optim.warmup": "optim.scheduler.warmup"}  # key of version 0.1 -> new key
+MOVED = {  # key of version 0.1 -> new key
+    "optim.schedule": "optim.scheduler.decay",
+    "optim.warmup": "optim.scheduler.warmup",
+    "optim.class_weights": "loss.class_weights",
+    "optim.label_smoothing": "loss.label_smoothing",
+}
 
 
 class Key(NamedTuple):

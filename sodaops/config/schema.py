@@ -84,19 +84,20 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The pretrained encoder and its head (conf/model)."""
+    """The pretrained encoder (conf/model)."""
 
     name_or_path: str = Field(description="a folder, a hub name, or package:NAME for weights inside a Python package")
     revision: str | None = Field(description="commit or tag of a hub model")
     random_weights: bool = Field(description="architecture and tokenizer only, weights drawn at random (for tests)")
     overrides: dict[str, Any] | None = Field(description="changes to the encoder's own configuration")
+    encoder: Extension | None = Field(None, description="an encoder class of your own, with the tokenizer of name_or_path")
     pooling: Literal["mean", "cls"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     max_tokens: Annotated[int, Field(ge=3)] = Field(description="longer texts are cut")
 
 
 class OptimConfig(Section):
-    """The optimizer, its learning rate scheduler, the batches and the loss (conf/optim)."""
+    """The optimizer, its learning rate scheduler, the batches and their targets (conf/optim)."""
 
     optimizer: Extension = Field(description="a class of torch.optim, or one like it, and its arguments")
     scheduler: Extension | None = Field(
@@ -111,8 +112,6 @@ class OptimConfig(Section):
     )
     batch_tokens: Count = Field(description="token budget of a batch, padding included")
     vote_weight: Fraction = Field(description="target = vote_weight * vote shares + (1 - vote_weight) * label")
-    label_smoothing: Fraction = Field(description="share of the target that is distributed over all labels")
-    class_weights: Literal["none", "balanced"] = Field(description="balanced: a rare label's rows count more")
 
 
 class CheckpointConfig(Section):
@@ -311,6 +310,8 @@ class Config(Section):
     ckpt_path: str | None = Field(description="checkpoint to resume from; last: that of run_dir")
     data: DataConfig
     model: ModelConfig
+    head: Extension = Field(description="The class of the head, and its arguments.")
+    loss: Extension = Field(description="The class of the loss, and its arguments.")
     optim: OptimConfig
     trainer: dict[str, Any] = Field(description="Arguments of lightning.Trainer, checked when training starts.")
     checkpoint: CheckpointConfig

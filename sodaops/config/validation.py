@@ -96,6 +96,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"export.variants={config.export.variants}: int8 is compared with float32; list both."
     if not config.export.variants and config.evaluate.split != "none" and config.evaluate.bundle is None:
         yield "export.variants=[]: evaluation needs an ONNX model; set evaluate.split=none too."
+    if config.model.encoder is not None and config.model.overrides:
+        yield "model.overrides has no effect on model.encoder; set model.overrides=null."
     if config.optim.batch_tokens < config.model.max_tokens:
         yield (
             f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "

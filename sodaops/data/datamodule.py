@@ -68,10 +68,8 @@ class TextDataModule(L.LightningDataModule):
         level = logging.WARNING if many else logging.INFO
         log.log(level, "texts cut at model.max_tokens=%d: %s%s", self.config.model.max_tokens, shares, hint)
 
-    def class_weights(self) -> torch.Tensor | None:
-        """Weights that give all labels the same total, float32 [n_labels] with mean 1 over the training rows; None if off."""
-        if self.config.optim.class_weights == "none":
-            return None
+    def balanced_weights(self) -> torch.Tensor:
+        """Weights that give all labels the same total, float32 [n_labels] with mean 1 over the training rows."""
         counts = np.bincount(self.splits["train"].label_ids, minlength=self.n_labels)
         return torch.tensor(counts.sum() / (self.n_labels * np.maximum(counts, 1)), dtype=torch.float32)
 

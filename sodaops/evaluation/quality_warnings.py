@@ -56,7 +56,7 @@ def _never_predicted(matrix: np.ndarray, labels: Sequence[str], split: str) -> I
     missed = [f"{label} ({support[i]})" for i, label in enumerate(labels) if support[i] and not predicted[i]]
     if missed:
         yield (
-            f"Labels that are never predicted, with their rows in {split}: {some(missed)}. Try optim.class_weights=balanced, "
+            f"Labels that are never predicted, with their rows in {split}: {some(missed)}. Try loss.class_weights=balanced, "
             "more epochs (trainer.max_epochs) or more rows of these labels."
         )
 

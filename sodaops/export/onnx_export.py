@@ -168,7 +168,8 @@ def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
 
 def _write_float32(bundle: Loaded, file: Path) -> None:
     model = bundle.model
-    model.transformer.set_attn_implementation("eager")  # gives a smaller and faster graph than fused attention
+    if hasattr(model.transformer, "set_attn_implementation"):
+        model.transformer.set_attn_implementation("eager")  # gives a smaller and faster graph than fused attention
     # The example is padded: from a mask of ones, an exporter may conclude that there is never any padding.
     example = pad([np.full(n, bundle.info.pad_token_id + 1) for n in (9, 5, 3)], bundle.info.pad_token_id)
     ids, mask = map(torch.from_numpy, example)

@@ -5,7 +5,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -15,7 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from sodaops.config.schema import OptimConfig
 from sodaops.errors import ModelError
 from sodaops.modeling.encoder import TextEncoder
+from sodaops.modeling.losses import Loss
 from sodaops.modeling.optim import layers_of, make_optimizer, make_scheduler, parameter_groups
+from sodaops.modeling.probe import check_loss
 
 SIGNATURE_KEY = "begun_with"  # in checkpoints; older ones have it too
 
@@ -36,8 +37,8 @@ class TextClassifier(L.LightningModule):
     Args:
         model: the encoder with its head.
         optim: conf/optim.
+        loss: of a batch (:mod:`sodaops.modeling.losses`).
         seed: of dropout.
-        class_weights: float [n_labels], or None.
         run_signature: settings that a resumed run must share, saved in every checkpoint.
     """
 
@@ -45,8 +46,8 @@ class TextClassifier(L.LightningModule):
         self,
         model: TextEncoder,
         optim: OptimConfig,
+        loss: Loss,
         seed: int,
-        class_weights: Tensor | None = None,
         run_signature: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -54,8 +55,8 @@ class TextClassifier(L.LightningModule):
         self.optim = optim
         self.seed = seed
         self.run_signature = run_signature or {}
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        n_labels = model.head.out_features
+        self.loss = loss
+        n_labels = model.n_labels
         self.val_loss = MeanMetric(nan_strategy="disable")
         self.val_metrics = MetricCollection(
             {
@@ -64,18 +65,6 @@ class TextClassifier(L.LightningModule):
             },
             prefix="val/",
         )
-
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy against target distributions, mean over the batch.
-
-        Args:
-            logits: float [n_examples, n_labels].
-            targets: float [n_examples, n_labels], rows sum to 1.
-
-        Returns:
-            float, a scalar.
-        """
-        return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.optim.label_smoothing)
 
     def configure_model(self) -> None:
         """With ``trainer.strategy=fsdp``, shards the parameters of each transformer layer over the processes."""
@@ -95,6 +84,8 @@ class TextClassifier(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self.loss(self.model(batch["input_ids"], batch["attention_mask"]).logits, batch["targets"])
+        if self.trainer.fit_loop.epoch_loop.total_batch_idx == 0:
+            check_loss(loss)
         synced = {"sync_dist": self.trainer.world_size > 1}
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["targets"]), **synced)
         return loss * batch["share"]
@@ -103,7 +94,11 @@ class TextClassifier(L.LightningModule):
         logits = self.model(batch["input_ids"], batch["attention_mask"]).logits
         if not batch["share"]:  # a copy of an example that another process counts
             return
-        self.val_loss.update(F.cross_entropy(logits, batch["label_ids"], reduction="none"))
+        if hasattr(self.loss, "validate"):
+            self.val_loss.update(self.loss.validate(logits, batch["label_ids"]))
+        else:
+            # MeanMetric ignores weights with nan_strategy="disable", so each example gets a value.
+            self.val_loss.update(self.loss(logits, batch["targets"]).expand(len(logits)))
         self.val_metrics.update(logits, batch["label_ids"])
 
     def on_validation_epoch_end(self) -> None:

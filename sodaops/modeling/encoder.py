@@ -1,14 +1,19 @@
-"""The model: a Hugging Face encoder, a pooled sentence embedding and a linear head."""
+"""The model: an encoder, a pooled sentence embedding and a head."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
+from sodaops.config.extensions import accepts, build, load
+from sodaops.errors import ConfigError
+
 Pooling = Literal["mean", "cls"]
+LINEAR = {"_target_": "sodaops.modeling.heads.LinearHead"}
+_SECTION = "sodaops_section"  # attribute of an encoder that model.encoder built
 
 
 class Pretrained(NamedTuple):
@@ -30,18 +35,32 @@ class TextEncoder(nn.Module):
     """Computes label logits and a sentence embedding from tokens.
 
     Args:
-        transformer: a Hugging Face encoder.
+        transformer: an encoder of Hugging Face, or of ``model.encoder``.
         n_labels: the size of the output.
         pooling: ``mean`` over the tokens, or ``cls``, the first token's vector.
         dropout: of the embedding, before the head.
+        head: its section of the configuration (:mod:`sodaops.modeling.heads`).
+
+    Raises:
+        ConfigError: the head cannot be made.
     """
 
-    def __init__(self, transformer: nn.Module, n_labels: int, pooling: Pooling = "mean", dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module,
+        n_labels: int,
+        pooling: Pooling = "mean",
+        dropout: float = 0.1,
+        head: Mapping[str, Any] = LINEAR,
+    ) -> None:
         super().__init__()
         self.transformer = transformer
+        self.n_labels = n_labels
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(transformer.config.hidden_size, n_labels)
+        self.head_section = dict(head)
+        self.head = build_module("head", head, hidden_size=hidden_size_of(transformer), n_labels=n_labels)
+        self._head_inputs = [name for name in ("hidden_states", "attention_mask") if accepts(self.head.forward, name)]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> EncoderOutput:
         """Computes a padded batch.
@@ -56,7 +75,9 @@ class TextEncoder(nn.Module):
         # [n_examples, n_tokens, hidden_size]
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         embeddings = hidden[:, 0] if self.pooling == "cls" else mean_pool(hidden, attention_mask)
-        return EncoderOutput(self.head(self.dropout(embeddings)), embeddings)
+        tokens = {"hidden_states": hidden, "attention_mask": attention_mask}
+        logits = self.head(self.dropout(embeddings), **{name: tokens[name] for name in self._head_inputs})
+        return EncoderOutput(logits, embeddings)
 
 
 def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -82,6 +103,8 @@ def from_settings(settings: dict[str, Any]) -> nn.Module:
     Args:
         settings: as :func:`settings_of` returns them.
     """
+    if "_target_" in settings:
+        return own_encoder(settings)
     kind = settings["model_type"]
     return random_encoder(AutoConfig.for_model(kind, **{k: v for k, v in settings.items() if k != "model_type"}))
 
@@ -101,4 +124,58 @@ def without_pooler(make: Callable[..., Any]) -> Any:
 
 def settings_of(transformer: nn.Module) -> dict[str, Any]:
     """The encoder's configuration as JSON values, from which :func:`from_settings` builds it again."""
+    if (section := getattr(transformer, _SECTION, None)) is not None:
+        return section
     return json.loads(transformer.config.to_json_string(use_diff=False))
+
+
+def build_module(key: str, section: Mapping[str, Any], **more: Any) -> nn.Module:
+    """Builds a head or an encoder. Only classes of modules are called, since the section may come from anyone's bundle.
+
+    Raises:
+        ConfigError: as :func:`sodaops.config.extensions.build`, or a class or nested class that is no ``torch.nn.Module``.
+    """
+    if "${" in json.dumps(section):  # Hydra would resolve it, to another section for example
+        raise ConfigError(f"{key}: it contains ${{; write the value itself.")
+    for place, target in _targets(key, section):
+        found = load(f"{place}._target_", target)
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise ConfigError(f"{place}._target_={target}: expected a subclass of torch.nn.Module.")
+    return build(key, section, kind=nn.Module, **more)
+
+
+def _targets(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """The key and the import path of every section with ``_target_``, nested ones included."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield key, str(value["_target_"])
+        value = value.items()
+    elif isinstance(value, list):
+        value = enumerate(value)
+    else:
+        return
+    for name, inner in value:
+        yield from _targets(f"{key}.{name}", inner)
+
+
+def own_encoder(section: Mapping[str, Any]) -> nn.Module:
+    """The encoder of ``model.encoder``, in training mode; a bundle builds it again from the same section.
+
+    It takes ``input_ids`` and ``attention_mask``, int64 [n_examples, n_tokens], and returns an object with
+    ``last_hidden_state``, float [n_examples, n_tokens, hidden_size].
+
+    Raises:
+        ConfigError: it cannot be made, or does not tell its ``hidden_size``.
+    """
+    encoder = build_module("model.encoder", section)
+    if not isinstance(hidden_size_of(encoder), int):
+        raise ConfigError(
+            f"model.encoder._target_={section['_target_']}: it has no hidden_size; set self.hidden_size in its constructor."
+        )
+    setattr(encoder, _SECTION, dict(section))
+    return encoder.train()
+
+
+def hidden_size_of(transformer: nn.Module) -> Any:
+    """The width of an encoder's output: ``config.hidden_size``, or ``hidden_size``."""
+    return getattr(getattr(transformer, "config", None), "hidden_size", getattr(transformer, "hidden_size", None))

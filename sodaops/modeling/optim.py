@@ -34,6 +34,11 @@ def layers_of(transformer: nn.Module) -> list[nn.Module]:
     return [module for name, module in transformer.named_modules() if _LAYER.search(f"{name}.") and name[-1].isdigit()]
 
 
+def n_layers_of(transformer: nn.Module) -> int:
+    """The number of layers: of the encoder's configuration, else counted by the names of its modules."""
+    return getattr(getattr(transformer, "config", None), "num_hidden_layers", None) or len(layers_of(transformer))
+
+
 def freeze(model: TextEncoder, n_layers: int | None) -> None:
     """Freezes the embeddings and the lowest layers, which also saves their backward pass.
 
@@ -46,7 +51,7 @@ def freeze(model: TextEncoder, n_layers: int | None) -> None:
     """
     if n_layers is None:
         return
-    n_all = model.transformer.config.num_hidden_layers
+    n_all = n_layers_of(model.transformer)
     if n_layers > n_all:
         raise ConfigError(f"optim.frozen_layers={n_layers}: the encoder has {n_all}; expected null or 0 to {n_all}.")
     for name, parameter in model.transformer.named_parameters():
@@ -60,7 +65,7 @@ def parameter_groups(model: TextEncoder, config: OptimConfig) -> list[dict]:
     A transformer layer at depth d of D has the rate ``lr * layer_decay ** (D - d)``, as in Howard and Ruder (2018,
     https://arxiv.org/abs/1801.06146); the head has ``head_lr``. Biases and norms, which have one dimension, do not decay.
     """
-    n_layers = model.transformer.config.num_hidden_layers
+    n_layers = n_layers_of(model.transformer)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

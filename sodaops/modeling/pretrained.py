@@ -16,17 +16,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from sodaops.config.extensions import accepts, load
 from sodaops.config.schema import ModelConfig
 from sodaops.errors import ConfigError, ModelError, nearest, reason_of, some
 from sodaops.io.storage import sha256_of
-from sodaops.modeling.encoder import Pretrained, random_encoder, without_pooler
+from sodaops.modeling.encoder import Pretrained, own_encoder, random_encoder, without_pooler
 from sodaops.modeling.probe import check_pretrained
 
 _NO_LIMIT = 10**6  # tokenizers without a limit have a huge number in its place
 
 
 def load_pretrained(config: ModelConfig) -> Pretrained:
-    """Loads the encoder and tokenizer of conf/model, and runs a batch through them.
+    """Loads or builds the encoder of conf/model, loads the tokenizer, and runs a batch through them.
 
     Weights are read from safetensors only, and must be complete. Random numbers are drawn only for random weights.
 
@@ -43,10 +44,13 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **options)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"model.name_or_path={name}: it has no fast tokenizer (tokenizer.json); choose a model with one.")
-    with _loading_errors(name):
-        _apply_overrides(settings, config.overrides or {})
-    with _loading_errors(name):
-        transformer = random_encoder(settings) if config.random_weights else _load_weights(name, source, options, settings)
+    if config.encoder is not None:
+        transformer = own_encoder(_with_vocabulary(config.encoder, len(tokenizer)))
+        settings = getattr(transformer, "config", None)
+    else:
+        with _loading_errors(name):
+            _apply_overrides(settings, config.overrides or {})
+            transformer = random_encoder(settings) if config.random_weights else _load_weights(name, source, options, settings)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -54,6 +58,12 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     limits = getattr(settings, "max_position_embeddings", None), tokenizer.model_max_length
     check_pretrained(config, pretrained, min([limit for limit in limits if limit and 0 < limit < _NO_LIMIT], default=None))
     return pretrained
+
+
+def _with_vocabulary(section: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """The section of ``model.encoder``, with ``vocab_size`` if its class takes that argument."""
+    takes = accepts(load("model.encoder._target_", section["_target_"]), "vocab_size")
+    return {"vocab_size": vocab_size, **section} if takes else section
 
 
 def _load_weights(name: str, source: str, options: dict[str, Any], settings: PretrainedConfig) -> nn.Module:

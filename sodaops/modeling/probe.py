@@ -17,6 +17,7 @@ from sodaops.config.schema import ModelConfig
 from sodaops.data.tokens import pad
 from sodaops.errors import ConfigError, ModelError, SodaOpsError, joined, reason_of
 from sodaops.modeling.encoder import Pretrained, TextEncoder
+from sodaops.modeling.losses import Loss
 
 log = logging.getLogger(__name__)
 RARE = "\U00012000"  # a cuneiform sign, which hardly any vocabulary has
@@ -37,7 +38,7 @@ def check_pretrained(config: ModelConfig, pretrained: Pretrained, limit: int | N
         ModelError: the encoder or its tokenizer cannot be used.
         ConfigError: model.max_tokens or model.pooling does not suit the encoder.
     """
-    name = f"model.name_or_path={config.name_or_path.partition('#')[0]}"
+    name = name_of(config)
     transformer = pretrained.transformer
     faults: list[SodaOpsError] = []
     try:
@@ -46,16 +47,75 @@ def check_pretrained(config: ModelConfig, pretrained: Pretrained, limit: int | N
         faults.append(error)
         row = np.arange(3)
     faults += _vocabulary_faults(name, pretrained)
-    if getattr(transformer.config, "is_encoder_decoder", False):
+    if getattr(getattr(transformer, "config", None), "is_encoder_decoder", False):
         kind = type(transformer).__name__
         faults.append(ModelError(f"{name}: {kind} is an encoder-decoder; choose an encoder, such as BERT."))
     if not faults:
         with isolate_rng(include_cuda=False), torch.no_grad():
             model = TextEncoder(transformer, 2, config.pooling, dropout=0.0).eval()
-            faults += _batch_faults(name, config, model, row, pretrained.pad_token_id, limit)
+            faults += _batch_faults(name, config, model, row, pretrained, limit)
             transformer.train()
     if faults:
         raise joined(faults)
+
+
+def name_of(config: ModelConfig) -> str:
+    """The key and value that name the encoder, for messages."""
+    if config.encoder is not None:
+        return f"model.encoder._target_={config.encoder['_target_']}"
+    return f"model.name_or_path={config.name_or_path.partition('#')[0]}"
+
+
+def check_head_and_loss(model: TextEncoder, loss: Loss) -> None:
+    """Computes logits and their loss for two made-up texts; draws no random numbers, and changes nothing.
+
+    Args:
+        model: in training mode.
+        loss: of the training.
+
+    Raises:
+        ConfigError: a head that does not give a logit for each label, or a loss that does not give a finite scalar.
+    """
+    ids, target = torch.ones(2, 3, dtype=torch.int64), f"head._target_={model.head_section['_target_']}"
+    n_labels = model.n_labels
+    with isolate_rng(include_cuda=False):
+        model.eval()
+        try:
+            with torch.no_grad():
+                logits = model(ids, torch.tensor([[1, 1, 1], [1, 1, 0]])).logits
+        except Exception as error:  # a user's head may raise anything
+            raise ConfigError(f"{target}: it cannot compute two texts ({type(error).__name__}: {reason_of(error)}).") from error
+        finally:
+            model.train()
+        if not isinstance(logits, Tensor) or logits.shape != (2, n_labels) or not logits.is_floating_point():
+            got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ConfigError(
+                f"{target}: expected floating-point logits [2, {n_labels}] for 2 texts and {n_labels} labels, got {got}."
+            )
+        if not torch.isfinite(logits).all():
+            raise ConfigError(f"{target}: its logits are not finite.")
+        # The targets of a text whose label is sure, and of one on which the raters disagree.
+        targets = torch.stack([torch.eye(n_labels)[0], torch.full((n_labels,), 1 / n_labels)])
+        try:
+            value = loss(logits.requires_grad_(), targets)
+        except Exception as error:  # a user's loss may raise anything
+            raise ConfigError(f"loss: it raised {type(error).__name__}: {reason_of(error)}") from error
+    check_loss(value)
+
+
+def check_loss(value: Any) -> None:
+    """Checks what a loss gave in training.
+
+    Raises:
+        ConfigError: no scalar, not finite, or not computed from the logits by torch.
+    """
+    expected = "loss: expected a finite scalar tensor for a batch, got"
+    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
+        raise ConfigError(f"{expected} {list(value.shape) if isinstance(value, Tensor) else type(value).__name__}.")
+    if not torch.isfinite(value):
+        raise ConfigError(f"{expected} {value.item()}; targets may be 0, so log(targets) must not be taken.")
+    if not value.requires_grad:
+        raise ConfigError("loss: no gradient reaches the logits; compute it with torch, without detach() and item().")
 
 
 def _encode(name: str, tokenizer: Any) -> np.ndarray:
@@ -81,7 +141,7 @@ def _vocabulary_faults(name: str, pretrained: Pretrained) -> list[SodaOpsError]:
         table = pretrained.transformer.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # an architecture of another kind; the batch shows whether it works
         return []
-    largest = max(pretrained.pad_token_id, *pretrained.tokenizer.get_vocab(with_added_tokens=True).values())
+    largest = _largest_id(pretrained)
     if not isinstance(table, nn.Embedding) or largest < table.num_embeddings:
         return []
     return [
@@ -92,18 +152,22 @@ def _vocabulary_faults(name: str, pretrained: Pretrained) -> list[SodaOpsError]:
     ]
 
 
+def _largest_id(pretrained: Pretrained) -> int:
+    return max(pretrained.pad_token_id, *pretrained.tokenizer.get_vocab(with_added_tokens=True).values())
+
+
 def _batch_faults(
-    name: str, config: ModelConfig, model: TextEncoder, row: np.ndarray, pad_token_id: int, limit: int | None
+    name: str, config: ModelConfig, model: TextEncoder, row: np.ndarray, pretrained: Pretrained, limit: int | None
 ) -> list[SodaOpsError]:
     """Faults that a padded batch shows: ``row`` repeated to model.max_tokens, and its first tokens alone."""
     short = row[: min(_FEW, config.max_tokens // 2)]
 
     def embed(*rows: np.ndarray) -> Tensor:
-        return model(*map(torch.from_numpy, pad(rows, pad_token_id))).embeddings
+        return model(*map(torch.from_numpy, pad(rows, pretrained.pad_token_id))).embeddings
 
     try:
         alone = embed(short)[0]
-        embed(short, short[:1])
+        embed(short, np.array([_largest_id(pretrained)]))
     except Exception as error:  # each architecture has errors of its own
         kind = type(model.transformer).__name__
         return [ModelError(f"{name}: {kind} cannot compute a batch of texts ({reason_of(error)}); choose another model.")]

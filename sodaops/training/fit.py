@@ -27,8 +27,10 @@ from sodaops.io import ranks, storage
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder
+from sodaops.modeling.losses import make_loss
 from sodaops.modeling.optim import freeze
 from sodaops.modeling.pretrained import load_pretrained
+from sodaops.modeling.probe import check_head_and_loss
 from sodaops.training import resume
 from sodaops.training.callbacks import Checkpoint, Terminate, make_profiler, profile_table
 from sodaops.training.peers import Peers
@@ -121,8 +123,12 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
     arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
     pretrained = load_pretrained(config.model)
-    check_bundle(config, pretrained)
+    n_labels = len(config.data.labels or ())
+    if n_labels:
+        check_bundle(config, pretrained, n_labels)
     manifest = ensure_splits(config.data, config.splits_dir)
+    if not n_labels:
+        check_bundle(config, pretrained, len(manifest["labels"]))
     log.info("%s", summarize_manifest(manifest))
     module, data = _module_and_data(config, manifest, pretrained)
     data.log_cut_shares()
@@ -145,7 +151,8 @@ def _module_and_data(
     config: Config, manifest: Mapping[str, Any], pretrained: Pretrained
 ) -> tuple[TextClassifier, TextDataModule]:
     n_labels = len(manifest["labels"])
-    model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout)
+    model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout, config.head)
+    check_head_and_loss(model, make_loss(config.loss, torch.ones(n_labels)))
     if config.model.random_weights and config.optim.frozen_layers is not None:
         raise ConfigError(
             f"optim.frozen_layers={config.optim.frozen_layers}: with model.random_weights the frozen layers would stay random; "
@@ -158,7 +165,8 @@ def _module_and_data(
     signature = resume.run_signature(config, manifest)
     if config.ckpt_path is not None:
         resume.check_signature(config.ckpt_path, signature)
-    return TextClassifier(model, config.optim, config.seed, data.class_weights(), signature), data
+    loss = make_loss(config.loss, data.balanced_weights())
+    return TextClassifier(model, config.optim, loss, config.seed, signature), data
 
 
 def _shared_settings(config: Config, signature: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
@@ -22,11 +23,12 @@ from sodaops.errors import ModelError, SodaOpsError, StorageError, joined, reaso
 from sodaops.export import onnx_export, packing, quantization
 from sodaops.io import ranks, remote, storage
 from sodaops.io.runs import flatten
-from sodaops.modeling import encoder
-from sodaops.modeling.encoder import Pretrained, TextEncoder, random_encoder, settings_of
+from sodaops.modeling import encoder, heads
+from sodaops.modeling.encoder import Pretrained, TextEncoder, from_settings, random_encoder, settings_of
+from sodaops.modeling.losses import make_loss
 from sodaops.modeling.optim import freeze, make_optimizer, make_scheduler, parameter_groups
 from sodaops.modeling.pretrained import load_pretrained
-from sodaops.modeling.probe import TEXT
+from sodaops.modeling.probe import TEXT, check_head_and_loss, name_of
 from sodaops.training.resume import run_dir_of
 from sodaops.training.tracking import check_loggers
 from sodaops.training.trainer import trainer_arguments
@@ -34,7 +36,7 @@ from sodaops.training.upload import check_address
 from sodaops.training.wandb_server import check_key
 
 _DEPTH = 2  # layers of the copy that is saved and exported; that takes 3 s for MiniLM, and 6 s with all its layers
-_CODE, _PACKAGES = (encoder, onnx_export, packing, quantization), ("torch", "transformers", "onnxscript", "onnxruntime")
+_CODE, _PACKAGES = (encoder, heads, onnx_export, packing, quantization), ("torch", "transformers", "onnxscript", "onnxruntime")
 
 
 def check_targets(config: Config) -> None:
@@ -47,13 +49,20 @@ def check_targets(config: Config) -> None:
         return
     faults = _faults(_target_checks(config))
     if faults:
-        raise joined([*faults, *_faults([lambda: check_bundle(config, load_pretrained(config.model))])])
+        raise joined(
+            [*faults, *_faults([lambda: check_bundle(config, load_pretrained(config.model), len(config.data.labels or "ab"))])]
+        )
 
 
-def check_bundle(config: Config, pretrained: Pretrained) -> None:
-    """Checks the disk space, and that an untrained, shallow copy of the encoder can be saved, read, and exported.
+def check_bundle(config: Config, pretrained: Pretrained, n_labels: int) -> None:
+    """Checks the disk space, and that an untrained, shallow copy of the model can be saved, read, and exported.
 
     No random number is drawn, so that a training is the same with and without this check.
+
+    Args:
+        config: the whole configuration.
+        pretrained: the encoder and its tokenizer.
+        n_labels: number of labels.
 
     Raises:
         SodaOpsError: all faults in one.
@@ -62,7 +71,7 @@ def check_bundle(config: Config, pretrained: Pretrained) -> None:
     if not writes or not ranks.is_rank_zero(os.environ):
         return
     with isolate_rng(include_cuda=False):
-        checks = (_check_disk, _check_optimizer, _check_export)
+        checks = (_check_disk, _check_optimizer, partial(_check_export, n_labels=n_labels))
         faults = _faults([partial(check, config, pretrained) for check in checks])
     if faults:
         raise joined(faults)
@@ -137,20 +146,24 @@ def _check_optimizer(config: Config, pretrained: Pretrained) -> None:
     make_scheduler(make_optimizer(parameter_groups(model, config.optim), config.optim), config.optim, n_steps=1000)
 
 
-def _check_export(config: Config, pretrained: Pretrained) -> None:
-    """Saves, reads and exports a copy of the encoder with random weights and few layers, once for each architecture.
+def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None:
+    """Saves, reads and exports a copy of the model with random weights and few layers, once for each architecture.
 
-    An empty file in the user's cache records that it was done with these versions of code and packages.
+    An empty file in the user's cache records that it was done with these versions of code and packages. Classes of the user's
+    own may change at any time, so they are always checked.
     """
-    name = f"model.name_or_path={config.model.name_or_path.partition('#')[0]}"
-    copied = TextEncoder(_shallow(pretrained.transformer), 2, config.model.pooling, 0.0).eval()
+    name = name_of(config.model)
+    copied = TextEncoder(_shallow(pretrained.transformer), n_labels, config.model.pooling, 0.0, config.head)
+    check_head_and_loss(copied, make_loss(config.loss, torch.ones(n_labels)))
+    copied.eval()
     variants = sorted(config.export.variants)
     versions = [*map(version, _PACKAGES), *(storage.sha256_of(str(module.__file__)) for module in _CODE)]
-    tried = storage.sha256_of_json([settings_of(copied.transformer), config.model.pooling, variants, versions])
-    record = storage.cache_dir() / "exported" / tried
-    if record.exists():
+    settings = [settings_of(copied.transformer), config.model.pooling, config.head, n_labels]
+    record = storage.cache_dir() / "exported" / storage.sha256_of_json([*settings, variants, versions])
+    is_own = config.model.encoder is not None or not config.head["_target_"].startswith("sodaops.")
+    if record.exists() and not is_own:
         return
-    manifest = {"labels": ["a", "b"], "fingerprint": ""}
+    manifest = {"labels": [str(i) for i in range(n_labels)], "fingerprint": ""}
     texts = [TEXT[:n_chars] for n_chars in (len(TEXT), 1, len(TEXT) // 2)]
     tokens = tokenise(pretrained.tokenizer, texts, config.model.max_tokens)
     with tempfile.TemporaryDirectory(prefix="sodaops.") as folder:
@@ -169,6 +182,8 @@ def _check_export(config: Config, pretrained: Pretrained) -> None:
 
 def _shallow(transformer: nn.Module) -> nn.Module:
     """An encoder of the same architecture with random weights, and with fewer layers where it can be built so."""
+    if "_target_" in settings_of(transformer):
+        return from_settings(settings_of(transformer))
     settings = copy.deepcopy(transformer.config)
     depth = getattr(settings, "num_hidden_layers", 0)
     if depth > _DEPTH:

@@ -12,6 +12,7 @@ from sodaops.config.schema import Config
 from sodaops.errors import ConfigError, some
 from sodaops.io import ranks
 from sodaops.modeling.classifier import SIGNATURE_KEY
+from sodaops.modeling.encoder import LINEAR
 
 LAST = Path("checkpoints/last.ckpt")  # in the run folder
 FULL_PRECISION = "32-true"
@@ -78,6 +79,9 @@ def run_signature(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]
     return {
         "seed": config.seed,
         "data.labels": list(manifest["labels"]),
+        "model.encoder": config.model.encoder,
+        "head": config.head,
+        "loss": config.loss,
         "the data's fingerprint": manifest["fingerprint"],
         **{f"optim.{name}": value for name, value in config.optim.model_dump().items()},
         "trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"],
@@ -95,7 +99,15 @@ def check_signature(path: str, signature: Mapping[str, Any]) -> None:
     """
     saved = torch.load(path, map_location="cpu", weights_only=True).get(SIGNATURE_KEY, {})
     # Checkpoints of older versions lack these keys.
-    defaults = {"processes": 1, "trainer.strategy=fsdp": False, "trainer.precision": signature["trainer.precision"]}
+    loss = {name: saved.get(f"optim.{name}") for name in ("class_weights", "label_smoothing")}
+    defaults = {
+        "processes": 1,
+        "trainer.strategy=fsdp": False,
+        "trainer.precision": signature["trainer.precision"],
+        "model.encoder": None,
+        "head": LINEAR,
+        "loss": {"_target_": "sodaops.modeling.losses.CrossEntropyLoss", **loss},
+    }
     if "optim.schedule" in saved:
         scheduler = {"_target_": "sodaops.modeling.optim.warmup_schedule"}
         scheduler |= {"warmup": saved["optim.warmup"], "decay": saved["optim.schedule"]}

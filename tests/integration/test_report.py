@@ -130,7 +130,7 @@ def test_many_labels_are_listed_from_the_worst(trained):
         ([[60, 10, 0], [10, 30, 0], [0, 0, 30]], {"majority": 0.2, "tfidf": 0.88}, [("not better", "0.880")]),
         ([[60, 10, 0], [10, 30, 0], [0, 0, 30]], {"majority": 0.2, "tfidf": 0.82}, [("not clearly better", "TF-IDF")]),
         ([[90, 0, 0], [40, 0, 0], [30, 0, 0]], {"majority": 0.24, "tfidf": 0.3},
-         [("most frequent", "TF-IDF"), ("b (40), c (30)", "optim.class_weights")]),
+         [("most frequent", "TF-IDF"), ("b (40), c (30)", "loss.class_weights")]),
         ([[90, 0, 0], [0, 40, 0], [0, 0, 9]], {}, [("fewer than 10", "c (9)")]),
         ([[60, 0, 0], [0, 39, 0], [0, 0, 0]], {}, [("99 rows", "data.fractions"), ("fewer than 10", "c (0)")]),
     ],

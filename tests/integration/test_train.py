@@ -200,7 +200,7 @@ def test_fast_dev_run_writes_no_bundle(small_tweets, tmp_path):
 
 
 def test_training_with_balanced_weights_and_hard_labels_and_without_an_evaluation(small_tweets, tmp_path):
-    changed = ["optim.class_weights=balanced", "optim.vote_weight=0.0", "optim.label_smoothing=0.1", "model.pooling=cls"]
+    changed = ["loss.class_weights=balanced", "optim.vote_weight=0.0", "loss.label_smoothing=0.1", "model.pooling=cls"]
     result = pipeline.train(configured(*run_overrides(tmp_path, small_tweets, *NO_EXPORT, *changed)))
     info = layout.read_info(tmp_path / "run/bundle")
     assert info.pooling == "cls" and result.score == info.metrics["val"]["macro_f1"] > 0

@@ -67,7 +67,9 @@ def test_dvc_composes_the_name_too(tmp_path):
     assert compose.load_params(tmp_path / "params.yaml").data.name == "reviews"
 
 
-@pytest.mark.parametrize("group", ["data", "model", "optim", "trainer", "logger", "experiment", "debug", "evaluate"])
+@pytest.mark.parametrize(
+    "group", ["data", "model", "head", "loss", "optim", "trainer", "logger", "experiment", "debug", "evaluate"]
+)
 def test_every_option_composes(group):
     options = [path.stem for path in (compose.conf_dir() / group).glob("*.yaml") if path.stem != "base"]
     assert options

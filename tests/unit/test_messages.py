@@ -14,7 +14,7 @@ from tests.conftest import make_rows, table
         (
             ["train", "optim.lrr=1"],
             "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: optimizer, scheduler, lr, head_lr, "
-            "weight_decay, layer_decay, frozen_layers, batch_tokens, vote_weight, label_smoothing, class_weights.\n",
+            "weight_decay, layer_decay, frozen_layers, batch_tokens, vote_weight.\n",
         ),
         (
             ["train", "model=tinny"],

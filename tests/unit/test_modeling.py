@@ -8,7 +8,6 @@ from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError
 from tests.conftest import configured, lazy
 
-classifier = lazy("sodaops.modeling.classifier")
 datamodule = lazy("sodaops.data.datamodule")
 encoder_module = lazy("sodaops.modeling.encoder")
 pretrained_module = lazy("sodaops.modeling.pretrained")
@@ -260,19 +259,6 @@ def test_unusable_optimizers_and_schedulers_are_refused(overrides, n_steps, mess
 def test_without_a_scheduler_the_rates_are_constant():
     config = configured("~optim.scheduler", "+optim.scheduler=null").optim
     assert optim_module.make_scheduler(None, config, 9) is None
-
-
-def test_loss_with_targets_weights_and_smoothing():
-    logits, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.25, 0.75], [0.0, 1.0]])
-    encoder = encoder_module.TextEncoder(pretrained_module.load_pretrained(model_config("model=tiny")).transformer, 2)
-    logs = torch.log_softmax(logits, -1)
-    plain = classifier.TextClassifier(encoder, optim(label_smoothing=0.0), 0).loss(logits, targets)
-    assert plain.item() == pytest.approx(-(targets * logs).sum(1).mean().item(), abs=1e-6)
-    weights = torch.tensor([3.0, 0.5])
-    weighted = classifier.TextClassifier(encoder, optim(label_smoothing=0.0), 0, weights).loss(logits, targets)
-    assert weighted.item() == pytest.approx(-(weights * targets * logs).sum(1).mean().item(), abs=1e-6)
-    smoothed = classifier.TextClassifier(encoder, optim(label_smoothing=0.2), 0).loss(logits, targets)
-    assert smoothed.item() == pytest.approx(-((0.8 * targets + 0.1) * logs).sum(1).mean().item(), abs=1e-6)
 
 
 @pytest.mark.slow

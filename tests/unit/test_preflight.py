@@ -56,13 +56,13 @@ def test_too_little_disk_space(workdir, monkeypatch):
     for free, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: Usage(0, 0, free))
         if fits:
-            preflight.check_bundle(config, pretrained)
+            preflight.check_bundle(config, pretrained, 2)
         else:
             with pytest.raises(StorageError, match="run_dir=run"):
-                preflight.check_bundle(config, pretrained)
+                preflight.check_bundle(config, pretrained, 2)
     (workdir / "run/checkpoints").mkdir(parents=True)
     (workdir / "run/checkpoints/last.ckpt").write_bytes(b"1")  # it will be replaced
-    preflight.check_bundle(config, pretrained)
+    preflight.check_bundle(config, pretrained, 2)
 
 
 @pytest.mark.slow
@@ -70,13 +70,13 @@ def test_an_encoder_that_can_be_exported(workdir, monkeypatch):
     config, pretrained = configured("model=tiny", "model.overrides.num_hidden_layers=4", "seed=1"), pretrained_tiny()
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    preflight.check_bundle(config, pretrained)
+    preflight.check_bundle(config, pretrained, 2)
     (record,) = Path("cache/sodaops/exported").iterdir()
     assert [path.name for path in workdir.iterdir()] == ["cache"]
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
     made = record.stat().st_mtime_ns
-    preflight.check_bundle(config, pretrained)  # once for each architecture
+    preflight.check_bundle(config, pretrained, 2)  # once for each architecture
     assert record.stat().st_mtime_ns == made
 
 
@@ -93,10 +93,10 @@ def test_an_encoder_that_cannot_be_exported(kind, settings, cause, workdir):
     settings = transformers.AutoConfig.for_model(kind, vocab_size=tiny.tokenizer.get_vocab_size(), **settings)
     pretrained = encoder_module.Pretrained(encoder_module.random_encoder(settings), tiny.tokenizer, 1)
     with pytest.raises(ModelError, match=cause) as raised:
-        preflight.check_bundle(config, pretrained)
+        preflight.check_bundle(config, pretrained, 2)
     assert "\n" not in str(raised.value) and "\x1b" not in str(raised.value)
     unexported = config.model_copy(update={"export": config.export.model_copy(update={"variants": []})})
-    preflight.check_bundle(unexported, pretrained)
+    preflight.check_bundle(unexported, pretrained, 2)
 
 
 def test_an_encoder_whose_weights_share_memory(workdir, monkeypatch):
@@ -111,7 +111,7 @@ def test_an_encoder_whose_weights_share_memory(workdir, monkeypatch):
 
     monkeypatch.setattr("sodaops.training.preflight._shallow", shared)
     with pytest.raises(ModelError, match=r"model\.name_or_path"):
-        preflight.check_bundle(configured("model=tiny", *UNEXPORTED), pretrained)
+        preflight.check_bundle(configured("model=tiny", *UNEXPORTED), pretrained, 2)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "modernbert", "qwen2"])
@@ -130,4 +130,4 @@ def test_the_copy_has_two_layers_of_the_same_kind(kind):
 def test_arguments_that_make_no_bundle(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 0))
     for more in ("trainer.fast_dev_run=true", "trainer.enable_checkpointing=false"):
-        preflight.check_bundle(configured("model=tiny", more), pretrained_tiny())
+        preflight.check_bundle(configured("model=tiny", more), pretrained_tiny(), 2)
