@@ -35,9 +35,9 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict
 
 from sodaops.bundle.files import FIX, open_regular, parse_json, parsing, printable
+from sodaops.config.sections import Cleaning
 from sodaops.errors import BundleError, ConfigError, some
 from sodaops.io import storage
-from sodaops.text.cleaning import POLICIES
 
 INFO = "bundle.json"
 WEIGHTS = "model.safetensors"
@@ -86,7 +86,7 @@ class BundleInfo:
     """The content of bundle.json."""
 
     labels: Annotated[list[_Label], Field(min_length=1), AfterValidator(_distinct)]
-    cleaning: Literal[*POLICIES]  # type: ignore[valid-type]
+    cleaning: Cleaning
     max_tokens: Annotated[int, Field(ge=3, le=2**20)]
     pooling: Literal["mean", "cls"]
     pad_token_id: Annotated[int, Field(ge=0, lt=2**31)]
@@ -94,7 +94,7 @@ class BundleInfo:
     data: _Data  # of the splits
     created: str  # UTC, ISO 8601
     git_commit: str | None
-    versions: dict[str, str]
+    versions: dict[str, str]  # of packages; for a user's cleaning the hash of its code
     files: dict[str, _Hash]  # name -> SHA-256
     bundle_id: str  # hash of these hashes and of the fields that change a prediction
     onnx: dict[str, dict[str, int | _Number]] = Field(default_factory=dict)  # variant -> opset, and measured by its check

@@ -22,6 +22,7 @@ from sodaops.config.schema import Config
 from sodaops.errors import BundleError, ConfigError
 from sodaops.io import storage
 from sodaops.modeling.encoder import LINEAR, TextEncoder, from_settings, settings_of
+from sodaops.text import cleaning
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "lightning", "numpy")
 
@@ -98,7 +99,11 @@ def save_bundle(
             },
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             git_commit=git_commit(),
-            versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            versions={
+                "python": platform.python_version(),
+                **{name: version(name) for name in _PACKAGES},
+                **cleaning.code_of(config.data.cleaning),
+            },
         )
 
 

@@ -13,11 +13,11 @@ from pydantic_core import PydanticCustomError
 
 from sodaops.errors import ConfigError, nearest, reason_of
 
-_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def _has_target(section: dict[str, Any]) -> dict[str, Any]:
-    if not _PATH.fullmatch(str(section.get("_target_"))):
+    if not IMPORT_PATH.fullmatch(str(section.get("_target_"))):
         raise PydanticCustomError("target", "expected a class or function in _target_, such as _target_=PACKAGE.MODULE.NAME")
     return section
 

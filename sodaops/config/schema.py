@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from sodaops.config.alerts import AlertsConfig
 from sodaops.config.extensions import Extension
 from sodaops.config.sections import (
+    Cleaning,
     Count,
     Delimiter,
     Encoding,
@@ -25,7 +26,6 @@ from sodaops.config.sections import (
     Section,
     ServerSection,
 )
-from sodaops.text.cleaning import POLICIES
 from sodaops.text.redaction import KINDS
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -68,7 +68,7 @@ class DataConfig(Section):
         None, description="label -> column with its number of raters' votes"
     )
     slice_columns: Annotated[list[Name], FromJson] = Field([], description="columns to report metrics by")
-    cleaning: Literal[*POLICIES]  # type: ignore[valid-type]  # one list of names, not two
+    cleaning: Cleaning
     fractions: list[Fraction] = Field(description="shares of train, val, test", min_length=3, max_length=3)
     conflicts: Literal["error", "drop"] = Field(description="the same text with two labels")
     max_chars: Count = Field(description="longest text accepted, in characters")

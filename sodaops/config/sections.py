@@ -3,8 +3,11 @@
 import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from sodaops.config.extensions import IMPORT_PATH
+from sodaops.text.policies import POLICIES
 
 
 def _local_path(path: str) -> str:
@@ -42,12 +45,20 @@ def _name(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
+def _cleaning(name: str) -> str:
+    if name not in POLICIES and not IMPORT_PATH.fullmatch(name):
+        names = ", ".join(f"'{policy}'" for policy in POLICIES)
+        raise PydanticCustomError("cleaning", f"expected {names}, or the import path of a function")
+    return name
+
+
 FromJson = BeforeValidator(_collection)
 Name = Annotated[str, BeforeValidator(_name)]  # a label or the name of a column, which may be a number
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 LocalPath = Annotated[str, AfterValidator(_local_path)]
+Cleaning = Annotated[str, AfterValidator(_cleaning), WithJsonSchema({"anyOf": [{"enum": list(POLICIES)}, {"type": "string"}]})]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Delimiter = Annotated[str, AfterValidator(check_delimiter)]
 Encoding = Annotated[str, AfterValidator(check_encoding)]

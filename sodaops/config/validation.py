@@ -1,5 +1,6 @@
 """Validates a composed configuration, and reports all faults in one error."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,9 +10,10 @@ from pydantic import ValidationError
 from sodaops.config.reference import unknown_key
 from sodaops.config.schema import FORMATS, Config, LoggerConfig, table_format
 from sodaops.errors import ConfigError, nearest
+from sodaops.text import cleaning
 
-_SECRET = re.compile(r"(?i)[._](password|passwd|secret|token|api_?key)$")
-_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")  # in an address
+# In JSON: a value with the name of a secret, or an address with a password.
+_SECRET = re.compile(r'(?i)"(\w*(?:password|passwd|secret|token|api_?key))": "|://[^/@\s"]*:[^/@\s"]+@')
 
 
 def build_config(tree: Mapping[str, Any]) -> Config:
@@ -30,6 +32,7 @@ def build_config(tree: Mapping[str, Any]) -> Config:
     faults = list(_contradictions(config))
     if faults:
         raise _error(faults)
+    cleaning.configured.add(config.data.cleaning)  # a bundle with the same one may be loaded in this process
     return config
 
 
@@ -63,8 +66,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     given = [path is not None for path in files.values()]
     if [data.path is not None, data.source is not None, any(given)].count(True) != 1 or any(given) != all(given):
         yield "data.path or data.files or data.source: set one (data.path=FILE, or data.files.train=, .val= and .test=)."
-    for key in _secrets("data.source", data.source):
-        yield f"{key}: secrets are not allowed, since runs store the configuration; the function can read the environment."
+    if (secret := _SECRET.search(json.dumps(data.source, default=str))) is not None:
+        name = secret[1] or "the password in an address"
+        yield f"data.source has a secret ({name}), which runs would store; read it from the environment in the function."
     for key, path in {"data.path": data.path, **{f"data.files.{split}": path for split, path in files.items()}}.items():
         if path is not None and table_format(path) is None:
             yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)}, with or without .gz."
@@ -103,12 +107,3 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "
             "a batch must hold the longest text."
         )
-
-
-def _secrets(key: str, value: Any) -> Iterator[str]:
-    """The keys of a section whose values look like secrets: by their names, or addresses with a password."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _secrets(f"{key}.{name}", inner)
-    elif (isinstance(value, str) and _SECRET.search(key)) or _PASSWORD.search(str(value)):
-        yield key

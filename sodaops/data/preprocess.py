@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sodaops.data.rows import Rows, assign_splits, read_rows, select_rows
 from sodaops.data.sources import Layout, open_table, read_batches
 from sodaops.data.split_files import write_splits
 from sodaops.data.splits import SPLITS
-from sodaops.data.user_source import hash_source, read_source
+from sodaops.data.user_source import read_source
 from sodaops.data.work_folder import work_folder
 from sodaops.data.workers import make_parts
 from sodaops.errors import DataError, some
@@ -38,7 +39,7 @@ _RARE = 5  # a label with fewer rows may be a typing error
 _UNUSED_KEYS = {"name", "path", "files", "watch", "added", "ray"}
 
 
-def preprocess(config: DataConfig, splits_dir: str | Path, source_hash: str | None = None) -> dict[str, Any]:
+def preprocess(config: DataConfig, splits_dir: str | Path, known: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Writes train.parquet, val.parquet, test.parquet and manifest.json to ``splits_dir``, all or none.
 
     The splits have the columns source, row (int64, from 1), text (cleaned), label, label_id (int32), votes (list<int64> in
@@ -47,7 +48,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path, source_hash: str | No
     Args:
         config: conf/data.
         splits_dir: the folder to write to.
-        source_hash: of ``data.source``, if it was read just before; it is checked.
+        known: name of ``data.source`` -> SHA-256, if it was read just before.
 
     Returns:
         The manifest.
@@ -57,7 +58,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path, source_hash: str | No
         StorageError: the splits could not be written.
     """
     sources = _sources(config)
-    digests = _digests(config, sources, source_hash)
+    digests = _digests(config, sources, known or {})
     current = _fingerprint(config, sources, digests)
     with work_folder(splits_dir, _parts_fingerprint(current)) as work:
         finished = _make_parts(config, sources, digests, work)
@@ -66,7 +67,7 @@ def preprocess(config: DataConfig, splits_dir: str | Path, source_hash: str | No
         split = np.where(kept, assign_splits(rows, config), np.int8(-1))
         _check_labels_per_split(rows, split, labels, config)
         split_info = write_splits(work, finished, rows.label_id, split, labels, config)
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": config.name,
             "fingerprint": current,
@@ -114,7 +115,7 @@ def ensure_splits(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
     """
     splits_dir = Path(splits_dir)
     sources = _sources(config)
-    digests = _digests(config, sources)
+    digests = _digests(config, sources, {})
     current = _fingerprint(config, sources, digests)
     if (manifest := _manifest_if_current(splits_dir, current)) is not None:
         return manifest
@@ -122,7 +123,7 @@ def ensure_splits(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
         splits_dir.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(splits_dir.parent / f".{splits_dir.name}.lock")
     with lock:
-        return _manifest_if_current(splits_dir, current) or preprocess(config, splits_dir, digests.get(_source_name(config)))
+        return _manifest_if_current(splits_dir, current) or preprocess(config, splits_dir, digests)
 
 
 def read_manifest(splits_dir: str | Path) -> dict[str, Any]:
@@ -157,7 +158,8 @@ def _fingerprint(config: DataConfig, sources: dict[str, str], digests: dict[str,
     names = {name if name in ("all", *SPLITS) else Path(name).name: path for name, path in sources.items()}
     tables = {name: digests[path] for name, path in names.items()}
     changes = {key: 2 for key, used in (("jsonl", _has_json(sources)), ("max_rows", config.max_rows is not None)) if used}
-    return storage.sha256_of_json({"format": FORMAT, "config": keys, "tables": tables, **changes})
+    code = cleaning.code_of(config.cleaning)
+    return storage.sha256_of_json({"format": FORMAT, "config": keys, "tables": tables, **changes, **code})
 
 
 def _has_json(sources: dict[str, str]) -> bool:
@@ -207,11 +209,12 @@ def _source_name(config: DataConfig) -> str | None:
     return None if config.source is None else config.sources["all"]
 
 
-def _digests(config: DataConfig, sources: dict[str, str], source_hash: str | None = None) -> dict[str, str]:
-    """Table -> SHA-256 of its bytes; for ``data.source`` of its cells, by reading all of it unless the hash is given."""
-    name, digests = _source_name(config), {}
-    if name is not None:
-        digests[name] = source_hash or hash_source(name, config.source, _keys_of_columns(config))
+def _digests(config: DataConfig, sources: dict[str, str], known: Mapping[str, str]) -> dict[str, str]:
+    """Table -> SHA-256 of its bytes; for ``data.source`` of its cells, for which it is read unless the hash is known."""
+    name = _source_name(config)
+    digests = {path: digest for path, digest in known.items() if path == name}
+    if name is not None and not digests:
+        deque(_read(config, name, digests), maxlen=0)
     try:
         return digests | {path: storage.sha256_of(local_copy(path)) for path in dict.fromkeys(sources.values()) if path != name}
     except OSError as error:
@@ -224,7 +227,7 @@ def _make_parts(config: DataConfig, sources: dict[str, str], digests: dict[str, 
     def raw_parts() -> Iterator[tuple[Part, pa.RecordBatch]]:
         for source, path in enumerate(sources.values()):
             first = 1
-            for batch in _read(config, path, digests[path]):
+            for batch in _read(config, path, digests):
                 for raw in split_batch(batch):
                     name = f"{source:03}-{first:012}-{raw.num_rows:06}.arrow"
                     yield Part(work / name, path, source, first, raw.num_rows), raw
@@ -251,14 +254,14 @@ def check_table(config: DataConfig, path: str) -> None:
     Raises:
         DataError: it cannot be read, or lacks a column.
     """
-    next(_read(config, path, None), None)
+    next(_read(config, path, {}), None)
 
 
-def _read(config: DataConfig, path: str, digest: str | None) -> Iterator[pa.RecordBatch]:
-    """The columns of a table or of ``data.source`` as strings; the source's rows must have the digest, if there is one."""
+def _read(config: DataConfig, path: str, digests: dict[str, str]) -> Iterator[pa.RecordBatch]:
+    """The columns of a table or of ``data.source`` as strings; ``digests`` are as for :func:`read_source`."""
     keys = _keys_of_columns(config)
     if path == _source_name(config):
-        return read_source(path, config.source, keys, digest)
+        return read_source(path, config.source, keys, digests)
     return read_batches(path, list(keys), _layout(config, path), keys)
 
 

@@ -1,6 +1,7 @@
 """Predictions from a bundle: raw texts in, probabilities out, with onnxruntime, tokenizers and numpy alone."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +13,11 @@ from tokenizers import Tokenizer
 from sodaops.bundle import layout, reference
 from sodaops.bundle.files import parsing
 from sodaops.data.tokens import Tokens, pad, plan_batches, tokenise
-from sodaops.errors import BundleError, DataError, nearest, some
+from sodaops.errors import BundleError, ConfigError, DataError, nearest, some
 from sodaops.io.progress import progress
-from sodaops.text.cleaning import clean
+from sodaops.text import cleaning
 
+log = logging.getLogger(__name__)
 _UNKNOWN = ("[UNK]", "<unk>")
 
 
@@ -54,10 +56,11 @@ class Predictor:
 
     def __init__(self, path: str | Path, variant: str | None = None, n_threads: int = 0, batch_tokens: int = 2048) -> None:
         self.info = layout.read_info(path)
+        self._clean = _cleaner(path, self.info)
         self.variant = _choose_variant(path, self.info, variant)
         content = layout.read_file(path, self.info, layout.TOKENIZER)
-        # Whether the bundle brings its own regular expressions, which may take very long for some texts.
-        self.has_patterns = b'"Regex"' in content
+        # Whether some texts may take very long: the bundle has its own regular expressions, or a user's cleaning.
+        self.has_patterns = b'"Regex"' in content or self.info.cleaning not in cleaning.POLICIES
         self._tokenizer_name = f"{path}/{layout.TOKENIZER}"
         with parsing(self._tokenizer_name):
             self._tokenizer = Tokenizer.from_buffer(content)
@@ -72,8 +75,18 @@ class Predictor:
         self._axes = reference.read_axes(path, self.info) if layout.DRIFT in self.info.files else None
 
     def clean(self, text: str) -> str:
-        """One text, cleaned as the training texts were."""
-        return clean(text, self.info.cleaning)
+        """One text, cleaned as the training texts were.
+
+        Raises:
+            BundleError: a user's cleaning fails on this text.
+        """
+        try:
+            return self._clean(text)
+        except ConfigError as error:  # its message may quote the text
+            cause = type(error.__cause__ or error).__name__
+            raise BundleError(
+                f"{self.info.cleaning}: failed on a text ({cause}); expected a function from any str to a str."
+            ) from None
 
     def encode(self, cleaned: str) -> np.ndarray:
         """Token ids of one cleaned text, int64 [n_tokens], cut at the bundle's token limit.
@@ -185,6 +198,23 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))  # shifted, so that none overflows
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _cleaner(path: str | Path, info: layout.BundleInfo) -> Callable[[str], str]:
+    """The bundle's cleaning; a user's function only if it is allowed."""
+    if not cleaning.is_allowed(info.cleaning):
+        raise BundleError(
+            f"{path}: cleans texts with {info.cleaning}, which bundles may not run here. If you trust it, set "
+            f"{cleaning.VARIABLE}={info.cleaning}, or install a package with this entry point in the group {cleaning.GROUP}."
+        )
+    try:
+        if not cleaning.code_of(info.cleaning).items() <= info.versions.items():
+            log.warning(
+                "%s: the code of %s has changed since the training; train again if it cleans otherwise", path, info.cleaning
+            )
+        return cleaning.cleaner(info.cleaning)
+    except ConfigError as error:
+        raise BundleError(f"{path}: {error}") from error
 
 
 def _choose_variant(path: str | Path, info: layout.BundleInfo, variant: str | None) -> str:

@@ -89,7 +89,8 @@ def predict_table(
     bundle = {"bundle_id": predictor.info.bundle_id, "variant": predictor.variant}
     shape = {"text_column": text_column, "chunk": [chunk_rows, _CHUNK_BYTES], "layout": layout}
     code = [storage.sha256_of(inspect.getfile(part)) for part in (bulk, cells, Predictor, cleaning, tokens)]
-    fingerprint = storage.sha256_of_json({**table, **bundle, **shape, "code": code})
+    own_code = cleaning.code_of(predictor.info.cleaning)
+    fingerprint = storage.sha256_of_json({**table, **bundle, **shape, "code": code, **own_code})
     with work_folder(target, fingerprint, wait=False, kept_after=StorageError) as folder:
         parts = PredictionParts(folder, len(predictor.info.labels))
         try:

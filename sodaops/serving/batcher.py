@@ -256,8 +256,8 @@ def _deliver(batch: list[_Item], outputs: Sequence[ModelOutput | BaseException])
 
 
 def _prepare(predictor: Predictor, texts: Sequence[str], cleaned: bool) -> Prepared:
-    clean = list(texts) if cleaned else [predictor.clean(text) for text in texts]
     try:
+        clean = list(texts) if cleaned else [predictor.clean(text) for text in texts]
         rows = [predictor.encode(text) for text in clean]
     except BundleError as error:  # for the client an internal error, since any text should have an answer
         raise RuntimeError(str(error)) from error

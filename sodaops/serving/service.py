@@ -120,9 +120,7 @@ class Service:
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
         predictor = self.models.current
-        cleaned = predictor.clean(text)
-        if not cleaned:
-            raise EmptyText(0)
+        cleaned = (await self._prepare(predictor, [text], began)).cleaned[0]
         # Pieces of about equal length, as many as the queue can hold; piece i is words[bounds[i]:bounds[i + 1]].
         words = re.findall(r"\S+\s*", cleaned)
         n_pieces = min(len(words), _MAX_PIECES, self.settings.max_queue - 1)
@@ -131,8 +129,6 @@ class Service:
         # Predict the whole text, and the text without each of the pieces.
         occluded = ["".join(words[:start] + words[end:]).strip() for start, end in itertools.pairwise(bounds)]
         prepared = await self._prepare(predictor, [cleaned, *occluded], began, cleaned=True)
-        if predictor.is_empty(prepared.rows[0]):
-            raise EmptyText(0)
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         prediction = predictor.prediction(outputs[0].probs)
         await self._record(predictor, [text], prepared, [prediction], outputs[:1], request_id, began)

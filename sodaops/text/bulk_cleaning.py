@@ -3,7 +3,8 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sodaops.text.cleaning import clean
+from sodaops.text.cleaning import cleaner
+from sodaops.text.policies import POLICIES
 
 _REFERENCES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'"}
 _MARK = "\x01"  # stands for the "&" of "&amp;" until all references are resolved: "&amp;lt;" must become "&lt;", not "<"
@@ -18,18 +19,20 @@ def clean_many(texts: pa.StringArray, policy: str = "minimal") -> pa.StringArray
 
     Args:
         texts: string [n], without nulls.
-        policy: one of :data:`sodaops.text.cleaning.POLICIES`.
+        policy: as for ``clean``.
 
     Returns:
         string [n], each equal to ``clean(text, policy)``.
 
     Raises:
-        ConfigError: an unknown policy.
+        ConfigError: as by ``clean``.
 
     >>> clean_many(pa.array(["fine", "a  &lt; b"])).to_pylist()
     ['fine', 'a < b']
     """
-    clean("", policy)  # raises for an unknown policy
+    clean_one = cleaner(policy)
+    if policy not in POLICIES:
+        return pa.array([clean_one(text) for text in texts.to_pylist()], pa.string())
     cleaned, one_by_one = _minimal(texts)
     if policy != "minimal":
         # \w and lower case differ between RE2 and Python outside ASCII, so such texts are cleaned one by one, except those
@@ -40,7 +43,7 @@ def clean_many(texts: pa.StringArray, policy: str = "minimal") -> pa.StringArray
         one_by_one = pc.or_(one_by_one, affected)
         cleaned = _social(cleaned) if policy == "social" else _letters(cleaned)
     if pc.any(one_by_one).as_py():
-        by_python = [clean(text, policy) for text in texts.filter(one_by_one).to_pylist()]
+        by_python = [clean_one(text) for text in texts.filter(one_by_one).to_pylist()]
         cleaned = pc.replace_with_mask(cleaned, one_by_one, pa.array(by_python, pa.string()))
     return cleaned
 

@@ -13,10 +13,15 @@ _HASHTAG = re.compile(r"#\w+")
 _NOT_LETTER = re.compile(r"[\W\d_]+")
 
 
+def tidy(text: str) -> str:
+    """Without control characters, lone surrogates, and surrounding or doubled white space."""
+    return _SPACE.sub(" ", _CONTROL.sub("", text)).strip()
+
+
 def _minimal(text: str) -> str:
     if "&" in text:
         text = html.unescape(_NO_CHARACTER.sub("\ufffd", _ZEROS.sub("&#", text)))
-    return _SPACE.sub(" ", _CONTROL.sub("", text)).strip()
+    return tidy(text)
 
 
 def _social(text: str) -> str:

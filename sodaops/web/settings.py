@@ -10,10 +10,11 @@ from pydantic_settings import BaseSettings, NoDecode
 from pydantic_settings.exceptions import SettingsError
 
 from sodaops.errors import ConfigError, nearest, some
+from sodaops.text import cleaning
 
 PREFIX = "SODAOPS_"
 _KEYS = ("api_keys", "admin_keys")  # of every service, under PREFIX
-_READ_ELSEWHERE = ("SODAOPS_TRACEBACK", "SODAOPS_DRIFT_", "SODAOPS_ANNOTATE_", "SODAOPS_ALERT_")
+_READ_ELSEWHERE = ("SODAOPS_TRACEBACK", "SODAOPS_DRIFT_", "SODAOPS_ANNOTATE_", "SODAOPS_ALERT_", cleaning.VARIABLE)
 Keys = Annotated[list[SecretStr], NoDecode]
 
 

@@ -160,8 +160,8 @@ def test_faults_of_rows_name_the_source_and_the_row(workdir):
         ("no_path", r"data\.source="),
         (f"{__name__}.Rows,m:1", r"data\.source\.m is not an argument"),
         (f"{__name__}.Rows,n:x", "TypeError"),
-        (f"{__name__}.Rows,db:{{password:s3cret}}", r"data\.source\.db\.password: "),
-        (f"{__name__}.Rows,uri:'postgresql://me:s3cret@host/db'", r"data\.source\.uri: "),
+        (f"{__name__}.Rows,db:{{password:s3cret}}", r"data\.source .*\(password\)"),
+        (f"{__name__}.Rows,uri:'postgresql://me:s3cret@host/db'", r"data\.source .*password"),
     ],
 )
 def test_a_faulty_section(workdir, section, named):
