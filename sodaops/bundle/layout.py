@@ -2,7 +2,7 @@
 
 ```
 bundle.json            labels, cleaning, token limit, pooling, origin, and the hashes of the other files
-config.json            the encoder's architecture
+config.json            the encoder's architecture, and the class of the head
 model.safetensors      the encoder's weights
 head.safetensors       the head's weights
 model.onnx             the model as an ONNX graph, float32
