@@ -1,5 +1,6 @@
-"""The pipeline's stages as functions, called by the command line: preprocess, train, export, evaluate."""
+"""The pipeline's stages as functions, called by the Python API and the command line: preprocess, train, export, evaluate."""
 
+import html
 import logging
 import os
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sodaops.config.schema import Config
 from sodaops.errors import ConfigError
 from sodaops.io import ranks, remote
+from sodaops.io.runs import read_run
 
 if TYPE_CHECKING:
     from sodaops.bundle.layout import BundleInfo
@@ -19,10 +21,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """What a training produced; parts that were not requested are None.
+class Run:
+    """What a training produced; parts that were not requested are None. Jupyter shows the report.
 
     In distributed training, the launching process and all ranks but the first have at most ``run_dir`` and ``score``.
+
+    >>> sorted(Run("outputs/first").metrics)  # an earlier run
+    ['test', 'val']
     """
 
     run_dir: str  # a local folder or a remote address
@@ -31,6 +36,29 @@ class TrainResult:
     info: "BundleInfo | None" = None
     exported: "Exported | None" = None
     evaluated: "Evaluated | None" = None
+
+    @property
+    def bundle(self) -> str:
+        """The folder with all that prediction needs."""
+        return remote.join(self.run_dir, "bundle")
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Split -> metric -> value: of the best epoch on val, and of the evaluation."""
+        return read_run(self.run_dir).fields["metrics"]
+
+    @property
+    def report(self) -> str | None:
+        """The HTML page of the evaluation."""
+        from sodaops.evaluation.result import FOLDERS, REPORT
+
+        settings = read_run(self.run_dir).fields["params"]["evaluate"]
+        folder = settings["output_dir"] or remote.join(self.run_dir, FOLDERS.get(settings["split"], ""))
+        return remote.join(folder, REPORT) if settings["split"] in self.metrics else None
+
+    def _repr_html_(self) -> str | None:
+        page = html.escape(remote.read_if_exists(self.report).decode()) if self.report else None
+        return f'<iframe srcdoc="{page}" style="width: 100%; height: 40em; border: 0"></iframe>' if page else None
 
 
 def prepare(config: Config) -> dict[str, Any]:
@@ -47,7 +75,7 @@ def prepare(config: Config) -> dict[str, Any]:
     return preprocess(config.data, config.splits_dir)
 
 
-def train(config: Config) -> TrainResult:
+def train(config: Config) -> Run:
     """Preprocesses if needed, trains, writes the bundle, exports and evaluates it.
 
     A run with a ``run_dir`` at gs:// is written to a local folder and uploaded during the training.
@@ -74,7 +102,7 @@ def train(config: Config) -> TrainResult:
     return result
 
 
-def _train_locally(config: Config) -> TrainResult:
+def _train_locally(config: Config) -> Run:
     from sodaops.evaluation.evaluate import evaluate_split
     from sodaops.search.context import trial_of
     from sodaops.search.pruning import trial_callbacks
@@ -87,7 +115,7 @@ def _train_locally(config: Config) -> TrainResult:
     config = resolve_last_checkpoint(config)
     n_processes, n_nodes = launch.processes(config)
     if n_processes * n_nodes > 1 and not ranks.is_distributed(os.environ):
-        return TrainResult(config.run_dir, launch.launch(config, n_processes, n_nodes))
+        return Run(config.run_dir, launch.launch(config, n_processes, n_nodes))
     config = with_precision(config)
     trial = trial_of(os.environ) if ranks.is_rank_zero(os.environ) else None
     with tracked(config, trial.as_dict() if trial else None) as tracker:
@@ -95,13 +123,13 @@ def _train_locally(config: Config) -> TrainResult:
         if trained.bundle_dir is None:
             if ranks.is_rank_zero(os.environ):
                 log.warning("no bundle was written, because no epoch was validated with checkpoints enabled")
-            return TrainResult(config.run_dir)
+            return Run(config.run_dir)
         evaluated = None
         if config.evaluate.split != "none":
             settings = config.evaluate.model_copy(update={"bundle": None})
             evaluated = evaluate_split(config.model_copy(update={"evaluate": settings}), trained.bundle_dir)
             tracker.evaluated(evaluated)
-    return TrainResult(config.run_dir, trained.score, trained.bundle_dir, trained.info, trained.exported, evaluated)
+    return Run(config.run_dir, trained.score, trained.bundle_dir, trained.info, trained.exported, evaluated)
 
 
 def export_bundle(config: Config, bundle: str | Path) -> "Exported":

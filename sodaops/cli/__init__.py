@@ -11,13 +11,8 @@ from collections.abc import Sequence
 
 from sodaops.cli.commands import COMPLETE, MODULE_OF
 from sodaops.cli.parsing import parse
-from sodaops.errors import ConfigError, SodaOpsError, Terminated
-
-# Packages that a command may lack, and the extra that installs them.
-_EXTRA_OF = dict.fromkeys(
-    ("hydra", "lightning", "matplotlib", "omegaconf", "onnx", "onnxscript", "safetensors", "sklearn", "torch", "torchmetrics",
-     "transformers"), "train",
-) | {"optuna": "search", "plotly": "search", "wandb": "wandb", "evidently": "drift"}  # fmt: skip
+from sodaops.config.explain import explain
+from sodaops.errors import Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     except Exception as error:
-        explained = _explained(error)
+        explained = explain(error)
         if explained is None or os.environ.get("SODAOPS_TRACEBACK"):
             raise
         print(f"{type(explained).__name__}: {explained}", file=sys.stderr)
@@ -56,18 +51,3 @@ def _run(words: Sequence[str]) -> None:
     configure_logging()
     module = importlib.import_module(f"sodaops.cli.{MODULE_OF[name.partition(' ')[0]]}")
     getattr(module, f"run_{name.replace(' ', '_')}")(options)
-
-
-def _explained(error: Exception) -> SodaOpsError | None:
-    if isinstance(error, SodaOpsError):
-        return error
-    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if package == "fcntl":  # the request log's locks
-        return ConfigError("serving and its request log need Linux or macOS; on Windows use WSL, or the image of docker/.")
-    if isinstance(error, ModuleNotFoundError) and package in _EXTRA_OF:
-        return ConfigError(f"{error.name} is not installed; get it with `pip install 'sodaops[{_EXTRA_OF[package]}]'`.")
-    if "hydra" not in sys.modules:
-        return None
-    from sodaops.config.compose import explain_error
-
-    return explain_error(error)

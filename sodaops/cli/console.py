@@ -2,25 +2,11 @@
 
 import logging
 import os
-import sys
 import sysconfig
 
-from tqdm import tqdm
+from sodaops.io.progress import ConsoleHandler
 
 _LIBRARIES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", sysconfig.get_path("stdlib") + os.sep)
-
-
-class ConsoleHandler(logging.Handler):
-    """Writes each message as a line on standard error, above any progress bar; warnings and errors name their level."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes one message."""
-        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        try:
-            tqdm.write(f"{level}{record.getMessage()}", file=sys.stderr)
-            sys.stderr.flush()
-        except (OSError, ValueError):  # the terminal is gone
-            self.handleError(record)
 
 
 def _is_shown(record: logging.LogRecord) -> bool:

@@ -3,13 +3,13 @@
 import argparse
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from sodaops.cli.training import configured, shown_path
 from sodaops.config.schema import Config
-from sodaops.errors import ConfigError, RefusedError
+from sodaops.errors import ConfigError
 from sodaops.io import remote
+from sodaops.io.run_record import RECORD
 from sodaops.registry.bundles import bundle_at
 from sodaops.registry.registry import CHALLENGER, CHAMPION, Registry
 
@@ -21,7 +21,10 @@ def run_register(args: argparse.Namespace) -> None:
     config = configured(args)
     registry = Registry(config.registry.path)
     with bundle_at(args.bundle) as folder:
-        version = registry.register(folder, args.reason, _metrics_beside(args.bundle, folder))
+        record = remote.join(args.bundle.rstrip("/").rpartition("/")[0], RECORD) if remote.is_address(args.bundle) else None
+        if record is not None and (content := remote.read_if_exists(record)) is not None:
+            (folder.parent / RECORD).write_bytes(content)  # beside the copy of the bundle, for its metrics
+        version = registry.register(folder, args.reason)
     _mirror(config, registry, version, [CHALLENGER])
     print(f"{version}: {CHALLENGER} of {registry.root}\nnext: sodaops promote {version}")
 
@@ -31,25 +34,16 @@ def run_promote(args: argparse.Namespace) -> None:
     from sodaops.registry.promotion import promote
 
     config = configured(args)
-    if args.force and not args.reason.strip():
-        raise ConfigError('--force: give a reason for the history, --reason "…".')
     promotion = promote(config, args.version, args.reason, args.force)
     version, root = promotion.version, config.registry.path
     if promotion.result is None:
         print(f"{version}: {CHAMPION} of {root}, by force and without the gate: {promotion.error}")
         return
-    verdicts = promotion.result.verdicts
-    for verdict in verdicts:
+    for verdict in promotion.result.verdicts:
         outcome = "FAILED" if not verdict.passed else "skipped" if verdict.value is None else "passed"
         print(f"{outcome:<8}{verdict.rule:<22}{verdict.limit:<10}{verdict.said}")
     print(f"report: {shown_path(promotion.page)}")
-    if not promotion.promoted:
-        failed = ", ".join(verdict.rule for verdict in verdicts if not verdict.passed)
-        champion = f"{promotion.champion} remains champion" if promotion.champion else "there is still no champion"
-        raise RefusedError(
-            f"{version} is refused, failed checks: {failed}; {champion}. Train a better model, or accept this one by adding to "
-            f"the command: {' '.join(promotion.result.accept)}"
-        )
+    promotion.check()
     _mirror(config, Registry(root), version, [CHAMPION])
     print(f"{version}: {CHAMPION} of {root}" + ("" if promotion.result.passed else ", by force"))
 
@@ -113,21 +107,6 @@ def _format_event(entry: dict[str, Any]) -> str:
     if entry["event"] in ("promote", "rollback"):
         what += f" (before: {entry['before'] or 'none'}{', BY FORCE' if entry.get('forced') else ''})"
     return f"{entry['n']:>4}  {when}  {entry['who']}  {what}" + (f": {entry['why']}" if entry["why"] else "")
-
-
-def _metrics_beside(source: str, folder: Path) -> dict[str, Any]:
-    """The metrics in the run.json beside a bundle, if it is about this bundle; ``folder`` is the bundle's local folder."""
-    from sodaops.bundle.layout import read_info
-    from sodaops.io import runs
-
-    if remote.is_address(source):
-        record = remote.read_if_exists(remote.join(source.rstrip("/").rpartition("/")[0], runs.RECORD))
-        if record is not None:
-            (folder.parent / runs.RECORD).write_bytes(record)
-    if not (folder.parent / runs.RECORD).is_file():
-        return {}
-    fields = runs.read_run(folder.parent).fields
-    return fields.get("metrics", {}) if fields.get("bundle_id") == read_info(folder).bundle_id else {}
 
 
 def _mirror(config: Config, registry: Registry, version: str, aliases: list[str]) -> None:

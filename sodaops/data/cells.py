@@ -24,7 +24,7 @@ def as_text(column: pa.Array | pa.ChunkedArray, field: pa.Field | None = None) -
     >>> as_text(pa.array([1.0, None, 2.5])).to_pylist()
     ['1', None, '2.5']
     """
-    column = _plain(column)
+    column = plain(column)
     if is_json(field):
         return pa.array([text_of_json(cell) for cell in column.to_pylist()], pa.string())
     if pa.types.is_nested(column.type):
@@ -45,7 +45,7 @@ def as_text(column: pa.Array | pa.ChunkedArray, field: pa.Field | None = None) -
 
 def as_json(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[str | None]:
     """A column as JSON values; None where a row of a JSON table has no such key."""
-    column = _plain(column)
+    column = plain(column)
     if is_json(field):
         return column.to_pylist()
     kind = column.type
@@ -83,7 +83,7 @@ def is_text(column: pa.Array) -> bool:
     return True
 
 
-def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """One array, without dictionaries and extension types."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()

@@ -46,6 +46,8 @@ class TextDataModule(L.LightningDataModule):
     def _tokenised(self, split: str) -> Tokenised:
         """Tokenises a split; texts without tokens, which a service refuses, are left out."""
         table, max_tokens = read_split(self.config.splits_dir, split), self.config.model.max_tokens
+        if not table.num_rows:
+            raise DataError(f"{split}: has no rows; data.fractions={self.config.data.fractions} is for an evaluation.")
         tokens = tokenise(self.tokenizer, table["text"].to_pylist(), max_tokens)
         if tokens.is_empty.any():
             empty = table.filter(pa.array(tokens.is_empty))

@@ -138,6 +138,8 @@ def _count(counts: Counter[int], values: pa.ChunkedArray) -> None:
 
 def _quantiles(counts: Counter[int]) -> dict[str, float]:
     """The quantiles of all values, from the count of each; equal to numpy.quantile, which interpolates linearly."""
+    if not counts:
+        return dict.fromkeys(_SHARES, 0.0)
     values = np.array(sorted(counts))
     cumulated = np.cumsum([counts[value] for value in values.tolist()])
     quantiles = {}

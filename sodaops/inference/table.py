@@ -173,12 +173,12 @@ def _write(
         predicted = stack.enter_context(contextlib.closing(predict_chunks(predictor, chunks, text_column, parts, bar.update)))
         write_chunk = None
         for rows, probs in predicted:
-            table = _with_predictions(rows, probs, predictor.info.labels).drop_columns(dropped)
+            table = with_predictions(rows, probs, predictor.info.labels).drop_columns(dropped)
             write_chunk = write_chunk or stack.enter_context(table_writer(file, kind, table.schema))
             write_chunk(table)
 
 
-def _with_predictions(rows: pa.Table, probs: np.ndarray, labels: list[str]) -> pa.Table:
+def with_predictions(rows: pa.Table, probs: np.ndarray, labels: list[str]) -> pa.Table:
     """Adds label, score and prob_LABEL, with ``predicted_`` before a name that the table already has."""
     empty = np.isnan(probs[:, 0])  # rows without a text: nulls in every added column
     filled = np.where(empty[:, None], 0, probs).astype(np.float64)

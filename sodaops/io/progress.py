@@ -1,5 +1,9 @@
-"""Progress of what may take more than two seconds: a bar on a terminal, elsewhere a line in the log every 30 seconds."""
+"""Progress of what may take more than two seconds: a bar on a terminal or in Jupyter, elsewhere a line every 30 seconds.
 
+Also the handler that writes the log above the bars.
+"""
+
+import contextlib
 import logging
 import sys
 import time
@@ -12,8 +16,43 @@ INTERVAL_S = 30.0
 log = logging.getLogger(__name__)
 
 
+class ConsoleHandler(logging.Handler):
+    """Writes each message as a line on standard error, above any progress bar; warnings and errors name their level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one message."""
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        try:
+            tqdm.write(f"{level}{record.getMessage()}", file=sys.stderr)
+            sys.stderr.flush()
+        except (OSError, ValueError):  # the terminal is gone
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def shown_log() -> Iterator[None]:
+    """Writes the messages of this package to standard error, unless the application has set up logging itself."""
+    package = logging.getLogger("sodaops")
+    if logging.root.handlers or package.handlers:
+        yield
+        return
+    handler, level = ConsoleHandler(), package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+
+
+def has_bars() -> bool:
+    """Whether standard error shows progress bars: it is a terminal, or a cell's output in Jupyter."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
+
+
 def progress(iterable: Iterable[Any] | None = None, desc: str = "", total: int | None = None, **options: Any) -> "tqdm | Lines":
-    """A progress bar if standard error is a terminal, else :class:`Lines`; both may be iterated, updated and closed.
+    """A progress bar if standard error shows one, else :class:`Lines`; both may be iterated, updated and closed.
 
     Args:
         iterable: what to iterate over; None: ``update`` counts.
@@ -21,7 +60,7 @@ def progress(iterable: Iterable[Any] | None = None, desc: str = "", total: int |
         total: the number of units; None: not known, or the iterable's length.
         options: ``unit``, ``unit_scale`` and ``initial``, as tqdm's.
     """
-    if sys.stderr.isatty():
+    if has_bars():
         return tqdm(iterable, desc, total, delay=2, leave=False, **options)
     return Lines(iterable, desc, total, **options)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sodaops.bundle.layout import read_info
 from sodaops.config.schema import Config
-from sodaops.errors import RegistryError, SodaOpsError
+from sodaops.errors import ConfigError, RefusedError, RegistryError, SodaOpsError
 from sodaops.io import remote
 from sodaops.registry.gate import GateResult, run_gate, write_gate_report
 from sodaops.registry.registry import CHAMPION, Registry
@@ -22,6 +22,17 @@ class Promotion:
     page: str | None  # the gate's report
     error: SodaOpsError | None = None  # of the gate
 
+    def check(self) -> None:
+        """Raises a RefusedError unless the version was promoted."""
+        if self.promoted or self.result is None:
+            return
+        failed = ", ".join(verdict.rule for verdict in self.result.verdicts if not verdict.passed)
+        champion = f"{self.champion} remains champion" if self.champion else "there is still no champion"
+        raise RefusedError(
+            f"{self.version} is refused, failed checks: {failed}; {champion}. Train a better model, or accept this "
+            f"one by adding to the command: {' '.join(self.result.accept)}"
+        )
+
 
 def promote(config: Config, name: str, reason: str = "", force: bool = False) -> Promotion:
     """Runs the gate on a version, and makes it champion if all checks passed or if it is forced.
@@ -33,9 +44,12 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
         force: promote it even if a check or the gate fails.
 
     Raises:
+        ConfigError: it is forced without a reason.
         RegistryError: no such version, it is champion already, or the champion was changed meanwhile.
         SodaOpsError: the gate failed, and the promotion is not forced.
     """
+    if force and not reason.strip():
+        raise ConfigError("--force: give a reason for the history, --reason TEXT.")
     registry = Registry(config.registry.path)
     version, champion = registry.version(name), registry.state().aliases.get(CHAMPION)
     if version == champion:

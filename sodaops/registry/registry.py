@@ -23,6 +23,7 @@ from sodaops.bundle import layout
 from sodaops.bundle.card import render_card
 from sodaops.bundle.files import parsing
 from sodaops.errors import RegistryError, nearest, some
+from sodaops.io import runs
 from sodaops.registry.history import History, State, author, timestamp
 from sodaops.registry.store import open_store
 
@@ -63,7 +64,7 @@ class Registry:
         Args:
             bundle_dir: a bundle with ONNX models.
             why: a reason, for the history.
-            metrics: split -> metrics that are not in the bundle.
+            metrics: split -> metrics that are not in the bundle; None: those of the run that the bundle lies in.
 
         Returns:
             The version.
@@ -76,7 +77,10 @@ class Registry:
         layout.verify(bundle_dir, info)
         if info.default_variant is None:
             raise RegistryError(f"{bundle_dir}: no ONNX model to serve; add one with `sodaops export {bundle_dir}`.")
-        version, all_metrics = info.bundle_id, {**info.metrics, **(metrics or {})}
+        version, all_metrics = (
+            info.bundle_id,
+            {**info.metrics, **(_run_metrics(bundle_dir, info) if metrics is None else metrics)},
+        )
         fields = {
             "when": timestamp(), "who": author(), "why": why, "metrics": all_metrics, "data": info.data, "created": info.created
         }  # fmt: skip
@@ -234,6 +238,12 @@ class Registry:
         limit = time.time() - grace_s
         paths += [f"history/{name}" for name, changed in history.items() if changed < limit and _TEMPORARY.fullmatch(name)]
         return sorted(paths)
+
+
+def _run_metrics(bundle_dir: str | Path, info: layout.BundleInfo) -> Mapping[str, Any]:
+    folder = Path(bundle_dir).parent
+    fields = runs.read_run(folder).fields if (folder / runs.RECORD).is_file() else {}
+    return fields.get("metrics", {}) if fields.get("bundle_id") == info.bundle_id else {}
 
 
 class _CollectedError(Exception):

@@ -1,7 +1,6 @@
 """Lightning callbacks that show how a training goes: a line for each epoch, and a bar, or lines where there is no terminal."""
 
 import logging
-import sys
 import time
 from typing import Any
 
@@ -109,4 +108,4 @@ def progress_callbacks(wanted: bool | None) -> list[Callback]:
     """
     if wanted is False:
         return []
-    return [Bar() if wanted or sys.stderr.isatty() else StepLines(), EpochLines()]
+    return [Bar() if wanted or progress.has_bars() else StepLines(), EpochLines()]

@@ -88,3 +88,11 @@ class Gradients(Callback):
         norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
         self.norms.append(float(torch.stack(norms).norm()) if norms else 0.0)
         self.fused.update(group["fused"] for group in optimizer.param_groups)
+
+
+class Interrupt(Callback):
+    """Sends Ctrl-C after a batch of epoch 1."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            os.kill(os.getpid(), signal.SIGINT)
