@@ -6,8 +6,10 @@ alert rule fires; 130 after Ctrl-C; 143 after SIGTERM.
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sodaops.cli.commands import COMPLETE, MODULE_OF
 from sodaops.cli.parsing import parse
@@ -42,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(explained).__name__}: {explained}", file=sys.stderr)
         return explained.exit_code
     return 0
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command as the program; a second Ctrl-C while the process ends has no effect."""
+    code = main(argv)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _run(words: Sequence[str]) -> None:

@@ -1,8 +1,6 @@
 """``python -m sodaops.cli``."""
 
-import sys
-
-from sodaops.cli import main
+from sodaops.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -18,7 +18,7 @@ _BASH = """\
 _sodaops() {
   local IFS=$'\\n' current=${COMP_WORDS[COMP_CWORD]} line=${COMP_LINE:0:COMP_POINT} program=("${COMP_WORDS[0]}")
   if [[ ${program##*/} == python* ]]; then
-    grep -qs "from sodaops.cli import main" "${COMP_WORDS[1]}" || return
+    grep -qs "from sodaops.cli import" "${COMP_WORDS[1]}" || return
     program+=("${COMP_WORDS[1]}")
   fi
   [[ $current == [=:] ]] && current=
@@ -33,7 +33,7 @@ _ZSH = """\
 _sodaops() {
   local -a program=("${(Q)words[1]}") found
   if [[ ${program[1]:t} == python* ]]; then
-    if ! grep -qs "from sodaops.cli import main" "${(Q)words[2]}"; then
+    if ! grep -qs "from sodaops.cli import" "${(Q)words[2]}"; then
       (( $+functions[_python] )) && _python || _files
       return
     fi
