@@ -29,8 +29,9 @@ class CommandParser(argparse.ArgumentParser):
             self.add_argument(*names, **settings)
         if command.keys:
             self.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="changes a key of the configuration")
+            one_of = self.add_mutually_exclusive_group()
             for names, settings in CONFIG:
-                self.add_argument(*names, **settings)
+                one_of.add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raises a ConfigError in place of argparse's exit."""

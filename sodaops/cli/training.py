@@ -83,6 +83,8 @@ def run_train(options: argparse.Namespace) -> None:
     parser.add_argument("--params")
     parser.add_argument("--config-path")
     own, words = parser.parse_known_args([re.sub("^-cp(?==|$)", "--config-path", word) for word in options.words])
+    if own.params is not None and own.config_path is not None:
+        raise ConfigError("--params and --config-path: give one of them.")
     if own.params is not None:
         train_and_show(load_params(own.params, words))
     else:

@@ -72,10 +72,16 @@ def test_faults_of_a_users_folder(mine, run):
     for words, named in [
         (["--config-path", "none"], "none"), (["--config-dir", "none"], "none"), (["-cp", "mine/loop"], "`sodaops`"),
         (["-cp", "mine", "-cn", "strat"], "strat"), (["logger=[csv,wandbb]"], "did you mean wandb?"),
-        (["--cfg", "job", "-m"], "--multirun"), (["--resolve"], "--cfg"),
+        (["--params", "p.yaml", "-cp", "mine"], "--config-path"), (["--cfg", "job", "-m"], "--multirun"),
+        (["--resolve"], "--cfg"),
     ]:  # fmt: skip
         code, _, error = run("train", *words)
         assert code == 2 and named in error.splitlines()[-1], words
+
+
+def test_a_folder_beside_a_composed_configuration(mine, run):
+    code, _, error = run("preprocess", "--params", "p.yaml", "--config-dir", "mine")
+    assert code == 2 and "--params" in error and "--config-dir" in error and "p.yaml" not in error
 
 
 def test_agents_of_a_sweep_on_wandb_find_a_users_folder(mine, run):
