@@ -155,6 +155,7 @@ def evaluate(config: Config) -> "Evaluated":
     Raises:
         BundleError, ConfigError, DataError, RegistryError, StorageError: a problem that the user can fix.
     """
+    from sodaops.bundle.layout import CONFIG
     from sodaops.evaluation.evaluate import evaluate_split
     from sodaops.registry.bundles import bundle_at, predictor_files
 
@@ -163,7 +164,8 @@ def evaluate(config: Config) -> "Evaluated":
         return evaluate_split(config)
     output_dir = settings.output_dir or _output_dir_of(settings.bundle, settings.split)
     settings = settings.model_copy(update={"bundle": None, "output_dir": output_dir})
-    with bundle_at(config.evaluate.bundle, predictor_files(settings.variant)) as folder:
+    files = predictor_files(settings.variant)
+    with bundle_at(config.evaluate.bundle, lambda info: [*files(info), CONFIG]) as folder:
         return evaluate_split(config.model_copy(update={"evaluate": settings}), folder)
 
 

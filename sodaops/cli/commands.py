@@ -61,7 +61,7 @@ CONFIG = (
 COMMANDS = {
     "train": _command(
         "preprocess if needed, train, write the bundle, evaluate", "python train.py model=minilm trainer.max_epochs=3",
-        *HYDRA, keys=("*", "seed", "run_dir", "ckpt_path", "checkpoint", "early_stopping", "export", "callbacks"),
+        *HYDRA, keys=("*", "seed", "run_dir", "ckpt_path", "checkpoint", "early_stopping", "export", "callbacks", "metrics"),
         note="`python train.py` is the same.",
     ),
     "preprocess": _command(
@@ -74,7 +74,8 @@ COMMANDS = {
     ),
     "evaluate": _command(
         "measure a bundle on a split", "sodaops evaluate outputs/first/bundle evaluate.split=val",
-        _arg("bundle", metavar="BUNDLE", nargs="?", help=f"{_PLACES} (default: evaluate.bundle)"), keys=("evaluate", "run_dir"),
+        _arg("bundle", metavar="BUNDLE", nargs="?", help=f"{_PLACES} (default: evaluate.bundle)"),
+        keys=("evaluate", "metrics", "run_dir"),
     ),
     "predict": _command(
         "answer for texts, a table or standard input", 'sodaops predict outputs/first "I love this"',

@@ -73,8 +73,9 @@ def run_select(args: argparse.Namespace) -> None:
     """`sodaops select SWEEP`."""
     from sodaops.search import selection
 
-    direction = args.direction or selection.direction_of(args.metric)
-    choice = selection.choose_run(selection.read_candidates(args.sweep, args.metric), args.metric, direction, args.tolerance)
+    candidates = selection.read_candidates(args.sweep, args.metric)
+    direction = args.direction or selection.direction_of(args.metric, candidates)
+    choice = selection.choose_run(candidates, args.metric, direction, args.tolerance)
     if args.json:
         print(json.dumps(choice.as_dict(), indent=2))
         return

@@ -46,7 +46,7 @@ def show_export(exported: "Exported") -> None:
 
 def show_evaluation(evaluated: "Evaluated") -> None:
     """Prints an evaluation as a table."""
-    from sodaops.evaluation.result import BASELINES
+    from sodaops.evaluation.result import BASELINES, own_metrics
 
     m = evaluated.metrics
     low, high = m["interval_95"]["macro_f1"]["low"], m["interval_95"]["macro_f1"]["high"]
@@ -59,6 +59,8 @@ def show_evaluation(evaluated: "Evaluated") -> None:
     )
     for name, values in evaluated.baselines.items():
         print(f"{BASELINES[name]:<31}{values['macro_f1']:10.3f}{values['accuracy']:27.3f}   {values['weighted_f1']:11.3f}")
+    if own := own_metrics(m):
+        print("  ".join(f"{name} {'–' if value is None else format(value, '.4g')}" for name, value in own.items()))
     if not evaluated.same_data:
         print("note: the bundle was trained with other splits, so these rows may include its training data")
     for warning in evaluated.warnings:

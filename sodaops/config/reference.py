@@ -46,7 +46,7 @@ def unknown_key(key: str) -> str | None:
     """The message about a key that does not exist, with the nearest name and those of its section; None if it exists.
 
     >>> unknown_key("checkpoint.restart")
-    'checkpoint.restart is not a key (did you mean restarts?); checkpoint has: monitor, every_n_train_steps, restarts.'
+    'checkpoint.restart is not a key (did you mean restarts?); checkpoint has: monitor, mode, every_n_train_steps, restarts.'
     """
     if key in MOVED:
         return f"{key} has moved; set {MOVED[key]}."

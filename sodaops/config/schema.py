@@ -29,6 +29,10 @@ from sodaops.config.sections import (
 from sodaops.text.redaction import KINDS
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+BUILT_IN_METRICS = {  # and the other names beside them in metrics.json and run.json
+    "macro_f1", "accuracy", "weighted_f1", "loss", "log_loss", "ece", "n_rows", "interval_95", "labels", "cut_share", "slices",
+    "baselines", "epoch",
+}  # fmt: skip
 Label = str | int
 Kind = Literal[*KINDS]  # type: ignore[valid-type]
 Days = Annotated[int, Field(ge=1, le=36_500)]
@@ -115,16 +119,12 @@ class OptimConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Which epoch is kept: the one with the highest monitor, or the lowest loss (conf/config.yaml)."""
+    """Which epoch is kept (conf/config.yaml)."""
 
-    monitor: Literal["val/macro_f1", "val/accuracy", "val/loss"]
+    monitor: str
+    mode: Literal["min", "max"] | None = Field(description="whether the lowest or highest monitor is best; null: as it says")
     every_n_train_steps: Count | None
     restarts: int = Field(ge=0)
-
-    @property
-    def mode(self) -> str:
-        """``min`` for a loss, ``max`` for the rest."""
-        return "min" if self.monitor == "val/loss" else "max"
 
 
 class EarlyStoppingConfig(Section):
@@ -317,6 +317,9 @@ class Config(Section):
     checkpoint: CheckpointConfig
     early_stopping: EarlyStoppingConfig
     callbacks: dict[str, Extension] = Field(description="more Lightning callbacks, each with its _target_")
+    metrics: dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_]*$")], Extension] = Field(
+        description="more metrics, each with its _target_: a torchmetrics class"
+    )
     logger: LoggerConfig
     export: ExportConfig
     evaluate: EvaluateConfig

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sodaops.config.reference import unknown_key
-from sodaops.config.schema import FORMATS, Config, LoggerConfig, table_format
+from sodaops.config.schema import BUILT_IN_METRICS, FORMATS, Config, LoggerConfig, table_format
 from sodaops.errors import ConfigError, nearest
 from sodaops.text import cleaning
 
@@ -96,6 +96,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"data.vote_columns has {', '.join(data.vote_columns)}; expected a column for each of {', '.join(names)}."
     elif data.vote_columns is not None:
         yield "data.vote_columns needs data.labels."
+    for name in sorted(BUILT_IN_METRICS & config.metrics.keys()):
+        yield f"metrics.{name}: a built-in metric has this name; choose another."
+    monitors = [f"val/{name}" for name in ("macro_f1", "accuracy", "loss", *config.metrics)]
+    if (monitor := config.checkpoint.monitor) not in monitors:
+        yield f"checkpoint.monitor={monitor!r}: expected {', '.join(monitors)}{nearest(monitor, monitors)}."
     if "int8" in config.export.variants and "float32" not in config.export.variants:
         yield f"export.variants={config.export.variants}: int8 is compared with float32; list both."
     if not config.export.variants and config.evaluate.split != "none" and config.evaluate.bundle is None:

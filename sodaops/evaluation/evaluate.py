@@ -1,14 +1,18 @@
 """Evaluates a bundle on a split: metrics.json, predictions.parquet, plots and a report."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
-from sodaops.bundle.layout import check_splits
+from sodaops.bundle.files import parsing
+from sodaops.bundle.layout import CONFIG, BundleInfo, check_splits, read_config
+from sodaops.config.extensions import Extension
 from sodaops.config.schema import Config, EvaluateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError, DataError
@@ -22,15 +26,16 @@ from sodaops.io import remote, storage
 def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
     """Measures a bundle on ``evaluate.split`` and writes metrics, predictions, plots and a report.
 
-    Of the configuration only ``evaluate`` is read. Labels, cleaning and token limit are the bundle's, and so is the data
-    set unless ``evaluate.splits_dir`` names another.
+    Of the configuration only ``evaluate`` and ``metrics`` are read; the metrics that the bundle's configuration names are
+    measured too. Labels, cleaning and token limit are the bundle's, and so is the data set unless ``evaluate.splits_dir``
+    names another.
 
     Args:
         config: the whole configuration.
         bundle_dir: the bundle; ``evaluate.bundle`` takes precedence.
 
     Raises:
-        ConfigError: no bundle named, or splits with other labels or another cleaning.
+        ConfigError: no bundle named, splits with other labels or another cleaning, or a metric that cannot be computed.
         BundleError, DataError, StorageError: the bundle or the splits cannot be read, or the output cannot be written.
     """
     settings = config.evaluate
@@ -47,13 +52,35 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     probs = predictor.probs_of_cleaned(table["text"].to_pylist())
     output_dir = settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split])
     same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
-    result = _result(settings, predictor.info.labels, table, probs, cut_share, splits_dir, output_dir, same_data)
+    own = _own_metrics({**_metrics_of(bundle_dir, predictor.info), **config.metrics}, table, probs)
+    result = _result(settings, predictor.info.labels, table, probs, cut_share, splits_dir, output_dir, same_data, own)
     with remote.output_folder(output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(table, probs, result.labels), folder / "predictions.parquet", compression="zstd")
         pictures = plots.draw_plots(folder / "plots", probs, table, result.labels, settings.n_bins)
         (folder / REPORT).write_text(report.render_report(result, predictor.info, manifest, pictures), encoding="utf-8")
         storage.write_json(folder / METRICS, _metrics_file(result, predictor, manifest, pictures))
     return result
+
+
+def _metrics_of(bundle_dir: str | Path, info: BundleInfo) -> dict[str, dict[str, Any]]:
+    """The section ``metrics`` of the configuration that a bundle was trained with; older ones have none."""
+    config = read_config(bundle_dir, info)
+    with parsing(Path(bundle_dir) / CONFIG):
+        return TypeAdapter(dict[str, Extension]).validate_python(config.get("metrics", {}))
+
+
+def _own_metrics(sections: Mapping[str, dict[str, Any]], table: pa.Table, probs: np.ndarray) -> dict[str, float | None]:
+    """Name -> value, None where it is not finite. Only where there are such metrics, torch is imported."""
+    if not sections:
+        return {}
+    import torch
+
+    from sodaops.modeling.metrics import OwnMetrics
+
+    own = OwnMetrics(sections, probs.shape[1])
+    own.update(torch.from_numpy(probs), torch.from_numpy(table["label_id"].to_numpy().astype(np.int64)))
+    values = {name: float(value) for name, value in own.compute().items()}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _read_answered(predictor: Predictor, splits_dir: Path, split: str) -> tuple[pa.Table, float]:
@@ -67,7 +94,7 @@ def _read_answered(predictor: Predictor, splits_dir: Path, split: str) -> tuple[
 
 def _result(
     settings: EvaluateConfig, labels: list[str], table: pa.Table, probs: np.ndarray, cut_share: float, splits_dir: Path,
-    output_dir: str, same_data: bool,
+    output_dir: str, same_data: bool, own: Mapping[str, float | None],
 ) -> Evaluated:  # fmt: skip
     """The metrics of a split's probabilities, float [n_rows, n_labels]."""
     label_ids = table["label_id"].to_numpy().astype(np.int64)
@@ -77,7 +104,7 @@ def _result(
     baseline_metrics = _baselines(splits_dir, table, labels) if settings.baselines else {}
     return Evaluated(
         split=settings.split,
-        metrics={**measured, "slices": _slices(table, probs, label_ids, len(labels))},
+        metrics={**measured, **own, "slices": _slices(table, probs, label_ids, len(labels))},
         baselines=baseline_metrics,
         warnings=quality_warnings(measured, baseline_metrics, matrix, labels, settings.split),
         output_dir=output_dir,

@@ -9,7 +9,7 @@ import pyarrow as pa
 from sodaops import pages
 from sodaops.bundle.layout import BundleInfo
 from sodaops.evaluation.plots import Picture
-from sodaops.evaluation.result import BASELINES, Evaluated, describe_rows
+from sodaops.evaluation.result import BASELINES, Evaluated, describe_rows, own_metrics
 
 
 def render_report(
@@ -30,7 +30,7 @@ def render_report(
     rows.append(("this model", result.metrics, True))
     return pages.render_page(
         "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows,
-        which=describe_rows(result.split, result.same_data),
+        own=own_metrics(result.metrics), which=describe_rows(result.split, result.same_data),
     )  # fmt: skip
 
 

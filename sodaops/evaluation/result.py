@@ -1,10 +1,12 @@
 """The result of an evaluation, and the names of the files that hold it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sodaops.config.schema import BUILT_IN_METRICS
 from sodaops.io import remote
 
 METRICS = "metrics.json"
@@ -26,6 +28,12 @@ def describe_rows(split: str, same_data: bool) -> str:
     'that were not used in training'
     """
     return _ROWS.get(split, f"of {split}") if same_data else "of other data than the model was trained on"
+
+
+def own_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics of the section ``metrics`` among those of a split; None: the value is not finite."""
+    own = {name: metrics[name] for name in metrics if name not in BUILT_IN_METRICS}
+    return {name: value for name, value in own.items() if value is None or isinstance(value, int | float)}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sodaops.config.schema import OptimConfig
 from sodaops.errors import ModelError
 from sodaops.modeling.encoder import TextEncoder
 from sodaops.modeling.losses import Loss
+from sodaops.modeling.metrics import OwnMetrics
 from sodaops.modeling.optim import layers_of, make_optimizer, make_scheduler, parameter_groups
 from sodaops.modeling.probe import check_loss
 
@@ -40,6 +41,7 @@ class TextClassifier(L.LightningModule):
         loss: of a batch (:mod:`sodaops.modeling.losses`).
         seed: of dropout.
         run_signature: settings that a resumed run must share, saved in every checkpoint.
+        metrics: on validation, besides the built-in ones.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TextClassifier(L.LightningModule):
         loss: Loss,
         seed: int,
         run_signature: dict[str, Any] | None = None,
+        metrics: OwnMetrics | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -65,6 +68,7 @@ class TextClassifier(L.LightningModule):
             },
             prefix="val/",
         )
+        self.own_metrics = metrics
 
     def configure_model(self) -> None:
         """With ``trainer.strategy=fsdp``, shards the parameters of each transformer layer over the processes."""
@@ -100,6 +104,8 @@ class TextClassifier(L.LightningModule):
             # MeanMetric ignores weights with nan_strategy="disable", so each example gets a value.
             self.val_loss.update(self.loss(logits, batch["targets"]).expand(len(logits)))
         self.val_metrics.update(logits, batch["label_ids"])
+        if self.own_metrics is not None:
+            self.own_metrics.update(logits.float().softmax(-1), batch["label_ids"])
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()
@@ -113,6 +119,8 @@ class TextClassifier(L.LightningModule):
         self.log("val/loss", loss, **synced)
         self.log_dict(self.val_metrics.compute(), prog_bar=True, **synced)
         self.val_metrics.reset()
+        if self.own_metrics is not None:
+            self.log_dict({f"val/{name}": value for name, value in self.own_metrics.compute().items()}, **synced)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         metrics = self.trainer.callback_metrics.items()

@@ -13,6 +13,7 @@ from sodaops.bundle.card import LIMITS
 from sodaops.config.schema import Config
 from sodaops.drift.check import NUMBERS
 from sodaops.errors import BundleError, ConfigError, DataError, RegistryError, some
+from sodaops.evaluation.result import own_metrics
 from sodaops.io import remote, runs, storage
 from sodaops.registry.checks import Verdict
 from sodaops.registry.gate import GATE_JSON, GateResult
@@ -79,7 +80,7 @@ def write_project_report(config: Config, run_dir: Path, output: str | Path | Non
     gate = read_gate_report(remote.join(config.registry.report_dir, f"{info.bundle_id}/{GATE_JSON}"), info.bundle_id)
     page = pages.render_page(
         "project", folder=run_dir, run=run, info=info, manifest=layout.read_json(bundle, info, layout.DATA),
-        limits=LIMITS, some=some, e=read_evaluation(config, run_dir, info.bundle_id),
+        limits=LIMITS, some=some, own_metrics=own_metrics, e=read_evaluation(config, run_dir, info.bundle_id),
         charts=training_charts(run_dir / "metrics" / "metrics.csv"), n_earlier=len(list(run_dir.glob("metrics.*"))),
         settings=_settings(layout.read_config(bundle, info)),
         sizes={name: (bundle / layout.ONNX[name]).stat().st_size / 1e6 for name in info.onnx},

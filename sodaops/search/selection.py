@@ -1,11 +1,13 @@
 """Selection of a sweep's best run: by a validation metric; of equally good runs, the one that took the least time."""
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sodaops.config.monitor import mode_of
 from sodaops.errors import ConfigError, nearest, some
 from sodaops.io import runs
 
@@ -97,9 +99,16 @@ def read_candidates(source: str, metric: str) -> list[Candidate]:
     return _of_wandb(source.removeprefix(WANDB), metric) if source.startswith(WANDB) else _of_folder(source, metric)
 
 
-def direction_of(metric: str) -> str:
-    """``minimize`` for losses and calibration errors, ``maximize`` for other metrics."""
-    return "minimize" if metric.endswith(("loss", "ece")) else "maximize"
+def direction_of(metric: str, candidates: Sequence[Candidate]) -> str:
+    """``minimize`` or ``maximize``, as the configuration of these runs says, or the metric's class.
+
+    Raises:
+        ConfigError: neither says so.
+    """
+    params = candidates[0].params if candidates else {}
+    names = [key.split(".")[1] for key in params if re.fullmatch(r"metrics\.\w+\._target_", key)]
+    mode = params.get("checkpoint.mode") if params.get("checkpoint.monitor") == metric else None
+    return f"{mode or mode_of(metric, {name: params[f'metrics.{name}._target_'] for name in names})}imize"
 
 
 def _of_folder(source: str, metric: str) -> list[Candidate]:

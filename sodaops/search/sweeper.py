@@ -13,6 +13,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
+from sodaops.config.monitor import monitor_mode
 from sodaops.config.validation import build_config
 from sodaops.errors import ConfigError, SodaOpsError, some
 from sodaops.io import storage
@@ -73,7 +74,7 @@ class Sweep:
             self._folder.mkdir(parents=True, exist_ok=True)
         url = search.storage or studies.default_url(self._folder)
         studies.check_sweep_folder(self._folder, url, search.study)
-        metric, direction = config.checkpoint.monitor, "minimize" if config.checkpoint.mode == "min" else "maximize"
+        metric, direction = config.checkpoint.monitor, f"{monitor_mode(config)}imize"
         studies.make_pruner(search.pruner, search.pruner_options)  # invalid options fail here, before the first trial
         studies.make_sampler(search.sampler, search.sampler_options, 0)
         with database.storage_errors(url):

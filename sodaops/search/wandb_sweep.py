@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sodaops.config.monitor import monitor_mode
 from sodaops.config.schema import Config
 from sodaops.errors import ConfigError
 from sodaops.io import storage
@@ -35,7 +36,7 @@ def sweep_definition(config: Config, overrides: Sequence[str]) -> dict[str, Any]
     definition = {
         "name": config.search.study,
         "method": "bayes",
-        "metric": {"name": monitor, "goal": "minimize" if config.checkpoint.mode == "min" else "maximize"},
+        "metric": {"name": monitor, "goal": f"{monitor_mode(config)}imize"},
         "run_cap": config.search.n_trials,
         "parameters": {d.key: d.parameter() for d in read_space(config.search.space)},
         "command": ["${env}", "${interpreter}", "${program}", *overrides, *logger, "${args_no_hyphens}"],

@@ -28,6 +28,7 @@ from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder
 from sodaops.modeling.losses import make_loss
+from sodaops.modeling.metrics import OwnMetrics
 from sodaops.modeling.optim import freeze
 from sodaops.modeling.pretrained import load_pretrained
 from sodaops.modeling.probe import check_head_and_loss
@@ -153,6 +154,7 @@ def _module_and_data(
     n_labels = len(manifest["labels"])
     model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout, config.head)
     check_head_and_loss(model, make_loss(config.loss, torch.ones(n_labels)))
+    metrics = OwnMetrics(config.metrics, n_labels) if config.metrics else None
     if config.model.random_weights and config.optim.frozen_layers is not None:
         raise ConfigError(
             f"optim.frozen_layers={config.optim.frozen_layers}: with model.random_weights the frozen layers would stay random; "
@@ -166,7 +168,7 @@ def _module_and_data(
     if config.ckpt_path is not None:
         resume.check_signature(config.ckpt_path, signature)
     loss = make_loss(config.loss, data.balanced_weights())
-    return TextClassifier(model, config.optim, loss, config.seed, signature), data
+    return TextClassifier(model, config.optim, loss, config.seed, signature, metrics), data
 
 
 def _shared_settings(config: Config, signature: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from sodaops.bundle.save import load_bundle, save_bundle
 from sodaops.config.extensions import load
+from sodaops.config.monitor import monitor_mode
 from sodaops.config.schema import Config
 from sodaops.data.preprocess import check_table
 from sodaops.data.tokens import tokenise
@@ -94,6 +95,7 @@ def _target_checks(config: Config) -> Iterable[Callable[[], object]]:
         if key.endswith("._target_") and not key.startswith("data.source."):  # check_table calls it
             yield partial(load, key, path)
     yield partial(cleaning.clean, "A word", config.data.cleaning)
+    yield partial(monitor_mode, config)
     for path in config.data.sources.values():
         yield partial(check_table, config.data, path)
     if remote.is_address(config.run_dir):

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from sodaops.io import progress
 
 log = logging.getLogger(__name__)
+_SHOWN = {"val/loss", "val/accuracy", "val/macro_f1"}
 
 
 class EpochLines(Callback):
@@ -27,6 +28,7 @@ class EpochLines(Callback):
         values = {
             "train loss": metrics.get("train/loss_epoch"), "val loss": metrics.get("val/loss"),
             "val accuracy": metrics.get("val/accuracy"), "val macro-F1": metrics.get("val/macro_f1"),
+            **{name.replace("/", " "): metrics[name] for name in metrics.keys() - _SHOWN if name.startswith("val/")},
         }  # fmt: skip
         if trainer.is_global_zero:
             text = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)

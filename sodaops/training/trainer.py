@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sodaops.config.extensions import build
+from sodaops.config.monitor import monitor_mode
 from sodaops.config.schema import Config
 from sodaops.errors import ConfigError, nearest
 from sodaops.io import ranks
@@ -83,7 +84,7 @@ def make_checkpoints(config: Config, run_dir: Path) -> list[Checkpoint]:
     last epoch that improved the metric, not the last one.)
     """
     folder, resumed = run_dir / "checkpoints", config.ckpt_path
-    best = Checkpoint(folder, resumed, filename="best", monitor=config.checkpoint.monitor, mode=config.checkpoint.mode)
+    best = Checkpoint(folder, resumed, filename="best", monitor=config.checkpoint.monitor, mode=monitor_mode(config))
     steps = []
     if config.checkpoint.every_n_train_steps is not None:
         every = {"every_n_train_steps": config.checkpoint.every_n_train_steps, "save_on_train_epoch_end": False}
@@ -99,7 +100,7 @@ def make_callbacks(config: Config, run_dir: Path) -> list[Callback]:
     """
     callbacks: list[Callback] = []
     if config.early_stopping.patience is not None:
-        metric = {"monitor": config.checkpoint.monitor, "mode": config.checkpoint.mode}
+        metric = {"monitor": config.checkpoint.monitor, "mode": monitor_mode(config)}
         resumed_from = None if continues_in_place(config, run_dir) else config.ckpt_path
         callbacks.append(Patience(resumed_from, patience=config.early_stopping.patience, **metric))
     for name, section in config.callbacks.items():

@@ -1,20 +1,30 @@
 """Metrics, optimizers, schedulers and loggers of a user's own package: what a training with them does."""
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from sodaops.cli import main
+from sodaops.config.schema import BUILT_IN_METRICS
 from sodaops.errors import ConfigError, Terminated
 from sodaops.io import runs
-from tests.conftest import lazy, run_overrides
+from tests.conftest import configured, lazy, run_overrides
 
 compose = lazy("sodaops.config.compose")
+evaluation = lazy("sodaops.evaluation.metrics")
 fit = lazy("sodaops.training.fit")
+metrics_module = lazy("sodaops.modeling.metrics")
 mlflow = lazy("mlflow")
 pipeline = lazy("sodaops.pipeline")
+selection = lazy("sodaops.search.selection")
+sk = lazy("sklearn.metrics")
 tracking = lazy("sodaops.training.tracking")
 torch = lazy("torch")
+wandb_sweep = lazy("sodaops.search.wandb_sweep")
 
 BARE = ("export.variants=[]", "evaluate.split=none")
 SGD = (
@@ -92,6 +102,96 @@ def test_unusable_loggers_are_refused(config_of, tmp_path, section, message):
     config, loggers = config_of("refused", f"+logger.mine={section}"), []
     with pytest.raises(ConfigError, match=message):
         tracking.make_loggers(config, tmp_path, loggers, None)
+
+
+KAPPA = "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa"  # num_classes is added
+
+
+@pytest.mark.slow
+def test_metrics_are_everywhere_and_choose_the_epoch(config_of, tmp_path, capsys):
+    config = config_of(
+        "measured", "+metrics=distance", KAPPA, "checkpoint.monitor=val/distance", "logger=csv", "optim.head_lr=0.05"
+    )
+    result, run = pipeline.train(config), tmp_path / "measured/run"
+    with open(run / "metrics/metrics.csv", newline="") as file:
+        epochs = [row for row in csv.DictReader(file) if row["val/distance"]]
+    assert len(epochs) == 2 and all(-1 <= float(row["val/kappa"]) <= 1 for row in epochs)
+    val = result.info.metrics["val"]
+    assert result.score == pytest.approx(val["distance"]) == min(float(row["val/distance"]) for row in epochs)
+    # After the training, from the probabilities of the ONNX graph
+    rows = pq.read_table(run / "evaluation/predictions.parquet").to_pydict()
+    order = dict(zip(result.info.labels, range(3), strict=True))
+    pairs = [(order[row], order[predicted]) for row, predicted in zip(rows["label"], rows["predicted"], strict=True)]
+    measured = json.loads((run / "evaluation/metrics.json").read_text())["test"]
+    assert measured["distance"] == pytest.approx(np.mean([(a - b) ** 2 for a, b in pairs]))
+    assert measured["kappa"] == pytest.approx(sk.cohen_kappa_score(*zip(*pairs, strict=True)), abs=1e-6)
+    record = runs.read_run(run)
+    assert record.metrics["test/distance"] == measured["distance"] and record.metrics["val/kappa"] == val["kappa"]
+    table = runs.format_runs([record]).splitlines()[0].split()
+    assert {"val/distance", "test/distance", "val/kappa", "test/kappa"} < {*table}
+    assert ">distance<" in (run / "evaluation/report.html").read_text()
+    # A bundle alone: its configuration names its metrics
+    capsys.readouterr()
+    assert main(["evaluate", str(run / "bundle"), "evaluate.split=val", f"evaluate.splits_dir={tmp_path}/measured/splits"]) == 0
+    output = capsys.readouterr().out
+    assert f"distance {val['distance']:.4g}  kappa {val['kappa']:.4g}" in output
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (["+metrics.mse._target_=torchmetrics.MeanSquaredError"], "metrics.mse: .*MeanSquaredError raised"),  # another task
+        (["+metrics.many._target_=torchmetrics.classification.MultilabelAccuracy"], r"metrics\.many: .*num_labels"),
+        (["+metrics.two._target_=torchmetrics.classification.BinaryAccuracy"], r"metrics\.two: "),
+        (["+metrics.f1={_target_: torchmetrics.classification.MulticlassF1Score, average: none}"], r"metrics\.f1: .*\[3\]"),
+        (["+metrics.kappa={_target_: torchmetrics.CohenKappa}"], r"metrics\.kappa: .*task"),
+        (["+metrics.kappa={_target_: textlab.distance.MeanDistance, powr: 2}"], r"metrics\.kappa\.powr .*power"),
+        (["+metrics.mine._target_=textlab.distance.Nothing"], r"metrics\.mine\._target_=textlab\.distance\.Nothing"),
+        (["+metrics.sh={_target_: subprocess.getoutput, cmd: exit}"], r"metrics\.sh\._target_=subprocess.*Metric"),
+        (
+            ["+metrics.in={_target_: torchmetrics.MinMaxMetric, base_metric: {_target_: os.getcwd}}"],
+            r"base_metric\._target_=os",
+        ),
+    ],
+)
+def test_unusable_metrics_are_refused(config_of, sections, message):
+    with pytest.raises(ConfigError, match=message):
+        metrics_module.OwnMetrics(config_of("refused", *sections).metrics, 3)
+
+
+def test_a_metric_that_fails_ends_the_training_before_the_first_epoch(config_of, tmp_path):
+    config = config_of("failed", *BARE, "+metrics.mse._target_=torchmetrics.MeanSquaredError", "trainer.max_epochs=1")
+    with pytest.raises(ConfigError, match=r"metrics\.mse"):
+        fit.fit(config)
+    assert not (tmp_path / "failed/run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "settings", "mode"),
+    [
+        ("torchmetrics.classification.MulticlassCohenKappa", (), "max"),
+        ("torchmetrics.classification.MulticlassCalibrationError", (), "min"),
+        ("torchmetrics.classification.MulticlassCalibrationError", ("checkpoint.mode=max",), "max"),
+        ("torchmetrics.CohenKappa", (), "checkpoint.mode"),  # a wrapper, which does not say so
+        ("no.such.Metric", (), "metrics.mine._target_"),
+    ],
+)
+def test_the_direction_of_a_monitored_metric(metric, settings, mode):
+    overrides = (f"+metrics.mine._target_={metric}", "checkpoint.monitor=val/mine", *settings)
+    config = configured("search=smoke", *overrides)
+    params = {"metrics.mine._target_": metric, "checkpoint.monitor": "val/mine", "checkpoint.mode": config.checkpoint.mode}
+    candidate = selection.Candidate("run", "finished", 0.5, None, 1.0, params, [])
+    if mode in ("min", "max"):
+        assert wandb_sweep.sweep_definition(config, [])["metric"] == {"name": "val/mine", "goal": f"{mode}imize"}
+        assert selection.direction_of("val/mine", [candidate]) == f"{mode}imize"
+    else:
+        with pytest.raises(ConfigError, match=mode):
+            wandb_sweep.sweep_definition(config, [])
+
+
+def test_names_of_built_in_metrics():
+    probs, ids = np.eye(3), np.arange(3)
+    assert {*evaluation.measure(probs, ids, ["a", "b", "c"], 100)} < BUILT_IN_METRICS
 
 
 def leaves(value):
