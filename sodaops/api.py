@@ -206,7 +206,8 @@ def evaluate(model: Model | Source, data: Any = None, *, overrides: Iterable[str
         from sodaops.config.keywords import as_overrides, override
 
         model = model if isinstance(model, Model) else load(model)
-        words = as_overrides("evaluate", {"bundle": model.bundle, "variant": model.variant, **keywords}, overrides)
+        words = as_overrides("evaluate", {"variant": model.variant, **keywords}, overrides)
+        words.append(override("evaluate.bundle", model.bundle))
         if data is None:
             return pipeline.evaluate(compose(words))
         if "split" in keywords:

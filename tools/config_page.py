@@ -7,6 +7,7 @@ from typing import Any
 
 from sodaops.config.compose import compose
 from sodaops.config.keys import group_options, inline_yaml
+from sodaops.config.keywords import KEYWORDS
 from sodaops.config.reference import Key, describe_keys
 from sodaops.config.schema import Config
 
@@ -42,7 +43,22 @@ def page() -> str:
     keys = describe_keys(compose())
     sections = [name for name in Config.model_fields if any(key.startswith(f"{name}.") for key in keys)]
     top = {name: key for name, key in keys.items() if "." not in name and name not in sections}
-    return _HEAD + "\n".join([f"## Top level\n\n{_table(top)}", *(_section_text(name, keys) for name in sections)])
+    return _HEAD + "\n".join([f"## Top level\n\n{_table(top)}", *(_section_text(name, keys) for name in sections), _keywords()])
+
+
+def _keywords() -> str:
+    lines = ["| keyword | key | of |", "| --- | --- | --- |"]
+    for (keyword, key), functions in _functions_of_keywords().items():
+        lines.append(f"| `{keyword}` | `{key}` | {', '.join(f'`sodaops.{function}`' for function in functions)} |")
+    return "## Keywords of the Python API\n\n" + "\n".join(lines) + "\n"
+
+
+def _functions_of_keywords() -> dict[tuple[str, str], list[str]]:
+    functions: dict[tuple[str, str], list[str]] = {}
+    for function, keys in KEYWORDS.items():
+        for pair in keys.items():
+            functions.setdefault(pair, []).append(function)
+    return functions
 
 
 def _section_text(name: str, keys: Mapping[str, Key]) -> str:

@@ -20,8 +20,8 @@ KEYWORDS = {  # function -> keyword -> configuration key
         "run_dir": "run_dir", "ckpt_path": "ckpt_path",
     },
     "evaluate": _COLUMNS | {
-        "bundle": "evaluate.bundle", "variant": "evaluate.variant", "split": "evaluate.split",
-        "slices": "data.slice_columns", "n_bootstrap": "evaluate.n_bootstrap", "output_dir": "evaluate.output_dir",
+        "slices": "data.slice_columns", "variant": "evaluate.variant", "split": "evaluate.split",
+        "n_bootstrap": "evaluate.n_bootstrap", "output_dir": "evaluate.output_dir",
     },
     "drift": {key: f"drift.{key}" for key in ("last", "since", "until", "alpha", "output_dir")},
 }  # fmt: skip

@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections import Counter
 
+import pytest
 import yaml
 
 from tests.commands import faults as command_faults
@@ -50,10 +51,34 @@ def test_every_rule_has_its_incident():
         assert all(f"- **{part}" in section for part in ("First look", "What to do")) and "**Wake " in section
 
 
-def test_the_example_in_python_runs(trained, capsys):
-    (example,) = re.findall("```python\n(.+?)```", (DOCS / "api/index.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    exec(example.replace("outputs/start/bundle", str(trained / "run/bundle")), {})
-    assert capsys.readouterr().out.count("{'negative': ") == 2
+@pytest.mark.slow
+def test_the_examples_in_python_run(workdir, capsys):
+    examples = re.findall("```python\n(.+?)```", (DOCS / "python.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec("\n".join(examples).replace('"minilm"', '"tiny"'), {})
+    printed = capsys.readouterr().out
+    assert printed.count("{'1': ") == 2 and "is refused" in printed
+    assert (workdir / "out.parquet").exists() and list((workdir / "outputs/evaluation").glob("*/report.html"))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """In a kernel as Jupyter starts it: the log and the bar are shown, and a run as its report."""
+    import nbclient
+    import nbformat
+
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    notebook = nbformat.read(DOCS / "quickstart.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code), "stored without outputs"
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    trained, shown = code[1].outputs, [output.data for cell in code for output in cell.outputs if "data" in output]
+    assert len(code[1].source.splitlines()) == 2 and len(code) <= 6
+    messages = "".join(output.text for output in trained if output.output_type == "stream")
+    assert "epoch 1/1" in messages and "it/s" in messages
+    assert shown[0]["text/html"].startswith("<iframe") and "Confusion matrix" in shown[0]["text/html"]
+    assert 0 <= float(shown[1]["text/plain"]) <= 1 and shown[2]["text/plain"].startswith("[Prediction(label=")
+    assert "prob_5" in shown[3]["text/html"]
 
 
 def test_the_checklist_of_coverage_names_what_exists():
