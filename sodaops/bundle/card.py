@@ -5,7 +5,7 @@ from typing import Any
 
 from sodaops.bundle.layout import BundleInfo
 
-_SHOWN = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "loss": "loss", "ece": "ECE"}
+SHOWN = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "loss": "loss", "ece": "ECE"}
 LIMITS = (
     "It is meant for texts like those that it was trained on; on others its confidence is not reliable. It always answers with "
     "one of its labels, even if none fits."
@@ -53,7 +53,7 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
         f"{optim['layer_decay']:g}, vote weight {optim['vote_weight']:g}, dropout {model['dropout']:g}",
         f"- {', '.join(f'{name} {version}' for name, version in info.versions.items())}",
         "",
-        "See config.yaml for the whole configuration and data_manifest.json for the data.",
+        "The bundle has the whole configuration (config.yaml) and numbers about the data (data_manifest.json).",
         "",
         "## Limits",
         "",
@@ -63,8 +63,8 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
 
 
 def _metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = ["| split | " + " | ".join(_SHOWN.values()) + " |", "| --- |" + " --- |" * len(_SHOWN)]
+    lines = ["| split | " + " | ".join(SHOWN.values()) + " |", "| --- |" + " --- |" * len(SHOWN)]
     for split, values in metrics.items():
-        cells = [f"{values[key]:.4f}" if isinstance(values.get(key), int | float) else "–" for key in _SHOWN]
+        cells = [f"{values[key]:.4f}" if isinstance(values.get(key), int | float) else "–" for key in SHOWN]
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
     return lines

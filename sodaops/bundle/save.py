@@ -71,15 +71,8 @@ def save_bundle(
             folder / layout.ENCODER, _without_paths({**settings_of(model.transformer), "head": model.head_section})
         )
         (folder / layout.TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-        storage.write_json(
-            folder / layout.TOKENIZER_SETTINGS,
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "pad_token": tokenizer.id_to_token(pad_token_id),
-                "model_max_length": config.model.max_tokens,
-                "model_input_names": ["input_ids", "attention_mask"],
-            },
-        )
+        settings = tokenizer_settings(tokenizer, pad_token_id, config.model.max_tokens)
+        storage.write_json(folder / layout.TOKENIZER_SETTINGS, settings)
         settings = _without_paths(config.model_copy(update={"run_dir": None}).model_dump(mode="json"))
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         (folder / layout.CONFIG).write_text(text, encoding="utf-8")
@@ -105,6 +98,16 @@ def save_bundle(
                 **cleaning.code_of(config.data.cleaning),
             },
         )
+
+
+def tokenizer_settings(tokenizer: Tokenizer, pad_token_id: int, max_tokens: int) -> dict[str, Any]:
+    """What transformers needs to know about a tokenizer besides tokenizer.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": tokenizer.id_to_token(pad_token_id),
+        "model_max_length": max_tokens,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
 
 
 def _without_paths(value: Any) -> Any:

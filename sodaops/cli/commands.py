@@ -69,8 +69,12 @@ COMMANDS = {
         keys=("data", "evaluate.splits_dir"),
     ),
     "export": _command(
-        "add ONNX models to a bundle (train does so by itself)", "sodaops export outputs/first/bundle",
-        _arg("bundle", metavar="BUNDLE", help="a run's folder, or RUN/bundle; local"), keys=("export", "evaluate.splits_dir"),
+        "add ONNX models to a bundle (train does so by itself), or write it for transformers",
+        "sodaops export outputs/first --format=transformers --output outputs/tweets",
+        _arg("bundle", metavar="BUNDLE", help=f"{_PLACES}; for ONNX a local one"),
+        _arg("--format", choices=["onnx", "transformers"], default="onnx", help="default: onnx"),
+        _arg("--output", metavar="FOLDER", help="for --format=transformers, which does not change the bundle"),
+        keys=("export", "evaluate.splits_dir"),
     ),
     "evaluate": _command(
         "measure a bundle on a split", "sodaops evaluate outputs/first/bundle evaluate.split=val",
@@ -203,6 +207,14 @@ COMMANDS = {
         _REASON,
         keys=_REGISTRY,
     ),
+    "push": _command(
+        "upload a bundle and its export for transformers to the Hugging Face hub",
+        "sodaops push outputs/first you/tweets --dry-run",
+        _BUNDLE,
+        _arg("repo", metavar="REPO", help="OWNER/NAME; made if missing, private"),
+        _arg("--public", action="store_true", help="if it is made, everybody can read it"),
+        _arg("--dry-run", action="store_true", help="only print the files"),
+    ),
     "promote": _command(
         "make a version champion if it passes the gate; exit code 3 if not", "sodaops promote challenger",
         _arg("version", metavar="VERSION", help="a version, its first characters, or an alias (challenger)"),
@@ -244,7 +256,8 @@ COMMANDS = {
 
 # The module of sodaops.cli with the function of each first word.
 MODULE_OF = {
-    **dict.fromkeys(("train", "preprocess", "export", "evaluate", "predict", "serve"), "training"),
+    **dict.fromkeys(("train", "preprocess", "evaluate", "predict", "serve"), "training"),
+    **dict.fromkeys(("export", "push"), "export"),
     **dict.fromkeys(("runs", "report", "sweep", "select"), "runs"),
     **dict.fromkeys(("drift", "watch", "log"), "drift"),
     **dict.fromkeys(("register", "promote", "rollback", "resolve", "registry"), "registry"),

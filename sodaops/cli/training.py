@@ -1,4 +1,4 @@
-"""The commands preprocess, train, export, evaluate, predict and serve."""
+"""The commands preprocess, train, evaluate, predict and serve."""
 
 import argparse
 import os
@@ -101,15 +101,6 @@ def run_preprocess(options: argparse.Namespace) -> None:
     config = configured(options)
     print(summarize_manifest(pipeline.prepare(config)))
     print(f"splits: {config.splits_dir}")
-
-
-def run_export(options: argparse.Namespace) -> None:
-    """Runs `sodaops export BUNDLE`."""
-    from sodaops import pipeline
-
-    exported = pipeline.export_bundle(configured(options), options.bundle)
-    show_export(exported)
-    print(f"bundle: {options.bundle} ({exported.info.bundle_id})")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

@@ -6,8 +6,8 @@ from sodaops.errors import ConfigError, SodaOpsError
 
 # Packages that a command may lack, and the extra that installs them.
 _EXTRA_OF = dict.fromkeys(
-    ("hydra", "lightning", "matplotlib", "omegaconf", "onnx", "onnxscript", "safetensors", "sklearn", "torch", "torchmetrics",
-     "transformers"), "train",
+    ("huggingface_hub", "hydra", "lightning", "matplotlib", "omegaconf", "onnx", "onnxscript", "safetensors", "sklearn",
+     "torch", "torchmetrics", "transformers"), "train",
 ) | {"optuna": "search", "plotly": "search", "wandb": "wandb", "evidently": "drift"}  # fmt: skip
 
 

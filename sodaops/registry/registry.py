@@ -79,7 +79,7 @@ class Registry:
             raise RegistryError(f"{bundle_dir}: no ONNX model to serve; add one with `sodaops export {bundle_dir}`.")
         version, all_metrics = (
             info.bundle_id,
-            {**info.metrics, **(_run_metrics(bundle_dir, info) if metrics is None else metrics)},
+            {**info.metrics, **(run_metrics(bundle_dir, info) if metrics is None else metrics)},
         )
         fields = {
             "when": timestamp(), "who": author(), "why": why, "metrics": all_metrics, "data": info.data, "created": info.created
@@ -240,7 +240,8 @@ class Registry:
         return sorted(paths)
 
 
-def _run_metrics(bundle_dir: str | Path, info: layout.BundleInfo) -> Mapping[str, Any]:
+def run_metrics(bundle_dir: str | Path, info: layout.BundleInfo) -> Mapping[str, Any]:
+    """The metrics in the run.json beside a bundle, if it is about this bundle: split -> metric -> value."""
     folder = Path(bundle_dir).parent
     fields = runs.read_run(folder).fields if (folder / runs.RECORD).is_file() else {}
     return fields.get("metrics", {}) if fields.get("bundle_id") == info.bundle_id else {}
@@ -256,7 +257,11 @@ def address_of(source: str) -> str:
     Raises:
         RegistryError: no such alias or version there.
     """
+    entry = entry_of(source)
+    return source if entry is None else entry[0].resolve(entry[1])
+
+
+def entry_of(source: str) -> tuple[Registry, str] | None:
+    """The registry and the alias or version of ``ROOT@ALIAS``; None for a path or address."""
     root, at, name = source.rpartition("@")
-    if not at or not root or "/" in name or Path(source).is_dir():
-        return source
-    return Registry(root).resolve(name)
+    return None if not at or not root or "/" in name or Path(source).is_dir() else (Registry(root), name)

@@ -1,0 +1,53 @@
+"""A classifier of SoDaOps for transformers. An export contains a copy of this file and of what it imports from sodaops."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from sodaops.text.policies import POLICIES
+
+HEADS = {"sodaops.modeling.heads.LinearHead": nn.Linear}
+
+
+class SodaOpsConfig(PreTrainedConfig):
+    """``encoder``: the encoder's configuration; ``head``: its class and arguments; ``pooling``: mean or cls."""
+
+    model_type = "sodaops"
+
+
+class SodaOpsClassifier(PreTrainedModel):
+    """Encoder, pooling and head."""
+
+    config_class = SodaOpsConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        settings = AutoConfig.for_model(**config.encoder)
+        try:
+            self.encoder = AutoModel.from_config(settings, add_pooling_layer=False)
+        except TypeError:  # it has no pooler
+            self.encoder = AutoModel.from_config(settings)
+        head, arguments = HEADS[config.head["class"]], config.head["arguments"]
+        self.head = head(settings.hidden_size, config.num_labels, **arguments)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutput:
+        """Logits, float [n_texts, n_labels], of a padded batch, int64 [n_texts, n_tokens]."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [n_texts, n_tokens, 1]
+        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return SequenceClassifierOutput(logits=self.head(hidden[:, 0] if self.config.pooling == "cls" else mean))
+
+
+class SodaOpsTokenizer(PreTrainedTokenizerFast):
+    """Cleans texts by the policy ``cleaning`` of tokenizer_config.json, if there is one, and cuts them at the token limit.
+
+    It has no constructor: with one, transformers would build another tokenizer than that of tokenizer.json.
+    """
+
+    def __call__(self, text: Any = None, *args: Any, truncation: Any = True, **kwargs: Any) -> Any:
+        clean = POLICIES.get(self.init_kwargs["cleaning"], str)
+        cleaned = clean(text) if isinstance(text, str) else [clean(one) for one in text]
+        return super().__call__(cleaned, *args, truncation=truncation, **kwargs)
