@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, HfApi, ModelCardData, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import HTTPError
 
 from sodaops.bundle.card import SHOWN, render_card
@@ -48,8 +48,10 @@ def upload(folder: Path, repo: str, public: bool, message: str) -> str:
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))  # huggingface_hub reads it only once
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
-        old = ["bundle/*", f"{PLOTS}/*"]
-        return api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=old).commit_url
+        files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        old = {name for name in api.list_repo_files(repo) if name.startswith(("bundle/", f"{PLOTS}/"))} - files.keys()
+        operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+        return api.create_commit(repo, [*operations, *map(CommitOperationDelete, old)], commit_message=message).commit_url
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = reason_of(error).replace(get_token() or "\0", "…")
         raise StorageError(

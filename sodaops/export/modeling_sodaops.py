@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from sodaops.modeling.heads import LinearHead, MLPHead
 from sodaops.text.policies import POLICIES
 
-HEADS = {"sodaops.modeling.heads.LinearHead": nn.Linear}
+HEADS = {"LinearHead": LinearHead, "MLPHead": MLPHead}
 
 
 class SodaOpsConfig(PreTrainedConfig):

@@ -1,13 +1,13 @@
 """Writes a bundle as a folder that transformers loads as a text-classification model, without SoDaOps."""
 
 import inspect
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from sodaops.bundle import layout
@@ -16,10 +16,12 @@ from sodaops.errors import ConfigError
 from sodaops.export import modeling_sodaops
 from sodaops.export.hub import PLOTS, hub_card
 from sodaops.io import storage
-from sodaops.modeling.encoder import settings_of
+from sodaops.modeling import heads
+from sodaops.modeling.encoder import LINEAR, settings_of
 from sodaops.text import policies
 
-_CARD, _CODE = "README.md", {f"{module.__name__.rpartition('.')[2]}.py": module for module in (modeling_sodaops, policies)}
+_CARD = "README.md"
+_CODE = {"modeling_sodaops.py": modeling_sodaops, "heads.py": heads, "policies.py": policies}
 _FILES = {layout.ENCODER, layout.WEIGHTS, layout.TOKENIZER, layout.TOKENIZER_SETTINGS, _CARD, PLOTS, *_CODE}
 # Architectures whose own head takes the first token's vector and has an activation f with f(a) - f(-a) = a, as ReLU and GELU,
 # between these two layers. It computes a linear head exactly, if its first layer has that head's rows and their negatives, and
@@ -65,7 +67,8 @@ def export_transformers(
         storage.write_json(folder / layout.TOKENIZER_SETTINGS, settings)
         (folder / _CARD).write_text(card, encoding="utf-8")
         for name, module in _CODE.items() if own is None else ():
-            (folder / name).write_text(inspect.getsource(module).replace("from sodaops.text.", "from ."), encoding="utf-8")
+            code = re.sub(r"^from sodaops\.\w+\.", "from .", inspect.getsource(module), flags=re.MULTILINE)
+            (folder / name).write_text(code, encoding="utf-8")
         for plot in plots:
             (folder / PLOTS).mkdir(exist_ok=True)
             shutil.copyfile(plot, folder / PLOTS / plot.name)
@@ -74,10 +77,11 @@ def export_transformers(
 
 def _with_own_head(bundle: Loaded) -> PreTrainedModel | None:
     """The architecture's own model for classification, if its head can compute exactly what the bundle's does."""
-    transformer, head, n = bundle.model.transformer, bundle.model.head, len(bundle.info.labels)
+    transformer, head, n = bundle.model.transformer, bundle.model.head, bundle.model.n_labels
     encoder = settings_of(transformer)
     layers = _OWN_HEADS.get(encoder.get("model_type", ""))
-    if layers is None or bundle.info.pooling != "cls" or not isinstance(head, nn.Linear) or 2 * n > head.in_features:
+    is_linear = bundle.model.head_section["_target_"] == LINEAR["_target_"]
+    if layers is None or bundle.info.pooling != "cls" or not is_linear or 2 * n > head.in_features:
         return None
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**{**encoder, **_task(bundle.info)}))
     getattr(model, model.base_model_prefix).load_state_dict(transformer.state_dict())
@@ -94,8 +98,8 @@ def _with_own_head(bundle: Loaded) -> PreTrainedModel | None:
 
 def _with_code(path: str | Path, bundle: Loaded) -> PreTrainedModel:
     """The model of the code that an export contains."""
-    section = dict(getattr(bundle.model, "head_section", {"_target_": "sodaops.modeling.heads.LinearHead"}))
-    target, encoder = section.pop("_target_"), settings_of(bundle.model.transformer)
+    section, encoder = dict(bundle.model.head_section), settings_of(bundle.model.transformer)
+    target = section.pop("_target_").removeprefix(f"{heads.__name__}.")
     if target not in modeling_sodaops.HEADS or "_target_" in encoder:
         raise ConfigError(
             f"{path}: its head ({target}) or its encoder ({encoder.get('_target_', encoder.get('model_type'))}) is a class of "
