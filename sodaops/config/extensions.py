@@ -3,9 +3,10 @@
 import functools
 import importlib
 import inspect
+import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -84,6 +85,42 @@ def build(key: str, section: Mapping[str, Any], *arguments: Any, kind: type | No
             f"{key}._target_={target}: expected a {kind.__module__}.{kind.__qualname__}, got {type(result).__name__}."
         )
     return result
+
+
+def build_subclass(key: str, section: Mapping[str, Any], base: str, **more: Any) -> Any:
+    """Builds a section that may come from anyone's bundle: it, and the sections in it, name subclasses of ``base`` only.
+
+    Args:
+        key: of the section, for messages.
+        section: with ``_target_``.
+        base: the import path of a class.
+        more: named arguments, which the section cannot replace.
+
+    Raises:
+        ConfigError: as :func:`build`, or another class or function, which is not called.
+    """
+    if "${" in json.dumps(section):  # Hydra would resolve it, to another section for example
+        raise ConfigError(f"{key}: it contains ${{; write the value itself.")
+    kind = load(key, base)
+    for place, target in _targets(key, section):
+        found = load(f"{place}._target_", target)
+        if not (isinstance(found, type) and issubclass(found, kind)):
+            raise ConfigError(f"{place}._target_={target}: expected a subclass of {base}.")
+    return build(key, section, kind=kind, **more)
+
+
+def _targets(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """The key and the import path of every section with ``_target_``, nested ones included."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield key, str(value["_target_"])
+        value = value.items()
+    elif isinstance(value, list):
+        value = enumerate(value)
+    else:
+        return
+    for name, inner in value:
+        yield from _targets(f"{key}.{name}", inner)
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:

@@ -1,14 +1,14 @@
 """The model: an encoder, a pooled sentence embedding and a head."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from sodaops.config.extensions import accepts, build, load
+from sodaops.config.extensions import accepts, build_subclass
 from sodaops.errors import ConfigError
 
 Pooling = Literal["mean", "cls"]
@@ -59,7 +59,7 @@ class TextEncoder(nn.Module):
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.head_section = dict(head)
-        self.head = build_module("head", head, hidden_size=hidden_size_of(transformer), n_labels=n_labels)
+        self.head = build_subclass("head", head, "torch.nn.Module", hidden_size=hidden_size_of(transformer), n_labels=n_labels)
         self._head_inputs = [name for name in ("hidden_states", "attention_mask") if accepts(self.head.forward, name)]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> EncoderOutput:
@@ -129,35 +129,6 @@ def settings_of(transformer: nn.Module) -> dict[str, Any]:
     return json.loads(transformer.config.to_json_string(use_diff=False))
 
 
-def build_module(key: str, section: Mapping[str, Any], **more: Any) -> nn.Module:
-    """Builds a head or an encoder. Only classes of modules are called, since the section may come from anyone's bundle.
-
-    Raises:
-        ConfigError: as :func:`sodaops.config.extensions.build`, or a class or nested class that is no ``torch.nn.Module``.
-    """
-    if "${" in json.dumps(section):  # Hydra would resolve it, to another section for example
-        raise ConfigError(f"{key}: it contains ${{; write the value itself.")
-    for place, target in _targets(key, section):
-        found = load(f"{place}._target_", target)
-        if not (isinstance(found, type) and issubclass(found, nn.Module)):
-            raise ConfigError(f"{place}._target_={target}: expected a subclass of torch.nn.Module.")
-    return build(key, section, kind=nn.Module, **more)
-
-
-def _targets(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """The key and the import path of every section with ``_target_``, nested ones included."""
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            yield key, str(value["_target_"])
-        value = value.items()
-    elif isinstance(value, list):
-        value = enumerate(value)
-    else:
-        return
-    for name, inner in value:
-        yield from _targets(f"{key}.{name}", inner)
-
-
 def own_encoder(section: Mapping[str, Any]) -> nn.Module:
     """The encoder of ``model.encoder``, in training mode; a bundle builds it again from the same section.
 
@@ -167,7 +138,7 @@ def own_encoder(section: Mapping[str, Any]) -> nn.Module:
     Raises:
         ConfigError: it cannot be made, or does not tell its ``hidden_size``.
     """
-    encoder = build_module("model.encoder", section)
+    encoder = build_subclass("model.encoder", section, "torch.nn.Module")
     if not isinstance(hidden_size_of(encoder), int):
         raise ConfigError(
             f"model.encoder._target_={section['_target_']}: it has no hidden_size; set self.hidden_size in its constructor."

@@ -1,14 +1,14 @@
 """Metrics of the user's own: classes of torchmetrics, or derived from its Metric."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from sodaops.config.extensions import accepts, build, load
+from sodaops.config.extensions import accepts, build_subclass, load
 from sodaops.errors import ConfigError, reason_of
 
 _MAX_ROWS = 1000  # of the batch that each metric is tried on
@@ -67,22 +67,5 @@ class OwnMetrics(nn.Module):
 
 
 def _make(key: str, section: dict[str, Any], n_labels: int) -> Metric:
-    # Checked before anything is called: the configuration may be that of a bundle from elsewhere.
-    for place, path in _targets(key, section):
-        kind = load(place, path)
-        if not isinstance(kind, type) or not issubclass(kind, Metric):
-            raise ConfigError(f"{place}={path}: expected a class derived from torchmetrics.Metric.")
     offers = accepts(load(f"{key}._target_", section["_target_"]), "num_classes") and "num_classes" not in section
-    return build(key, section, kind=Metric, **({"num_classes": n_labels} if offers else {}))
-
-
-def _targets(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Every ``_target_`` in a section, and in those within it."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            if name == "_target_":
-                yield f"{key}._target_", str(inner)
-            yield from _targets(f"{key}.{name}", inner)
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _targets(f"{key}.{i}", inner)
+    return build_subclass(key, section, "torchmetrics.Metric", **({"num_classes": n_labels} if offers else {}))
