@@ -83,6 +83,7 @@ def test_a_service_cleans_with_a_users_function(serve, bundle, extensions, monke
     plain = serve().post("/predict", json={"text": "so good"}).json()
     name = "textlab.cleaning.without_links"
     refresh_info(bundle, cleaning=name, versions=cleaning.code_of(name))
+    monkeypatch.setenv("SODAOPS_CLEANING", name)
     client = serve()
     text = {"text": "so http://t.co/x good"}
     assert client.post("/predict", json=text).json()["probs"] == pytest.approx(plain["probs"], abs=1e-5)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given as any_of, settings, strategies as st
 
+from sodaops.config.compose import compose
 from sodaops.data import streams
 from sodaops.data.preprocess import ensure_splits, preprocess, read_split
 from sodaops.data.splits import SPLITS
@@ -199,6 +201,11 @@ def test_sql_from_a_package_outside_the_repository(run, extensions, monkeypatch)
     code, out, err = run("preprocess", "--config-dir", extensions, "data=reviews")
     assert code == 0, err
     assert "labels: 1 60, 5 60" in out
+    manifest = json.loads(Path("data/processed/reviews/manifest.json").read_text())
+    config = compose(["data=reviews"], extra_dir=str(extensions)).model_dump(mode="json")
+    Path("params.yaml").write_text(yaml.safe_dump(config))  # as DVC runs it
+    assert run("preprocess", "--params", "params.yaml")[0] == 0
+    assert json.loads(Path("data/processed/reviews/manifest.json").read_text()) == manifest
     assert {row["slice_country"] for row in read_split("data/processed/reviews", "train").to_pylist()} == {"dk"}
     code, _, err = run("preprocess", "--config-dir", extensions, "data=reviews", "data.source.sql=SELECT * FROM review")
     assert code == 2 and err.startswith("DataError: data.source=textlab.database.query: ") and "no such table" in err
