@@ -1,7 +1,7 @@
 """The Python API. It calls what the command line calls; errors that the caller can fix are those of :mod:`sodaops.errors`."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -212,22 +212,27 @@ def evaluate(model: Model | Source, data: Any = None, *, overrides: Iterable[str
             return pipeline.evaluate(compose(words))
         if "split" in keywords:
             raise ConfigError(f"split={keywords['split']!r}: all rows of a table are evaluated; leave it out.")
-        with bundle_at(model.bundle, lambda info: [layout.CONFIG]) as folder:
-            of_training = layout.read_config(folder, model.info)["data"]
-        columns = {"text": "text_column", "label": "label_column"}
-        own = {name: keywords.get(name, of_training[key]) for name, key in columns.items()}
-        settings = {"labels": model.labels, "cleaning": model.info.cleaning, "fractions": [0, 0, 1], "added": None}
-        settings |= {key: of_training.get(key) for key in ("text_column", "label_column", "label_map")}
-        config = compose([
-            *_data_overrides(data, *own.values()),
-            *(override(f"data.{key}", value) for key, value in settings.items()),
-            "evaluate.splits_dir=data/processed/${data.name}-evaluation",
-            "evaluate.output_dir=outputs/evaluation/${data.name}",
-            "evaluate.baselines=false",
-            *words,
-        ])  # fmt: skip
+        config = compose([*_whole_table(model, data, keywords), *words])
         pipeline.prepare(config)
         return pipeline.evaluate(config)
+
+
+def _whole_table(model: Model, data: Any, keywords: Mapping[str, Any]) -> list[str]:
+    """The overrides for an evaluation on all rows of a table, by the labels, the cleaning and the columns of a model."""
+    from sodaops.config.keywords import override
+
+    with bundle_at(model.bundle, lambda info: [layout.CONFIG]) as folder:
+        trained = layout.read_config(folder, model.info)["data"]
+    settings = {key: trained.get(key) for key in ("text_column", "label_column", "label_map")}
+    settings |= {"labels": model.labels, "cleaning": model.info.cleaning, "fractions": [0, 0, 1], "added": None}
+    columns = [keywords.get(name, trained[f"{name}_column"]) for name in ("text", "label")]
+    return [
+        *_data_overrides(data, *columns),
+        *(override(f"data.{key}", value) for key, value in settings.items()),
+        "evaluate.splits_dir=data/processed/${data.name}-evaluation",
+        "evaluate.output_dir=outputs/evaluation/${data.name}",
+        "evaluate.baselines=false",
+    ]
 
 
 def drift(model: Model | Source, request_log: Source, *, overrides: Iterable[str] = (), **keywords: Any) -> "DriftResult":
