@@ -121,13 +121,15 @@ def run_hydra(command: Callable[[Config], float | None], argv: Sequence[str], co
 
 
 def explain_error(error: Exception) -> SodaOpsError | None:
-    """Translates an error of Hydra or OmegaConf for the user; None for any other error."""
+    """Translates an error of Hydra, OmegaConf or PyYAML for the user; None for any other error."""
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{error.full_key} is missing; set {error.full_key}=VALUE.")
     if isinstance(error, RecursionError) and any(
         "defaults_list.py" in f.f_code.co_filename for f, _ in walk_tb(error.__traceback__)
     ):
         return ConfigError("a configuration file has itself among its defaults; config.yaml of your own starts from `sodaops`.")
+    if isinstance(error, yaml.YAMLError):
+        return ConfigError(f"a configuration file is not valid YAML: {' '.join(str(error).split())}.")
     of_options = isinstance(error, ValueError) and re.match("Only one of --|The --resolve flag", str(error))
     if not (isinstance(error, HydraException | OmegaConfBaseException) or of_options):
         return None

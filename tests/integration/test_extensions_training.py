@@ -189,6 +189,15 @@ def test_the_direction_of_a_monitored_metric(metric, settings, mode):
             wandb_sweep.sweep_definition(config, [])
 
 
+def test_two_metrics_of_one_name_are_refused(run, tmp_path):
+    twice = ("+metrics.kappa._target_=a.B", "+metrics.kappa._target_=c.D")
+    (tmp_path / "mine/metrics").mkdir(parents=True)
+    (tmp_path / "mine/metrics/twice.yaml").write_text("kappa: {_target_: a.B}\nkappa: {_target_: c.D}\n")
+    for arguments in (twice, ("--config-dir", "mine", "+metrics=twice")):
+        code, _, error = run("train", *arguments)
+        assert code == 2 and "kappa" in error
+
+
 def test_names_of_built_in_metrics():
     probs, ids = np.eye(3), np.arange(3)
     assert {*evaluation.measure(probs, ids, ["a", "b", "c"], 100)} < BUILT_IN_METRICS
