@@ -48,6 +48,13 @@ def test_a_function_gets_and_gives_texts_as_tidy_as_those_of_minimal(extensions,
     assert clean("\u200b", own("return text[0]")) == ""
 
 
+def test_one_python_and_one_yaml_file_outside_the_package(run, extensions, small_tweets):
+    code, _, error = run("preprocess", "--config-dir", extensions, "data=unlinked", f"data.path={small_tweets}")
+    assert code == 0, error
+    texts = read_split("data/processed/unlinked", "train")["text"].to_pylist()
+    assert len(texts) > 300 and not any("http://" in text or "https://" in text for text in texts)
+
+
 def test_splits_are_made_again_when_the_function_changes(own, write):
     name = own("return text.upper()")
     write("t.csv", table(make_rows()))
