@@ -101,10 +101,12 @@ def from_settings(settings: dict[str, Any]) -> nn.Module:
     """An encoder with random weights from its configuration, into which a bundle's weights are loaded.
 
     Args:
-        settings: as :func:`settings_of` returns them.
+        settings: as :func:`settings_of` returns them, or the section ``model.encoder``.
     """
     if "_target_" in settings:
-        return own_encoder(settings)
+        encoder = build_subclass("model.encoder", settings, "torch.nn.Module")
+        setattr(encoder, _SECTION, dict(settings))
+        return encoder
     kind = settings["model_type"]
     return random_encoder(AutoConfig.for_model(kind, **{k: v for k, v in settings.items() if k != "model_type"}))
 
@@ -129,24 +131,13 @@ def settings_of(transformer: nn.Module) -> dict[str, Any]:
     return json.loads(transformer.config.to_json_string(use_diff=False))
 
 
-def own_encoder(section: Mapping[str, Any]) -> nn.Module:
-    """The encoder of ``model.encoder``, in training mode; a bundle builds it again from the same section.
-
-    It takes ``input_ids`` and ``attention_mask``, int64 [n_examples, n_tokens], and returns an object with
-    ``last_hidden_state``, float [n_examples, n_tokens, hidden_size].
+def hidden_size_of(transformer: nn.Module) -> int:
+    """The width of an encoder's output: ``config.hidden_size``, or ``hidden_size``.
 
     Raises:
-        ConfigError: it cannot be made, or does not tell its ``hidden_size``.
+        ConfigError: it has neither.
     """
-    encoder = build_subclass("model.encoder", section, "torch.nn.Module")
-    if not isinstance(hidden_size_of(encoder), int):
-        raise ConfigError(
-            f"model.encoder._target_={section['_target_']}: it has no hidden_size; set self.hidden_size in its constructor."
-        )
-    setattr(encoder, _SECTION, dict(section))
-    return encoder.train()
-
-
-def hidden_size_of(transformer: nn.Module) -> Any:
-    """The width of an encoder's output: ``config.hidden_size``, or ``hidden_size``."""
-    return getattr(getattr(transformer, "config", None), "hidden_size", getattr(transformer, "hidden_size", None))
+    width = getattr(getattr(transformer, "config", None), "hidden_size", getattr(transformer, "hidden_size", None))
+    if not isinstance(width, int):
+        raise ConfigError(f"model.encoder: {type(transformer).__name__} has no hidden_size; set it in the constructor.")
+    return width

@@ -1,39 +1,23 @@
 """Classification heads (conf/head).
 
-A head is a ``torch.nn.Module`` whose constructor takes ``hidden_size``, the width of an embedding, and ``n_labels``, besides
-the keys of its section. ``forward`` takes the embeddings, float [n_examples, hidden_size], after dropout, and returns logits,
-float [n_examples, n_labels]. If it has arguments of these names, it also gets
-
-- ``hidden_states``, float [n_examples, n_tokens, hidden_size], and
-- ``attention_mask``, int64 [n_examples, n_tokens], 1 for a token and 0 for padding, which must not change the logits.
-
-A bundle holds the head's section and weights, and builds it again from them.
+A head is a ``torch.nn.Module`` whose constructor takes ``hidden_size``, the width of an embedding, and ``n_labels``. Its
+``forward`` takes embeddings after dropout, float [n_examples, hidden_size], and returns logits, float [n_examples, n_labels].
+Arguments of these names, if it has them, are ``hidden_states``, float [n_examples, n_tokens, hidden_size], and
+``attention_mask``, int64 [n_examples, n_tokens], 0 for padding, which must not change the logits.
 """
 
 from torch import Tensor, nn
 
 
 class LinearHead(nn.Linear):
-    """One linear layer.
-
-    Args:
-        hidden_size: width of an embedding.
-        n_labels: number of labels.
-    """
+    """One linear layer."""
 
     def __init__(self, hidden_size: int, n_labels: int) -> None:
         super().__init__(hidden_size, n_labels)
 
 
 class MLPHead(nn.Module):
-    """Two linear layers, with GELU and dropout between them.
-
-    Args:
-        hidden_size: width of an embedding.
-        n_labels: number of labels.
-        width: of the layer between.
-        dropout: after the activation.
-    """
+    """Two linear layers, with GELU and dropout between them; ``width`` is that of the layer between."""
 
     def __init__(self, hidden_size: int, n_labels: int, width: int = 256, dropout: float = 0.1) -> None:
         super().__init__()

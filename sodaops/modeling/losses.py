@@ -1,11 +1,8 @@
 """Losses (conf/loss).
 
-A loss is a callable: ``loss(logits, targets)``, both float [n_examples, n_labels], gives a scalar. The rows of targets sum to
-1: they mix labels and votes (``optim.vote_weight``). If the section has ``class_weights``, the constructor gets a tensor of
-weights for ``balanced``, and None for ``none``.
-
-``val/loss`` is the mean over val of the loss against the targets, or, where the loss has a method ``validate(logits,
-label_ids)``, which gives float [n_examples], the mean of that.
+``loss(logits, targets)``, both float [n_examples, n_labels], gives a scalar, the mean over the examples. The rows of targets
+sum to 1: they mix labels and votes (``optim.vote_weight``). ``val/loss`` is the mean over val of the loss, or, where it has a
+method ``validate(logits, label_ids)``, which gives float [n_examples], the mean of that.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,22 +19,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class CrossEntropyLoss(nn.Module):
-    """Cross-entropy against target distributions, mean over the batch.
-
-    Args:
-        class_weights: float [n_labels], or None.
-        label_smoothing: share of the target that is distributed over all labels.
-    """
+    """Cross-entropy against target distributions; ``label_smoothing`` is the share that is distributed over all labels."""
 
     def __init__(self, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"label_smoothing={label_smoothing}; expected 0 to 1")
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss, a scalar, of logits and targets, float [n_examples, n_labels]."""
+        """The loss, a scalar."""
         return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing)
 
     def validate(self, logits: Tensor, label_ids: Tensor) -> Tensor:
@@ -48,11 +38,7 @@ class CrossEntropyLoss(nn.Module):
 class FocalLoss(nn.Module):
     """Focal loss, Lin et al. (2017, https://arxiv.org/abs/1708.02002): examples that are already right count less.
 
-    With target t and probability p of each label it is the sum of ``-w t (1 - p)^gamma log p``, mean over the batch.
-
-    Args:
-        class_weights: w, float [n_labels], or None.
-        gamma: 0 gives cross-entropy.
+    With weight w, target t and probability p of each label it is the sum of ``-w t (1 - p)^gamma log p``.
     """
 
     def __init__(self, class_weights: Tensor | None = None, gamma: float = 2.0) -> None:
@@ -63,7 +49,7 @@ class FocalLoss(nn.Module):
         self.gamma = gamma
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss, a scalar, of logits and targets, float [n_examples, n_labels]."""
+        """The loss, a scalar."""
         log_probs = torch.log_softmax(logits, -1)
         factors = (1 - log_probs.exp()).clamp(min=1e-6).pow(self.gamma)  # at 0 a root has no finite slope
         terms = -targets * factors * log_probs
@@ -71,16 +57,12 @@ class FocalLoss(nn.Module):
 
 
 def make_loss(section: Mapping[str, Any], balanced: Tensor) -> Loss:
-    """The loss of a section of the configuration.
-
-    Args:
-        section: conf/loss.
-        balanced: weights that give all labels the same total, float [n_labels].
+    """The loss of a section; ``class_weights: balanced`` in it becomes ``balanced``, float [n_labels], and ``none`` None.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be made, is no callable, or has parameters of its own.
     """
-    own, given = dict(section), {}
+    own, given, target = dict(section), {}, f"loss._target_={section['_target_']}"
     if "class_weights" in own:
         chosen = own.pop("class_weights")
         if chosen not in ("none", None, "balanced"):
@@ -88,7 +70,7 @@ def make_loss(section: Mapping[str, Any], balanced: Tensor) -> Loss:
         given = {"class_weights": balanced if chosen == "balanced" else None}
     loss = build("loss", own, **given)
     if not callable(loss):
-        raise ConfigError(f"loss._target_={own['_target_']}: expected a callable(logits, targets), got {type(loss).__name__}.")
+        raise ConfigError(f"{target}: expected a callable(logits, targets), got {type(loss).__name__}.")
     if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
-        raise ConfigError(f"loss._target_={own['_target_']}: it has parameters, which nothing would train; use buffers.")
+        raise ConfigError(f"{target}: it has parameters, which nothing would train; use buffers.")
     return loss

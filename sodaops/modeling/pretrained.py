@@ -20,7 +20,7 @@ from sodaops.config.extensions import accepts, load
 from sodaops.config.schema import ModelConfig
 from sodaops.errors import ConfigError, ModelError, nearest, reason_of, some
 from sodaops.io.storage import sha256_of
-from sodaops.modeling.encoder import Pretrained, own_encoder, random_encoder, without_pooler
+from sodaops.modeling.encoder import Pretrained, from_settings, random_encoder, without_pooler
 from sodaops.modeling.probe import check_pretrained
 
 _NO_LIMIT = 10**6  # tokenizers without a limit have a huge number in its place
@@ -45,7 +45,8 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"model.name_or_path={name}: it has no fast tokenizer (tokenizer.json); choose a model with one.")
     if config.encoder is not None:
-        transformer = own_encoder(_with_vocabulary(config.encoder, len(tokenizer)))
+        takes_size = accepts(load("model.encoder._target_", config.encoder["_target_"]), "vocab_size")
+        transformer = from_settings({**({"vocab_size": len(tokenizer)} if takes_size else {}), **config.encoder})
         settings = getattr(transformer, "config", None)
     else:
         with _loading_errors(name):
@@ -58,12 +59,6 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     limits = getattr(settings, "max_position_embeddings", None), tokenizer.model_max_length
     check_pretrained(config, pretrained, min([limit for limit in limits if limit and 0 < limit < _NO_LIMIT], default=None))
     return pretrained
-
-
-def _with_vocabulary(section: dict[str, Any], vocab_size: int) -> dict[str, Any]:
-    """The section of ``model.encoder``, with ``vocab_size`` if its class takes that argument."""
-    takes = accepts(load("model.encoder._target_", section["_target_"]), "vocab_size")
-    return {"vocab_size": vocab_size, **section} if takes else section
 
 
 def _load_weights(name: str, source: str, options: dict[str, Any], settings: PretrainedConfig) -> nn.Module:

@@ -67,35 +67,27 @@ def name_of(config: ModelConfig) -> str:
 
 
 def check_head_and_loss(model: TextEncoder, loss: Loss) -> None:
-    """Computes logits and their loss for two made-up texts; draws no random numbers, and changes nothing.
-
-    Args:
-        model: in training mode.
-        loss: of the training.
+    """Computes logits and loss of two made-up texts with a model in training mode; draws no random numbers.
 
     Raises:
         ConfigError: a head that does not give a logit for each label, or a loss that does not give a finite scalar.
     """
-    ids, target = torch.ones(2, 3, dtype=torch.int64), f"head._target_={model.head_section['_target_']}"
-    n_labels = model.n_labels
+    target, n_labels = f"head._target_={model.head_section['_target_']}", model.n_labels
+    ids, mask = torch.ones(2, 3, dtype=torch.int64), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    # Of a text whose label is sure, and of one on which the raters disagree.
+    targets = torch.stack([torch.eye(n_labels)[0], torch.full((n_labels,), 1 / n_labels)])
     with isolate_rng(include_cuda=False):
-        model.eval()
         try:
             with torch.no_grad():
-                logits = model(ids, torch.tensor([[1, 1, 1], [1, 1, 0]])).logits
+                logits = model.eval()(ids, mask).logits
         except Exception as error:  # a user's head may raise anything
-            raise ConfigError(f"{target}: it cannot compute two texts ({type(error).__name__}: {reason_of(error)}).") from error
+            raise ConfigError(f"{target} raised {type(error).__name__}: {reason_of(error)}") from error
         finally:
             model.train()
-        if not isinstance(logits, Tensor) or logits.shape != (2, n_labels) or not logits.is_floating_point():
-            got = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        if not (_is_finite(logits) and logits.shape == (2, n_labels)):
             raise ConfigError(
-                f"{target}: expected floating-point logits [2, {n_labels}] for 2 texts and {n_labels} labels, got {got}."
+                f"{target}: expected finite logits, float [2, {n_labels}], for 2 texts, got {_described(logits)}."
             )
-        if not torch.isfinite(logits).all():
-            raise ConfigError(f"{target}: its logits are not finite.")
-        # The targets of a text whose label is sure, and of one on which the raters disagree.
-        targets = torch.stack([torch.eye(n_labels)[0], torch.full((n_labels,), 1 / n_labels)])
         try:
             value = loss(logits.requires_grad_(), targets)
         except Exception as error:  # a user's loss may raise anything
@@ -104,18 +96,21 @@ def check_head_and_loss(model: TextEncoder, loss: Loss) -> None:
 
 
 def check_loss(value: Any) -> None:
-    """Checks what a loss gave in training.
-
-    Raises:
-        ConfigError: no scalar, not finite, or not computed from the logits by torch.
-    """
-    expected = "loss: expected a finite scalar tensor for a batch, got"
-    if not isinstance(value, Tensor) or value.ndim or not value.is_floating_point():
-        raise ConfigError(f"{expected} {list(value.shape) if isinstance(value, Tensor) else type(value).__name__}.")
-    if not torch.isfinite(value):
-        raise ConfigError(f"{expected} {value.item()}; targets may be 0, so log(targets) must not be taken.")
+    """Refuses, as a ConfigError, what is no finite scalar that torch computed from the logits."""
+    if not (_is_finite(value) and value.ndim == 0):
+        raise ConfigError(f"loss: expected a finite scalar tensor, also where targets are 0, got {_described(value)}.")
     if not value.requires_grad:
         raise ConfigError("loss: no gradient reaches the logits; compute it with torch, without detach() and item().")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and bool(value.isfinite().all())
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{value.dtype} {list(value.shape)}" + ("" if value.isfinite().all() else " with nan or inf")
 
 
 def _encode(name: str, tokenizer: Any) -> np.ndarray:

@@ -61,11 +61,6 @@ def check_bundle(config: Config, pretrained: Pretrained, n_labels: int) -> None:
 
     No random number is drawn, so that a training is the same with and without this check.
 
-    Args:
-        config: the whole configuration.
-        pretrained: the encoder and its tokenizer.
-        n_labels: number of labels.
-
     Raises:
         SodaOpsError: all faults in one.
     """
