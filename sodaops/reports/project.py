@@ -109,7 +109,7 @@ def _read_record(folder: Path) -> runs.Run | None:
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the training's configuration that the page shows; null is left out."""
     trainer = {key: config.get("trainer", {}).get(key) for key in _TRAINER_KEYS}
-    sections = {key: config.get(key) for key in ("seed", "data", "model", "optim")}
+    sections = {key: config.get(key) for key in ("seed", "data", "model", "head", "loss", "optim")}
     return {key: value for key, value in runs.flatten({**sections, "trainer": trainer}) if value is not None}
 
 

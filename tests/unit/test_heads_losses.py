@@ -117,7 +117,7 @@ def checked(n_labels, head=None, loss=None):
         ({"_target_": "os.system", "command": "touch run_by_head"}, r"head\._target_=os\.system: .*torch\.nn\.Module"),
         ({"fault": {"_target_": "os.system", "command": "touch run_by_head"}}, r"head\.fault\._target_=os\.system"),
         ({"fault": [{"a": {"_target_": "os.system"}}]}, r"head\.fault\.0\.a\._target_=os\.system"),
-        ({"fault": "${oc.create:{_target_: os.system}}"}, r"head\.fault .*\$\{"),
+        ({"fault": "${oc.create:{_target_: os.system}}"}, r"head: .*\$\{"),
     ],
 )
 def test_heads_that_are_refused(own, workdir, section, message):
