@@ -102,7 +102,7 @@ def save(trained, tmp_path):
 
     def save(kind, *overrides):
         from sodaops.bundle.save import load_bundle, save_bundle
-        from sodaops.modeling.encoder import TextEncoder, own_encoder, random_encoder
+        from sodaops.modeling.encoder import TextEncoder, from_settings, random_encoder
 
         torch.manual_seed(0)
         config = configured("model=tiny", *overrides)
@@ -110,7 +110,7 @@ def save(trained, tmp_path):
             spread = {"vocab_size": 30522, "initializer_range": 0.5}  # so that texts differ in their first token's vector
             encoder = random_encoder(transformers.AutoConfig.for_model(kind, **ARCHITECTURES[kind], **spread))
         else:
-            encoder = own_encoder({"_target_": kind, "vocab_size": 30522})
+            encoder = from_settings({"_target_": kind, "vocab_size": 30522})
         model = TextEncoder(encoder, 3, config.model.pooling, head=config.head)
         for parameter in model.head.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
