@@ -1,4 +1,4 @@
-"""Tables in memory, for the Python API. pandas is not imported here: whoever has a DataFrame has imported it."""
+"""Tables in memory, for the Python API. pandas is not imported here, since a caller with a DataFrame has imported it."""
 
 import hashlib
 import io
