@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from sodaops.evaluation.metrics import confusion, summary
+from sodaops.tasks.metrics import confusion, summary
 
 HERE = Path("outputs/loop")
 PORT = 8975

@@ -87,6 +87,26 @@ def build(key: str, section: Mapping[str, Any], *arguments: Any, kind: type | No
     return result
 
 
+def construct(key: str, section: Mapping[str, Any]) -> Any:
+    """Calls the class of a section with the section's arguments, as :func:`build`, but without Hydra, which services lack.
+
+    Raises:
+        ConfigError: it cannot be imported, takes other arguments, or raises an error.
+    """
+    own = {name: value for name, value in section.items() if name != "_target_"}
+    target = section["_target_"]
+    function = load(f"{key}._target_", target)
+    _check_arguments(key, target, function, own, {})
+    if own and not _parameters(function):
+        raise ConfigError(f"{key}.{next(iter(own))} is not an argument of {target}, which has none.")
+    try:
+        return function(**own)
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(f"{key}: {target} raised {type(error).__name__}: {reason_of(error)}") from error
+
+
 def build_subclass(key: str, section: Mapping[str, Any], base: str, **more: Any) -> Any:
     """Builds a section that may come from anyone's bundle: it, and the sections in it, name subclasses of ``base`` only.
 

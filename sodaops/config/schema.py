@@ -308,6 +308,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(description="seed of all random numbers")
     run_dir: str | None = Field(description="a folder, or gs://BUCKET/FOLDER; null: the folder that Hydra makes for the run")
     ckpt_path: str | None = Field(description="checkpoint to resume from; last: that of run_dir")
+    task: Extension = Field({"_target_": "sodaops.tasks.single_label.SingleLabel"}, description="What is predicted for a text.")
     data: DataConfig
     model: ModelConfig
     head: Extension = Field(description="The class of the head, and its arguments.")

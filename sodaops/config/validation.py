@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sodaops.config.extensions import construct
 from sodaops.config.reference import unknown_key
-from sodaops.config.schema import BUILT_IN_METRICS, FORMATS, Config, LoggerConfig, table_format
+from sodaops.config.schema import FORMATS, Config, LoggerConfig, table_format
 from sodaops.errors import ConfigError, nearest
-from sodaops.text import cleaning
+from sodaops.text import trust
 
 # In JSON: a value with the name of a secret, or an address with a password.
 _SECRET = re.compile(r'(?i)"(\w*(?:password|passwd|secret|token|api_?key))": "|://[^/@\s"]*:[^/@\s"]+@')
@@ -29,10 +30,10 @@ def build_config(tree: Mapping[str, Any]) -> Config:
         config = Config.model_validate(dict(tree))
     except ValidationError as error:
         raise _error([_fault(detail) for detail in error.errors()]) from None
-    faults = list(_contradictions(config))
+    faults = [*_contradictions(config), *_task_faults(config)]
     if faults:
         raise _error(faults)
-    cleaning.configured.add(config.data.cleaning)  # a bundle with the same one may be loaded in this process
+    trust.configured.update((config.data.cleaning, config.task["_target_"]))  # bundles may name them in this process
     return config
 
 
@@ -57,6 +58,13 @@ def _fault(detail: Mapping[str, Any]) -> str:
     if loc[0] == "logger" and detail["type"] == "target":
         hint = nearest(loc[-1], LoggerConfig.model_fields)
     return f"{key}={value!r}: {message[0].lower()}{message[1:]}{hint}."
+
+
+def _task_faults(config: Config) -> Iterator[str]:
+    task = construct("task", config.task)
+    if not hasattr(task, "faults"):
+        raise ConfigError(f"task._target_={config.task['_target_']}: expected a class derived from sodaops.tasks.base.Task.")
+    yield from task.faults(config)
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -96,11 +104,6 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"data.vote_columns has {', '.join(data.vote_columns)}; expected a column for each of {', '.join(names)}."
     elif data.vote_columns is not None:
         yield "data.vote_columns needs data.labels."
-    for name in sorted(BUILT_IN_METRICS & config.metrics.keys()):
-        yield f"metrics.{name}: a built-in metric has this name; choose another."
-    monitors = [f"val/{name}" for name in ("macro_f1", "accuracy", "loss", *config.metrics)]
-    if (monitor := config.checkpoint.monitor) not in monitors:
-        yield f"checkpoint.monitor={monitor!r}: expected {', '.join(monitors)}{nearest(monitor, monitors)}."
     if "int8" in config.export.variants and "float32" not in config.export.variants:
         yield f"export.variants={config.export.variants}: int8 is compared with float32; list both."
     if not config.export.variants and config.evaluate.split != "none" and config.evaluate.bundle is None:

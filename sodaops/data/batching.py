@@ -1,6 +1,6 @@
 """A tokenised split, and the loader that gives its batches to Lightning."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,30 +37,6 @@ class Tokenised:
             "label_ids": torch.from_numpy(self.label_ids[indices]),
             "targets": torch.from_numpy(self.targets[indices]),
         }
-
-
-def soft_targets(label_ids: np.ndarray, votes: Sequence[Sequence[int] | None], n_labels: int, weight: float) -> np.ndarray:
-    """Target distributions: ``weight`` * vote shares + (1 - ``weight``) * one-hot label; without votes the one-hot label.
-
-    Args:
-        label_ids: int64 [n_examples].
-        votes: for each example the number of votes for each label, or None.
-        n_labels: number of labels.
-        weight: in [0, 1].
-
-    Returns:
-        float32 [n_examples, n_labels], rows sum to 1.
-
-    >>> soft_targets(np.array([0, 1]), [[3, 1], None], 2, 0.5).tolist()
-    [[0.875, 0.125], [0.0, 1.0]]
-    """
-    targets = np.eye(n_labels, dtype=np.float32)[label_ids]
-    voted = np.array([i for i, vote in enumerate(votes) if vote is not None], dtype=np.int64)
-    if weight and len(voted):
-        shares = np.array([votes[i] for i in voted], dtype=np.float32)
-        shares /= shares.sum(axis=1, keepdims=True)
-        targets[voted] = weight * shares + (1 - weight) * targets[voted]
-    return targets
 
 
 class TokenLoader:

@@ -9,10 +9,11 @@ import torch
 from tokenizers import Tokenizer
 
 from sodaops.config.schema import Config
-from sodaops.data.batching import Tokenised, TokenLoader, soft_targets
+from sodaops.data.batching import Tokenised, TokenLoader
 from sodaops.data.preprocess import read_split
 from sodaops.data.tokens import MANY_CUT, tokenise
 from sodaops.errors import DataError, some
+from sodaops.tasks.single_label import soft_targets
 
 log = logging.getLogger(__name__)
 _USUAL_TOKENS, _FEW_STEPS = 768, 20  # the default of optim.batch_tokens; fewer steps per epoch cause a note

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from sodaops.config.schema import DataConfig
-from sodaops.data.label_checks import check_labels
 from sodaops.data.parts import MAX_VALUES, Fault, Part, read_part
 from sodaops.data.splits import SPLITS
 from sodaops.errors import SHOWN, DataError, some
+from sodaops.tasks.label_checks import check_labels
 from sodaops.text.labels import label_ids, label_order, unknown_label_error
 
 ADDED = "added"  # in Rows.given: an added table, see assign_splits

@@ -16,11 +16,12 @@ from sodaops.config.extensions import Extension
 from sodaops.config.schema import Config, EvaluateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError, DataError
-from sodaops.evaluation import baselines, metrics, plots, report
+from sodaops.evaluation import report
 from sodaops.evaluation.quality_warnings import quality_warnings
 from sodaops.evaluation.result import FOLDERS, METRICS, REPORT, WRITTEN, Evaluated
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
+from sodaops.tasks import baselines, metrics, plots
 
 
 def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:

@@ -22,7 +22,7 @@ def quality_warnings(
     """What a reader of the metrics must know first; most important first.
 
     Args:
-        metrics: as :func:`sodaops.evaluation.metrics.measure` returns them, and ``cut_share``.
+        metrics: as :func:`sodaops.tasks.metrics.measure` returns them, and ``cut_share``.
         baselines: baseline -> its macro-F1 on the same rows.
         matrix: confusion matrix, int [n_labels, n_labels].
         labels: in the order of the matrix.

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from sodaops import pages
 from sodaops.bundle.layout import BundleInfo
-from sodaops.evaluation.plots import Picture
 from sodaops.evaluation.result import BASELINES, Evaluated, describe_rows, own_metrics
+from sodaops.tasks.plots import Picture
 
 
 def render_report(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sodaops.config.schema import GateConfig
-from sodaops.evaluation import metrics
 from sodaops.inference.predictor import Predictor
+from sodaops.tasks import metrics
 
 _N_WARM_UP = 8  # texts that are predicted before the latency is measured
 _N_TIMED = 120  # texts on which the latency is measured

@@ -14,13 +14,13 @@ from sodaops.bundle.files import parsing
 from sodaops.config.schema import GateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError, RegistryError, nearest, some
-from sodaops.evaluation import baselines, metrics
 from sodaops.evaluation.result import BASELINES
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.io.progress import progress
 from sodaops.registry import behaviour, checks
 from sodaops.registry.checks import Verdict
+from sodaops.tasks import baselines, metrics
 
 GATE_PAGE, GATE_JSON = "gate.html", "gate.json"
 

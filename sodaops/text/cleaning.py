@@ -5,19 +5,17 @@ function. Since a bundle may come from anyone, it can only name a function that 
 """
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import resolve_name
 
 from sodaops.errors import ConfigError, nearest, reason_of
 from sodaops.text.policies import POLICIES, tidy
+from sodaops.text.trust import is_trusted
 
 VARIABLE = "SODAOPS_CLEANING"  # import paths that bundles may name, separated by commas
 GROUP = "sodaops.cleaning"  # entry points of installed packages that bundles may name
-configured: set[str] = set()  # what configurations of this process name
 
 
 def clean(text: str, policy: str = "minimal") -> str:
@@ -77,9 +75,7 @@ def _load(path: str) -> Callable[[str], str]:
 def is_allowed(policy: str) -> bool:
     """Whether a bundle may name a policy: a built-in one, or a function that the configuration, the environment variable
     ``SODAOPS_CLEANING`` or an entry point of an installed package names. Nothing is imported."""
-    if policy in POLICIES or policy in configured or policy in os.environ.get(VARIABLE, "").split(","):
-        return True
-    return any(entry.value.replace(":", ".") == policy for entry in entry_points(group=GROUP))
+    return policy in POLICIES or is_trusted(policy, GROUP, VARIABLE)
 
 
 def code_of(policy: str) -> dict[str, str]:

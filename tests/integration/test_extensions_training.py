@@ -15,7 +15,7 @@ from sodaops.io import runs
 from tests.conftest import configured, lazy, run_overrides
 
 compose = lazy("sodaops.config.compose")
-evaluation = lazy("sodaops.evaluation.metrics")
+evaluation = lazy("sodaops.tasks.metrics")
 fit = lazy("sodaops.training.fit")
 metrics_module = lazy("sodaops.modeling.metrics")
 mlflow = lazy("mlflow")

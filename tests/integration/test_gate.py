@@ -18,7 +18,7 @@ from tests.serving import copy_bundle, refresh_info
 
 behaviour = lazy("sodaops.registry.behaviour")
 checks_module = lazy("sodaops.registry.checks")
-metrics = lazy("sodaops.evaluation.metrics")
+metrics = lazy("sodaops.tasks.metrics")
 
 # Rules that the tests' random model can meet.
 EASY = [

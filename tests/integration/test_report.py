@@ -17,9 +17,9 @@ from sodaops.evaluation.result import Evaluated
 from tests.conftest import lazy
 
 image = lazy("matplotlib.image")
-plots = lazy("sodaops.evaluation.plots")
+plots = lazy("sodaops.tasks.plots")
 report = lazy("sodaops.evaluation.report")
-metrics = lazy("sodaops.evaluation.metrics")
+metrics = lazy("sodaops.tasks.metrics")
 mpl = lazy("matplotlib.figure")
 
 

@@ -26,7 +26,7 @@ from tests.conftest import REPO, configured, lazy, run_overrides
 
 stop = lazy("tests.integration.stop")
 fit = lazy("sodaops.training.fit")
-metrics_module = lazy("sodaops.evaluation.metrics")
+metrics_module = lazy("sodaops.tasks.metrics")
 pipeline = lazy("sodaops.pipeline")
 precision_module = lazy("sodaops.training.precision")
 safetensors = lazy("safetensors.torch")

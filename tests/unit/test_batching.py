@@ -16,6 +16,7 @@ from tests.conftest import configured, lazy
 
 batching = lazy("sodaops.data.batching")
 datamodule = lazy("sodaops.data.datamodule")
+single_label = lazy("sodaops.tasks.single_label")
 torch = lazy("torch")
 
 
@@ -124,9 +125,9 @@ def test_tokenise_goes_block_by_block(monkeypatch):
 
 def test_soft_targets():
     ids, votes = np.array([2, 0, 1]), [[1, 0, 3], [0, 0, 5], None]
-    assert batching.soft_targets(ids, votes, 3, 0.0).tolist() == np.eye(3)[ids].tolist()
-    assert batching.soft_targets(ids, votes, 3, 1.0).tolist() == [[0.25, 0, 0.75], [0, 0, 1], [0, 1, 0]]
-    mixed = batching.soft_targets(ids, votes, 3, 0.4)
+    assert single_label.soft_targets(ids, votes, 3, 0.0).tolist() == np.eye(3)[ids].tolist()
+    assert single_label.soft_targets(ids, votes, 3, 1.0).tolist() == [[0.25, 0, 0.75], [0, 0, 1], [0, 1, 0]]
+    mixed = single_label.soft_targets(ids, votes, 3, 0.4)
     np.testing.assert_allclose(mixed, [[0.1, 0, 0.9], [0.6, 0, 0.4], [0, 1, 0]], rtol=1e-6)
 
 

@@ -6,8 +6,8 @@ import pytest
 from sodaops.errors import DataError
 from tests.conftest import lazy
 
-baselines_module = lazy("sodaops.evaluation.baselines")
-metrics = lazy("sodaops.evaluation.metrics")
+baselines_module = lazy("sodaops.tasks.baselines")
+metrics = lazy("sodaops.tasks.metrics")
 sk = lazy("sklearn.metrics")
 
 LABELS = ["a", "b", "c"]
@@ -149,7 +149,7 @@ def test_tfidf_of_texts_without_words_and_of_a_label_with_one_row(rare):
 
 def test_tfidf_of_a_long_table_uses_a_sample_of_its_rows(monkeypatch):
     """A sample by label: the label of 4 among 400 rows stays in it."""
-    from sodaops.evaluation import baselines
+    from sodaops.tasks import baselines
 
     monkeypatch.setattr(baselines, "_FIT_ROWS", 100)
     ids = np.where(np.arange(400) % 100 == 7, 1, 0)

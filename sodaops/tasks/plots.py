@@ -18,7 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from sodaops.errors import some
-from sodaops.evaluation import metrics
+from sodaops.tasks import metrics
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,251 @@
+"""What a task is: everything in which one label per text, several labels, or a number differ from each other.
+
+Every stage asks the task and none asks which task it is, so that a new one is one class. A task has settings, as in its
+section of the configuration, and parameters that :meth:`Task.fitted` derives from the splits, such as thresholds. Both are
+in the bundle (:meth:`Task.section`).
+
+Arrays have these names and shapes everywhere:
+
+- ``labels``: the names of the outputs in order; one name, that of the column, where the output is a number;
+- ``truth``: the targets as :meth:`Task.truth` reads them from a split, [n_rows, ...];
+- ``probs``: the answers as :meth:`Task.probs` computes them, float32 [n_rows, n_labels]; numbers for a regression.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+
+from sodaops.config.schema import BUILT_IN_METRICS, Config, DataConfig, EvaluateConfig, OptimConfig
+from sodaops.errors import DataError, nearest
+
+
+class Targets(NamedTuple):
+    """The distinct targets of a table."""
+
+    labels: list[str]
+    ids: np.ndarray  # int32 [n_cells]: the target of each distinct cell, -1 if the cell is not valid
+    columns: dict[str, pa.Array]  # of the splits: name -> the value for each target; the first is ``label``, in words
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction for one text."""
+
+    label: str
+    score: float  # probability of the label, in [0, 1]
+    probs: dict[str, float]  # label -> probability, in label order
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that reports show."""
+
+    name: str  # as in metrics.json
+    title: str
+    higher_is_better: bool = True
+
+
+class Task:
+    """The protocol, and what most tasks share. A task is immutable, and its arguments are JSON values."""
+
+    name: ClassVar[str]
+    kind: ClassVar[str] = "classification"  # in sentences: a model for ...
+    metrics: ClassVar[tuple[Metric, ...]]  # in the order of reports; the first one decides: gate, warnings, titles
+    baselines: ClassVar[Mapping[str, str]]  # name in metrics.json -> title
+    takes_votes: ClassVar[bool] = False
+    max_cells: ClassVar[int] = 65_536  # distinct cells in the column of targets
+
+    def section(self) -> dict[str, Any]:
+        """The section with which ``make_task`` makes an equal task: ``_target_`` and arguments, JSON values."""
+        raise NotImplementedError
+
+    def faults(self, config: Config) -> Iterator[str]:
+        """Faults of the whole configuration that concern the task, as sentences with their keys."""
+        if config.data.vote_columns is not None and not self.takes_votes:
+            yield f"data.vote_columns: task={self.name} has no votes; set data.vote_columns=null."
+        built_in = [*self.val_metrics(2), "loss"]
+        for name in sorted({*BUILT_IN_METRICS, *built_in, *(metric.name for metric in self.metrics)} & config.metrics.keys()):
+            yield f"metrics.{name}: a built-in metric has this name; choose another."
+        monitors = [f"val/{name}" for name in (*built_in, *config.metrics)]
+        if (monitor := config.checkpoint.monitor) not in monitors:
+            yield f"checkpoint.monitor={monitor!r}: expected {', '.join(monitors)}{nearest(monitor, monitors)}."
+
+    # Data: from cells of a table to the columns of a split
+
+    def table_columns(self, config: DataConfig) -> dict[str, str]:
+        """Columns of the table with the targets -> the key that names them."""
+        return {config.label_column: "data.label_column"}
+
+    def cells(self, raw: pa.RecordBatch, config: DataConfig) -> pa.Array:
+        """One string per row that stands for its target, from string columns."""
+        return raw[config.label_column]
+
+    def read_cells(self, place: str, counts: Mapping[str, int], config: DataConfig) -> Targets:
+        """The targets of the distinct cells.
+
+        Args:
+            place: the tables, for messages.
+            counts: cell -> number of rows, in order of appearance.
+            config: conf/data.
+
+        Raises:
+            DataError: too few targets, or targets of another task.
+        """
+        raise NotImplementedError
+
+    def bad_cells(
+        self, place: str, cells: Sequence[str], rows: Sequence[int], labels: Sequence[str], config: DataConfig
+    ) -> DataError:
+        """The error for cells that are no target: the distinct ones, and the numbers of all their rows, from 1."""
+        raise NotImplementedError
+
+    def label_counts(self, targets: Targets, ids: np.ndarray) -> dict[str, int]:
+        """Label -> number of rows, for the manifest, of rows with these targets, int [n_rows]."""
+        raise NotImplementedError
+
+    def check_train(self, place: str, targets: Targets, ids: np.ndarray) -> None:
+        """Refuses train rows, int [n_rows], from which nothing can be learnt.
+
+        Raises:
+            DataError: for example, one label only.
+        """
+        raise NotImplementedError
+
+    def truth(self, table: pa.Table) -> np.ndarray:
+        """The targets of a split, [n_rows, ...], for metrics."""
+        raise NotImplementedError
+
+    # Training
+
+    def n_outputs(self, n_labels: int) -> int:
+        """Logits of the model."""
+        return n_labels
+
+    def targets(self, table: pa.Table, labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
+        """What the loss compares logits with, float32 [n_rows, ...]."""
+        raise NotImplementedError
+
+    def val_metrics(self, n_labels: int) -> dict[str, dict[str, Any]]:
+        """Name -> section of a torchmetrics class, measured on ``probs`` and ``truth`` after every epoch."""
+        raise NotImplementedError
+
+    def fitted_on_train(self, truth: np.ndarray) -> Self:
+        """This task with parameters from the truth of train, such as mean and deviation."""
+        return self
+
+    def fitted(self, probs: np.ndarray, truth: np.ndarray) -> Self:
+        """This task with parameters from the answers of the trained model on val, such as thresholds."""
+        return self
+
+    # Answers
+
+    def probs(self, logits: np.ndarray) -> np.ndarray:
+        """Answers from logits float32 [n, n_outputs], float32 [n, n_labels]."""
+        raise NotImplementedError
+
+    def torch_probs(self, logits: Any) -> Any:
+        """The same of a tensor, on its device."""
+        return logits.new_tensor(self.probs(logits.float().cpu().numpy()))
+
+    def prediction(self, row: Sequence[float], labels: Sequence[str]) -> Prediction:
+        """The prediction from one row of ``probs``, a list of floats."""
+        raise NotImplementedError
+
+    def columns(self, probs: np.ndarray, labels: Sequence[str]) -> dict[str, pa.Array]:
+        """The columns that predicted tables get, for rows of ``probs`` without NaN."""
+        raise NotImplementedError
+
+    def is_valid(self, probs: np.ndarray) -> bool:
+        """Whether an output could be this task's; a service tries a new bundle with it."""
+        return bool(np.isfinite(probs).all())
+
+    # Comparing two models, or two variants of one
+
+    def gap(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Differences of answers, in the unit of a probability."""
+        return np.abs(after - before)
+
+    def agreement(self, before: np.ndarray, after: np.ndarray) -> float:
+        """The share of rows with the same answer."""
+        raise NotImplementedError
+
+    def score(self, probs: np.ndarray, truth: np.ndarray) -> float:
+        """The first metric, where a higher value is better: a loss is negative."""
+        raise NotImplementedError
+
+    # Evaluation and the gate
+
+    def measure(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str], settings: EvaluateConfig) -> dict[str, Any]:
+        """The metrics of a split, as in metrics.json: plain numbers, with intervals for the first ones in ``interval_95``."""
+        raise NotImplementedError
+
+    def summary(self, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        """The first few metrics, quick to compute: of slices, of baselines, of both models in the gate."""
+        raise NotImplementedError
+
+    def baseline_probs(self, train: pa.Table, texts: Sequence[str], labels: Sequence[str]) -> dict[str, np.ndarray]:
+        """Baseline -> its ``probs`` of texts."""
+        raise NotImplementedError
+
+    def warnings(
+        self, measured: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]], probs: np.ndarray, truth: np.ndarray,
+        labels: Sequence[str], split: str,
+    ) -> list[str]:  # fmt: skip
+        """Sentences about the quality, most important first; ``baselines`` is empty where none was measured."""
+        raise NotImplementedError
+
+    def plots(self, probs: np.ndarray, table: pa.Table, labels: Sequence[str], n_bins: int) -> list[Any]:
+        """What :func:`sodaops.tasks.plots.draw_plots` draws."""
+        raise NotImplementedError
+
+    def errors(self, table: pa.Table, probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
+        """The worst answers, worst first: text, label, predicted, confidence, votes, row."""
+        raise NotImplementedError
+
+    def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
+        """Differences of :meth:`score` between two models' ``probs`` on bootstrap samples of the rows, float [n_samples]."""
+        raise NotImplementedError
+
+    def calibration_error(self, probs: np.ndarray, truth: np.ndarray) -> float | None:
+        """What the gate limits by ``max_ece``; None: not defined for the task."""
+        return None
+
+    def meets(self, prediction: Prediction, expected: str) -> bool | None:
+        """Whether a prediction is as a behavioural test expects, a label or "not LABEL"; None: no such test for the task."""
+        return None
+
+    # Monitoring and annotation
+
+    keeps_answers: ClassVar[bool] = False  # whether drift.npz has ``probs`` of its rows, besides label_ids and scores
+
+    def drift_values(self, probs: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
+        """The features of answers that drift detection compares: str [n] (shares), float [n], or bool [n, n_labels] (rates)."""
+        raise NotImplementedError
+
+    def logged(self, prediction: Prediction) -> tuple[str, float]:
+        """The columns ``label`` and ``score`` of the request log."""
+        return prediction.label, prediction.score
+
+    def uncertainty(self, probs: np.ndarray) -> np.ndarray:
+        """How uncertain the model is of each row, float [n]; only the order counts."""
+        raise NotImplementedError
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What the annotation page asks: ``kind`` is choice, choices or number, with ``min`` and ``max`` of a number."""
+        return {"kind": "choice"}
+
+    def check_answer(self, answer: object, labels: Sequence[str]) -> str:
+        """A person's answer as the store keeps it, which is also the cell that ``annotate merge`` writes.
+
+        Raises:
+            DataError: not an answer to the question.
+        """
+        raise NotImplementedError
+
+    def merged(self, answers: Sequence[str]) -> str | None:
+        """The answer of several people; None without agreement."""
+        raise NotImplementedError

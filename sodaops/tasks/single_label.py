@@ -1,0 +1,134 @@
+"""One label per text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from sodaops.config.schema import DataConfig, OptimConfig
+from sodaops.errors import DataError, nearest, some
+from sodaops.tasks.base import Metric, Prediction, Targets, Task
+from sodaops.text.labels import label_ids, label_order, unknown_label_error
+
+
+class SingleLabel(Task):
+    """One label per text; votes of several raters may soften the targets."""
+
+    name = "single_label"
+    metrics = (Metric("macro_f1", "macro-F1"), Metric("accuracy", "accuracy"), Metric("weighted_f1", "weighted F1"))
+    baselines: ClassVar = {"majority": "the most frequent label", "tfidf": "TF-IDF + logistic regression"}
+    takes_votes = True
+
+    def section(self) -> dict[str, Any]:
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"}
+
+    # Data
+
+    def read_cells(self, place: str, counts: Mapping[str, int], config: DataConfig) -> Targets:
+        from sodaops.tasks.label_checks import check_labels
+
+        labels = label_order(list(counts), config.labels, config.label_map)
+        if len(labels) < 2:
+            raise DataError(
+                f"{place}: {config.label_column} has one label only ({labels[0] if labels else 'none'}); expected at least two."
+            )
+        if config.labels is None:
+            check_labels(place, counts, labels, config)
+        ids = np.array(label_ids(list(counts), labels, config.label_map), np.int32)
+        columns = {"label": pa.array(labels, pa.string()), "label_id": pa.array(np.arange(len(labels)), pa.int32())}
+        return Targets(labels, ids, columns)
+
+    def bad_cells(
+        self, place: str, cells: Sequence[str], rows: Sequence[int], labels: Sequence[str], config: DataConfig
+    ) -> DataError:
+        return unknown_label_error(place, cells, rows, labels, config.label_map)
+
+    def label_counts(self, targets: Targets, ids: np.ndarray) -> dict[str, int]:
+        return dict(zip(targets.labels, np.bincount(ids, minlength=len(targets.labels)).tolist(), strict=True))
+
+    def truth(self, table: pa.Table) -> np.ndarray:
+        """int64 [n_rows]."""
+        return table["label_id"].to_numpy().astype(np.int64)
+
+    # Training
+
+    def targets(self, table: pa.Table, labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
+        return soft_targets(self.truth(table), table["votes"].to_pylist(), len(labels), optim.vote_weight)
+
+    def val_metrics(self, n_labels: int) -> dict[str, dict[str, Any]]:
+        prefix = "torchmetrics.classification.Multiclass"
+        return {
+            "macro_f1": {"_target_": f"{prefix}F1Score", "num_classes": n_labels, "average": "macro"},
+            "accuracy": {"_target_": f"{prefix}Accuracy", "num_classes": n_labels, "average": "micro"},
+        }
+
+    # Answers
+
+    def probs(self, logits: np.ndarray) -> np.ndarray:
+        return softmax(logits)
+
+    def torch_probs(self, logits: Any) -> Any:
+        return logits.float().softmax(-1)
+
+    def prediction(self, row: Sequence[float], labels: Sequence[str]) -> Prediction:
+        best = max(range(len(row)), key=row.__getitem__)  # argmax would give up the GIL, and wait for it again
+        return Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
+
+    def columns(self, probs: np.ndarray, labels: Sequence[str]) -> dict[str, pa.Array]:
+        return {
+            "label": pa.array(np.array(labels, dtype=object)[self.decide(probs)], pa.string()),
+            "score": pa.array(probs.max(axis=1)),
+            **{f"prob_{label}": pa.array(probs[:, i]) for i, label in enumerate(labels)},
+        }
+
+    def is_valid(self, probs: np.ndarray) -> bool:
+        return bool((abs(probs.sum(axis=1) - 1) < 1e-3).all())
+
+    def decide(self, probs: np.ndarray) -> np.ndarray:
+        """The predicted label ids, int64 [n]."""
+        return probs.argmax(1)
+
+    # Comparing
+
+    def agreement(self, before: np.ndarray, after: np.ndarray) -> float:
+        return float((self.decide(after) == self.decide(before)).mean())
+
+    def check_answer(self, answer: object, labels: Sequence[str]) -> str:
+        if answer not in labels:
+            raise DataError(f"label={answer!r}; expected one of {some(labels, 20)}{nearest(answer, labels)}.")
+        return str(answer)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities from logits [n, n_labels], in their dtype.
+
+    >>> softmax(np.array([[0.0, 0.0]])).tolist()
+    [[0.5, 0.5]]
+    """
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))  # shifted, so that none overflows
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def soft_targets(label_ids: np.ndarray, votes: Sequence[Sequence[int] | None], n_labels: int, weight: float) -> np.ndarray:
+    """Target distributions: ``weight`` * vote shares + (1 - ``weight``) * one-hot label; without votes the one-hot label.
+
+    Args:
+        label_ids: int64 [n_examples].
+        votes: for each example the number of votes for each label, or None.
+        n_labels: number of labels.
+        weight: in [0, 1].
+
+    Returns:
+        float32 [n_examples, n_labels], rows sum to 1.
+
+    >>> soft_targets(np.array([0, 1]), [[3, 1], None], 2, 0.5).tolist()
+    [[0.875, 0.125], [0.0, 1.0]]
+    """
+    targets = np.eye(n_labels, dtype=np.float32)[label_ids]
+    voted = np.array([i for i, vote in enumerate(votes) if vote is not None], dtype=np.int64)
+    if weight and len(voted):
+        shares = np.array([votes[i] for i in voted], dtype=np.float32)
+        shares /= shares.sum(axis=1, keepdims=True)
+        targets[voted] = weight * shares + (1 - weight) * targets[voted]
+    return targets
