@@ -13,13 +13,15 @@ Arrays have these names and shapes everywhere:
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-import pyarrow as pa
 
 from sodaops.config.schema import BUILT_IN_METRICS, Config, DataConfig, EvaluateConfig, OptimConfig
 from sodaops.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # a service has no pyarrow in its process
 
 
 class Targets(NamedTuple):
@@ -27,7 +29,7 @@ class Targets(NamedTuple):
 
     labels: list[str]
     ids: np.ndarray  # int32 [n_cells]: the target of each distinct cell, -1 if the cell is not valid
-    columns: dict[str, pa.Array]  # of the splits: name -> the value for each target; the first is ``label``, in words
+    columns: "dict[str, pa.Array]"  # of the splits: name -> the value for each target; the first is ``label``, in words
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Task:
         """Columns of the table with the targets -> the key that names them."""
         return {config.label_column: "data.label_column"}
 
-    def cells(self, raw: pa.RecordBatch, config: DataConfig) -> pa.Array:
+    def cells(self, raw: "pa.RecordBatch", config: DataConfig) -> "pa.Array":
         """One string per row that stands for its target, from string columns."""
         return raw[config.label_column]
 
@@ -114,7 +116,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def truth(self, table: pa.Table) -> np.ndarray:
+    def truth(self, table: "pa.Table") -> np.ndarray:
         """The targets of a split, [n_rows, ...], for metrics."""
         raise NotImplementedError
 
@@ -124,7 +126,7 @@ class Task:
         """Logits of the model."""
         return n_labels
 
-    def targets(self, table: pa.Table, labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
+    def targets(self, table: "pa.Table", labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
         """What the loss compares logits with, float32 [n_rows, ...]."""
         raise NotImplementedError
 
@@ -154,7 +156,7 @@ class Task:
         """The prediction from one row of ``probs``, a list of floats."""
         raise NotImplementedError
 
-    def columns(self, probs: np.ndarray, labels: Sequence[str]) -> dict[str, pa.Array]:
+    def columns(self, probs: np.ndarray, labels: Sequence[str]) -> "dict[str, pa.Array]":
         """The columns that predicted tables get, for rows of ``probs`` without NaN."""
         raise NotImplementedError
 
@@ -186,7 +188,7 @@ class Task:
         """The first few metrics, quick to compute: of slices, of baselines, of both models in the gate."""
         raise NotImplementedError
 
-    def baseline_probs(self, train: pa.Table, texts: Sequence[str], labels: Sequence[str]) -> dict[str, np.ndarray]:
+    def baseline_probs(self, train: "pa.Table", texts: Sequence[str], labels: Sequence[str]) -> dict[str, np.ndarray]:
         """Baseline -> its ``probs`` of texts."""
         raise NotImplementedError
 
@@ -197,11 +199,11 @@ class Task:
         """Sentences about the quality, most important first; ``baselines`` is empty where none was measured."""
         raise NotImplementedError
 
-    def plots(self, probs: np.ndarray, table: pa.Table, labels: Sequence[str], n_bins: int) -> list[Any]:
+    def plots(self, probs: np.ndarray, table: "pa.Table", labels: Sequence[str], n_bins: int) -> list[Any]:
         """What :func:`sodaops.tasks.plots.draw_plots` draws."""
         raise NotImplementedError
 
-    def errors(self, table: pa.Table, probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
+    def errors(self, table: "pa.Table", probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
         """The worst answers, worst first: text, label, predicted, confidence, votes, row."""
         raise NotImplementedError
 

@@ -1,15 +1,17 @@
 """One label per text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 
 from sodaops.config.schema import DataConfig, OptimConfig
 from sodaops.errors import DataError, nearest, some
 from sodaops.tasks.base import Metric, Prediction, Targets, Task
 from sodaops.text.labels import label_ids, label_order, unknown_label_error
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class SingleLabel(Task):
@@ -26,6 +28,8 @@ class SingleLabel(Task):
     # Data
 
     def read_cells(self, place: str, counts: Mapping[str, int], config: DataConfig) -> Targets:
+        import pyarrow as pa
+
         from sodaops.tasks.label_checks import check_labels
 
         labels = label_order(list(counts), config.labels, config.label_map)
@@ -47,13 +51,13 @@ class SingleLabel(Task):
     def label_counts(self, targets: Targets, ids: np.ndarray) -> dict[str, int]:
         return dict(zip(targets.labels, np.bincount(ids, minlength=len(targets.labels)).tolist(), strict=True))
 
-    def truth(self, table: pa.Table) -> np.ndarray:
+    def truth(self, table: "pa.Table") -> np.ndarray:
         """int64 [n_rows]."""
         return table["label_id"].to_numpy().astype(np.int64)
 
     # Training
 
-    def targets(self, table: pa.Table, labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
+    def targets(self, table: "pa.Table", labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
         return soft_targets(self.truth(table), table["votes"].to_pylist(), len(labels), optim.vote_weight)
 
     def val_metrics(self, n_labels: int) -> dict[str, dict[str, Any]]:
@@ -75,7 +79,9 @@ class SingleLabel(Task):
         best = max(range(len(row)), key=row.__getitem__)  # argmax would give up the GIL, and wait for it again
         return Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
 
-    def columns(self, probs: np.ndarray, labels: Sequence[str]) -> dict[str, pa.Array]:
+    def columns(self, probs: np.ndarray, labels: Sequence[str]) -> "dict[str, pa.Array]":
+        import pyarrow as pa
+
         return {
             "label": pa.array(np.array(labels, dtype=object)[self.decide(probs)], pa.string()),
             "score": pa.array(probs.max(axis=1)),
