@@ -158,7 +158,9 @@ class Model:
         frames.check_column(name, columns, data)
         texts = as_text(frames.to_array(name, columns[name])).fill_null("").to_pylist()
         probs = self.predictor.probs_of_cleaned([self.predictor.clean(one) for one in texts])
-        rows = with_predictions(pa.table({own: pa.nulls(len(data)) for own in columns}), probs, self.labels)
+        rows = with_predictions(
+            pa.table({own: pa.nulls(len(data)) for own in columns}), probs, self.predictor.task, self.labels
+        )
         return data.assign(**{added: rows[added].to_numpy() for added in rows.column_names[len(columns) :]})
 
     def predict_file(self, path: Source, output: Source, text: str | None = None) -> "PredictedTable":

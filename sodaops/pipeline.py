@@ -71,8 +71,9 @@ def prepare(config: Config) -> dict[str, Any]:
         DataError: a table, column or label is missing or not valid.
     """
     from sodaops.data.preprocess import preprocess
+    from sodaops.tasks.make import make_task
 
-    return preprocess(config.data, config.splits_dir)
+    return preprocess(config.data, config.splits_dir, task=make_task(config.task))
 
 
 def train(config: Config) -> Run:

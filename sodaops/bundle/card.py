@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sodaops.bundle.layout import BundleInfo
+from sodaops.tasks import make_task
 
 SHOWN = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "loss": "loss", "ece": "ECE"}
 LIMITS = (
@@ -40,9 +41,10 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
     ]
     for variant, gate in info.onnx.items():
         serves = " (default)" if variant == info.default_variant else ""
+        metric = make_task(info.task).metrics[0]
         lines.append(
             f"- ONNX {variant}{serves}: opset {gate['opset']}, {gate['agreement']:.1%} of labels on val equal to torch, "
-            f"macro-F1 {gate['macro_f1_change']:+.4f}"
+            f"{metric.title} {gate[f'{metric.name}_change']:+.4f}"
         )
     lines += [
         "",

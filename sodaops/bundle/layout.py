@@ -38,6 +38,8 @@ from sodaops.bundle.files import FIX, open_regular, parse_json, parsing, printab
 from sodaops.config.sections import Cleaning
 from sodaops.errors import BundleError, ConfigError, some
 from sodaops.io import storage
+from sodaops.tasks.base import Task
+from sodaops.tasks.make import GROUP, VARIABLE, is_allowed, make_task
 
 INFO = "bundle.json"
 WEIGHTS = "model.safetensors"
@@ -98,6 +100,7 @@ class BundleInfo:
     files: dict[str, _Hash]  # name -> SHA-256
     bundle_id: str  # hash of these hashes and of the fields that change a prediction
     onnx: dict[str, dict[str, int | _Number]] = Field(default_factory=dict)  # variant -> opset, and measured by its check
+    task: dict[str, Any] = Field(default_factory=dict)  # its section and parameters; none: one label per text
     format: int = FORMAT
 
     @property
@@ -117,7 +120,8 @@ def write_info(folder: Path, **fields: Any) -> BundleInfo:
     names += [*(ONNX[variant] for variant in fields.get("onnx", {})), *([DRIFT] if (folder / DRIFT).exists() else [])]
     files = {name: storage.sha256_of(folder / name) for name in names}
     info = BundleInfo(files=files, bundle_id=compute_bundle_id(files, **_settings(fields)), **fields)
-    (folder / INFO).write_text(json.dumps(asdict(info), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    written = {name: value for name, value in asdict(info).items() if name != "task" or value}
+    (folder / INFO).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return info
 
 
@@ -167,6 +171,24 @@ def _foreign_files(path: Path, info: BundleInfo) -> list[str]:
             elif not entry.is_file(follow_symlinks=False):
                 faults.append(f"{entry.name} is not a regular file")
     return sorted(faults)
+
+
+def task_of(path: str | Path, info: BundleInfo) -> Task:
+    """The task of a bundle.
+
+    Raises:
+        BundleError: it is a class that bundles may not name here, or it cannot be made.
+    """
+    target = str(info.task.get("_target_", ""))
+    if info.task and not is_allowed(target):
+        raise BundleError(
+            f"{path}: its task is {printable(target)}, which bundles may not name here. If you trust it, set "
+            f"{VARIABLE}={printable(target)}, or install a package with this entry point in the group {GROUP}."
+        )
+    try:
+        return make_task(info.task)
+    except ConfigError as error:
+        raise BundleError(f"{path}: {printable(str(error))}") from error
 
 
 def verify(path: str | Path, info: BundleInfo, names: Iterable[str] | None = None) -> None:
@@ -221,7 +243,8 @@ def read_config(path: str | Path, info: BundleInfo) -> dict[str, Any]:
 
 
 def _settings(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
+    settings = {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
+    return settings | ({"task": fields["task"]} if fields.get("task") else {})
 
 
 def check_splits(info: BundleInfo, manifest: Mapping[str, Any], splits_dir: Path) -> None:

@@ -22,6 +22,8 @@ from sodaops.config.schema import Config
 from sodaops.errors import BundleError, ConfigError
 from sodaops.io import storage
 from sodaops.modeling.encoder import LINEAR, TextEncoder, from_settings, settings_of
+from sodaops.tasks.base import Task
+from sodaops.tasks.make import SINGLE_LABEL
 from sodaops.text import cleaning
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "lightning", "numpy")
@@ -33,6 +35,7 @@ class Loaded(NamedTuple):
     info: layout.BundleInfo
     model: TextEncoder  # in eval mode, on the CPU
     tokenizer: Tokenizer
+    task: Task
 
 
 def save_bundle(
@@ -43,6 +46,7 @@ def save_bundle(
     config: Config,
     manifest: Mapping[str, Any],
     metrics: dict[str, dict[str, float]],
+    task: Task = SINGLE_LABEL,
 ) -> layout.BundleInfo:
     """Writes the bundle, whole or not at all.
 
@@ -54,6 +58,7 @@ def save_bundle(
         config: the run's configuration.
         manifest: of the splits that it was trained on.
         metrics: split -> metric -> value at the end of training.
+        task: with its parameters.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written to.
@@ -80,6 +85,7 @@ def save_bundle(
         return layout.write_info(
             folder,
             labels=manifest["labels"],
+            task=task.section(),
             cleaning=config.data.cleaning,
             max_tokens=config.model.max_tokens,
             pooling=config.model.pooling,
@@ -132,6 +138,7 @@ def load_bundle(path: str | Path) -> Loaded:
         BundleError: missing, incomplete, damaged, or with a class that cannot be imported here.
     """
     info = layout.read_info(path)
+    task = layout.task_of(path, info)
     encoder = layout.OLDER_ENCODER if info.format == 1 else layout.ENCODER
     layout.verify(path, info, {*info.files} - {encoder, layout.WEIGHTS, layout.HEAD, layout.TOKENIZER})
     settings = layout.read_json(path, info, encoder)
@@ -141,13 +148,14 @@ def load_bundle(path: str | Path) -> Loaded:
     with parsing(f"{path}: {encoder} and {layout.WEIGHTS}"):
         for section in (settings, settings.get("head", {})):
             _check_layers(section, len(weights))
+        n_outputs = task.n_outputs(len(info.labels))
         with torch.device("meta"):  # compares names and shapes, before memory is taken for them
-            _encoder(path, info, settings).load_state_dict(weights, assign=True)
-        model = _encoder(path, info, settings)
+            _encoder(path, info, settings, n_outputs).load_state_dict(weights, assign=True)
+        model = _encoder(path, info, settings, n_outputs)
         model.load_state_dict(weights)
     with parsing(Path(path) / layout.TOKENIZER):
         tokenizer = Tokenizer.from_buffer(layout.read_file(path, info, layout.TOKENIZER))
-    return Loaded(info, model.eval(), tokenizer)
+    return Loaded(info, model.eval(), tokenizer, task)
 
 
 def _read_weights(path: str | Path, info: layout.BundleInfo, name: str, prefix: str) -> dict[str, torch.Tensor]:
@@ -155,11 +163,11 @@ def _read_weights(path: str | Path, info: layout.BundleInfo, name: str, prefix: 
         return {f"{prefix}{key}": tensor for key, tensor in load(layout.read_file(path, info, name)).items()}
 
 
-def _encoder(path: str | Path, info: layout.BundleInfo, settings: Mapping[str, Any]) -> TextEncoder:
+def _encoder(path: str | Path, info: layout.BundleInfo, settings: Mapping[str, Any], n_outputs: int) -> TextEncoder:
     # attn_implementation could name code to download; bundles of older versions, which are linear, name no head.
     safe = {key: value for key, value in settings.items() if key != "head" and "attn_implementation" not in key}
     try:
-        return TextEncoder(from_settings(safe), len(info.labels), info.pooling, dropout=0.0, head=settings.get("head", LINEAR))
+        return TextEncoder(from_settings(safe), n_outputs, info.pooling, dropout=0.0, head=settings.get("head", LINEAR))
     except ConfigError as error:
         raise BundleError(
             f"{path}: {printable(str(error))} Only training, export and the gate need the class; serving and predicting do not."

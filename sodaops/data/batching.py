@@ -15,8 +15,8 @@ class Tokenised:
 
     tokens: np.ndarray  # int32 [n_tokens]
     offsets: np.ndarray  # int64 [n_examples + 1]
-    label_ids: np.ndarray  # int64 [n_examples]
-    targets: np.ndarray  # float32 [n_examples, n_labels]
+    truth: np.ndarray  # [n_examples, ...], what metrics compare with; int64 [n_examples] for label ids
+    targets: np.ndarray  # float32 [n_examples, ...], what the loss compares with
     pad_token_id: int
 
     @property
@@ -28,13 +28,13 @@ class Tokenised:
         """The texts with these indices (int64 [n]), padded to the longest of them.
 
         Returns:
-            input_ids and attention_mask, int64 [n, longest]; label_ids, int64 [n]; targets, float32 [n, n_labels].
+            input_ids and attention_mask, int64 [n, longest]; truth, [n, ...]; targets, float32 [n, ...].
         """
         ids, mask = pad([self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices], self.pad_token_id)
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
-            "label_ids": torch.from_numpy(self.label_ids[indices]),
+            "truth": torch.from_numpy(self.truth[indices]),
             "targets": torch.from_numpy(self.targets[indices]),
         }
 

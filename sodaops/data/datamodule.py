@@ -1,9 +1,9 @@
 """The LightningDataModule, which tokenises the splits once."""
 
 import logging
+from collections.abc import Sequence
 
 import lightning as L
-import numpy as np
 import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
@@ -13,7 +13,8 @@ from sodaops.data.batching import Tokenised, TokenLoader
 from sodaops.data.preprocess import read_split
 from sodaops.data.tokens import MANY_CUT, tokenise
 from sodaops.errors import DataError, some
-from sodaops.tasks.single_label import soft_targets
+from sodaops.tasks.base import Task
+from sodaops.tasks.make import SINGLE_LABEL
 
 log = logging.getLogger(__name__)
 _USUAL_TOKENS, _FEW_STEPS = 768, 20  # the default of optim.batch_tokens; fewer steps per epoch cause a note
@@ -26,13 +27,16 @@ class TextDataModule(L.LightningDataModule):
         config: the whole configuration; data, model.max_tokens, optim and seed are used.
         tokenizer: the tokenizer of the model.
         pad_token_id: the token that pads a batch.
-        n_labels: number of labels.
+        labels: in order.
+        task: reads the targets; with train it gets parameters, see :meth:`Task.fitted_on_train`.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, pad_token_id: int, n_labels: int) -> None:
+    def __init__(
+        self, config: Config, tokenizer: Tokenizer, pad_token_id: int, labels: Sequence[str], task: Task = SINGLE_LABEL
+    ) -> None:
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        self.pad_token_id, self.n_labels = pad_token_id, n_labels
+        self.pad_token_id, self.labels, self.task = pad_token_id, labels, task
         self.splits: dict[str, Tokenised] = {}
         self.cut_shares: dict[str, float] = {}  # split -> share of its texts that are longer than model.max_tokens
         self._train: TokenLoader | None = None
@@ -59,9 +63,10 @@ class TextDataModule(L.LightningDataModule):
                 raise DataError(f"{split}: no text has tokens; choose a model for texts of this language (model.name_or_path).")
             tokens = tokenise(self.tokenizer, table["text"].to_pylist(), max_tokens)
         self.cut_shares[split] = float(tokens.is_cut.mean())
-        label_ids = table["label_id"].to_numpy().astype(np.int64)
-        targets = soft_targets(label_ids, table["votes"].to_pylist(), self.n_labels, self.config.optim.vote_weight)
-        return Tokenised(tokens.ids, tokens.offsets, label_ids, targets, self.pad_token_id)
+        if split == "train":
+            self.task = self.task.fitted_on_train(self.task.truth(table))
+        truth, targets = self.task.truth(table), self.task.targets(table, self.labels, self.config.optim)
+        return Tokenised(tokens.ids, tokens.offsets, truth, targets, self.pad_token_id)
 
     def log_cut_shares(self) -> None:
         """Logs how many texts are cut at model.max_tokens, as a warning if they are many."""
@@ -72,9 +77,8 @@ class TextDataModule(L.LightningDataModule):
         log.log(level, "texts cut at model.max_tokens=%d: %s%s", self.config.model.max_tokens, shares, hint)
 
     def balanced_weights(self) -> torch.Tensor:
-        """Weights that give all labels the same total, float32 [n_labels] with mean 1 over the training rows."""
-        counts = np.bincount(self.splits["train"].label_ids, minlength=self.n_labels)
-        return torch.tensor(counts.sum() / (self.n_labels * np.maximum(counts, 1)), dtype=torch.float32)
+        """Weights that give all labels the same total, float32 [n_labels]."""
+        return torch.from_numpy(self.task.balanced_weights(self.splits["train"].truth, len(self.labels)))
 
     def few_steps_note(self, n_processes: int) -> str | None:
         """A note if large batches, as in the presets for GPUs, leave few steps per epoch on a small table; else None."""

@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from sodaops.config.schema import DataConfig
 from sodaops.errors import SHOWN, DataError
 from sodaops.io import storage
+from sodaops.tasks.base import Task
 from sodaops.text.bulk_cleaning import clean_many
 
 PART_ROWS = 65_536
 PART_BYTES = 8 * 2**20  # of raw cells; a part has at least one row
-MAX_VALUES = 65_536  # distinct cells in the label column
 _CRC_BYTES = 4
 _SELECTION_COLUMNS = ["hash_hi", "hash_lo", "label"]  # a part's first columns, which select_rows needs
 
@@ -61,18 +61,19 @@ def split_batch(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
 
 
-def prepare_rows(raw: pa.RecordBatch, first: int, config: DataConfig) -> pa.RecordBatch:
+def prepare_rows(raw: pa.RecordBatch, first: int, config: DataConfig, task: Task) -> pa.RecordBatch:
     """Cleans and hashes rows.
 
     Args:
         raw: string columns, as :func:`sodaops.data.sources.read_batches` gives them.
         first: number of the first row, for the faults.
         config: conf/data.
+        task: gives the cells of the targets.
 
     Returns:
         The columns hash_hi and hash_lo (uint64: the first 128 bits of the clean text's SHA-256), label (dictionary of
-        strings, as in the table), text (clean), and vote_LABEL (int64) and slice_NAME (string) for the configured ones. The
-        schema's metadata hold the faults as JSON: too long texts, which become empty, and votes that are not numbers.
+        strings: the cells of the targets), text (clean), and vote_LABEL (int64) and slice_NAME (string) for the configured
+        ones. The schema's metadata hold the faults as JSON: too long texts, which become empty, and votes that are not numbers.
     """
     faults: dict[str, Fault] = {}
     texts = raw[config.text_column]
@@ -86,7 +87,7 @@ def prepare_rows(raw: pa.RecordBatch, first: int, config: DataConfig) -> pa.Reco
     columns = {
         "hash_hi": pa.array(hashes[:, 0]),
         "hash_lo": pa.array(hashes[:, 1]),
-        "label": raw[config.label_column].dictionary_encode(),
+        "label": task.cells(raw, config).dictionary_encode(),
         "text": clean,
     }
     for label, name in (config.vote_columns or {}).items():

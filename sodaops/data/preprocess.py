@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from sodaops.errors import DataError, some
 from sodaops.io import storage
 from sodaops.io.progress import progress
 from sodaops.io.remote import local_copy
+from sodaops.tasks.base import Targets, Task
+from sodaops.tasks.make import SINGLE_LABEL
 from sodaops.text import bulk_cleaning, cleaning, policies
 
 log = logging.getLogger(__name__)
@@ -39,16 +41,19 @@ _RARE = 5  # a label with fewer rows may be a typing error
 _UNUSED_KEYS = {"name", "path", "files", "watch", "added", "ray"}
 
 
-def preprocess(config: DataConfig, splits_dir: str | Path, known: Mapping[str, str] | None = None) -> dict[str, Any]:
+def preprocess(
+    config: DataConfig, splits_dir: str | Path, known: Mapping[str, str] | None = None, task: Task = SINGLE_LABEL
+) -> dict[str, Any]:
     """Writes train.parquet, val.parquet, test.parquet and manifest.json to ``splits_dir``, all or none.
 
-    The splits have the columns source, row (int64, from 1), text (cleaned), label, label_id (int32), votes (list<int64> in
-    label order, null without votes) and slice_NAME for each slice column.
+    The splits have the columns source, row (int64, from 1), text (cleaned), label and what else the task needs, such as
+    label_id (int32), votes (list<int64> in label order, null without votes) and slice_NAME for each slice column.
 
     Args:
         config: conf/data.
         splits_dir: the folder to write to.
         known: name of ``data.source`` -> SHA-256, if it was read just before.
+        task: reads the targets.
 
     Returns:
         The manifest.
@@ -58,21 +63,22 @@ def preprocess(config: DataConfig, splits_dir: str | Path, known: Mapping[str, s
         StorageError: the splits could not be written.
     """
     sources = _sources(config)
-    digests = _digests(config, sources, known or {})
-    current = _fingerprint(config, sources, digests)
+    digests = _digests(config, sources, known or {}, task)
+    current = _fingerprint(config, sources, digests, task)
     with work_folder(splits_dir, _parts_fingerprint(current)) as work:
-        finished = _make_parts(config, sources, digests, work)
-        labels, rows = read_rows(config, sources, finished)
-        kept, dropped = select_rows(rows, labels, config)
+        finished = _make_parts(config, sources, digests, work, task)
+        targets, rows = read_rows(config, sources, finished, task)
+        kept, dropped = select_rows(rows, targets.columns["label"].to_pylist(), config)
         split = np.where(kept, assign_splits(rows, config), np.int8(-1))
-        _check_labels_per_split(rows, split, labels, config)
-        split_info = write_splits(work, finished, rows.label_id, split, labels, config)
+        _check_labels_per_split(rows, split, targets, config, task)
+        split_info = write_splits(work, finished, rows.label_id, split, targets, config, task)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": config.name,
             "fingerprint": current,
             "cleaning": config.cleaning,
-            "labels": labels,
+            "labels": targets.labels,
+            **({"task": task.section()} if task.section() else {}),
             "slice_columns": config.slice_columns,
             "sources": [{"path": path, "sha256": digests[path]} for path in dict.fromkeys(sources.values())],
             **({"source": config.source} if config.source is not None else {}),
@@ -108,22 +114,22 @@ def summarize_manifest(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def ensure_splits(config: DataConfig, splits_dir: str | Path) -> dict[str, Any]:
+def ensure_splits(config: DataConfig, splits_dir: str | Path, task: Task = SINGLE_LABEL) -> dict[str, Any]:
     """Makes the splits unless they are up to date, and returns their manifest.
 
     Only one process makes them; others wait for it.
     """
     splits_dir = Path(splits_dir)
     sources = _sources(config)
-    digests = _digests(config, sources, {})
-    current = _fingerprint(config, sources, digests)
+    digests = _digests(config, sources, {}, task)
+    current = _fingerprint(config, sources, digests, task)
     if (manifest := _manifest_if_current(splits_dir, current)) is not None:
         return manifest
     with storage.writing(splits_dir):
         splits_dir.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(splits_dir.parent / f".{splits_dir.name}.lock")
     with lock:
-        return _manifest_if_current(splits_dir, current) or preprocess(config, splits_dir, digests)
+        return _manifest_if_current(splits_dir, current) or preprocess(config, splits_dir, digests, task)
 
 
 def read_manifest(splits_dir: str | Path) -> dict[str, Any]:
@@ -151,14 +157,14 @@ def read_split(splits_dir: str | Path, split: str) -> pa.Table:
     return pq.read_table(path)
 
 
-def _fingerprint(config: DataConfig, sources: dict[str, str], digests: dict[str, str]) -> str:
+def _fingerprint(config: DataConfig, sources: dict[str, str], digests: dict[str, str], task: Task) -> str:
     """A hash of everything that determines the splits: the tables' content, the configuration, and the format."""
     keys = config.model_dump(mode="json", exclude=_UNUSED_KEYS)
     keys = {key: value for key, value in keys.items() if key not in _LATER_KEYS or value is not None}
     names = {name if name in ("all", *SPLITS) else Path(name).name: path for name, path in sources.items()}
     tables = {name: digests[path] for name, path in names.items()}
     changes = {key: 2 for key, used in (("jsonl", _has_json(sources)), ("max_rows", config.max_rows is not None)) if used}
-    code = cleaning.code_of(config.cleaning)
+    code = cleaning.code_of(config.cleaning) | ({"task": task.section()} if task.section() else {})
     return storage.sha256_of_json({"format": FORMAT, "config": keys, "tables": tables, **changes, **code})
 
 
@@ -209,25 +215,25 @@ def _source_name(config: DataConfig) -> str | None:
     return None if config.source is None else config.sources["all"]
 
 
-def _digests(config: DataConfig, sources: dict[str, str], known: Mapping[str, str]) -> dict[str, str]:
+def _digests(config: DataConfig, sources: dict[str, str], known: Mapping[str, str], task: Task) -> dict[str, str]:
     """Table -> SHA-256 of its bytes; for ``data.source`` of its cells, for which it is read unless the hash is known."""
     name = _source_name(config)
     digests = {path: digest for path, digest in known.items() if path == name}
     if name is not None and not digests:
-        deque(_read(config, name, digests), maxlen=0)
+        deque(_read(config, name, digests, task), maxlen=0)
     try:
         return digests | {path: storage.sha256_of(local_copy(path)) for path in dict.fromkeys(sources.values()) if path != name}
     except OSError as error:
         raise DataError(f"{error.filename}: could not be read ({error.strerror}); check its permissions.") from None
 
 
-def _make_parts(config: DataConfig, sources: dict[str, str], digests: dict[str, str], work: Path) -> list[Part]:
+def _make_parts(config: DataConfig, sources: dict[str, str], digests: dict[str, str], work: Path, task: Task) -> list[Part]:
     """Reads the tables, and makes a part of every few thousand rows; returns the parts in order."""
 
     def raw_parts() -> Iterator[tuple[Part, pa.RecordBatch]]:
         for source, path in enumerate(sources.values()):
             first = 1
-            for batch in _read(config, path, digests):
+            for batch in _read(config, path, digests, task):
                 for raw in split_batch(batch):
                     name = f"{source:03}-{first:012}-{raw.num_rows:06}.arrow"
                     yield Part(work / name, path, source, first, raw.num_rows), raw
@@ -235,31 +241,31 @@ def _make_parts(config: DataConfig, sources: dict[str, str], digests: dict[str, 
 
     finished = []
     with progress(desc="cleaning rows", unit="row") as bar:
-        for part in make_parts(raw_parts(), config):
+        for part in make_parts(raw_parts(), config, task):
             finished.append(part)
             bar.update(part.n_rows)
     return finished
 
 
-def _keys_of_columns(config: DataConfig) -> dict[str, str]:
+def _keys_of_columns(config: DataConfig, task: Task) -> dict[str, str]:
     """Column -> the key that names it."""
     votes = (config.vote_columns or {}).values()
     keys = dict.fromkeys(config.slice_columns, "data.slice_columns") | dict.fromkeys(votes, "data.vote_columns")
-    return {config.text_column: "data.text_column", config.label_column: "data.label_column"} | keys
+    return {config.text_column: "data.text_column"} | task.table_columns(config) | keys
 
 
-def check_table(config: DataConfig, path: str) -> None:
+def check_table(config: DataConfig, path: str, task: Task = SINGLE_LABEL) -> None:
     """Reads the first rows of one of ``config.sources``.
 
     Raises:
         DataError: it cannot be read, or lacks a column.
     """
-    next(_read(config, path, {}), None)
+    next(_read(config, path, {}, task), None)
 
 
-def _read(config: DataConfig, path: str, digests: dict[str, str]) -> Iterator[pa.RecordBatch]:
+def _read(config: DataConfig, path: str, digests: dict[str, str], task: Task) -> Iterator[pa.RecordBatch]:
     """The columns of a table or of ``data.source`` as strings; ``digests`` are as for :func:`read_source`."""
-    keys = _keys_of_columns(config)
+    keys = _keys_of_columns(config, task)
     if path == _source_name(config):
         return read_source(path, config.source, keys, digests)
     return read_batches(path, list(keys), _layout(config, path), keys)
@@ -291,7 +297,7 @@ def _warn_of_another_table(splits_dir: Path, manifest: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _check_labels_per_split(rows: Rows, split: np.ndarray, labels: Sequence[str], config: DataConfig) -> None:
+def _check_labels_per_split(rows: Rows, split: np.ndarray, targets: Targets, config: DataConfig, task: Task) -> None:
     table = next(iter(config.sources.values()))
     only_test = config.path is not None and config.fractions[2] == 1  # for an evaluation
     for k, name in enumerate(SPLITS):
@@ -299,13 +305,4 @@ def _check_labels_per_split(rows: Rows, split: np.ndarray, labels: Sequence[str]
             raise DataError(f"{table}: no row falls into {name}; add rows, or change data.fractions.")
     if only_test:
         return
-    counts = np.bincount(rows.label_id[split == SPLITS.index("train")], minlength=len(labels))
-    absent = [label for label, count in zip(labels, counts, strict=True) if not count]
-    if len(labels) - len(absent) < 2:
-        raise DataError(f"{table}: train has one label only; expected at least two of {', '.join(labels)}.")
-    if absent:
-        more = f", or raise data.max_rows={config.max_rows}" if config.max_rows is not None else ""
-        raise DataError(
-            f"{table}: train has no row with label {', '.join(absent)}, so a model cannot learn it. Add rows with it{more}; if "
-            "it is a typing error, correct it, or list the labels in data.labels."
-        )
+    task.check_train(table, targets, rows.label_id[split == SPLITS.index("train")], config)

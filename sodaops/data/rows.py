@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from sodaops.config.schema import DataConfig
-from sodaops.data.parts import MAX_VALUES, Fault, Part, read_part
+from sodaops.data.parts import Fault, Part, read_part
 from sodaops.data.splits import SPLITS
 from sodaops.errors import SHOWN, DataError, some
-from sodaops.tasks.label_checks import check_labels
-from sodaops.text.labels import label_ids, label_order, unknown_label_error
+from sodaops.tasks.base import Targets, Task
 
 ADDED = "added"  # in Rows.given: an added table, see assign_splits
 Dropped = dict[str, dict[str, Any]]  # reason -> number of rows, and where the first are
@@ -34,7 +33,7 @@ class Rows:
     starts: np.ndarray  # int64 [n_tables + 1]: the first row of each table, then n_rows
     hash_hi: np.ndarray  # uint64
     hash_lo: np.ndarray  # uint64
-    label_id: np.ndarray  # int32
+    label_id: np.ndarray  # int32: the target
 
     def table_of(self, rows: np.ndarray | int) -> np.ndarray:
         """The index in ``tables`` of each row's table, int64."""
@@ -49,23 +48,24 @@ class Rows:
         return int(i - self.starts[self.table_of(i)]) + 1
 
 
-def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Part]) -> tuple[list[str], Rows]:
-    """Collects hashes and labels from the parts.
+def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Part], task: Task) -> tuple[Targets, Rows]:
+    """Collects hashes and targets from the parts.
 
     Args:
         config: conf/data.
         sources: split, ``all`` or the path of an added table -> table.
         parts: the parts of all tables, in order.
+        task: reads the targets.
 
     Returns:
-        The labels in order, and the rows.
+        The targets, and the rows.
 
     Raises:
-        DataError: invalid cells, or fewer than two labels.
+        DataError: invalid cells, or too few targets.
     """
     n_rows = sum(part.n_rows for part in parts)
     hash_hi, hash_lo, cell_id = np.empty(n_rows, np.uint64), np.empty(n_rows, np.uint64), np.empty(n_rows, np.int32)
-    id_of: dict[str, int] = {}  # distinct cells of the label column, in order of appearance
+    id_of: dict[str, int] = {}  # distinct cells of the targets, in order of appearance
     faults: list[dict[str, Fault]] = [{} for _ in sources]
     start = 0
     for part in parts:
@@ -73,9 +73,9 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
         span = slice(start, start + part.n_rows)
         hash_hi[span], hash_lo[span] = rows["hash_hi"].to_numpy(), rows["hash_lo"].to_numpy()
         ids = [id_of.setdefault(cell, len(id_of)) for cell in rows["label"].dictionary.to_pylist()]
-        if len(id_of) > MAX_VALUES:
+        if len(id_of) > task.max_cells:
             raise DataError(
-                f"{part.table}: {config.label_column} has more than {MAX_VALUES:,} different values in its first "
+                f"{part.table}: {config.label_column} has more than {task.max_cells:,} different values in its first "
                 f"{part.first + part.n_rows - 1:,} rows; expected labels. Set data.label_column to the column that holds them."
             )
         cell_id[span] = np.array(ids, np.int32)[rows["label"].indices.to_numpy()]
@@ -83,28 +83,21 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
         for name, fault in part_faults.items():
             table_faults[name] = table_faults[name].merge(fault) if name in table_faults else fault
         start += part.n_rows
-    labels = label_order(list(id_of), config.labels, config.label_map)
-    if len(labels) < 2:
-        raise DataError(
-            f"{', '.join(sources.values())}: {config.label_column} has one label only ({labels[0] if labels else 'none'}); "
-            "expected at least two."
-        )
-    if config.labels is None:
-        counts = np.bincount(cell_id, minlength=len(id_of))
-        check_labels(", ".join(sources.values()), dict(zip(id_of, counts.tolist(), strict=True)), labels, config)
+    counts = np.bincount(cell_id, minlength=len(id_of))
+    targets = task.read_cells(", ".join(sources.values()), dict(zip(id_of, counts.tolist(), strict=True)), config)
     sizes = np.bincount([part.source for part in parts], [part.n_rows for part in parts], len(sources))
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    label_id = np.array(label_ids(list(id_of), labels, config.label_map), np.int32)[cell_id]
+    label_id = targets.ids[cell_id]
     for i, path in enumerate(sources.values()):
         span = slice(starts[i], starts[i + 1])
-        _check_cells(path, faults[i], labels, list(id_of), cell_id[span], label_id[span], config)
+        _check_cells(path, faults[i], targets.labels, list(id_of), cell_id[span], label_id[span], config, task)
     given = [None if name == "all" else name if name in SPLITS else ADDED for name in sources]
-    return labels, Rows(list(sources.values()), given, starts, hash_hi, hash_lo, label_id)
+    return targets, Rows(list(sources.values()), given, starts, hash_hi, hash_lo, label_id)
 
 
 def _check_cells(
     path: str, faults: Mapping[str, Fault], labels: Sequence[str], cells: Sequence[str], cell_id: np.ndarray,
-    label_id: np.ndarray, config: DataConfig,
+    label_id: np.ndarray, config: DataConfig, task: Task,
 ) -> None:  # fmt: skip
     """Raises an error for the first fault in a table's cells."""
     if long := faults.get("long"):
@@ -116,7 +109,7 @@ def _check_cells(
     bad = np.flatnonzero(label_id < 0)
     if len(bad):
         unknown = [cells[i] for i in dict.fromkeys(cell_id[bad].tolist())]
-        raise unknown_label_error(f"{path} {config.label_column}", unknown, (bad + 1).tolist(), labels, config.label_map)
+        raise task.bad_cells(f"{path} {config.label_column}", unknown, (bad + 1).tolist(), labels, config)
     for label in labels if config.vote_columns else ():
         if votes := faults.get(f"vote_{label}"):
             raise DataError(
@@ -125,12 +118,12 @@ def _check_cells(
             )
 
 
-def select_rows(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[np.ndarray, Dropped]:
+def select_rows(rows: Rows, names: Sequence[str], config: DataConfig) -> tuple[np.ndarray, Dropped]:
     """Decides which rows are kept.
 
     Args:
         rows: all rows.
-        labels: in order.
+        names: of the targets, for messages.
         config: conf/data.
 
     Returns:
@@ -152,7 +145,7 @@ def select_rows(rows: Rows, labels: Sequence[str], config: DataConfig) -> tuple[
         known = _known(rows, kept)
         _record_dropped(dropped, "known_text", rows, known)
         kept &= ~known
-    repeated, conflicting = _repeated(rows, kept, labels, config)
+    repeated, conflicting = _repeated(rows, kept, names, config)
     _record_dropped(dropped, "repeated_text", rows, repeated)
     _record_dropped(dropped, "two_labels", rows, conflicting)
     kept &= ~repeated & ~conflicting
@@ -251,7 +244,7 @@ def _known(rows: Rows, candidates: np.ndarray) -> np.ndarray:
 
 
 def _repeated(
-    rows: Rows, candidates: np.ndarray, labels: Sequence[str], config: DataConfig
+    rows: Rows, candidates: np.ndarray, names: Sequence[str], config: DataConfig
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Later rows of texts with one label, and all rows of texts with two labels; bool [n_rows] each."""
     repeated, conflicting = np.zeros(len(candidates), bool), np.zeros(len(candidates), bool)
@@ -284,7 +277,7 @@ def _repeated(
     if len(conflict) and config.conflicts == "error":
         where = _list_pairs(
             conflict,
-            lambda i, j: f"{rows.describe(i)} {labels[rows.label_id[i]]}, row {rows.number(j)} {labels[rows.label_id[j]]}",
+            lambda i, j: f"{rows.describe(i)} {names[rows.label_id[i]]}, row {rows.number(j)} {names[rows.label_id[j]]}",
         )
         raise DataError(f"{len(conflict)} texts have two labels: {where}. Correct them, or drop them with data.conflicts=drop.")
     return repeated, conflicting

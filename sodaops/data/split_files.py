@@ -16,6 +16,7 @@ from sodaops.data.parts import Part, read_part
 from sodaops.data.splits import SPLITS
 from sodaops.io import storage
 from sodaops.io.progress import progress
+from sodaops.tasks.base import Targets, Task
 
 _GROUP_ROWS = 131_072
 _GROUP_BYTES = 32 * 2**20
@@ -23,17 +24,24 @@ _SHARES = {"min": 0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1
 
 
 def write_splits(
-    folder: Path, parts: Sequence[Part], label_id: np.ndarray, split: np.ndarray, labels: Sequence[str], config: DataConfig
+    folder: Path,
+    parts: Sequence[Part],
+    label_id: np.ndarray,
+    split: np.ndarray,
+    targets: Targets,
+    config: DataConfig,
+    task: Task,
 ) -> dict[str, Any]:
     """Writes train.parquet, val.parquet and test.parquet.
 
     Args:
         folder: the folder to write to.
         parts: of all tables, in order.
-        label_id: int32 [n_rows], of the parts' rows in order.
+        label_id: int32 [n_rows], the targets of the parts' rows in order.
         split: int8 [n_rows], an index of SPLITS, or -1 for a dropped row.
-        labels: in order.
+        targets: of the table.
         config: conf/data.
+        task: counts the labels.
 
     Returns:
         split -> its entry in the manifest.
@@ -42,7 +50,7 @@ def write_splits(
         DataError: a part is damaged.
         StorageError: a file could not be written.
     """
-    schema = _schema(config)
+    schema = _schema(config, targets)
     start = 0
     bar = progress(total=len(split), desc="writing splits", unit="row")
     with storage.writing(folder), bar, contextlib.ExitStack() as stack:
@@ -53,31 +61,27 @@ def write_splits(
             for k, file in enumerate(files):
                 places = np.flatnonzero(split[span] == k)
                 if len(places):
-                    file.add(_table(part, rows.take(pa.array(places)), places, label_id[span][places], labels, config, schema))
+                    file.add(_table(part, rows.take(pa.array(places)), places, label_id[span][places], targets, config, schema))
             start += part.n_rows
             bar.update(part.n_rows)
         for file in files:
             file.flush()
-    n_labels = [np.bincount(label_id[split == k], minlength=len(labels)).tolist() for k in range(len(SPLITS))]
-    return {
-        name: file.info(dict(zip(labels, counts, strict=True)))
-        for name, file, counts in zip(SPLITS, files, n_labels, strict=True)
-    }
+    return {name: files[k].info(task.label_counts(targets, label_id[split == k])) for k, name in enumerate(SPLITS)}
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression="zstd")
 
 
-def _schema(config: DataConfig) -> pa.Schema:
+def _schema(config: DataConfig, targets: Targets) -> pa.Schema:
     text = pa.string()
-    columns = {"source": text, "row": pa.int64(), "text": text, "label": text, "label_id": pa.int32()}
+    columns = {"source": text, "row": pa.int64(), "text": text, **{name: of.type for name, of in targets.columns.items()}}
     columns |= {"votes": pa.list_(pa.int64()), **{f"slice_{name}": text for name in config.slice_columns}}
     return pa.schema(list(columns.items()))
 
 
 def _table(
-    part: Part, rows: pa.RecordBatch, places: np.ndarray, label_id: np.ndarray, labels: Sequence[str], config: DataConfig,
+    part: Part, rows: pa.RecordBatch, places: np.ndarray, label_id: np.ndarray, targets: Targets, config: DataConfig,
     schema: pa.Schema,
 ) -> pa.Table:  # fmt: skip
     ids = pa.array(label_id, pa.int32())
@@ -85,9 +89,8 @@ def _table(
         "source": pa.repeat(part.table, len(places)),
         "row": pa.array(places + part.first, pa.int64()),
         "text": rows["text"],
-        "label": pa.array(labels, pa.string()).take(ids),
-        "label_id": ids,
-        "votes": _votes(rows, labels, config),
+        **{name: values.take(ids) for name, values in targets.columns.items()},
+        "votes": _votes(rows, targets.labels, config),
     }
     return pa.table({name: columns[name] if name in columns else rows[name] for name in schema.names}, schema=schema)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from sodaops.config.schema import DataConfig
 from sodaops.data.parts import Part, PartsKeptError, prepare_rows, write_part
 from sodaops.errors import SodaOpsError, StorageError
+from sodaops.tasks.base import Task
 
 LOCAL_ROWS = 200_000  # rows that this process cleans before it starts others, which takes about as long
 _MAX_WORKERS = 4  # the reader cannot supply more, and each takes about 150 MB
@@ -22,7 +23,7 @@ _PENDING_PER_WORKER = 2
 _PARENT_CHECK_S = 1.0
 
 
-def make_parts(rows: Iterable[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
+def make_parts(rows: Iterable[tuple[Part, pa.RecordBatch]], config: DataConfig, task: Task) -> Iterator[Part]:
     """Makes the parts that do not exist yet.
 
     Args:
@@ -39,17 +40,17 @@ def make_parts(rows: Iterable[tuple[Part, pa.RecordBatch]], config: DataConfig) 
     """
     rows, n_rows = iter(rows), 0
     if config.ray is not None:
-        yield from _in_pool(rows, config)
+        yield from _in_pool(rows, config, task)
     for part, raw in rows:
         if not part.path.exists():
-            _make(part, raw, config)
+            _make(part, raw, config, task)
             n_rows += part.n_rows
         yield part
         if n_rows >= LOCAL_ROWS and _n_workers() > 1:
-            yield from _in_pool(rows, config)
+            yield from _in_pool(rows, config, task)
 
 
-def _in_pool(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) -> Iterator[Part]:
+def _in_pool(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig, task: Task) -> Iterator[Part]:
     pending: deque[tuple[Part, Future[SodaOpsError | None] | None]] = deque()
     pool, n_workers, worker_died = _pool(config)
     try:
@@ -57,7 +58,7 @@ def _in_pool(rows: Iterator[tuple[Part, pa.RecordBatch]], config: DataConfig) ->
             for part, raw in rows:
                 exists = part.path.exists()
                 pending.append(
-                    (part, None if exists else pool.submit(_make_serialized, part, raw.schema, _serialize(raw), config))
+                    (part, None if exists else pool.submit(_make_serialized, part, raw.schema, _serialize(raw), config, task))
                 )
                 if len(pending) > n_workers * _PENDING_PER_WORKER:
                     yield _wait(pending)
@@ -92,11 +93,11 @@ def _wait(pending: deque[tuple[Part, Future[SodaOpsError | None] | None]]) -> Pa
     return part
 
 
-def _make(part: Part, raw: pa.RecordBatch, config: DataConfig) -> None:
-    write_part(part.path, prepare_rows(raw, part.first, config))
+def _make(part: Part, raw: pa.RecordBatch, config: DataConfig, task: Task) -> None:
+    write_part(part.path, prepare_rows(raw, part.first, config, task))
 
 
-def _make_serialized(part: Part, schema: pa.Schema, raw: bytes, config: DataConfig) -> SodaOpsError | None:
+def _make_serialized(part: Part, schema: pa.Schema, raw: bytes, config: DataConfig, task: Task) -> SodaOpsError | None:
     """Makes a part; returns an error instead of raising it, since each pool wraps exceptions in its own way."""
     try:
         if not part.path.parent.is_dir():
@@ -104,7 +105,7 @@ def _make_serialized(part: Part, schema: pa.Schema, raw: bytes, config: DataConf
                 f"{part.path.parent}: not visible from {socket.gethostname()}; all machines of the cluster must share the "
                 "folder that holds evaluate.splits_dir."
             )
-        _make(part, pa.ipc.read_record_batch(raw, schema), config)
+        _make(part, pa.ipc.read_record_batch(raw, schema), config, task)
     except SodaOpsError as error:
         return error
     return None

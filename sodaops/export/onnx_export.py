@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from sklearn.metrics import f1_score
 
 from sodaops.bundle import layout, reference
 from sodaops.bundle.save import Loaded, load_bundle
@@ -26,9 +25,10 @@ from sodaops.export.quantization import quantize
 from sodaops.inference.predictor import Predictor
 from sodaops.io import storage
 from sodaops.io.progress import progress
+from sodaops.tasks.base import Metric, Task
 
 MAX_GAP = 1e-4  # largest difference of a probability, float32 against torch
-MAX_F1_LOSS = 0.005  # largest loss of macro-F1 on val, int8 against float32
+MAX_LOSS = 0.005  # largest loss of the task's first metric on val, int8 against float32
 _BATCH_TOKENS = 2048
 _NAMES = ("input_ids", "attention_mask"), ("logits", "embeddings")
 
@@ -41,9 +41,10 @@ Predict = Callable[[Rows], np.ndarray]  # one padded batch -> probabilities, flo
 class Gate:
     """What a variant was measured at, against the model that it replaces: float32 against torch, int8 against float32."""
 
-    macro_f1: float  # on val
-    macro_f1_change: float
-    agreement: float  # share of val with equal labels
+    metric: Metric  # the task's first one
+    score: float  # on val
+    score_change: float
+    agreement: float  # share of val with equal answers
     mean_gap: float  # mean difference of a probability on val
     max_gap: float  # largest difference, on val and on texts of every length, alone and in padded batches
     n_texts: int  # rows of val
@@ -51,9 +52,16 @@ class Gate:
     def as_text(self) -> str:
         """The numbers in one line."""
         return (
-            f"macro-F1 on val {self.macro_f1:.4f} ({self.macro_f1_change:+.4f}), {self.agreement:.1%} of labels equal, "
+            f"{self.metric.title} on val {self.score:.4f} ({self.score_change:+.4f}), {self.agreement:.1%} of answers equal, "
             f"probabilities differ by {self.mean_gap:.1e} on average, by at most {self.max_gap:.1e}"
         )
+
+    def fields(self) -> dict[str, float]:
+        """The numbers for bundle.json."""
+        name = self.metric.name
+        numbers = {name: self.score, f"{name}_change": self.score_change, "agreement": self.agreement}
+        numbers |= {"mean_gap": self.mean_gap, "max_gap": self.max_gap, "n_texts": self.n_texts}
+        return {key: float(f"{value:.4g}") for key, value in numbers.items()}
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ class Exported:
 @dataclass(frozen=True)
 class _Texts:
     val: Rows
-    label_ids: np.ndarray  # int64 [n_val]
+    truth: np.ndarray  # of val, as the task reads it
     every_length: Rows  # one text of each length in train and val
 
 
@@ -75,7 +83,7 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
     """Replaces the ONNX models and the drift reference of a bundle; the folder is replaced as a whole.
 
     float32 must give torch's probabilities within 1e-4: on val, and on texts of every length in train and val, alone and
-    in padded batches. int8 may lose at most 0.005 of float32's macro-F1 on val; if it loses more, it is not written.
+    in padded batches. int8 may lose at most 0.005 of float32's score, such as macro-F1, on val; else it is not written.
 
     Args:
         path: the bundle.
@@ -115,7 +123,8 @@ def try_export(name: str, path: Path, variants: Sequence[str], rows: Rows) -> No
     Raises:
         ModelError: as :func:`export_onnx`.
     """
-    _add_variants(name, path, load_bundle(path), variants, _Texts(rows, np.arange(len(rows)) % 2, rows))
+    bundle = load_bundle(path)
+    _add_variants(name, path, bundle, variants, _Texts(rows, bundle.task.any_truth(len(rows), len(bundle.info.labels)), rows))
 
 
 def _add_variants(
@@ -131,11 +140,11 @@ def _add_variants(
                 f"{name}: the float32 ONNX graph does not give torch's probabilities: {gate.as_text()}; expected at most "
                 f"{MAX_GAP:g}. Train with another model, or report this encoder."
             )
-        if gate.macro_f1_change < -MAX_F1_LOSS:
+        if gate.score_change < -MAX_LOSS:
             (folder / layout.ONNX[variant]).unlink()
             del fields["onnx"][variant]
         else:
-            fields["onnx"][variant] |= {name: float(f"{value:.4g}") for name, value in asdict(gate).items()}
+            fields["onnx"][variant] |= gate.fields()
     return fields, gates
 
 
@@ -151,19 +160,19 @@ def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts
     opset = next(o.version for o in onnx.load(file).opset_import if o.domain == "")
     fields["onnx"][variant] = {"opset": opset}
     layout.write_info(folder, **fields)
-    return _measure(variant, expected, _predict_with_onnx(folder, variant), texts)
+    return _measure(variant, bundle.task, expected, _predict_with_onnx(folder, variant), texts)
 
 
 def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
     layout.check_splits(bundle.info, read_manifest(splits_dir), splits_dir)
     val, train = read_split(splits_dir, "val"), read_split(splits_dir, "train")
-    rows, label_ids = {}, {}
+    rows, truth = {}, {}
     for name, table in (("val", val), ("train", train)):
         tokens = tokenise(bundle.tokenizer, table["text"].to_pylist(), bundle.info.max_tokens)
         kept = tokens.kept
-        rows[name], label_ids[name] = [tokens.rows[i] for i in kept], table["label_id"].to_numpy()[kept].astype(np.int64)
+        rows[name], truth[name] = [tokens.rows[i] for i in kept], bundle.task.truth(table.take(kept))
     of_length = {len(row): row for row in [*rows["val"], *rows["train"]]}
-    return _Texts(rows["val"], label_ids["val"], list(of_length.values()))
+    return _Texts(rows["val"], truth["val"], list(of_length.values()))
 
 
 def _write_float32(bundle: Loaded, file: Path) -> None:
@@ -207,7 +216,7 @@ def _predict_with_torch(bundle: Loaded) -> Predict:
     def predict(rows: Rows) -> np.ndarray:
         ids, mask = pad(rows, bundle.info.pad_token_id)
         with torch.inference_mode():
-            return torch.softmax(bundle.model(torch.from_numpy(ids), torch.from_numpy(mask)).logits, dim=-1).numpy()
+            return bundle.task.torch_probs(bundle.model(torch.from_numpy(ids), torch.from_numpy(mask)).logits).numpy()
 
     return predict
 
@@ -217,7 +226,7 @@ def _predict_with_onnx(folder: Path, variant: str) -> Predict:
     return lambda rows: predictor.run(rows).probs
 
 
-def _measure(variant: str, expected: Predict, candidate: Predict, texts: _Texts) -> Gate:
+def _measure(variant: str, task: Task, expected: Predict, candidate: Predict, texts: _Texts) -> Gate:
     # On val, in batches of similar length: the labels and the mean difference.
     before, after = (_in_batches(f"measuring {variant}", predict, texts.val) for predict in (expected, candidate))
     # On one text of every length: each alone, and in batches of 8 random lengths, which are mostly padding.
@@ -227,15 +236,16 @@ def _measure(variant: str, expected: Predict, candidate: Predict, texts: _Texts)
     for places in np.array_split(np.random.default_rng(0).permutation(len(lengths)), -(-len(lengths) // 8)):
         padded[places] = candidate([lengths[i] for i in places])
     gaps = [
-        np.abs(after - before),
-        np.abs(padded - alone),
-        np.abs(np.concatenate([candidate([row]) for row in lengths]) - alone),
+        task.gap(before, after),
+        task.gap(alone, padded),
+        task.gap(alone, np.concatenate([candidate([row]) for row in lengths])),
     ]
-    f1_before, f1_after = (f1_score(texts.label_ids, probs.argmax(1), average="macro") for probs in (before, after))
+    score_before, score_after = (task.score(probs, texts.truth) for probs in (before, after))
     return Gate(
-        macro_f1=float(f1_after),
-        macro_f1_change=float(f1_after - f1_before),
-        agreement=float((after.argmax(1) == before.argmax(1)).mean()),
+        metric=task.metrics[0],
+        score=score_after,
+        score_change=score_after - score_before,
+        agreement=task.agreement(before, after),
         mean_gap=float(gaps[0].mean()),
         max_gap=float(max(gap.max() for gap in gaps)),
         n_texts=len(texts.val),

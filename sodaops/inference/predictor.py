@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from sodaops.bundle.files import parsing
 from sodaops.data.tokens import Tokens, pad, plan_batches, tokenise
 from sodaops.errors import BundleError, ConfigError, DataError, nearest, some
 from sodaops.io.progress import progress
+from sodaops.tasks.base import Prediction
 from sodaops.text import cleaning
 
 log = logging.getLogger(__name__)
@@ -24,17 +24,8 @@ _UNKNOWN = ("[UNK]", "<unk>")
 class Output(NamedTuple):
     """The model's output for a batch."""
 
-    probs: np.ndarray  # float32 [n_texts, n_labels], rows sum to 1
+    probs: np.ndarray  # float32 [n_texts, n_labels], as the task makes them of logits
     embeddings: np.ndarray  # float32 [n_texts, hidden_size]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one text."""
-
-    label: str
-    score: float  # probability of the label, in [0, 1]
-    probs: dict[str, float]  # label -> probability, in label order
 
 
 class Predictor:
@@ -56,6 +47,7 @@ class Predictor:
 
     def __init__(self, path: str | Path, variant: str | None = None, n_threads: int = 0, batch_tokens: int = 2048) -> None:
         self.info = layout.read_info(path)
+        self.task = layout.task_of(path, self.info)
         self._clean = _cleaner(path, self.info)
         self.variant = _choose_variant(path, self.info, variant)
         content = layout.read_file(path, self.info, layout.TOKENIZER)
@@ -118,7 +110,7 @@ class Predictor:
         logits, embeddings = self._session.run(
             ["logits", "embeddings"], {"input_ids": input_ids, "attention_mask": attention_mask}
         )
-        return Output(softmax(logits), embeddings)
+        return Output(self.task.probs(logits), embeddings)
 
     def descriptors(self, cleaned: str, row: np.ndarray) -> reference.Descriptors:
         """The descriptors of a cleaned text, given its token ids; of a truncated one, those of words within the limit."""
@@ -139,7 +131,7 @@ class Predictor:
             texts: raw; cleaned here.
 
         Returns:
-            float32 [n_texts, n_labels], rows sum to 1.
+            float32 [n_texts, n_labels].
 
         Raises:
             DataError: a text that is empty after cleaning, or has no tokens.
@@ -181,23 +173,11 @@ class Predictor:
 
     def prediction(self, row: np.ndarray) -> Prediction:
         """The prediction for a row of probabilities, float32 [n_labels]."""
-        probs = row.tolist()
-        best = max(range(len(probs)), key=probs.__getitem__)  # argmax would give up the GIL, and wait for it again
-        return Prediction(self.info.labels[best], probs[best], dict(zip(self.info.labels, probs, strict=True)))
+        return self.task.prediction(row.tolist(), self.info.labels)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The predictions for raw texts, in their order."""
         return [self.prediction(row) for row in self.probs(texts)]
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities from logits [n, n_labels], in their dtype.
-
-    >>> softmax(np.array([[0.0, 0.0]])).tolist()
-    [[0.5, 0.5]]
-    """
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))  # shifted, so that none overflows
-    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def _cleaner(path: str | Path, info: layout.BundleInfo) -> Callable[[str], str]:

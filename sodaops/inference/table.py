@@ -22,6 +22,7 @@ from sodaops.inference.bulk import PredictionParts, predict_chunks, rechunk
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.io.progress import progress
+from sodaops.tasks.base import Task
 from sodaops.text import cleaning
 
 log = logging.getLogger(__name__)
@@ -173,21 +174,17 @@ def _write(
         predicted = stack.enter_context(contextlib.closing(predict_chunks(predictor, chunks, text_column, parts, bar.update)))
         write_chunk = None
         for rows, probs in predicted:
-            table = with_predictions(rows, probs, predictor.info.labels).drop_columns(dropped)
+            table = with_predictions(rows, probs, predictor.task, predictor.info.labels).drop_columns(dropped)
             write_chunk = write_chunk or stack.enter_context(table_writer(file, kind, table.schema))
             write_chunk(table)
 
 
-def with_predictions(rows: pa.Table, probs: np.ndarray, labels: list[str]) -> pa.Table:
-    """Adds label, score and prob_LABEL, with ``predicted_`` before a name that the table already has."""
-    empty = np.isnan(probs[:, 0])  # rows without a text: nulls in every added column
-    filled = np.where(empty[:, None], 0, probs).astype(np.float64)
-    added = {
-        "label": pa.array(np.array(labels, dtype=object)[filled.argmax(axis=1)], pa.string(), mask=empty),
-        "score": pa.array(filled.max(axis=1), mask=empty),
-        **{f"prob_{label}": pa.array(filled[:, i], mask=empty) for i, label in enumerate(labels)},
-    }
-    for name, values in added.items():
+def with_predictions(rows: pa.Table, probs: np.ndarray, task: Task, labels: list[str]) -> pa.Table:
+    """Adds the columns of :meth:`Task.columns`, with ``predicted_`` before a name that the table already has."""
+    answered = ~np.isnan(probs[:, 0])  # the other rows have no text: nulls in every added column
+    places = pa.array(np.where(answered, np.cumsum(answered) - 1, 0), mask=~answered)
+    for name, answers in task.columns(probs[answered].astype(np.float64), labels).items():
+        values = answers.take(places)
         while name in rows.column_names:
             name = f"predicted_{name}"
         rows = rows.append_column(name, values)

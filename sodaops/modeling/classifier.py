@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from sodaops.config.extensions import build
 from sodaops.config.schema import OptimConfig
 from sodaops.errors import ModelError
 from sodaops.modeling.encoder import TextEncoder
@@ -18,6 +18,8 @@ from sodaops.modeling.losses import Loss
 from sodaops.modeling.metrics import OwnMetrics
 from sodaops.modeling.optim import layers_of, make_optimizer, make_scheduler, parameter_groups
 from sodaops.modeling.probe import check_loss
+from sodaops.tasks.base import Task
+from sodaops.tasks.make import SINGLE_LABEL
 
 SIGNATURE_KEY = "begun_with"  # in checkpoints; older ones have it too
 
@@ -28,7 +30,8 @@ class TextClassifier(L.LightningModule):
     A batch, as :class:`sodaops.data.batching.TokenLoader` makes it, has
 
     - ``input_ids`` and ``attention_mask``, int64 [n_examples, n_tokens];
-    - ``targets``, float [n_examples, n_labels], whose rows sum to 1, and ``label_ids``, int64 [n_examples];
+    - ``targets``, float [n_examples, ...], of the loss, and ``truth``, [n_examples, ...], of the metrics, as the task makes
+      them: for one label per text, rows of targets sum to 1, and truth is label ids, int64 [n_examples];
     - ``share``, float, a scalar: the weight of this process's loss. Processes that train together split each batch, and with
       these weights the mean of their losses is the mean over all examples. It is 0 in a process that got no example of a
       batch and computes a copy of another process's.
@@ -42,6 +45,8 @@ class TextClassifier(L.LightningModule):
         seed: of dropout.
         run_signature: settings that a resumed run must share, saved in every checkpoint.
         metrics: on validation, besides the built-in ones.
+        task: makes answers of logits, and names the built-in metrics.
+        n_labels: number of labels.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class TextClassifier(L.LightningModule):
         seed: int,
         run_signature: dict[str, Any] | None = None,
         metrics: OwnMetrics | None = None,
+        task: Task = SINGLE_LABEL,
+        n_labels: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -59,14 +66,11 @@ class TextClassifier(L.LightningModule):
         self.seed = seed
         self.run_signature = run_signature or {}
         self.loss = loss
-        n_labels = model.n_labels
+        self.task = task
         self.val_loss = MeanMetric(nan_strategy="disable")
+        sections = task.val_metrics(n_labels or model.n_labels)
         self.val_metrics = MetricCollection(
-            {
-                "macro_f1": MulticlassF1Score(n_labels, average="macro"),
-                "accuracy": MulticlassAccuracy(n_labels, average="micro"),
-            },
-            prefix="val/",
+            {name: build(f"metrics.{name}", section) for name, section in sections.items()}, prefix="val/"
         )
         self.own_metrics = metrics
 
@@ -99,13 +103,14 @@ class TextClassifier(L.LightningModule):
         if not batch["share"]:  # a copy of an example that another process counts
             return
         if hasattr(self.loss, "validate"):
-            self.val_loss.update(self.loss.validate(logits, batch["label_ids"]))
+            self.val_loss.update(self.loss.validate(logits, batch["truth"]))
         else:
             # MeanMetric ignores weights with nan_strategy="disable", so each example gets a value.
             self.val_loss.update(self.loss(logits, batch["targets"]).expand(len(logits)))
-        self.val_metrics.update(logits, batch["label_ids"])
+        probs = self.task.torch_probs(logits)
+        self.val_metrics.update(probs, batch["truth"])
         if self.own_metrics is not None:
-            self.own_metrics.update(logits.float().softmax(-1), batch["label_ids"])
+            self.own_metrics.update(probs, batch["truth"])
 
     def on_validation_epoch_end(self) -> None:
         loss = self.val_loss.compute()

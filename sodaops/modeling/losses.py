@@ -56,8 +56,8 @@ class FocalLoss(nn.Module):
         return (terms if self.class_weights is None else terms * self.class_weights).sum(-1).mean()
 
 
-def make_loss(section: Mapping[str, Any], balanced: Tensor) -> Loss:
-    """The loss of a section; ``class_weights: balanced`` in it becomes ``balanced``, float [n_labels], and ``none`` None.
+def make_loss(section: Mapping[str, Any], balanced: Callable[[], Tensor]) -> Loss:
+    """The loss of a section; ``class_weights: balanced`` in it becomes ``balanced()``, float [n_labels], and ``none`` None.
 
     Raises:
         ConfigError: it cannot be made, is no callable, or has parameters of its own.
@@ -67,7 +67,7 @@ def make_loss(section: Mapping[str, Any], balanced: Tensor) -> Loss:
         chosen = own.pop("class_weights")
         if chosen not in ("none", None, "balanced"):
             raise ConfigError(f"loss.class_weights={chosen!r}: expected none or balanced.")
-        given = {"class_weights": balanced if chosen == "balanced" else None}
+        given = {"class_weights": balanced() if chosen == "balanced" else None}
     loss = build("loss", own, **given)
     if not callable(loss):
         raise ConfigError(f"{target}: expected a callable(logits, targets), got {type(loss).__name__}.")

@@ -10,6 +10,8 @@ from torchmetrics import Metric
 
 from sodaops.config.extensions import accepts, build_subclass, load
 from sodaops.errors import ConfigError, reason_of
+from sodaops.tasks.base import Task
+from sodaops.tasks.make import SINGLE_LABEL
 
 _MAX_ROWS = 1000  # of the batch that each metric is tried on
 
@@ -18,32 +20,35 @@ class OwnMetrics(nn.Module):
     """The metrics of the section ``metrics``. Each is tried on a small batch when it is made.
 
     Args:
-        sections: name -> the metric's class and its arguments; ``num_classes`` is added where the class takes it.
+        sections: name -> the metric's class and its arguments; ``num_classes`` or ``num_labels`` is added where it
+            takes one.
         n_labels: number of labels.
+        task: makes the batch.
 
     Raises:
         ConfigError: a metric that cannot be made, raises an error, as one for another task does, or gives no single number.
     """
 
-    def __init__(self, sections: Mapping[str, dict[str, Any]], n_labels: int) -> None:
+    def __init__(self, sections: Mapping[str, dict[str, Any]], n_labels: int, task: Task = SINGLE_LABEL) -> None:
         super().__init__()
         self._targets = {name: section["_target_"] for name, section in sections.items()}
         self._metrics = nn.ModuleList(_make(f"metrics.{name}", section, n_labels) for name, section in sections.items())
         n_rows = min(n_labels, _MAX_ROWS)
         with warnings.catch_warnings():  # such as that there are few rows
             warnings.simplefilter("ignore")
-            self.update(torch.eye(n_rows, n_labels).softmax(-1), torch.arange(n_rows))
+            probs = task.torch_probs(torch.eye(n_rows, task.n_outputs(n_labels)))
+            self.update(probs, torch.from_numpy(task.any_truth(n_rows, n_labels)))
             self.compute()
 
-    def update(self, probs: Tensor, label_ids: Tensor) -> None:
+    def update(self, probs: Tensor, truth: Tensor) -> None:
         """Counts a batch.
 
         Args:
             probs: float [n_examples, n_labels].
-            label_ids: int64 [n_examples].
+            truth: as the task reads it, such as label ids, int64 [n_examples].
         """
         for name, metric in zip(self._targets, self._metrics, strict=True):
-            self._call(name, metric.update, probs, label_ids)
+            self._call(name, metric.update, probs, truth)
 
     def compute(self) -> dict[str, Tensor]:
         """Name -> float, a scalar, over all batches since the last call."""
@@ -62,10 +67,12 @@ class OwnMetrics(nn.Module):
         except Exception as error:  # a user's class may raise anything
             raise ConfigError(
                 f"metrics.{name}: {self._targets[name]} raised {type(error).__name__}: {reason_of(error)}. A metric "
-                "gets probabilities, float [n_examples, n_labels], and label ids, int64 [n_examples]."
+                "gets the task's answers and targets: of one label per text probabilities, float [n_examples, n_labels], and "
+                "label ids, int64 [n_examples]."
             ) from error
 
 
 def _make(key: str, section: dict[str, Any], n_labels: int) -> Metric:
-    offers = accepts(load(f"{key}._target_", section["_target_"]), "num_classes") and "num_classes" not in section
-    return build_subclass(key, section, "torchmetrics.Metric", **({"num_classes": n_labels} if offers else {}))
+    kind = load(f"{key}._target_", section["_target_"])
+    offered = {name: n_labels for name in ("num_classes", "num_labels") if name not in section and accepts(kind, name)}
+    return build_subclass(key, section, "torchmetrics.Metric", **offered)

@@ -66,16 +66,16 @@ def name_of(config: ModelConfig) -> str:
     return f"model.name_or_path={config.name_or_path.partition('#')[0]}"
 
 
-def check_head_and_loss(model: TextEncoder, loss: Loss) -> None:
-    """Computes logits and loss of two made-up texts with a model in training mode; draws no random numbers.
+def check_head_and_loss(model: TextEncoder, loss: Loss, targets: np.ndarray) -> None:
+    """Computes logits and loss of two made-up texts, with targets float32 [2, ...], with a model in training mode.
+
+    No random numbers are drawn.
 
     Raises:
         ConfigError: a head that does not give a logit for each label, or a loss that does not give a finite scalar.
     """
     target, n_labels = f"head._target_={model.head_section['_target_']}", model.n_labels
     ids, mask = torch.ones(2, 3, dtype=torch.int64), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    # Of a text whose label is sure, and of one on which the raters disagree.
-    targets = torch.stack([torch.eye(n_labels)[0], torch.full((n_labels,), 1 / n_labels)])
     with isolate_rng(include_cuda=False):
         try:
             with torch.no_grad():
@@ -89,7 +89,7 @@ def check_head_and_loss(model: TextEncoder, loss: Loss) -> None:
                 f"{target}: expected finite logits, float [2, {n_labels}], for 2 texts, got {_described(logits)}."
             )
         try:
-            value = loss(logits.requires_grad_(), targets)
+            value = loss(logits.requires_grad_(), torch.from_numpy(targets))
         except Exception as error:  # a user's loss may raise anything
             raise ConfigError(f"loss: it raised {type(error).__name__}: {reason_of(error)}") from error
     check_loss(value)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from sodaops.config.schema import BUILT_IN_METRICS, Config, DataConfig, EvaluateConfig, OptimConfig
-from sodaops.errors import DataError, nearest
+from sodaops.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa  # a service has no pyarrow in its process
@@ -43,7 +43,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that reports show."""
+    """A metric that reports show. Of a task's first one, a higher value must be better, and 0.005 a small difference."""
 
     name: str  # as in metrics.json
     title: str
@@ -61,7 +61,7 @@ class Task:
     max_cells: ClassVar[int] = 65_536  # distinct cells in the column of targets
 
     def section(self) -> dict[str, Any]:
-        """The section with which ``make_task`` makes an equal task: ``_target_`` and arguments, JSON values."""
+        """The section with which :func:`~sodaops.tasks.make.make_task` makes an equal task: ``_target_`` and arguments."""
         raise NotImplementedError
 
     def faults(self, config: Config) -> Iterator[str]:
@@ -108,7 +108,7 @@ class Task:
         """Label -> number of rows, for the manifest, of rows with these targets, int [n_rows]."""
         raise NotImplementedError
 
-    def check_train(self, place: str, targets: Targets, ids: np.ndarray) -> None:
+    def check_train(self, place: str, targets: Targets, ids: np.ndarray, config: DataConfig) -> None:
         """Refuses train rows, int [n_rows], from which nothing can be learnt.
 
         Raises:
@@ -118,6 +118,10 @@ class Task:
 
     def truth(self, table: "pa.Table") -> np.ndarray:
         """The targets of a split, [n_rows, ...], for metrics."""
+        raise NotImplementedError
+
+    def any_truth(self, n_rows: int, n_labels: int) -> np.ndarray:
+        """Some valid targets, to try a model before its training."""
         raise NotImplementedError
 
     # Training
@@ -130,6 +134,14 @@ class Task:
         """What the loss compares logits with, float32 [n_rows, ...]."""
         raise NotImplementedError
 
+    def example_targets(self, n_labels: int) -> np.ndarray:
+        """Targets of two texts, float32 [2, ...], to try a loss before the training."""
+        raise NotImplementedError
+
+    def balanced_weights(self, truth: np.ndarray, n_labels: int) -> np.ndarray:
+        """What ``loss.class_weights=balanced`` stands for: float32 [n_labels], from the truth of train."""
+        raise ConfigError(f"loss.class_weights=balanced: task={self.name} has no classes; set loss.class_weights=none.")
+
     def val_metrics(self, n_labels: int) -> dict[str, dict[str, Any]]:
         """Name -> section of a torchmetrics class, measured on ``probs`` and ``truth`` after every epoch."""
         raise NotImplementedError
@@ -137,6 +149,8 @@ class Task:
     def fitted_on_train(self, truth: np.ndarray) -> Self:
         """This task with parameters from the truth of train, such as mean and deviation."""
         return self
+
+    needs_val: ClassVar[bool] = False  # whether :meth:`fitted` is of use
 
     def fitted(self, probs: np.ndarray, truth: np.ndarray) -> Self:
         """This task with parameters from the answers of the trained model on val, such as thresholds."""
@@ -175,7 +189,7 @@ class Task:
         raise NotImplementedError
 
     def score(self, probs: np.ndarray, truth: np.ndarray) -> float:
-        """The first metric, where a higher value is better: a loss is negative."""
+        """The first metric."""
         raise NotImplementedError
 
     # Evaluation and the gate

@@ -23,7 +23,7 @@ class SingleLabel(Task):
     takes_votes = True
 
     def section(self) -> dict[str, Any]:
-        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"}
+        return {}
 
     # Data
 
@@ -51,14 +51,38 @@ class SingleLabel(Task):
     def label_counts(self, targets: Targets, ids: np.ndarray) -> dict[str, int]:
         return dict(zip(targets.labels, np.bincount(ids, minlength=len(targets.labels)).tolist(), strict=True))
 
+    def check_train(self, place: str, targets: Targets, ids: np.ndarray, config: DataConfig) -> None:
+        counts = self.label_counts(targets, ids)
+        absent = [label for label, count in counts.items() if not count]
+        if len(counts) - len(absent) < 2:
+            raise DataError(f"{place}: train has one label only; expected at least two of {', '.join(counts)}.")
+        if absent:
+            more = f", or raise data.max_rows={config.max_rows}" if config.max_rows is not None else ""
+            raise DataError(
+                f"{place}: train has no row with label {', '.join(absent)}, so it cannot be learnt. Add rows with it{more}; "
+                "if it is a typing error, correct it, or list the labels in data.labels."
+            )
+
     def truth(self, table: "pa.Table") -> np.ndarray:
         """int64 [n_rows]."""
         return table["label_id"].to_numpy().astype(np.int64)
+
+    def any_truth(self, n_rows: int, n_labels: int) -> np.ndarray:
+        return np.arange(n_rows) % n_labels
 
     # Training
 
     def targets(self, table: "pa.Table", labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
         return soft_targets(self.truth(table), table["votes"].to_pylist(), len(labels), optim.vote_weight)
+
+    def example_targets(self, n_labels: int) -> np.ndarray:
+        """A text whose label is sure, and one on which the raters disagree."""
+        return np.array([np.eye(n_labels)[0], np.full(n_labels, 1 / n_labels)], np.float32)
+
+    def balanced_weights(self, truth: np.ndarray, n_labels: int) -> np.ndarray:
+        """Weights that give all labels the same total; their mean over the training rows is 1."""
+        counts = np.bincount(truth, minlength=n_labels)
+        return (counts.sum() / (n_labels * np.maximum(counts, 1))).astype(np.float32)
 
     def val_metrics(self, n_labels: int) -> dict[str, dict[str, Any]]:
         prefix = "torchmetrics.classification.Multiclass"
@@ -95,7 +119,12 @@ class SingleLabel(Task):
         """The predicted label ids, int64 [n]."""
         return probs.argmax(1)
 
-    # Comparing
+    # Comparing two models
+
+    def score(self, probs: np.ndarray, truth: np.ndarray) -> float:
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(truth, self.decide(probs), average="macro"))
 
     def agreement(self, before: np.ndarray, after: np.ndarray) -> float:
         return float((self.decide(after) == self.decide(before)).mean())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.save import save_bundle
 from sodaops.config.schema import Config
+from sodaops.data.batching import TokenLoader
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import ensure_splits, summarize_manifest
 from sodaops.errors import ConfigError, Terminated, TrainingError
@@ -32,6 +34,8 @@ from sodaops.modeling.metrics import OwnMetrics
 from sodaops.modeling.optim import freeze
 from sodaops.modeling.pretrained import load_pretrained
 from sodaops.modeling.probe import check_head_and_loss
+from sodaops.tasks.base import Task
+from sodaops.tasks.make import make_task
 from sodaops.training import resume
 from sodaops.training.callbacks import Checkpoint, Terminate, make_profiler, profile_table
 from sodaops.training.peers import Peers
@@ -106,7 +110,8 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     module = _module_and_data(config, job.manifest, load_pretrained(config.model))[0] if sharded else job.module
     metrics = _load_best(job.best.best_model_path, module)
     tokenizer, pad_token_id = job.pretrained.tokenizer, job.pretrained.pad_token_id
-    info = save_bundle(run_dir / "bundle", module.model, tokenizer, pad_token_id, config, job.manifest, {"val": metrics})
+    task = _fitted(module, job.data)
+    info = save_bundle(run_dir / "bundle", module.model, tokenizer, pad_token_id, config, job.manifest, {"val": metrics}, task)
     tracker.trained(info, metrics)
     exported = export_onnx(run_dir / "bundle", config.splits_dir, config.export.variants) if config.export.variants else None
     info = exported.info if exported else info
@@ -127,7 +132,7 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
     n_labels = len(config.data.labels or ())
     if n_labels:
         check_bundle(config, pretrained, n_labels)
-    manifest = ensure_splits(config.data, config.splits_dir)
+    manifest = ensure_splits(config.data, config.splits_dir, make_task(config.task))
     if not n_labels:
         check_bundle(config, pretrained, len(manifest["labels"]))
     log.info("%s", summarize_manifest(manifest))
@@ -151,10 +156,11 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
 def _module_and_data(
     config: Config, manifest: Mapping[str, Any], pretrained: Pretrained
 ) -> tuple[TextClassifier, TextDataModule]:
-    n_labels = len(manifest["labels"])
-    model = TextEncoder(pretrained.transformer, n_labels, config.model.pooling, config.model.dropout, config.head)
-    check_head_and_loss(model, make_loss(config.loss, torch.ones(n_labels)))
-    metrics = OwnMetrics(config.metrics, n_labels) if config.metrics else None
+    n_labels, task = len(manifest["labels"]), make_task(config.task)
+    n_outputs = task.n_outputs(n_labels)
+    model = TextEncoder(pretrained.transformer, n_outputs, config.model.pooling, config.model.dropout, config.head)
+    check_head_and_loss(model, make_loss(config.loss, lambda: torch.ones(n_outputs)), task.example_targets(n_labels))
+    metrics = OwnMetrics(config.metrics, n_labels, task) if config.metrics else None
     if config.model.random_weights and config.optim.frozen_layers is not None:
         raise ConfigError(
             f"optim.frozen_layers={config.optim.frozen_layers}: with model.random_weights the frozen layers would stay random; "
@@ -162,13 +168,13 @@ def _module_and_data(
         )
     freeze(model, config.optim.frozen_layers)
     use_cpu_dropout(model)
-    data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, n_labels)
+    data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, manifest["labels"], task)
     data.setup()
     signature = resume.run_signature(config, manifest)
     if config.ckpt_path is not None:
         resume.check_signature(config.ckpt_path, signature)
-    loss = make_loss(config.loss, data.balanced_weights())
-    return TextClassifier(model, config.optim, loss, config.seed, signature, metrics), data
+    loss = make_loss(config.loss, data.balanced_weights)
+    return TextClassifier(model, config.optim, loss, config.seed, signature, metrics, data.task, n_labels), data
 
 
 def _shared_settings(config: Config, signature: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,6 +224,21 @@ def _has_best(job: _Job) -> bool:
         "no epoch was trained and validated, so there is no model to keep; check trainer.max_epochs, trainer.max_steps, "
         "trainer.limit_train_batches and trainer.check_val_every_n_epoch."
     )
+
+
+def _fitted(module: TextClassifier, data: TextDataModule) -> Task:
+    """The task with the parameters that depend on the model's answers on val."""
+    task = data.task
+    if not task.needs_val:
+        return task
+    probs, truth = [], []
+    module.eval()
+    with torch.inference_mode():
+        for batch in TokenLoader(data.splits["val"], data.config.optim.batch_tokens, None):
+            logits = module.model(batch["input_ids"].to(module.device), batch["attention_mask"].to(module.device)).logits
+            probs.append(task.torch_probs(logits).cpu().numpy())
+            truth.append(batch["truth"].numpy())
+    return task.fitted(np.concatenate(probs), np.concatenate(truth))
 
 
 def _load_best(path: str, module: TextClassifier) -> dict[str, float]:

@@ -30,6 +30,7 @@ from sodaops.modeling.losses import make_loss
 from sodaops.modeling.optim import freeze, make_optimizer, make_scheduler, parameter_groups
 from sodaops.modeling.pretrained import load_pretrained
 from sodaops.modeling.probe import TEXT, check_head_and_loss, name_of
+from sodaops.tasks.make import make_task
 from sodaops.text import cleaning
 from sodaops.training.resume import run_dir_of
 from sodaops.training.tracking import check_loggers
@@ -92,7 +93,7 @@ def _target_checks(config: Config) -> Iterable[Callable[[], object]]:
     yield partial(cleaning.clean, "A word", config.data.cleaning)
     yield partial(monitor_mode, config)
     for path in config.data.sources.values():
-        yield partial(check_table, config.data, path)
+        yield partial(check_table, config.data, path, make_task(config.task))
     if remote.is_address(config.run_dir):
         yield partial(check_address, config.run_dir)
     else:
@@ -152,12 +153,14 @@ def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None
     own may change at any time, so they are always checked.
     """
     name = name_of(config.model)
-    copied = TextEncoder(_shallow(pretrained.transformer), n_labels, config.model.pooling, 0.0, config.head)
-    check_head_and_loss(copied, make_loss(config.loss, torch.ones(n_labels)))
+    task = make_task(config.task)
+    n_outputs = task.n_outputs(n_labels)
+    copied = TextEncoder(_shallow(pretrained.transformer), n_outputs, config.model.pooling, 0.0, config.head)
+    check_head_and_loss(copied, make_loss(config.loss, lambda: torch.ones(n_outputs)), task.example_targets(n_labels))
     copied.eval()
     variants = sorted(config.export.variants)
     versions = [*map(version, _PACKAGES), *(storage.sha256_of(str(module.__file__)) for module in _CODE)]
-    settings = [settings_of(copied.transformer), config.model.pooling, config.head, n_labels]
+    settings = [settings_of(copied.transformer), config.model.pooling, config.head, n_labels, config.task]
     record = storage.cache_dir() / "exported" / storage.sha256_of_json([*settings, variants, versions])
     is_own = config.model.encoder is not None or not config.head["_target_"].startswith("sodaops.")
     if record.exists() and not is_own:
@@ -168,7 +171,7 @@ def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None
     with tempfile.TemporaryDirectory(prefix="sodaops.") as folder:
         bundle = Path(folder) / "bundle"
         try:
-            save_bundle(bundle, copied, pretrained.tokenizer, pretrained.pad_token_id, config, manifest, {})
+            save_bundle(bundle, copied, pretrained.tokenizer, pretrained.pad_token_id, config, manifest, {}, task)
             load_bundle(bundle)
         except (RuntimeError, ValueError, TypeError, SodaOpsError) as error:
             raise ModelError(f"{name}: cannot be saved and read again ({reason_of(error)}); choose another model.") from error

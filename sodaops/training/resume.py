@@ -80,6 +80,7 @@ def run_signature(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]
         "seed": config.seed,
         "data.labels": list(manifest["labels"]),
         "model.encoder": config.model.encoder,
+        "task": config.task,
         "head": config.head,
         "loss": config.loss,
         "the data's fingerprint": manifest["fingerprint"],
@@ -105,6 +106,7 @@ def check_signature(path: str, signature: Mapping[str, Any]) -> None:
         "trainer.strategy=fsdp": False,
         "trainer.precision": signature["trainer.precision"],
         "model.encoder": None,
+        "task": {"_target_": "sodaops.tasks.single_label.SingleLabel"},
         "head": LINEAR,
         "loss": {"_target_": "sodaops.modeling.losses.CrossEntropyLoss", **loss},
     }

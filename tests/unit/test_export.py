@@ -12,6 +12,7 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.errors import BundleError, ConfigError, ModelError
 from sodaops.inference.predictor import Predictor
+from sodaops.tasks import SINGLE_LABEL
 from tests.conftest import configured, lazy
 
 helper = lazy("onnx.helper")
@@ -140,7 +141,7 @@ def test_bundle_json_holds_the_measurements(bundle, exporting):
     info = layout.read_info(bundle)
     assert list(info.onnx) == ["float32", "int8"] and info.default_variant == "int8"
     assert info.onnx["float32"]["max_gap"] <= exporting.MAX_GAP and info.onnx["float32"]["opset"] == 20
-    assert info.onnx["int8"]["macro_f1_change"] >= -exporting.MAX_F1_LOSS
+    assert info.onnx["int8"]["macro_f1_change"] >= -exporting.MAX_LOSS
     sizes = {variant: (bundle / name).stat().st_size for variant, name in layout.ONNX.items()}
     assert sizes["int8"] < 0.5 * sizes["float32"]
 
@@ -264,8 +265,10 @@ def test_bad_configuration(run):
 
 @pytest.mark.parametrize(("change", "written"), [(0.02, True), (-0.0049, True), (-0.0051, False)])
 def test_int8_may_gain_but_not_lose_much(bundle, exporting, trained, monkeypatch, change, written):
-    gate = exporting.Gate(macro_f1=0.8, macro_f1_change=change, agreement=0.99, mean_gap=0.001, max_gap=1e-5, n_texts=10)
-    same = replace(gate, macro_f1_change=0.0)
+    gate = exporting.Gate(
+        metric=SINGLE_LABEL.metrics[0], score=0.8, score_change=change, agreement=0.99, mean_gap=0.001, max_gap=1e-5, n_texts=10
+    )
+    same = replace(gate, score_change=0.0)
     monkeypatch.setattr(exporting, "_measure", lambda variant, *_: gate if variant == "int8" else same)
     exported = exporting.export_onnx(bundle, trained / "splits", ["int8", "float32"])  # in any order
     assert ("int8" in exported.info.onnx) is written and exported.gates["int8"] == gate

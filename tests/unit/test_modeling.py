@@ -268,7 +268,7 @@ def test_the_datamodule_mixes_votes_into_targets(trained, small_tweets):
         config = configured(
             f"data.path={small_tweets}", f"evaluate.splits_dir={trained / 'splits'}", f"optim.vote_weight={weight}"
         )
-        data = datamodule.TextDataModule(config, pretrained.tokenizer, 0, 3)
+        data = datamodule.TextDataModule(config, pretrained.tokenizer, 0, ["a", "b", "c"])
         data.setup()
         rows = read_split(trained / "splits", "train").to_pylist()
         shares = torch.tensor([[v / sum(row["votes"]) for v in row["votes"]] for row in rows])

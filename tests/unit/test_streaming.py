@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.cli import main
-from sodaops.data import parts, preprocess as preprocessing, rows, streams, workers
+from sodaops.data import parts, preprocess as preprocessing, streams, workers
 from sodaops.data.preprocess import preprocess, read_split
 from sodaops.data.sources import read_table, write_table
 from sodaops.data.splits import SPLITS, assign_split
 from sodaops.errors import DataError, StorageError
+from sodaops.tasks import SINGLE_LABEL
+from sodaops.tasks.single_label import SingleLabel
 from sodaops.text.cleaning import clean
 from tests.conftest import REPO, configured, file_size_limit, make_rows, table
 
@@ -32,6 +34,8 @@ import sys
 sys.path.insert(0, REPO)
 from sodaops.data import parts, workers
 from sodaops.data.preprocess import preprocess
+from sodaops.tasks import SINGLE_LABEL
+from sodaops.tasks.single_label import SingleLabel
 from tests.conftest import configured
 workers.LOCAL_ROWS, workers._n_workers, parts.PART_ROWS = 1, lambda: 2, 50
 preprocess(configured("data=csv", "data.path=t.csv").data, "splits")
@@ -312,7 +316,7 @@ def test_one_flipped_bit_in_a_part_is_detected(tmp_path):
     """Arrow itself reads four fifths of these files with wrong content and no error, and crashes on a few."""
     part = parts.Part(tmp_path / "0.arrow", "t.csv", 0, 1, 50)
     raw = pa.RecordBatch.from_pydict({"text": [text for text, _ in make_rows(50)], "label": 25 * ["a", "b"]})
-    parts.write_part(part.path, parts.prepare_rows(raw, 1, config_of()))
+    parts.write_part(part.path, parts.prepare_rows(raw, 1, config_of(), SINGLE_LABEL))
     whole, rng = part.path.read_bytes(), random.Random(0)
     assert parts.read_part(part)[0].num_rows == 50
     for place in [0, len(whole) - 1, *rng.sample(range(len(whole)), 300)]:
@@ -356,7 +360,7 @@ def test_a_script_without_a_main_guard(write):
 
 
 def test_a_label_column_with_too_many_values(write, monkeypatch):
-    monkeypatch.setattr(rows, "MAX_VALUES", 40)
+    monkeypatch.setattr(SingleLabel, "max_cells", 40)
     monkeypatch.setattr(parts, "PART_ROWS", 50)
     write("t.csv", table([(text, f"id{i}") for i, (text, _) in enumerate(make_rows(200))]))
     with pytest.raises(DataError, match="t.csv: label .* 40 .* 50 .*data.label_column"):
