@@ -27,8 +27,8 @@ def test_each_stage_depends_on_the_code_that_it_imports():
     faults = []
     for stage, definition in yaml.safe_load((REPO / "dvc.yaml").read_text())["stages"].items():
         needed = {name for name in imported[stage] if not name.startswith(WITHOUT_INFLUENCE)}
-        if stage != "preprocess":  # what it writes is a dependency itself
-            needed -= imported["preprocess"]
+        if stage != "preprocess":  # what it writes is a dependency itself; tasks take part in every stage
+            needed -= {name for name in imported["preprocess"] if not name.startswith("sodaops.tasks")}
         listed = [path for path in definition["deps"] if path.startswith("sodaops/")]
         covered = {name: [path for path in listed if _covers(path, name)] for name in needed}
         faults += [f"{stage}: {name} is missing" for name, paths in covered.items() if not paths]
