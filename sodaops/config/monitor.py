@@ -19,7 +19,7 @@ def monitor_mode(config: Config) -> Literal["min", "max"]:
 
 
 def mode_of(metric: str, targets: Mapping[str, Any]) -> Literal["min", "max"]:
-    """Whether the lowest or the highest value of a metric is the best: the lowest of losses and calibration errors.
+    """Whether the lowest or the highest value of a metric is the best: the lowest of losses and errors.
 
     Args:
         metric: such as ``val/loss``.
@@ -33,7 +33,7 @@ def mode_of(metric: str, targets: Mapping[str, Any]) -> Literal["min", "max"]:
     """
     name = metric.rpartition("/")[2]
     if name not in targets:
-        return "min" if name.endswith(("loss", "ece")) else "max"
+        return "min" if name.endswith(("loss", "ece", "mae", "rmse")) else "max"
     higher = getattr(load(f"metrics.{name}._target_", targets[name]), "higher_is_better", None)
     if not isinstance(higher, bool):
         raise ConfigError(

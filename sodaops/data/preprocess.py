@@ -1,5 +1,6 @@
 """From a raw table to Parquet splits and a manifest, which lists the sources, the splits and the dropped rows."""
 
+import inspect
 import json
 import logging
 import os
@@ -65,7 +66,7 @@ def preprocess(
     sources = _sources(config)
     digests = _digests(config, sources, known or {}, task)
     current = _fingerprint(config, sources, digests, task)
-    with work_folder(splits_dir, _parts_fingerprint(current)) as work:
+    with work_folder(splits_dir, _parts_fingerprint(current, task)) as work:
         finished = _make_parts(config, sources, digests, work, task)
         targets, rows = read_rows(config, sources, finished, task)
         kept, dropped = select_rows(rows, targets.columns["label"].to_pylist(), config)
@@ -172,9 +173,10 @@ def _has_json(sources: dict[str, str]) -> bool:
     return any(table_format(path) == "jsonl" for path in sources.values())
 
 
-def _parts_fingerprint(fingerprint: str) -> str:
+def _parts_fingerprint(fingerprint: str, task: Task) -> str:
     """A hash of everything that determines the parts, which a run of other code must not use."""
-    return storage.sha256_of_json([fingerprint, *(storage.sha256_of(module.__file__) for module in PART_CODE)])
+    files = [str(module.__file__) for module in PART_CODE] + [inspect.getfile(kind) for kind in type(task).__mro__[:-1]]
+    return storage.sha256_of_json([fingerprint, *map(storage.sha256_of, files)])
 
 
 def _manifest_or_none(splits_dir: Path) -> dict[str, Any] | None:

@@ -108,7 +108,7 @@ class TextClassifier(L.LightningModule):
             # MeanMetric ignores weights with nan_strategy="disable", so each example gets a value.
             self.val_loss.update(self.loss(logits, batch["targets"]).expand(len(logits)))
         probs = self.task.torch_probs(logits)
-        self.val_metrics.update(probs, batch["truth"])
+        self.val_metrics.update(self.task.torch_answers(probs), batch["truth"])
         if self.own_metrics is not None:
             self.own_metrics.update(probs, batch["truth"])
 

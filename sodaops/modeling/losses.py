@@ -56,6 +56,21 @@ class FocalLoss(nn.Module):
         return (terms if self.class_weights is None else terms * self.class_weights).sum(-1).mean()
 
 
+class OrdinalLoss(nn.Module):
+    """Cross-entropy of ordered labels under conditional chances (CORN, Shi et al. 2021, https://arxiv.org/abs/2111.08851).
+
+    Of K labels there are K - 1 logits: logit k is of the chance that a label is above k, given that it is not below k. The
+    loss of an example is ``-sum_c target_c log p_c``; the targets may be votes.
+    """
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss, a scalar, of logits float [n_examples, n_labels - 1] and targets float [n_examples, n_labels]."""
+        above, stays = F.logsigmoid(logits).cumsum(-1), F.logsigmoid(-logits)
+        # log p_c = log P(above each of the labels below c) + log P(not above c); the last label has no second term
+        reached = F.pad(above, (1, 0))
+        return -(targets * (reached + F.pad(stays, (0, 1)))).sum(-1).mean()
+
+
 def make_loss(section: Mapping[str, Any], balanced: Callable[[], Tensor]) -> Loss:
     """The loss of a section; ``class_weights: balanced`` in it becomes ``balanced()``, float [n_labels], and ``none`` None.
 

@@ -166,6 +166,10 @@ class Task:
         """The same of a tensor, on its device."""
         return logits.new_tensor(self.probs(logits.float().cpu().numpy()))
 
+    def torch_answers(self, probs: Any) -> Any:
+        """What the metrics of :meth:`val_metrics` compare with the truth, from a tensor of probs."""
+        return probs
+
     def prediction(self, row: Sequence[float], labels: Sequence[str]) -> Prediction:
         """The prediction from one row of ``probs``, a list of floats."""
         raise NotImplementedError

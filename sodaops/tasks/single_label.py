@@ -108,7 +108,7 @@ class SingleLabel(Task):
 
         return {
             "label": pa.array(np.array(labels, dtype=object)[self.decide(probs)], pa.string()),
-            "score": pa.array(probs.max(axis=1)),
+            "score": pa.array(probs[np.arange(len(probs)), self.decide(probs)]),
             **{f"prob_{label}": pa.array(probs[:, i]) for i, label in enumerate(labels)},
         }
 

@@ -11,6 +11,7 @@ from sodaops.bundle import layout
 from sodaops.config.validation import build_config
 from sodaops.errors import BundleError, ConfigError
 from sodaops.pipeline import train
+from sodaops.tasks import SINGLE_LABEL
 from tests.conftest import configured, lazy, run_overrides
 from tests.unit.test_bundle import rewrite_info
 from tests.unit.test_config import tree
@@ -92,10 +93,10 @@ def checked(n_labels, head=None, loss=None):
     """Builds model and loss, and checks them as a training does."""
     transformer = tiny().transformer
     model = encoder_module.TextEncoder(transformer, n_labels, **({"head": head} if head else {}))
-    made = losses.make_loss(loss or configured().loss, torch.ones(n_labels))
+    made = losses.make_loss(loss or configured().loss, lambda: torch.ones(n_labels))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    probe.check_head_and_loss(model, made)
+    probe.check_head_and_loss(model, made, SINGLE_LABEL.example_targets(n_labels))
     assert torch.equal(state, torch.get_rng_state()) and all(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return model, made

@@ -343,6 +343,8 @@ def test_part_code_lists_every_module_that_parts_depend_on():
         "sodaops.io.storage",
         "sodaops.config.schema",
         "sodaops.errors",
+        "sodaops.tasks.base",  # the classes of the task are hashed too
+        "sodaops.text.trust",
     }
     for module in preprocessing.PART_CODE:
         source = Path(module.__file__).read_text(encoding="utf-8")

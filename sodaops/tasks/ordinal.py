@@ -1,0 +1,113 @@
+"""One of several ordered labels, such as stars."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sodaops.config.schema import DataConfig
+from sodaops.errors import ConfigError, DataError, some
+from sodaops.tasks.base import Metric, Prediction, Targets
+from sodaops.tasks.single_label import SingleLabel
+
+
+class Ordinal(SingleLabel):
+    """Ordered labels. The answer is the median of the distribution over them, which has the least expected error in ranks.
+
+    Args:
+        edges: of a numeric column, the values at which the next label begins: [0, 2] gives three labels. The labels are
+            ``data.labels``, or the numbers from 1. None: the column has labels.
+    """
+
+    name = "ordinal"
+    metrics = (
+        Metric("quadratic_kappa", "quadratic weighted kappa"), Metric("mae", "mean error in ranks", False),
+        Metric("off_by_one", "at most one rank off"), *SingleLabel.metrics,
+    )  # fmt: skip
+
+    def __init__(self, edges: Sequence[float] | None = None) -> None:
+        if edges is not None and (not len(edges) or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any()):
+            raise ConfigError(f"task.edges={list(edges)}: expected increasing numbers.")
+        self.edges = None if edges is None else [float(edge) for edge in edges]
+
+    def section(self) -> dict[str, Any]:
+        return {"_target_": "sodaops.tasks.ordinal.Ordinal", "edges": self.edges}
+
+    # Data
+
+    def read_cells(self, place: str, counts: Mapping[str, int], config: DataConfig) -> Targets:
+        if self.edges is not None:
+            return _binned(self.edges, config, list(counts))
+        if config.labels is None and not all(re.fullmatch("-?[0-9]+", cell) for cell in counts if cell):
+            raise ConfigError(
+                f"data.labels is missing: task=ordinal needs the labels in order; {place} has {some(list(counts), 10)} in "
+                f"{config.label_column}. Numbers need no list."
+            )
+        return super().read_cells(place, counts, config)
+
+    def bad_cells(
+        self, place: str, cells: Sequence[str], rows: Sequence[int], labels: Sequence[str], config: DataConfig
+    ) -> DataError:
+        if self.edges is None:
+            return super().bad_cells(place, cells, rows, labels, config)
+        return DataError(f"{place}={cells[0]!r} at row {rows[0]}; expected a number ({len(rows)} bad rows: {some(rows)}).")
+
+    # Training
+
+    def n_outputs(self, n_labels: int) -> int:
+        return n_labels - 1
+
+    def val_metrics(self, n_labels: int) -> dict[str, dict[str, Any]]:
+        kappa = {
+            "_target_": "torchmetrics.classification.MulticlassCohenKappa",
+            "num_classes": n_labels,
+            "weights": "quadratic",
+        }
+        return {
+            "quadratic_kappa": kappa,
+            "mae": {"_target_": "torchmetrics.MeanAbsoluteError"},
+            **super().val_metrics(n_labels),
+        }
+
+    # Answers
+
+    def probs(self, logits: np.ndarray) -> np.ndarray:
+        """As in :class:`sodaops.modeling.losses.OrdinalLoss`: logit k is of the chance above label k, given not below it."""
+        above = np.cumprod(0.5 * (1 + np.tanh(0.5 * logits)), axis=-1)  # the logistic function, without overflow
+        one, none = np.ones_like(above[:, :1]), np.zeros_like(above[:, :1])
+        return np.concatenate([one, above], axis=-1) - np.concatenate([above, none], axis=-1)
+
+    def torch_probs(self, logits: Any) -> Any:
+        return logits.new_tensor(self.probs(logits.float().cpu().numpy()))
+
+    def decide(self, probs: np.ndarray) -> np.ndarray:
+        """The median of each distribution, int64 [n]."""
+        return np.minimum((probs.cumsum(axis=1) < 0.5).sum(axis=1), probs.shape[1] - 1)
+
+    def torch_answers(self, probs: Any) -> Any:
+        return (probs.cumsum(-1) < 0.5).sum(-1).clamp(max=probs.shape[-1] - 1)
+
+    def prediction(self, row: Sequence[float], labels: Sequence[str]) -> Prediction:
+        best = int(self.decide(np.array([row]))[0])
+        return Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
+
+
+def _binned(edges: Sequence[float], config: DataConfig, cells: Sequence[str]) -> Targets:
+    import pyarrow as pa
+
+    labels = [str(label) for label in config.labels or range(1, len(edges) + 2)]
+    if len(labels) != len(edges) + 1:
+        raise ConfigError(f"task.edges has {len(edges)} values, for {len(edges) + 1} labels; data.labels has {len(labels)}.")
+    values = np.array([_number(cell) for cell in cells])
+    ids = np.where(np.isnan(values), -1, np.searchsorted(edges, values, side="right"))
+    columns = {"label": pa.array(labels, pa.string()), "label_id": pa.array(np.arange(len(labels)), pa.int32())}
+    return Targets(labels, ids.astype(np.int32), columns)
+
+
+def _number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        return float("nan")
+    return value if np.isfinite(value) else float("nan")
