@@ -21,7 +21,8 @@ from sodaops.evaluation.quality_warnings import quality_warnings
 from sodaops.evaluation.result import FOLDERS, METRICS, REPORT, WRITTEN, Evaluated
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
-from sodaops.tasks import baselines, metrics, plots
+from sodaops.tasks import plots
+from sodaops.tasks.base import Task
 
 
 def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
@@ -53,11 +54,12 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     probs = predictor.probs_of_cleaned(table["text"].to_pylist())
     output_dir = settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split])
     same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
-    own = _own_metrics({**_metrics_of(bundle_dir, predictor.info), **config.metrics}, table, probs)
-    result = _result(settings, predictor.info.labels, table, probs, cut_share, splits_dir, output_dir, same_data, own)
+    own = _own_metrics({**_metrics_of(bundle_dir, predictor.info), **config.metrics}, predictor.task.truth(table), probs)
+    result = _result(settings, predictor, table, probs, cut_share, splits_dir, output_dir, same_data, own)
     with remote.output_folder(output_dir, WRITTEN, METRICS) as folder:
-        pq.write_table(_predictions(table, probs, result.labels), folder / "predictions.parquet", compression="zstd")
-        pictures = plots.draw_plots(folder / "plots", probs, table, result.labels, settings.n_bins)
+        pq.write_table(_predictions(predictor, table, probs), folder / "predictions.parquet", compression="zstd")
+        wanted = predictor.task.plots(probs, table, predictor.info.labels, settings.n_bins)
+        pictures = plots.draw_plots(folder / "plots", wanted)
         (folder / REPORT).write_text(report.render_report(result, predictor.info, manifest, pictures), encoding="utf-8")
         storage.write_json(folder / METRICS, _metrics_file(result, predictor, manifest, pictures))
     return result
@@ -70,7 +72,7 @@ def _metrics_of(bundle_dir: str | Path, info: BundleInfo) -> dict[str, dict[str,
         return TypeAdapter(dict[str, Extension]).validate_python(config.get("metrics", {}))
 
 
-def _own_metrics(sections: Mapping[str, dict[str, Any]], table: pa.Table, probs: np.ndarray) -> dict[str, float | None]:
+def _own_metrics(sections: Mapping[str, dict[str, Any]], truth: np.ndarray, probs: np.ndarray) -> dict[str, float | None]:
     """Name -> value, None where it is not finite. Only where there are such metrics, torch is imported."""
     if not sections:
         return {}
@@ -79,7 +81,7 @@ def _own_metrics(sections: Mapping[str, dict[str, Any]], table: pa.Table, probs:
     from sodaops.modeling.metrics import OwnMetrics
 
     own = OwnMetrics(sections, probs.shape[1])
-    own.update(torch.from_numpy(probs), torch.from_numpy(table["label_id"].to_numpy().astype(np.int64)))
+    own.update(torch.from_numpy(probs), torch.from_numpy(truth))
     values = {name: float(value) for name, value in own.compute().items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
@@ -94,26 +96,24 @@ def _read_answered(predictor: Predictor, splits_dir: Path, split: str) -> tuple[
 
 
 def _result(
-    settings: EvaluateConfig, labels: list[str], table: pa.Table, probs: np.ndarray, cut_share: float, splits_dir: Path,
+    settings: EvaluateConfig, predictor: Predictor, table: pa.Table, probs: np.ndarray, cut_share: float, splits_dir: Path,
     output_dir: str, same_data: bool, own: Mapping[str, float | None],
 ) -> Evaluated:  # fmt: skip
-    """The metrics of a split's probabilities, float [n_rows, n_labels]."""
-    label_ids = table["label_id"].to_numpy().astype(np.int64)
-    measured = metrics.measure(probs, label_ids, labels, settings.n_bootstrap, settings.n_bins)
-    measured["cut_share"] = cut_share
-    matrix = metrics.confusion(label_ids, probs.argmax(1), len(labels))
-    baseline_metrics = _baselines(splits_dir, table, labels) if settings.baselines else {}
+    """The metrics of a split's answers, float [n_rows, n_labels]."""
+    task, labels = predictor.task, predictor.info.labels
+    truth = task.truth(table)
+    measured = {**task.measure(probs, truth, labels, settings), "cut_share": cut_share}
+    baselines = _baselines(task, splits_dir, table, labels) if settings.baselines else {}
     return Evaluated(
+        task=task,
         split=settings.split,
-        metrics={**measured, **own, "slices": _slices(table, probs, label_ids, len(labels))},
-        baselines=baseline_metrics,
-        warnings=quality_warnings(measured, baseline_metrics, matrix, labels, settings.split),
+        metrics={**measured, **own, "slices": _slices(task, table, probs, truth)},
+        baselines=baselines,
+        warnings=quality_warnings(task, measured, baselines, task.support(probs, truth), labels, settings.split),
         output_dir=output_dir,
         same_data=same_data,
-        labels=labels,
-        confusion=matrix,
-        curves=metrics.curves(probs, label_ids, labels),
-        errors=report.worst_errors(table, probs, labels, settings.n_worst),
+        charts=task.charts(probs, truth, labels),
+        errors=task.errors(table, probs, labels, settings.n_worst),
     )
 
 
@@ -133,7 +133,7 @@ def _metrics_file(
     }
 
 
-def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels: int) -> dict[str, dict[str, Any]]:
+def _slices(task: Task, table: pa.Table, probs: np.ndarray, truth: np.ndarray) -> dict[str, dict[str, Any]]:
     """Slice column -> value -> the metrics of its rows."""
     slices: dict[str, dict[str, Any]] = {}
     for name in table.column_names:
@@ -142,29 +142,19 @@ def _slices(table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, n_labels:
         values = np.array(table[name].to_pylist())
         for value in sorted(set(values)):
             rows = values == value
-            matrix = metrics.confusion(label_ids[rows], probs[rows].argmax(1), n_labels)
-            slices.setdefault(name.removeprefix("slice_"), {})[value or "(no value)"] = {
-                "n_rows": int(rows.sum()),
-                **{key: float(number) for key, number in metrics.summary(matrix).items()},
-                "confidence": float(probs[rows].max(1).mean()),
-            }
+            measured = {"n_rows": int(rows.sum()), **task.slice_summary(probs[rows], truth[rows])}
+            slices.setdefault(name.removeprefix("slice_"), {})[value or "(no value)"] = measured
     return slices
 
 
-def _baselines(splits_dir: Path, table: pa.Table, labels: list[str]) -> dict[str, dict[str, float]]:
+def _baselines(task: Task, splits_dir: Path, table: pa.Table, labels: list[str]) -> dict[str, dict[str, float]]:
     """Baseline -> its summary metrics on the evaluated split."""
-    train = read_split(splits_dir, "train")
-    train_ids, label_ids = (split["label_id"].to_numpy().astype(np.int64) for split in (train, table))
-    probs_of = {
-        "majority": baselines.most_frequent(train_ids, len(table), len(labels)),
-        "tfidf": baselines.tfidf((train["text"].to_pylist(), train_ids), table["text"].to_pylist(), len(labels)),
-    }
-    matrices = {name: metrics.confusion(label_ids, probs.argmax(1), len(labels)) for name, probs in probs_of.items()}
-    return {name: {key: float(value) for key, value in metrics.summary(matrix).items()} for name, matrix in matrices.items()}
+    probs_of = task.baseline_probs(read_split(splits_dir, "train"), table["text"].to_pylist(), labels)
+    return {name: task.summary(probs, task.truth(table)) for name, probs in probs_of.items()}
 
 
-def _predictions(table: pa.Table, probs: np.ndarray, labels: list[str]) -> pa.Table:
+def _predictions(predictor: Predictor, table: pa.Table, probs: np.ndarray) -> pa.Table:
+    """Target and answer of every row."""
+    (_, answers), *others = predictor.task.columns(probs, predictor.info.labels).items()
     columns = {name: table[name] for name in ("source", "row", "label")}
-    columns["predicted"] = pa.array([labels[i] for i in probs.argmax(1)])
-    columns |= {f"prob_{label}": pa.array(probs[:, i]) for i, label in enumerate(labels)}
-    return pa.table(columns)
+    return pa.table({**columns, "predicted": answers, **{name: column for name, column in others if name != "score"}})

@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from sodaops.config.schema import BUILT_IN_METRICS
 from sodaops.io import remote
+from sodaops.tasks.base import Task
 
 METRICS = "metrics.json"
 REPORT = "report.html"
 WRITTEN = (".gitignore", METRICS, "predictions.parquet", "plots", REPORT)  # all that an evaluation's folder may hold
 FOLDERS = {"test": "evaluation", "val": "evaluation-val", "train": "evaluation-train"}  # split -> folder beside the bundle
-BASELINES = {"majority": "the most frequent label", "tfidf": "TF-IDF + logistic regression"}
 _ROWS = {
     "train": "that the model was trained on",
     "val": "that the epoch was chosen on",
@@ -30,9 +28,10 @@ def describe_rows(split: str, same_data: bool) -> str:
     return _ROWS.get(split, f"of {split}") if same_data else "of other data than the model was trained on"
 
 
-def own_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+def own_metrics(task: Task, metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """The metrics of the section ``metrics`` among those of a split; None: the value is not finite."""
-    own = {name: metrics[name] for name in metrics if name not in BUILT_IN_METRICS}
+    built_in = {*BUILT_IN_METRICS, *(metric.name for metric in task.metrics)}
+    own = {name: metrics[name] for name in metrics if name not in built_in}
     return {name: value for name, value in own.items() if value is None or isinstance(value, int | float)}
 
 
@@ -40,16 +39,15 @@ def own_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 class Evaluated:
     """The metrics of a bundle on a split, and where the files are."""
 
+    task: Task
     split: str
     metrics: dict[str, Any]  # as in metrics.json, under the split's name
     baselines: dict[str, dict[str, float]]
     warnings: list[str]  # sentences about the quality, most important first
     output_dir: str  # a local folder or a remote address
     same_data: bool  # whether the bundle was trained on the train split of the same data set
-    labels: list[str]
-    confusion: np.ndarray  # counts, int64 [n_labels, n_labels]; rows are the true labels
-    curves: dict[str, dict[str, Any]]  # label -> its ROC and precision-recall curve
-    errors: list[dict[str, Any]]  # the wrong answers with the highest confidence
+    charts: dict[str, Any]  # as the task gives them
+    errors: list[dict[str, Any]]  # the worst answers, as the task gives them
 
     @property
     def report_path(self) -> str:

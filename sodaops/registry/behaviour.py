@@ -74,17 +74,15 @@ def applicable(cases: Sequence[Case], labels: Sequence[str], path: str) -> tuple
 def run_suite(predictor: Predictor, cases: Sequence[Case]) -> np.ndarray:
     """Whether each case passed, bool [n_cases]."""
     texts = [case.text for case in cases] + [case.changed for case in cases if case.changed]
-    answers = [predictor.info.labels[i] for i in predictor.probs(texts).argmax(1)]
-    changed_answers = iter(answers[len(cases) :])
-    passed = []
-    for case, answer in zip(cases, answers, strict=False):
-        if case.expect == "same":
-            passed.append(answer == next(changed_answers))
-        elif case.expect.startswith("not "):
-            passed.append(answer != case.expect.removeprefix("not "))
-        else:
-            passed.append(answer == case.expect)
-    return np.array(passed, dtype=bool)
+    answers = predictor.predict(texts)
+    of_changed = iter(answers[len(cases) :])
+    return np.array(
+        [
+            answer.label == next(of_changed).label if case.expect == "same" else predictor.task.meets(answer, case.expect)
+            for case, answer in zip(cases, answers, strict=False)
+        ],
+        dtype=bool,
+    )
 
 
 def pass_rates(cases: Sequence[Case], passed: np.ndarray) -> dict[str, dict[str, Any]]:

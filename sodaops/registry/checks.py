@@ -11,7 +11,7 @@ import numpy as np
 
 from sodaops.config.schema import GateConfig
 from sodaops.inference.predictor import Predictor
-from sodaops.tasks import metrics
+from sodaops.tasks.base import Metric, Task
 
 _N_WARM_UP = 8  # texts that are predicted before the latency is measured
 _N_TIMED = 120  # texts on which the latency is measured
@@ -30,38 +30,11 @@ class Verdict:
     accept: tuple[str, ...] = ()  # the settings with which it passes
 
 
-def paired_gains(
-    label_ids: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_labels: int, n_samples: int
-) -> np.ndarray:
-    """Differences of macro-F1 on bootstrap samples of the rows; each sample is used for both models.
-
-    Rows with the same label and the same two predictions are interchangeable, so the bootstrap (Efron 1979) draws the number
-    of each kind from a multinomial distribution, instead of single rows.
-
-    Args:
-        label_ids: int [n_rows].
-        challenger: predicted ids, int [n_rows].
-        champion: predicted ids of the model to compare with, int [n_rows].
-        n_labels: number of labels.
-        n_samples: number of bootstrap samples.
-
-    Returns:
-        Challenger minus champion, float [n_samples].
-    """
-    # cells: the distinct combinations of label, challenger and champion, int [3, n_cells]
-    cells, counts = np.unique(np.stack([label_ids, challenger, champion]), axis=1, return_counts=True)
-    gains = []
-    for draws in metrics.draw_counts(counts, n_samples):  # the number of rows of each cell in each sample
-        own, other = (metrics.summary_of_cells(cells[0], predicted, draws, n_labels)["macro_f1"] for predicted in cells[1:])
-        gains.append(own - other)
-    return np.concatenate(gains)
-
-
-def check_gain(gain: Mapping[str, float], against: str, rules: GateConfig) -> Verdict:
-    """The gain in macro-F1 exceeds the limit with the configured confidence."""
+def check_gain(gain: Mapping[str, float], against: str, metric: Metric, rules: GateConfig) -> Verdict:
+    """The gain in a metric exceeds the limit with the configured confidence."""
     bound, limit = gain["bound"], rules.min_gain
     text = (
-        f"macro-F1 {gain['measured']:+.4f} against {against}; with {rules.confidence:.0%} confidence above {bound:+.4f} "
+        f"{metric.title} {gain['measured']:+.4f} against {against}; with {rules.confidence:.0%} confidence above {bound:+.4f} "
         f"(95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})"
     )
     accept = f"registry.gate.min_gain={_down(bound - 1e-9)}"
@@ -76,18 +49,21 @@ def _up(value: float) -> str:
     return f"{math.ceil(100 * value) / 100:g}"
 
 
-def check_slices(slices: Sequence[Mapping[str, Any]], floor: float) -> Verdict:
-    """No slice with enough rows has an F1 below the floor."""
-    worst = min((entry for entry in slices if entry["judged"]), key=lambda entry: entry["f1"], default=None)
+def check_slices(slices: Sequence[Mapping[str, Any]], task: Task, floor: float) -> Verdict:
+    """No slice with enough rows has an F1, or another first metric of the task, below the floor."""
+    key = task.slice_key
+    worst = min((entry for entry in slices if entry["judged"]), key=lambda entry: entry[key], default=None)
     if worst is None:
         return Verdict("slices", True, None, f"≥ {floor:g}", "no slice has enough rows")
-    text = f"the lowest is {worst['slice']}: {worst['f1']:.3f} over {worst['n_rows']} rows"
-    accept = f"registry.gate.slice_floor={_down(worst['f1'])}"
-    return Verdict("slices", worst["f1"] >= floor, worst["f1"], f"≥ {floor:g}", text, (accept,))
+    text = f"the lowest is {worst['slice']}: {worst[key]:.3f} over {worst['n_rows']} rows"
+    accept = f"registry.gate.slice_floor={_down(worst[key])}"
+    return Verdict("slices", worst[key] >= floor, worst[key], f"≥ {floor:g}", text, (accept,))
 
 
-def check_calibration(ece: float, ceiling: float) -> Verdict:
+def check_calibration(ece: float | None, task: Task, ceiling: float) -> Verdict:
     """The expected calibration error is not above the ceiling."""
+    if ece is None:
+        return Verdict("calibration", True, None, f"≤ {ceiling:g}", f"not defined for the task {task.name}")
     text = f"expected calibration error {ece:.4f}"
     return Verdict("calibration", ece <= ceiling, ece, f"≤ {ceiling:g}", text, (f"registry.gate.max_ece={_up(ece)}",))
 
@@ -112,29 +88,29 @@ def check_latency(challenger: Predictor, champion: Predictor | None, texts: Sequ
 
 
 def check_parity(bundle: Path, texts: Sequence[str], ceiling: float) -> Verdict:
-    """The largest difference between probabilities of ONNX float32 and of torch is not above the ceiling."""
+    """The largest difference between the answers of ONNX float32 and of torch is not above the ceiling."""
     import torch
 
     from sodaops.bundle.save import load_bundle
 
     loaded, onnx = load_bundle(bundle), Predictor(bundle, "float32")
-    gaps = []
+    task, gaps = onnx.task, []
     for text in [texts[i] for i in np.linspace(0, len(texts) - 1, min(_N_PARITY, len(texts))).astype(int)]:
         row = onnx.encode(text)
         ids = torch.from_numpy(row[None])
         with torch.inference_mode():
-            expected = torch.softmax(loaded.model(ids, torch.ones_like(ids)).logits, dim=-1).numpy()
-        gaps.append(float(np.abs(onnx.run([row]).probs - expected).max()))
-    text = f"ONNX float32 and torch differ by at most {max(gaps):.1e} in a probability, on {len(gaps)} texts"
+            expected = task.torch_probs(loaded.model(ids, torch.ones_like(ids)).logits).numpy()
+        gaps.append(float(task.gap(expected, onnx.run([row]).probs).max()))
+    text = f"ONNX float32 and torch differ by at most {max(gaps):.1e} in {task.gap_unit}, on {len(gaps)} texts"
     accept = f"registry.gate.max_gap={min(1.1 * max(gaps), 1):.1e}"
     return Verdict("parity", max(gaps) <= ceiling, max(gaps), f"≤ {ceiling:g}", text, (accept,))
 
 
 def check_agreement(bundle: Path, predictor: Predictor, texts: Sequence[str], probs: np.ndarray, floor: float) -> Verdict:
-    """The served variant predicts the label of float32 for at least ``floor`` of the texts."""
+    """The served variant gives the answer of float32 for at least ``floor`` of the texts."""
     full = probs if predictor.variant == "float32" else Predictor(bundle, "float32").probs_of_cleaned(texts)
-    share = float((full.argmax(1) == probs.argmax(1)).mean())
-    text = f"{predictor.variant} serves; {share:.1%} of its labels are those of float32"
+    share = predictor.task.agreement(full, probs)
+    text = f"{predictor.variant} serves; {share:.1%} of its {predictor.task.answers} are those of float32"
     return Verdict("agreement", share >= floor, share, f"≥ {floor:g}", text, (f"registry.gate.min_agreement={_down(share)}",))
 
 

@@ -14,13 +14,12 @@ from sodaops.bundle.files import parsing
 from sodaops.config.schema import GateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError, RegistryError, nearest, some
-from sodaops.evaluation.result import BASELINES
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.io.progress import progress
 from sodaops.registry import behaviour, checks
 from sodaops.registry.checks import Verdict
-from sodaops.tasks import baselines, metrics
+from sodaops.tasks.base import Task
 
 GATE_PAGE, GATE_JSON = "gate.html", "gate.json"
 
@@ -33,8 +32,8 @@ class GateResult:
     against: str  # the champion's version, or the baseline's name
     test: dict[str, Any]  # number of rows and hash of the test split
     verdicts: list[Verdict]
-    scores: dict[str, dict[str, float]]  # challenger, and champion or baseline -> macro-F1, accuracy, ECE
-    gain: dict[str, float]  # of macro-F1: measured; low and high of its 95 % interval; bound: the lower one of the rule
+    scores: dict[str, dict[str, float]]  # challenger, and champion or baseline -> metric -> value
+    gain: dict[str, float]  # of the first metric: measured; low and high of its 95 % interval; bound: the lower one of the rule
     histogram: dict[str, list[float]]  # of the bootstrapped gains: edges, shares
     slices: list[dict[str, Any]] = field(default_factory=list)
     abilities: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -67,35 +66,36 @@ def run_gate(
     Args:
         version: the challenger's version.
         challenger_dir: its bundle.
-        champion: version and bundle; if None, the challenger is compared with tuned TF-IDF and logistic regression.
+        champion: version and bundle; if None, the challenger is compared with the task's best baseline.
         splits_dir: the splits of the challenger's data.
         rules: conf/registry's section ``gate``.
 
     Raises:
         ConfigError: the splits are not the challenger's.
-        RegistryError: the champion has other labels or another data set.
+        RegistryError: the champion has another task, other labels or another data set.
         BundleError, DataError: damaged files.
     """
     challenger = Predictor(challenger_dir, n_threads=1)
     table, test = _test_split(challenger_dir, challenger, splits_dir)
-    label_ids, texts = table["label_id"].to_numpy().astype(np.int64), table["text"].to_pylist()
-    labels, probs = challenger.info.labels, challenger.probs_of_cleaned(texts)
+    task, labels, texts = challenger.task, challenger.info.labels, table["text"].to_pylist()
+    truth, probs = task.truth(table), challenger.probs_of_cleaned(texts)
     if champion is None:
-        against, champion_model = BASELINES["tfidf"], None
-        other_probs = baselines.tfidf(_labelled(splits_dir, "train"), texts, len(labels))
+        *_, (baseline, other_probs) = task.baseline_probs(read_split(splits_dir, "train"), texts, labels).items()
+        against, champion_model = task.baselines[baseline], None
     else:
-        against, champion_model = champion[0], _load_champion(champion[1], challenger.info)
+        against, champion_model = champion[0], _load_champion(champion[1], challenger)
         same_cleaning = champion_model.info.cleaning == challenger.info.cleaning  # then the texts are clean already
         other_probs = champion_model.probs_of_cleaned(texts) if same_cleaning else champion_model.probs(texts)
         test["also_kept_from_champion"] = _test_hash(champion[1], champion_model) == test["sha256"]
-    gain, histogram = _gain(label_ids, probs.argmax(1), other_probs.argmax(1), len(labels), rules)
-    slices = _slices(table, probs, label_ids, labels, rules.slice_rows)
+    gain, histogram = _gain(task, truth, probs, other_probs, rules)
+    slices = _slices(task, table, probs, truth, labels, rules.slice_rows)
     abilities, skipped = _abilities(challenger, champion_model, rules)
-    scores = {"challenger": _scores(probs, label_ids), "champion" if champion else "baseline": _scores(other_probs, label_ids)}
+    compared = {"challenger": probs, "champion" if champion else "baseline": other_probs}
+    scores = {name: _scores(task, answers, truth) for name, answers in compared.items()}
     configured: list[tuple[Any, Callable[[], Verdict]]] = [  # (limit, check); a check whose limit is null is skipped
-        (rules.min_gain, lambda: checks.check_gain(gain, against, rules)),
-        (rules.slice_floor, lambda: checks.check_slices(slices, rules.slice_floor)),
-        (rules.max_ece, lambda: checks.check_calibration(scores["challenger"]["ece"], rules.max_ece)),
+        (rules.min_gain, lambda: checks.check_gain(gain, against, task.metrics[0], rules)),
+        (rules.slice_floor, lambda: checks.check_slices(slices, task, rules.slice_floor)),
+        (rules.max_ece, lambda: checks.check_calibration(scores["challenger"].get("ece"), task, rules.max_ece)),
         (rules.max_latency, lambda: checks.check_latency(challenger, champion_model, texts, rules.max_latency)),
         (rules.max_gap, lambda: checks.check_parity(challenger_dir, texts, rules.max_gap)),
         (rules.min_agreement, lambda: checks.check_agreement(challenger_dir, challenger, texts, probs, rules.min_agreement)),
@@ -103,7 +103,7 @@ def run_gate(
     active = [check for limit, check in configured if limit is not None]
     verdicts = [check() for check in progress(active, desc="gate", unit="rule")]
     verdicts += checks.check_behaviour(abilities, rules, skipped)
-    return GateResult(version, against, test, verdicts, scores, gain, histogram, slices, abilities)
+    return GateResult(version, against, test, verdicts, scores, gain, histogram, slices, abilities, task)
 
 
 def write_gate_report(folder: str, result: GateResult, introduction: str) -> str:
@@ -144,11 +144,12 @@ def _test_hash(bundle: Path, predictor: Predictor) -> str:
         return layout.read_json(bundle, predictor.info, layout.DATA)["splits"]["test"]["sha256"]
 
 
-def _load_champion(path: Path, challenger: layout.BundleInfo) -> Predictor:
+def _load_champion(path: Path, challenger: Predictor) -> Predictor:
     champion = Predictor(path, n_threads=1)
     for name, champion_value, challenger_value in (
-        ("data set", champion.info.data["name"], challenger.data["name"]),
-        ("labels", list(champion.info.labels), list(challenger.labels)),
+        ("task", champion.task.name, challenger.task.name),
+        ("data set", champion.info.data["name"], challenger.info.data["name"]),
+        ("labels", champion.info.labels, challenger.info.labels),
     ):
         if champion_value != challenger_value:
             same_data = f", or train again with data.name={champion_value} if it is the same task" if name == "data set" else ""
@@ -159,40 +160,32 @@ def _load_champion(path: Path, challenger: layout.BundleInfo) -> Predictor:
     return champion
 
 
-def _labelled(splits_dir: Path, split: str) -> tuple[list[str], np.ndarray]:
-    table = read_split(splits_dir, split)
-    return table["text"].to_pylist(), table["label_id"].to_numpy().astype(np.int64)
-
-
 def _gain(
-    label_ids: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_labels: int, rules: GateConfig
+    task: Task, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, rules: GateConfig
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """The gain in macro-F1 with its bootstrap interval, and a histogram of the bootstrapped gains."""
-    gains = checks.paired_gains(label_ids, challenger, champion, n_labels, rules.n_bootstrap)
-    f1 = [metrics.summary(metrics.confusion(label_ids, ids, n_labels))["macro_f1"] for ids in (challenger, champion)]
+    """The gain in the task's score with its bootstrap interval, and a histogram of the bootstrapped gains."""
+    gains = task.gains(truth, challenger, champion, rules.n_bootstrap)
+    measured = task.score(challenger, truth) - task.score(champion, truth)
     low, high, bound = np.quantile(gains, [0.025, 0.975, 1 - rules.confidence])
-    numbers = {"measured": f1[0] - f1[1], "low": low, "high": high, "bound": bound}
+    numbers = {"measured": measured, "low": low, "high": high, "bound": bound}
     shares, edges = np.histogram(gains, bins=40)
     histogram = {"edges": edges.tolist(), "shares": (shares / shares.max()).tolist()}
     return {name: float(value) for name, value in numbers.items()}, histogram
 
 
-def _scores(probs: np.ndarray, label_ids: np.ndarray) -> dict[str, float]:
-    summary = metrics.summary(metrics.confusion(label_ids, probs.argmax(1), probs.shape[1]))
-    return {
-        "macro_f1": float(summary["macro_f1"]), "accuracy": float(summary["accuracy"]),
-        "ece": metrics.expected_calibration_error(probs, label_ids),
-    }  # fmt: skip
+def _scores(task: Task, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """The task's first two metrics, and its calibration error where it has one."""
+    summary, ece = task.summary(probs, truth), task.calibration_error(probs, truth)
+    return {metric.name: summary[metric.name] for metric in task.metrics[:2]} | ({} if ece is None else {"ece": ece})
 
 
 def _slices(
-    table: pa.Table, probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], min_rows: int
+    task: Task, table: pa.Table, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str], min_rows: int
 ) -> list[dict[str, Any]]:
-    """F1 by label, and macro-F1 by text length and by each slice column; ``judged`` if a slice has ``min_rows`` rows."""
-    predicted = probs.argmax(1)
-    per_label = metrics.per_label(metrics.confusion(label_ids, predicted, len(labels)), labels)
+    """The first metric by label, by text length and by each slice column; ``judged`` if a slice has ``min_rows`` rows."""
+    key, scores = task.slice_key, task.label_scores(probs, truth, labels)
     slices: list[dict[str, Any]] = [
-        {"slice": f"label {name}", "f1": v["f1"], "n_rows": v["n_rows"]} for name, v in per_label.items()
+        {"slice": f"label {name}", key: score, "n_rows": n_rows} for name, (score, n_rows) in scores.items()
     ]
     lengths = np.array([len(text) for text in table["text"].to_pylist()])
     short, long = np.quantile(lengths, [1 / 3, 2 / 3])
@@ -206,8 +199,8 @@ def _slices(
             groups |= {f"{name.removeprefix('slice_')} {value}": values == value for value in sorted(set(values))}
     for name, rows in groups.items():
         if rows.any():
-            f1 = metrics.summary(metrics.confusion(label_ids[rows], predicted[rows], len(labels)))["macro_f1"]
-            slices.append({"slice": name, "f1": float(f1), "n_rows": int(rows.sum())})
+            value = task.summary(probs[rows], truth[rows])[task.metrics[0].name]
+            slices.append({"slice": name, key: value, "n_rows": int(rows.sum())})
     return [{**entry, "judged": entry["n_rows"] >= min_rows} for entry in slices]
 
 

@@ -19,9 +19,12 @@ import numpy as np
 
 from sodaops.config.schema import BUILT_IN_METRICS, Config, DataConfig, EvaluateConfig, OptimConfig
 from sodaops.errors import ConfigError, DataError, nearest
+from sodaops.tasks.metrics import bootstrap_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa  # a service has no pyarrow in its process
+
+    from sodaops.tasks.plots import Wanted
 
 
 class Targets(NamedTuple):
@@ -43,11 +46,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that reports show. Of a task's first one, a higher value must be better, and 0.005 a small difference."""
+    """A number of :meth:`Task.measure` that reports show.
+
+    Of a task's first one a higher value is better, 1 is best, and 0.005 is a small difference.
+    """
 
     name: str  # as in metrics.json
     title: str
     higher_is_better: bool = True
+    note: str = ""  # what it means, in a few words
 
 
 class Task:
@@ -55,8 +62,12 @@ class Task:
 
     name: ClassVar[str]
     kind: ClassVar[str] = "classification"  # in sentences: a model for ...
-    metrics: ClassVar[tuple[Metric, ...]]  # in the order of reports; the first one decides: gate, warnings, titles
-    baselines: ClassVar[Mapping[str, str]]  # name in metrics.json -> title
+    answers: ClassVar[str] = "labels"  # in sentences: ... of its labels are those of float32
+    gap_unit: ClassVar[str] = "a probability"  # of `gap`
+    limits: ClassVar[str] = ""  # what a model of this task cannot do, as a sentence
+    metrics: ClassVar[tuple[Metric, ...]]  # all numbers of `measure`; the first one decides: gate, warnings, titles
+    baselines: ClassVar[Mapping[str, str]]  # name in metrics.json -> title, best last: the gate compares with that one
+    slice_key: ClassVar[str] = "f1"  # of the first metric in the slices of gate.json
     takes_votes: ClassVar[bool] = False
     max_cells: ClassVar[int] = 65_536  # distinct cells in the column of targets
 
@@ -194,48 +205,72 @@ class Task:
 
     def score(self, probs: np.ndarray, truth: np.ndarray) -> float:
         """The first metric."""
+        return self.summary(probs, truth)[self.metrics[0].name]
+
+    # Evaluation and the gate. Functions that several tasks need are in sodaops.tasks.metrics.
+
+    def purpose(self, names: str) -> str:
+        """What a model does, for cards and reports, of the names of its labels: "classifies a text as one of `a`, `b`"."""
         raise NotImplementedError
 
-    # Evaluation and the gate
-
     def measure(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str], settings: EvaluateConfig) -> dict[str, Any]:
-        """The metrics of a split, as in metrics.json: plain numbers, with intervals for the first ones in ``interval_95``."""
+        """The metrics of a split, as in metrics.json: ``n_rows``, and plain numbers for ``metrics``.
+
+        ``interval_95`` has the intervals, metric -> low and high, at least of the first metric. ``labels``, label -> f1,
+        precision, recall, n_rows and perhaps roc_auc and threshold, is a table in reports; without it there is none.
+        """
         raise NotImplementedError
 
     def summary(self, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-        """The first few metrics, quick to compute: of slices, of baselines, of both models in the gate."""
+        """The first few metrics, at least two, quick to compute: of slices, of baselines, of both models in the gate."""
         raise NotImplementedError
+
+    def slice_summary(self, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        """What reports show of a slice: the summary, and perhaps the mean ``confidence``."""
+        return self.summary(probs, truth)
+
+    def label_scores(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, tuple[float, int]]:
+        """Label -> its score and number of rows; the gate checks them like slices."""
+        return {}
 
     def baseline_probs(self, train: "pa.Table", texts: Sequence[str], labels: Sequence[str]) -> dict[str, np.ndarray]:
-        """Baseline -> its ``probs`` of texts."""
+        """Baseline -> its ``probs`` of texts, in the order of ``baselines``."""
         raise NotImplementedError
 
-    def warnings(
-        self, measured: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]], probs: np.ndarray, truth: np.ndarray,
-        labels: Sequence[str], split: str,
-    ) -> list[str]:  # fmt: skip
-        """Sentences about the quality, most important first; ``baselines`` is empty where none was measured."""
+    def support(self, probs: np.ndarray, truth: np.ndarray) -> np.ndarray | None:
+        """Rows and predictions of each label, int [2, n_labels], for warnings about rare labels; None: no labels."""
+        return None
+
+    def warnings(self, measured: Mapping[str, Any], split: str) -> list[str]:
+        """Sentences about the quality that only this task has, such as on the coverage of its intervals."""
+        return []
+
+    def plots(self, probs: np.ndarray, table: "pa.Table", labels: Sequence[str], n_bins: int) -> list["Wanted"]:
+        """The plots of a split, which :func:`sodaops.tasks.plots.draw_plots` draws."""
         raise NotImplementedError
 
-    def plots(self, probs: np.ndarray, table: "pa.Table", labels: Sequence[str], n_bins: int) -> list[Any]:
-        """What :func:`sodaops.tasks.plots.draw_plots` draws."""
-        raise NotImplementedError
+    def charts(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+        """For W&B: ``confusion``, counts [n_labels, n_labels]; ``curves``, label -> fpr, tpr, precision, recall. Both optional."""
+        return {}
 
     def errors(self, table: "pa.Table", probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
-        """The worst answers, worst first: text, label, predicted, confidence, votes, row."""
+        """The worst answers, worst first: text, label, predicted and row; perhaps confidence, and votes, a list."""
         raise NotImplementedError
 
     def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
         """Differences of :meth:`score` between two models' ``probs`` on bootstrap samples of the rows, float [n_samples]."""
-        raise NotImplementedError
+        def gain(rows: np.ndarray) -> float:
+            return self.score(challenger[rows], truth[rows]) - self.score(champion[rows], truth[rows])
+
+        return bootstrap_rows(gain, len(truth), n_samples)
 
     def calibration_error(self, probs: np.ndarray, truth: np.ndarray) -> float | None:
         """What the gate limits by ``max_ece``; None: not defined for the task."""
         return None
 
-    def meets(self, prediction: Prediction, expected: str) -> bool | None:
-        """Whether a prediction is as a behavioural test expects, a label or "not LABEL"; None: no such test for the task."""
-        return None
+    def meets(self, prediction: Prediction, expected: str) -> bool:
+        """Whether a prediction is as a behavioural test expects: a label or "not LABEL"."""
+        return (prediction.label == expected.removeprefix("not ")) != expected.startswith("not ")
 
     # Monitoring and annotation
 

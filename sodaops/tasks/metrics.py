@@ -1,10 +1,9 @@
-"""Metrics as pure functions of label ids and probabilities."""
+"""Metrics as pure functions of label ids and probabilities, and the bootstrap."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn import metrics as sk
 
 from sodaops.errors import DataError
 
@@ -130,6 +129,49 @@ def draw_counts(counts: np.ndarray, n_samples: int, seed: int = 0) -> Iterator[n
         yield generator.multinomial(counts.sum(), counts / counts.sum(), size=min(block, n_samples - start))
 
 
+def bootstrap_rows(score: Callable[[np.ndarray], Any], n_rows: int, n_samples: int, seed: int = 0) -> np.ndarray:
+    """Any statistic of bootstrap samples of the rows.
+
+    Args:
+        score: rows of a sample, int [n_rows] with repetitions -> a number, or several.
+        n_rows: of the table.
+        n_samples: bootstrap samples.
+        seed: of the random generator.
+
+    Returns:
+        float [n_samples, ...]
+    """
+    generator = np.random.default_rng(seed)
+    return np.array([score(generator.integers(0, n_rows, n_rows)) for _ in range(n_samples)])
+
+
+def paired_gains(
+    label_ids: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_labels: int, n_samples: int
+) -> np.ndarray:
+    """Differences of macro-F1 on bootstrap samples of the rows; each sample is used for both models.
+
+    Rows with the same label and the same two predictions are interchangeable, so the bootstrap (Efron 1979) draws the number
+    of each kind from a multinomial distribution, instead of single rows.
+
+    Args:
+        label_ids: int [n_rows].
+        challenger: predicted ids, int [n_rows].
+        champion: predicted ids of the model to compare with, int [n_rows].
+        n_labels: number of labels.
+        n_samples: number of bootstrap samples.
+
+    Returns:
+        Challenger minus champion, float [n_samples].
+    """
+    # cells: the distinct combinations of label, challenger and champion, int [3, n_cells]
+    cells, counts = np.unique(np.stack([label_ids, challenger, champion]), axis=1, return_counts=True)
+    gains = []
+    for draws in draw_counts(counts, n_samples):  # the number of rows of each cell in each sample
+        own, other = (summary_of_cells(cells[0], predicted, draws, n_labels)["macro_f1"] for predicted in cells[1:])
+        gains.append(own - other)
+    return np.concatenate(gains)
+
+
 def wilson(share: float, n_rows: float) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference).
 
@@ -214,6 +256,8 @@ def curves(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> d
     Returns:
         label -> fpr, tpr, roc_auc, precision, recall, average_precision.
     """
+    from sklearn import metrics as sk  # only here, since serving imports this module
+
     curves_of = {}
     for i, label in enumerate(labels):
         positive = label_ids == i

@@ -52,21 +52,12 @@ class Picture(NamedTuple):
     path: Path
 
 
-def draw_plots(folder: Path, probs: np.ndarray, table: pa.Table, labels: Sequence[str], n_bins: int) -> list[Picture]:
-    """Draws every plot of a split into ``folder``.
+def draw_plots(folder: Path, wanted: Sequence[Wanted]) -> list[Picture]:
+    """Draws plots into ``folder``, which is made if missing.
 
     Figures are made without pyplot, so that neither its backend nor its global state is touched.
-
-    Args:
-        folder: made if missing.
-        probs: float [n_examples, n_labels].
-        table: the split, of which label_id and the slice columns are read.
-        labels: in the order of the columns of ``probs``.
-        n_bins: bins of the reliability diagram.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    label_ids = table["label_id"].to_numpy().astype(np.int64)
-    wanted = [*_of_labels(probs, label_ids, labels, n_bins), *_of_confidence(probs, table, labels)]
     missing: set[str] = set()
     pictures = [_save(folder / f"{name}.png", title, caption, fill, missing) for name, title, caption, fill in wanted]
     if missing:
@@ -77,7 +68,8 @@ def draw_plots(folder: Path, probs: np.ndarray, table: pa.Table, labels: Sequenc
     return pictures
 
 
-def _of_labels(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], n_bins: int) -> list[Wanted]:
+def of_labels(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], n_bins: int) -> list[Wanted]:
+    """Confusion matrix, reliability, ROC and precision-recall curves of probabilities, float [n_rows, n_labels]."""
     matrix = metrics.confusion(label_ids, probs.argmax(1), len(labels))
     confused = most_confused(matrix, _MAX_LABELS)
     curves = metrics.curves(probs, label_ids, labels)
@@ -96,7 +88,8 @@ def _of_labels(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], 
     ]  # fmt: skip
 
 
-def _of_confidence(probs: np.ndarray, table: pa.Table, labels: Sequence[str]) -> Iterator[Wanted]:
+def of_confidence(probs: np.ndarray, table: pa.Table, labels: Sequence[str]) -> Iterator[Wanted]:
+    """The highest probability by predicted label, and by each slice column."""
     groups = {"predicted": ("predicted label", np.array(labels)[probs.argmax(1)], list(labels))}
     for column in table.column_names:
         if column.startswith("slice_"):

@@ -5,20 +5,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from sodaops.config.schema import DataConfig, OptimConfig
+from sodaops.config.schema import DataConfig, EvaluateConfig, OptimConfig
 from sodaops.errors import DataError, nearest, some
+from sodaops.tasks import metrics
 from sodaops.tasks.base import Metric, Prediction, Targets, Task
 from sodaops.text.labels import label_ids, label_order, unknown_label_error
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow as pa  # a service has no pyarrow in its process
+
+    from sodaops.tasks.plots import Wanted
 
 
 class SingleLabel(Task):
     """One label per text; votes of several raters may soften the targets."""
 
     name = "single_label"
-    metrics = (Metric("macro_f1", "macro-F1"), Metric("accuracy", "accuracy"), Metric("weighted_f1", "weighted F1"))
+    limits = "It always answers with one of its labels, even if none fits."
+    metrics: ClassVar = (
+        Metric("macro_f1", "macro-F1", note="in which all labels count equally"),
+        Metric("accuracy", "accuracy"),
+        Metric("weighted_f1", "weighted F1"),
+        Metric("ece", "ECE", higher_is_better=False, note="calibration error; 0 is best"),
+    )
     baselines: ClassVar = {"majority": "the most frequent label", "tfidf": "TF-IDF + logistic regression"}
     takes_votes = True
 
@@ -128,6 +137,73 @@ class SingleLabel(Task):
 
     def agreement(self, before: np.ndarray, after: np.ndarray) -> float:
         return float((self.decide(after) == self.decide(before)).mean())
+
+    # Evaluation and the gate
+
+    def purpose(self, names: str) -> str:
+        return f"classifies a text as one of {names}"
+
+    def measure(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str], settings: EvaluateConfig) -> dict[str, Any]:
+        return metrics.measure(probs, truth, labels, settings.n_bootstrap, settings.n_bins)
+
+    def summary(self, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        return {name: float(value) for name, value in metrics.summary(self.confusion(probs, truth)).items()}
+
+    def slice_summary(self, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        return {**self.summary(probs, truth), "confidence": float(probs.max(1).mean())}
+
+    def label_scores(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, tuple[float, int]]:
+        scores = metrics.per_label(self.confusion(probs, truth), labels)
+        return {label: (values["f1"], int(values["n_rows"])) for label, values in scores.items()}
+
+    def baseline_probs(self, train: "pa.Table", texts: Sequence[str], labels: Sequence[str]) -> dict[str, np.ndarray]:
+        from sodaops.tasks import baselines
+
+        truth = self.truth(train)
+        return {
+            "majority": baselines.most_frequent(truth, len(texts), len(labels)),
+            "tfidf": baselines.tfidf((train["text"].to_pylist(), truth), texts, len(labels)),
+        }
+
+    def support(self, probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        matrix = self.confusion(probs, truth)
+        return np.stack([matrix.sum(1), matrix.sum(0)])
+
+    def plots(self, probs: np.ndarray, table: "pa.Table", labels: Sequence[str], n_bins: int) -> list["Wanted"]:
+        from sodaops.tasks import plots
+
+        return [*plots.of_labels(probs, self.truth(table), labels, n_bins), *plots.of_confidence(probs, table, labels)]
+
+    def charts(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+        return {"confusion": self.confusion(probs, truth), "curves": metrics.curves(probs, truth, labels)}
+
+    def errors(self, table: "pa.Table", probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
+        """The wrong answers with the highest confidence, highest first; rows of equal confidence in the table's order."""
+        truth, predicted, confidence = self.truth(table), self.decide(probs), probs.max(1)
+        wrong = np.flatnonzero(predicted != truth)
+        return [
+            {
+                "text": table["text"][int(i)].as_py(),
+                "label": labels[truth[i]],
+                "predicted": labels[predicted[i]],
+                "confidence": float(confidence[i]),
+                "votes": table["votes"][int(i)].as_py() or [],
+                "row": table["row"][int(i)].as_py(),
+            }
+            for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_worst]
+        ]
+
+    def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
+        return metrics.paired_gains(truth, self.decide(challenger), self.decide(champion), challenger.shape[1], n_samples)
+
+    def calibration_error(self, probs: np.ndarray, truth: np.ndarray) -> float | None:
+        return metrics.expected_calibration_error(probs, truth)
+
+    def confusion(self, probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Counts, int64 [n_labels, n_labels]; rows are the true labels, columns the predicted ones."""
+        return metrics.confusion(truth, self.decide(probs), probs.shape[1])
+
+    # Monitoring and annotation
 
     def check_answer(self, answer: object, labels: Sequence[str]) -> str:
         if answer not in labels:
