@@ -5,12 +5,9 @@ from typing import Any
 
 from sodaops.bundle.layout import BundleInfo
 from sodaops.tasks import make_task
+from sodaops.tasks.base import Task
 
-SHOWN = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "loss": "loss", "ece": "ECE"}
-LIMITS = (
-    "It is meant for texts like those that it was trained on; on others its confidence is not reliable. It always answers with "
-    "one of its labels, even if none fits."
-)
+LIMITS = "It is meant for texts like those that it was trained on; on others its confidence is not reliable."
 
 
 def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -21,17 +18,18 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
         config: the configuration of its training.
         metrics: split -> metric -> value.
     """
-    model, optim = config["model"], config["optim"]
+    model, optim, task = config["model"], config["optim"], make_task(info.task)
+    metric, purpose = task.metrics[0], task.purpose(", ".join(f"`{label}`" for label in info.labels))
     lines = [
         f"# {info.data['name']} {info.bundle_id}",
         "",
-        f"Classifies a text as one of {', '.join(f'`{label}`' for label in info.labels)}. Trained {info.created} from "
+        f"{purpose[0].upper()}{purpose[1:]}. Trained {info.created} from "
         f"`{model['name_or_path'].partition('#')[0]}` on the data set `{info.data['name']}` (fingerprint "
         f"`{info.data['fingerprint'][:12]}`).",
         "",
         "## Metrics",
         "",
-        *_metrics_table(metrics),
+        *_metrics_table(task, metrics),
         "",
         "The epoch was chosen on val, so its metrics are optimistic; test, if listed, was not used in training.",
         "",
@@ -41,10 +39,9 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
     ]
     for variant, gate in info.onnx.items():
         serves = " (default)" if variant == info.default_variant else ""
-        metric = make_task(info.task).metrics[0]
         lines.append(
-            f"- ONNX {variant}{serves}: opset {gate['opset']}, {gate['agreement']:.1%} of labels on val equal to torch, "
-            f"{metric.title} {gate[f'{metric.name}_change']:+.4f}"
+            f"- ONNX {variant}{serves}: opset {gate['opset']}, {gate['agreement']:.1%} of {task.answers} on val equal to "
+            f"torch, {metric.title} {gate[f'{metric.name}_change']:+.4f}"
         )
     lines += [
         "",
@@ -59,14 +56,15 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
         "",
         "## Limits",
         "",
-        LIMITS,
+        f"{LIMITS} {task.limits}".strip(),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = ["| split | " + " | ".join(SHOWN.values()) + " |", "| --- |" + " --- |" * len(SHOWN)]
+def _metrics_table(task: Task, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    titles = {**{metric.name: metric.title for metric in task.metrics}, "loss": "loss"}
+    lines = ["| split | " + " | ".join(titles.values()) + " |", "| --- |" + " --- |" * len(titles)]
     for split, values in metrics.items():
-        cells = [f"{values[key]:.4f}" if isinstance(values.get(key), int | float) else "–" for key in SHOWN]
+        cells = [f"{values[key]:.4f}" if isinstance(values.get(key), int | float) else "–" for key in titles]
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
     return lines

@@ -46,20 +46,22 @@ def show_export(exported: "Exported") -> None:
 
 def show_evaluation(evaluated: "Evaluated") -> None:
     """Prints an evaluation as a table."""
-    from sodaops.evaluation.result import BASELINES, own_metrics
+    from sodaops.evaluation.result import own_metrics
 
-    m = evaluated.metrics
-    low, high = m["interval_95"]["macro_f1"]["low"], m["interval_95"]["macro_f1"]["high"]
-    print(
-        f"\n{evaluated.split} split, {m['n_rows']:,} rows           macro-F1   95 % interval   accuracy   weighted F1     ECE"
-    )
-    print(
-        f"{'this model':<31}{m['macro_f1']:10.3f}   {low:.3f} to {high:.3f}  {m['accuracy']:8.3f}"
-        f"   {m['weighted_f1']:11.3f}   {m['ece']:.3f}"
-    )
-    for name, values in evaluated.baselines.items():
-        print(f"{BASELINES[name]:<31}{values['macro_f1']:10.3f}{values['accuracy']:27.3f}   {values['weighted_f1']:11.3f}")
-    if own := own_metrics(m):
+    task, m = evaluated.task, evaluated.metrics
+    first, *others = task.metrics
+    low, high = (m["interval_95"][first.name][end] for end in ("low", "high"))
+    rows = [("this model", m, f"{low:.3f} to {high:.3f}")]
+    rows += [(task.baselines[name], values, "") for name, values in evaluated.baselines.items()]
+    table = [[f"{evaluated.split} split, {m['n_rows']:,} rows", first.title, "95 % interval", *(one.title for one in others)]]
+    for title, values, interval in rows:
+        cells = [f"{values[metric.name]:.3f}" if metric.name in values else "" for metric in task.metrics]
+        table.append([title, cells[0], interval, *cells[1:]])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    print()
+    for title, *cells in table:
+        print(f"{title:<{widths[0]}}" + "".join(f"   {cell:>{n}}" for cell, n in zip(cells, widths[1:], strict=True)).rstrip())
+    if own := own_metrics(task, m):
         print("  ".join(f"{name} {'–' if value is None else format(value, '.4g')}" for name, value in own.items()))
     if not evaluated.same_data:
         print("note: the bundle was trained with other splits, so these rows may include its training data")

@@ -112,6 +112,7 @@ def _result(
         warnings=quality_warnings(task, measured, baselines, task.support(probs, truth), labels, settings.split),
         output_dir=output_dir,
         same_data=same_data,
+        labels=labels,
         charts=task.charts(probs, truth, labels),
         errors=task.errors(table, probs, labels, settings.n_worst),
     )

@@ -44,9 +44,9 @@ def _no_better(task: Task, metrics: Mapping[str, Any], baselines: Mapping[str, M
         if names:
             against = " or ".join(f"{task.baselines[name]} ({baselines[name][metric.name]:.3f})" for name in names)
             yield (
-                f"The model {relation} than {against}: its {metric.title} is {score:.3f} (95 % interval {interval['low']:.3f} to "
-                f"{interval['high']:.3f}). Try more epochs (trainer.max_epochs), another learning rate (optim.lr), another "
-                "pretrained model (model.name_or_path) or more labelled rows."
+                f"The model {relation} than {against}: its {metric.title} is {score:.3f} (95 % interval "
+                f"{interval['low']:.3f} to {interval['high']:.3f}). Try more epochs (trainer.max_epochs), another learning rate "
+                "(optim.lr), another pretrained model (model.name_or_path) or more labelled rows."
             )
             return
 

@@ -23,9 +23,10 @@ def render_report(
         manifest: of the splits.
         pictures: to embed.
     """
-    rows = [(result.task.baselines[name], values, False) for name, values in result.baselines.items()]
+    task = result.task
+    rows = [(task.baselines[name], values, False) for name, values in result.baselines.items()]
     rows.append(("this model", result.metrics, True))
     return pages.render_page(
         "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows,
-        metrics=result.task.metrics, own=own_metrics(result.task, result.metrics), which=describe_rows(result.split, result.same_data),
+        metrics=task.metrics, own=own_metrics(task, result.metrics), which=describe_rows(result.split, result.same_data),
     )  # fmt: skip

@@ -46,6 +46,7 @@ class Evaluated:
     warnings: list[str]  # sentences about the quality, most important first
     output_dir: str  # a local folder or a remote address
     same_data: bool  # whether the bundle was trained on the train split of the same data set
+    labels: list[str]
     charts: dict[str, Any]  # as the task gives them
     errors: list[dict[str, Any]]  # the worst answers, as the task gives them
 

@@ -8,9 +8,10 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, HfApi, ModelCardData, get_token
 from huggingface_hub.errors import HTTPError
 
-from sodaops.bundle.card import SHOWN, render_card
+from sodaops.bundle.card import render_card
 from sodaops.bundle.layout import BundleInfo
 from sodaops.errors import StorageError, reason_of
+from sodaops.tasks import make_task
 
 PLOTS = "plots"
 _METRICS = {"macro_f1": "f1", "weighted_f1": "f1", "accuracy": "accuracy"}  # our names -> the hub's
@@ -21,11 +22,12 @@ def hub_card(
 ) -> str:
     """The model card of an export with the hub's metadata; ``tokenizer`` is its tokenizer_config.json."""
     name, task = info.data["name"], "text-classification"
+    titles = {metric.name: metric.title for metric in make_task(info.task).metrics}
     results = [
-        EvalResult(task, name, name, _METRICS[key], value, dataset_split=split, metric_name=SHOWN[key])
+        EvalResult(task, name, name, _METRICS[key], value, dataset_split=split, metric_name=titles[key])
         for split, values in metrics.items()
         for key, value in values.items()
-        if key in _METRICS
+        if key in _METRICS.keys() & titles.keys()
     ]
     data = ModelCardData(
         library_name="transformers", pipeline_tag=task, tags=["sodaops"], model_name=name, eval_results=results or None

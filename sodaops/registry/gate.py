@@ -103,23 +103,25 @@ def run_gate(
     active = [check for limit, check in configured if limit is not None]
     verdicts = [check() for check in progress(active, desc="gate", unit="rule")]
     verdicts += checks.check_behaviour(abilities, rules, skipped)
-    return GateResult(version, against, test, verdicts, scores, gain, histogram, slices, abilities, task)
+    return GateResult(version, against, test, verdicts, scores, gain, histogram, slices, abilities)
 
 
-def write_gate_report(folder: str, result: GateResult, introduction: str) -> str:
+def write_gate_report(folder: str, result: GateResult, introduction: str, task: Task) -> str:
     """Writes gate.json and gate.html.
 
     Args:
         folder: path or address; created, or replaced.
         result: the gate's result.
         introduction: the first sentences of the page.
+        task: of the version.
 
     Returns:
         The page's path or address.
     """
     with remote.output_folder(folder, (GATE_PAGE, GATE_JSON), GATE_JSON) as temporary:
         storage.write_json(temporary / GATE_JSON, result.as_dict())
-        (temporary / GATE_PAGE).write_text(pages.render_page("gate", j=result, why=introduction), encoding="utf-8")
+        page = pages.render_page("gate", j=result, why=introduction, metrics=task.metrics, key=task.slice_key)
+        (temporary / GATE_PAGE).write_text(page, encoding="utf-8")
     return f"{folder}/{GATE_PAGE}"
 
 

@@ -3,7 +3,7 @@
 import contextlib
 from dataclasses import dataclass
 
-from sodaops.bundle.layout import read_info
+from sodaops.bundle.layout import read_info, task_of
 from sodaops.config.schema import Config
 from sodaops.errors import ConfigError, RefusedError, RegistryError, SodaOpsError
 from sodaops.io import remote
@@ -57,7 +57,8 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
     with contextlib.ExitStack() as stack:
         challenger_dir = stack.enter_context(registry.local(version))
         champion_bundle = (champion, stack.enter_context(registry.local(champion))) if champion else None
-        splits_dir = config.splits_of(read_info(challenger_dir).data["name"])
+        info = read_info(challenger_dir)
+        task, splits_dir = task_of(challenger_dir, info), config.splits_of(info.data["name"])
         try:
             result = run_gate(version, challenger_dir, champion_bundle, splits_dir, config.registry.gate)
         except SodaOpsError as error:
@@ -66,7 +67,7 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
             registry.move(CHAMPION, version, champion, reason, forced=True, gate={"passed": False, "error": str(error)})
             return Promotion(version, champion, True, None, None, error)
     introduction = _introduction(registry, result.test["sha256"], reason)
-    page = write_gate_report(remote.join(config.registry.report_dir, version), result, introduction)
+    page = write_gate_report(remote.join(config.registry.report_dir, version), result, introduction, task)
     if result.passed or force:
         forced = not result.passed
         registry.move(CHAMPION, version, champion, reason, "promote", forced=forced, gate=result.summary())

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sodaops.errors import DataError
+from sodaops.tasks.base import Task
 
 Points = list[tuple[float, float]]
 _MAX_POINTS = 300  # of a curve
-_CHARTS = {"Loss": ("train/loss_step", "val/loss"), "Scores on val": ("val/accuracy", "val/macro_f1")}
 
 
-def training_charts(path: Path) -> list[dict[str, Any]]:
+def training_charts(path: Path, task: Task) -> list[dict[str, Any]]:
     """The charts of loss and scores by step; none if the run wrote no CSV.
 
     Raises:
@@ -21,18 +21,22 @@ def training_charts(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
+    names_of = {
+        "Loss": ["train/loss_step", "val/loss"],
+        "Scores on val": [f"val/{name}" for name in reversed(task.val_metrics(2))],  # the last curve is the main one
+    }
     series: dict[str, Points] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                for name in (name for names in _CHARTS.values() for name in names):
+                for name in (name for names in names_of.values() for name in names):
                     if row.get(name) and math.isfinite(value := float(row[name])):
                         series.setdefault(name, []).append((float(row["step"]), value))
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(
             f"{path}: damaged ({type(error).__name__}: {error}); delete it, and the page goes without curves."
         ) from None
-    charts = {title: {name: series[name] for name in names if name in series} for title, names in _CHARTS.items()}
+    charts = {title: {name: series[name] for name in names if name in series} for title, names in names_of.items()}
     return [_chart(title, curves) for title, curves in charts.items() if curves]
 
 

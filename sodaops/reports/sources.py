@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from sodaops.bundle.layout import BundleInfo
 from sodaops.config.schema import Config
 from sodaops.drift.result import DriftResult
 from sodaops.errors import ConfigError, DataError
-from sodaops.evaluation.result import BASELINES, FOLDERS, METRICS, REPORT, describe_rows
+from sodaops.evaluation.result import FOLDERS, METRICS, REPORT, describe_rows
 from sodaops.io import remote
 from sodaops.registry.gate import GateResult
+from sodaops.tasks.base import Task
 
 
 def _fields(*optional: Any, **types: Any) -> type:
@@ -23,19 +25,24 @@ def _fields(*optional: Any, **types: Any) -> type:
     return make_dataclass("Fields", [*types.items(), *optional], frozen=True)
 
 
-# The parts of metrics.json that the page reads: what it is about, and the metrics under the split's name.
+# The parts of metrics.json that the page reads: what it is about, and in `_measured` the metrics.
 _ABOUT = _fields(
     ("warnings", list[str], field(default_factory=list)),  # metrics.json of earlier versions has none
     bundle_id=str, split=str, same_data=bool, plots=list[_fields(file=str, title=str, caption=str)]  # type: ignore[misc]
 )  # fmt: skip
-_INTERVAL = _fields(low=float, high=float)
-_MEASURED = _fields(
-    n_rows=int, macro_f1=float, accuracy=float, weighted_f1=float, ece=float,
-    interval_95=_fields(macro_f1=_INTERVAL, accuracy=_INTERVAL, weighted_f1=_INTERVAL),
-    labels=dict[str, _fields(precision=float, recall=float, f1=float, n_rows=int)],  # type: ignore[misc]
-    slices=dict[str, dict[str, _fields(macro_f1=float, accuracy=float, confidence=float, n_rows=int)]],  # type: ignore[misc]
-    baselines=dict[str, _fields(macro_f1=float, accuracy=float)],  # type: ignore[misc]
-)  # fmt: skip
+
+
+def _measured(task: Task) -> type:
+    """The metrics under the split's name."""
+    names = [metric.name for metric in task.metrics]
+    shown = dict.fromkeys(names[:2], float)  # of slices and baselines
+    label = _fields(precision=float, recall=float, f1=float, n_rows=int)
+    return _fields(
+        ("labels", dict[str, label], field(default_factory=dict)),  # type: ignore[valid-type]
+        n_rows=int, **dict.fromkeys(names, float), interval_95=_fields(**{names[0]: _fields(low=float, high=float)}),
+        slices=dict[str, dict[str, _fields(n_rows=int, **shown)]],  # type: ignore[misc]
+        baselines=dict[str, _fields(**shown)],  # type: ignore[misc]
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Evaluation:
     missed: list[tuple[str, str, int]]  # label, prediction, number of rows; most frequent first
 
 
-def read_evaluation(config: Config, run_dir: Path, bundle_id: str) -> Evaluation | str:
+def read_evaluation(config: Config, run_dir: Path, info: BundleInfo, task: Task) -> Evaluation | str:
     """The evaluation of a bundle, from the configured folder, the run's folder, or the one beside it (as DVC places it).
 
     Returns:
@@ -75,16 +82,16 @@ def read_evaluation(config: Config, run_dir: Path, bundle_id: str) -> Evaluation
             others.append(f"the one in {folder} was written by an earlier version, which did not record the bundle")
         else:
             about = read_json(folder / METRICS, _ABOUT, fix)
-            if about.bundle_id == bundle_id:
-                return _evaluation(folder, about, fix)
+            if about.bundle_id == info.bundle_id:
+                return _evaluation(folder, about, info, task, fix)
             others.append(f"the one in {folder} is of bundle {about.bundle_id}")
     return f"No evaluation of this bundle was found{': ' + '; '.join(others) if others else ''}; {fix}."
 
 
-def _evaluation(folder: Path, about: Any, fix: str) -> Evaluation:
-    read_json(folder / METRICS, _fields(**{about.split: _MEASURED}), fix)  # checks it; the page needs the plain content
+def _evaluation(folder: Path, about: Any, info: BundleInfo, task: Task, fix: str) -> Evaluation:
+    read_json(folder / METRICS, _fields(**{about.split: _measured(task)}), fix)  # checks it; the page needs the plain content
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))[about.split]
-    rows = [(BASELINES.get(name, name), values, False) for name, values in metrics["baselines"].items()]
+    rows = [(task.baselines.get(name, name), values, False) for name, values in metrics["baselines"].items()]
     plots = [(plot.title, folder / "plots" / Path(plot.file).name, plot.caption) for plot in about.plots]
     for _, path, _ in plots:
         if not path.is_file():
@@ -93,7 +100,11 @@ def _evaluation(folder: Path, about: Any, fix: str) -> Evaluation:
         answers = pq.read_table(folder / "predictions.parquet", columns=["label", "predicted"]).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{folder / 'predictions.parquet'}: damaged or missing ({error}); {fix}.") from None
-    errors = Counter((row["label"], row["predicted"]) for row in answers if row["label"] != row["predicted"])
+    errors = Counter(
+        (row["label"], row["predicted"])
+        for row in answers
+        if row["label"] != row["predicted"] and {row["label"], row["predicted"]} <= {*info.labels}
+    )
     return Evaluation(
         split=about.split,
         which=describe_rows(about.split, about.same_data),

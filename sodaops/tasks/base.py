@@ -250,7 +250,7 @@ class Task:
         raise NotImplementedError
 
     def charts(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-        """For W&B: ``confusion``, counts [n_labels, n_labels]; ``curves``, label -> fpr, tpr, precision, recall. Both optional."""
+        """For W&B: ``confusion``, int [n_labels, n_labels], and ``curves``, label -> fpr, tpr, precision, recall; or neither."""
         return {}
 
     def errors(self, table: "pa.Table", probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
@@ -259,6 +259,7 @@ class Task:
 
     def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
         """Differences of :meth:`score` between two models' ``probs`` on bootstrap samples of the rows, float [n_samples]."""
+
         def gain(rows: np.ndarray) -> float:
             return self.score(challenger[rows], truth[rows]) - self.score(champion[rows], truth[rows])
 

@@ -130,11 +130,6 @@ class SingleLabel(Task):
 
     # Comparing two models
 
-    def score(self, probs: np.ndarray, truth: np.ndarray) -> float:
-        from sklearn.metrics import f1_score
-
-        return float(f1_score(truth, self.decide(probs), average="macro"))
-
     def agreement(self, before: np.ndarray, after: np.ndarray) -> float:
         return float((self.decide(after) == self.decide(before)).mean())
 

@@ -264,22 +264,22 @@ def _charts(evaluation: Evaluated) -> dict[str, Any]:
     """Confusion matrix, curves and worst errors as W&B charts and tables."""
     import wandb
 
-    matrix, labels = evaluation.confusion.tolist(), evaluation.labels
-    counts = wandb.Table(
-        columns=["label", "predicted", "rows"],
-        data=[[labels[i], labels[j], n] for i, row in enumerate(matrix) for j, n in enumerate(row)],
-    )
-    fields = {"Actual": "label", "Predicted": "predicted", "nPredictions": "rows"}
-    charts: dict[str, Any] = {
-        "confusion_matrix": wandb.plot_table("wandb/confusion_matrix/v1", counts, fields, {"title": "Confusion matrix"})
-    }
+    charts: dict[str, Any] = {}
+    if "confusion" in evaluation.charts:
+        columns, fields = ["label", "predicted", "rows"], {"Actual": "label", "Predicted": "predicted", "nPredictions": "rows"}
+        matrix, labels = evaluation.charts["confusion"].tolist(), evaluation.labels
+        counts = [[labels[i], labels[j], n] for i, row in enumerate(matrix) for j, n in enumerate(row)]
+        table = wandb.Table(columns=columns, data=counts)
+        charts["confusion_matrix"] = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion matrix"})
+    curves = evaluation.charts.get("curves", {})
     for name, x, y in (("roc", "fpr", "tpr"), ("precision_recall", "recall", "precision")):
         # Every k-th point of each label's curve, so that at most _MAX_POINTS remain.
-        steps = {label: -(-len(curve[x]) // _MAX_POINTS) for label, curve in evaluation.curves.items()}
-        xs = [curve[x][:: steps[label]].tolist() for label, curve in evaluation.curves.items()]
-        ys = [curve[y][:: steps[label]].tolist() for label, curve in evaluation.curves.items()]
+        steps = {label: -(-len(curve[x]) // _MAX_POINTS) for label, curve in curves.items()}
+        xs = [curve[x][:: steps[label]].tolist() for label, curve in curves.items()]
+        ys = [curve[y][:: steps[label]].tolist() for label, curve in curves.items()]
         if xs:
-            charts[name] = wandb.plot.line_series(xs, ys, keys=list(evaluation.curves), title=name.replace("_", " "), xname=x)
-    columns = ["text", "label", "predicted", "confidence", "row"]
-    charts["errors"] = wandb.Table(columns=columns, data=[[error[key] for key in columns] for error in evaluation.errors])
+            charts[name] = wandb.plot.line_series(xs, ys, keys=list(curves), title=name.replace("_", " "), xname=x)
+    if evaluation.errors:
+        columns = [key for key in evaluation.errors[0] if key != "votes"]
+        charts["errors"] = wandb.Table(columns=columns, data=[[error[key] for key in columns] for error in evaluation.errors])
     return {f"{evaluation.split}/{name}": chart for name, chart in charts.items()}

@@ -14,6 +14,7 @@ from sodaops.bundle import layout
 from sodaops.data.preprocess import read_manifest
 from sodaops.evaluation.quality_warnings import quality_warnings
 from sodaops.evaluation.result import Evaluated
+from sodaops.tasks import SINGLE_LABEL
 from tests.conftest import lazy
 
 image = lazy("matplotlib.image")
@@ -78,7 +79,7 @@ def test_plots_of_many_labels_and_of_a_label_without_rows(tmp_path):
         labels = [f"$^$ {i}" for i in range(n_labels)] + ["never seen"]
         rng = np.random.default_rng(0)
         probs = rng.dirichlet(np.ones(len(labels)), 120)
-        pictures = plots.draw_plots(tmp_path / str(n_labels), probs, split(120, labels[:-1]), labels, 15)
+        pictures = plots.draw_plots(tmp_path / str(n_labels), SINGLE_LABEL.plots(probs, split(120, labels[:-1]), labels, 15))
         assert len(pictures) == 6
         for picture in pictures:
             pixels = image.imread(picture.path)
@@ -108,7 +109,7 @@ def test_every_curve_has_its_label_in_the_legend():
 
 def test_characters_that_no_font_has_are_named_once(tmp_path, caplog):
     labels = ["a\ue000", "b\ue001"]
-    plots.draw_plots(tmp_path, np.full((12, 2), 0.5), split(12, labels), labels, 15)
+    plots.draw_plots(tmp_path, SINGLE_LABEL.plots(np.full((12, 2), 0.5), split(12, labels), labels, 15))
     (message,) = caplog.messages
     assert "\ue000, \ue001" in message and "fonts" in message
 
@@ -117,7 +118,7 @@ def test_many_labels_are_listed_from_the_worst(trained):
     """The labels with the lowest F1 are in sight, the others in a part that opens."""
     measured = json.loads((trained / "run/evaluation/metrics.json").read_text(encoding="utf-8"))["test"]
     measured["labels"] = {f"label-{i}": {"f1": i / 300, "precision": 0, "recall": 0, "n_rows": 3} for i in reversed(range(300))}
-    result = Evaluated("test", measured, {}, [], "", True, list(measured["labels"]), np.eye(300), {}, [])
+    result = Evaluated(SINGLE_LABEL, "test", measured, {}, [], "", True, list(measured["labels"]), {}, [])
     source = report.render_report(result, layout.read_info(trained / "run/bundle"), read_manifest(trained / "splits"), [])
     order = [int(number) for number in re.findall(r"label-(\d+)<", source)]
     assert order == list(range(300)) and source.index("label-19<") < source.index("<details>") < source.index("label-20<")
@@ -139,14 +140,17 @@ def test_warnings_in_words(matrix, baselines, named):
     matrix, labels = np.array(matrix), ["a", "b", "c"]
     low, high = metrics.bootstrap(matrix, 500)["macro_f1"]
     measured = {**metrics.summary(matrix), "interval_95": {"macro_f1": {"low": low, "high": high}}, "cut_share": 0.05}
+    measured["n_rows"], support = matrix.sum(), np.stack([matrix.sum(1), matrix.sum(0)])
     others = {name: {"macro_f1": score} for name, score in baselines.items()}
-    warnings = quality_warnings(measured, others, matrix, labels, "test")
+    warnings = quality_warnings(SINGLE_LABEL, measured, others, support, labels, "test")
     assert len(warnings) == len(named) and all(
         part in text for text, parts in zip(warnings, named, strict=True) for part in parts
     )
-    (cut,) = set(quality_warnings({**measured, "cut_share": 0.051}, others, matrix, labels, "test")) - set(warnings)
+    cut_more = quality_warnings(SINGLE_LABEL, {**measured, "cut_share": 0.051}, others, support, labels, "test")
+    (cut,) = set(cut_more) - set(warnings)
     assert "5.1%" in cut and "model.max_tokens" in cut
-    assert "better" not in "".join(quality_warnings(measured, others, matrix, labels, "train")), "baselines were fitted on it"
+    on_train = quality_warnings(SINGLE_LABEL, measured, others, support, labels, "train")
+    assert "better" not in "".join(on_train), "baselines were fitted on it"
 
 
 @pytest.mark.slow
@@ -166,5 +170,5 @@ def test_warnings_are_in_the_terminal_the_report_and_the_metrics(trained, capsys
 def test_the_worst_errors_are_wrong_and_most_confident_first():
     labels = ["a", "b"]
     probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.01, 0.99], [0.6, 0.4], [0.2, 0.8]])
-    result = report.worst_errors(split(6, labels), probs, labels, 3)
+    result = SINGLE_LABEL.errors(split(6, labels), probs, labels, 3)
     assert [(entry["row"], entry["label"], entry["predicted"]) for entry in result] == [(1, "b", "a"), (2, "a", "b")]
