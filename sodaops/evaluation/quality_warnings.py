@@ -45,8 +45,8 @@ def _no_better(task: Task, metrics: Mapping[str, Any], baselines: Mapping[str, M
             against = " or ".join(f"{task.baselines[name]} ({baselines[name][metric.name]:.3f})" for name in names)
             yield (
                 f"The model {relation} than {against}: its {metric.title} is {score:.3f} (95 % interval "
-                f"{interval['low']:.3f} to {interval['high']:.3f}). Try more epochs (trainer.max_epochs), another learning rate "
-                "(optim.lr), another pretrained model (model.name_or_path) or more labelled rows."
+                f"{interval['low']:.3f} to {interval['high']:.3f}). Try more epochs (trainer.max_epochs), another learning "
+                "rate (optim.lr), another pretrained model (model.name_or_path) or more labelled rows."
             )
             return
 

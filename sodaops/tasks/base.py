@@ -250,7 +250,7 @@ class Task:
         raise NotImplementedError
 
     def charts(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-        """For W&B: ``confusion``, int [n_labels, n_labels], and ``curves``, label -> fpr, tpr, precision, recall; or neither."""
+        """For W&B: ``confusion``, int [n_labels, n_labels]; ``curves``, label -> fpr, tpr, precision, recall; or neither."""
         return {}
 
     def errors(self, table: "pa.Table", probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ class SingleLabel(Task):
 
     name = "single_label"
     limits = "It always answers with one of its labels, even if none fits."
-    metrics: ClassVar = (
+    metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("macro_f1", "macro-F1", note="in which all labels count equally"),
         Metric("accuracy", "accuracy"),
         Metric("weighted_f1", "weighted F1"),

@@ -253,12 +253,21 @@ def test_what_cannot_be_judged(place, trained, small_tweets, capsys, workdir):
 
 def test_only_what_can_be_compared(place, trained, workdir, capsys):
     settings, (first, _) = place
-    shutil.copytree("bundle0", "other")
-    refresh_info(workdir / "other", data={"name": "elsewhere", "fingerprint": "f"}, cleaning="social")
-    champion = Registry("registry").register("other")
-    Registry("registry").move("champion", champion, None, "")
-    assert main(["promote", first, *settings]) == 2
-    assert "RegistryError: the champion's data set elsewhere" in capsys.readouterr().err
+    champion, onnx = None, layout.read_info("bundle0").onnx
+    for name, fields in {
+        "data set elsewhere": {"data": {"name": "elsewhere", "fingerprint": "f"}, "cleaning": "social"},
+        "task ordinal": {
+            "task": {"_target_": "sodaops.tasks.ordinal.Ordinal"},
+            "onnx": {variant: {**of, "quadratic_kappa_change": 0.0} for variant, of in onnx.items()},
+        },
+    }.items():
+        shutil.copytree("bundle0", name)
+        refresh_info(workdir / name, **fields)
+        other = Registry("registry").register(name)
+        Registry("registry").move("champion", other, champion, "")
+        champion = other
+        assert main(["promote", first, *settings]) == 2
+        assert f"RegistryError: the champion's {name} " in capsys.readouterr().err
     suite = Path("suite.csv")
     suite.write_text("ability,text,expect,changed\nnegatoin,not good,not positive,\n")
     odd = ["registry.gate.behaviour={suite:suite.csv,floors:{negation:0.5},max_drop:0.1}", "registry.path=fresh"]
