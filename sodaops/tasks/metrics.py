@@ -91,6 +91,28 @@ def summary_of_cells(true: np.ndarray, predicted: np.ndarray, counts: np.ndarray
     return _summary(counts @ (of_true * of_predicted), counts @ of_true, counts @ of_predicted)
 
 
+def rank_metrics(true: np.ndarray, predicted: np.ndarray, counts: np.ndarray, n_labels: int) -> dict[str, np.ndarray]:
+    """Metrics of ordered labels, of many samples that are given as for :func:`summary_of_cells`.
+
+    Quadratic weighted kappa is 1 - (observed / expected mean of the squared differences of ranks), where the expected one is
+    of independent labels and predictions with the same frequencies (Cohen 1968, Weighted kappa); 0 where that is 0.
+
+    Returns:
+        quadratic_kappa; mae, the mean difference in ranks; off_by_one, the share with at most one rank off; float [n_samples].
+
+    >>> ids = np.array([0, 1, 2, 2])
+    >>> {name: float(value) for name, value in rank_metrics(ids, np.array([0, 1, 2, 0]), np.ones(4), 3).items()}
+    {'quadratic_kappa': 0.3846153846153846, 'mae': 0.5, 'off_by_one': 0.75}
+    """
+    gaps, ranks, eye = np.abs(true - predicted), np.arange(n_labels), np.eye(n_labels)
+    shares = counts / counts.sum(-1, keepdims=True)
+    of_true, of_predicted = shares @ eye[true], shares @ eye[predicted]
+    expected = np.einsum("...i,...j,ij->...", of_true, of_predicted, (ranks[:, None] - ranks) ** 2.0)
+    observed = shares @ gaps**2.0
+    kappa = 1 - np.divide(observed, expected, out=np.ones_like(observed), where=expected > 0)
+    return {"quadratic_kappa": kappa, "mae": shares @ gaps.astype(float), "off_by_one": shares @ (gaps <= 1).astype(float)}
+
+
 def bootstrap(matrix: np.ndarray, n_samples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
     """95 % bootstrap percentile intervals of the summary metrics (Efron & Tibshirani 1993, An Introduction to the Bootstrap).
 

@@ -27,7 +27,7 @@ class Ordinal(SingleLabel):
     )  # fmt: skip
 
     def __init__(self, edges: Sequence[float] | None = None) -> None:
-        if edges is not None and (not len(edges) or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any()):
+        if edges is not None and not (len(edges) and all(map(_is_number, edges)) and (np.diff(edges) > 0).all()):
             raise ConfigError(f"task.edges={list(edges)}: expected increasing numbers.")
         self.edges = None if edges is None else [float(edge) for edge in edges]
 
@@ -103,6 +103,10 @@ def _binned(edges: Sequence[float], config: DataConfig, cells: Sequence[str]) ->
     ids = np.where(np.isnan(values), -1, np.searchsorted(edges, values, side="right"))
     columns = {"label": pa.array(labels, pa.string()), "label_id": pa.array(np.arange(len(labels)), pa.int32())}
     return Targets(labels, ids.astype(np.int32), columns)
+
+
+def _is_number(edge: object) -> bool:
+    return isinstance(edge, int | float) and bool(np.isfinite(edge))
 
 
 def _number(cell: str) -> float:
