@@ -168,9 +168,10 @@ def bootstrap_rows(score: Callable[[np.ndarray], Any], n_rows: int, n_samples: i
 
 
 def paired_gains(
-    label_ids: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_labels: int, n_samples: int
-) -> np.ndarray:
-    """Differences of macro-F1 on bootstrap samples of the rows; each sample is used for both models.
+    label_ids: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_labels: int, n_samples: int,
+    metric: Callable[..., np.ndarray] = lambda *cells: summary_of_cells(*cells)["macro_f1"],
+) -> np.ndarray:  # fmt: skip
+    """Differences of a metric, by default macro-F1, on bootstrap samples of the rows; each sample is used for both models.
 
     Rows with the same label and the same two predictions are interchangeable, so the bootstrap (Efron 1979) draws the number
     of each kind from a multinomial distribution, instead of single rows.
@@ -181,6 +182,7 @@ def paired_gains(
         champion: predicted ids of the model to compare with, int [n_rows].
         n_labels: number of labels.
         n_samples: number of bootstrap samples.
+        metric: with the arguments of :func:`summary_of_cells`.
 
     Returns:
         Challenger minus champion, float [n_samples].
@@ -189,7 +191,7 @@ def paired_gains(
     cells, counts = np.unique(np.stack([label_ids, challenger, champion]), axis=1, return_counts=True)
     gains = []
     for draws in draw_counts(counts, n_samples):  # the number of rows of each cell in each sample
-        own, other = (summary_of_cells(cells[0], predicted, draws, n_labels)["macro_f1"] for predicted in cells[1:])
+        own, other = (metric(cells[0], predicted, draws, n_labels) for predicted in cells[1:])
         gains.append(own - other)
     return np.concatenate(gains)
 
@@ -296,8 +298,9 @@ def curves(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> d
 
 
 def measure(
-    probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], n_bootstrap: int = 2000, n_bins: int = 15
-) -> dict[str, Any]:
+    probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], n_bootstrap: int = 2000, n_bins: int = 15,
+    predicted: np.ndarray | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The metrics of a split, as in metrics.json.
 
     Args:
@@ -306,6 +309,7 @@ def measure(
         labels: in the order of the columns of ``probs``.
         n_bootstrap: bootstrap samples of the intervals.
         n_bins: bins of the calibration error.
+        predicted: label ids, int [n_examples]; None: the most probable ones.
 
     Returns:
         Plain numbers: n_rows, macro_f1, weighted_f1, accuracy, log_loss, ece, interval_95 and labels.
@@ -314,7 +318,7 @@ def measure(
         DataError: empty input, lengths that differ, or values out of range.
     """
     check_inputs(probs, label_ids)
-    matrix = confusion(label_ids, probs.argmax(1), len(labels))
+    matrix = confusion(label_ids, probs.argmax(1) if predicted is None else predicted, len(labels))
     # Log loss is the mean of -log(probability of the true label); clipped, since log(0) is infinite.
     true_probs = np.clip(probs[np.arange(len(probs)), label_ids], 1e-12, 1)
     areas = curves(probs, label_ids, labels)

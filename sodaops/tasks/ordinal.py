@@ -2,14 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sodaops.config.schema import DataConfig
+from sodaops.config.schema import DataConfig, EvaluateConfig
 from sodaops.errors import ConfigError, DataError, some
 from sodaops.tasks.base import Metric, Prediction, Targets
+from sodaops.tasks.metrics import draw_counts, paired_gains, rank_metrics
 from sodaops.tasks.single_label import SingleLabel
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from sodaops.tasks.plots import Wanted
 
 
 class Ordinal(SingleLabel):
@@ -22,9 +28,12 @@ class Ordinal(SingleLabel):
 
     name = "ordinal"
     metrics = (
-        Metric("quadratic_kappa", "quadratic weighted kappa"), Metric("mae", "mean error in ranks", False),
-        Metric("off_by_one", "at most one rank off"), *SingleLabel.metrics,
-    )  # fmt: skip
+        Metric("quadratic_kappa", "quadratic kappa", note="agreement beyond chance, far errors count more"),
+        Metric("mae", "error in ranks", False, "on average; 0 is best"),
+        Metric("off_by_one", "at most one off", note="share of rows"),
+        *SingleLabel.metrics,
+    )
+    slice_key = "quadratic_kappa"
 
     def __init__(self, edges: Sequence[float] | None = None) -> None:
         if edges is not None and not (len(edges) and all(map(_is_number, edges)) and (np.diff(edges) > 0).all()):
@@ -91,6 +100,41 @@ class Ordinal(SingleLabel):
     def prediction(self, row: Sequence[float], labels: Sequence[str]) -> Prediction:
         best = int(self.decide(np.array([row]))[0])
         return Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
+
+    # Evaluation and the gate
+
+    def purpose(self, names: str) -> str:
+        return f"rates a text as one of these, in order: {names}"
+
+    def measure(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str], settings: EvaluateConfig) -> dict[str, Any]:
+        (true, predicted), counts = np.unique(np.stack([truth, self.decide(probs)]), axis=1, return_counts=True)
+        own = {name: float(value) for name, value in rank_metrics(true, predicted, counts, len(labels)).items()}
+        blocks = [rank_metrics(true, predicted, draws, len(labels)) for draws in draw_counts(counts, settings.n_bootstrap)]
+        intervals = {}
+        for name in own:
+            low, high = np.quantile(np.concatenate([block[name] for block in blocks]), [0.025, 0.975]).tolist()
+            intervals[name] = {"low": low, "high": high}
+        measured = super().measure(probs, truth, labels, settings)
+        return {**measured, **own, "interval_95": intervals | measured["interval_95"]}
+
+    def summary(self, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        ranks = rank_metrics(truth, self.decide(probs), np.ones(len(truth)), probs.shape[1])
+        return {name: float(value) for name, value in ranks.items()} | super().summary(probs, truth)
+
+    def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
+        return paired_gains(
+            truth, self.decide(challenger), self.decide(champion), challenger.shape[1], n_samples, metric=_kappa
+        )
+
+    def plots(self, probs: np.ndarray, table: "pa.Table", labels: Sequence[str], n_bins: int) -> list["Wanted"]:
+        from sodaops.tasks import plots
+
+        confusion, *others = super().plots(probs, table, labels, n_bins)
+        return [confusion, plots.of_ranks(self.truth(table), self.decide(probs)), *others]
+
+
+def _kappa(*cells: Any) -> np.ndarray:
+    return rank_metrics(*cells)["quadratic_kappa"]
 
 
 def _binned(edges: Sequence[float], config: DataConfig, cells: Sequence[str]) -> Targets:

@@ -68,9 +68,11 @@ def draw_plots(folder: Path, wanted: Sequence[Wanted]) -> list[Picture]:
     return pictures
 
 
-def of_labels(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], n_bins: int) -> list[Wanted]:
+def of_labels(
+    probs: np.ndarray, label_ids: np.ndarray, predicted: np.ndarray, labels: Sequence[str], n_bins: int
+) -> list[Wanted]:
     """Confusion matrix, reliability, ROC and precision-recall curves of probabilities, float [n_rows, n_labels]."""
-    matrix = metrics.confusion(label_ids, probs.argmax(1), len(labels))
+    matrix = metrics.confusion(label_ids, predicted, len(labels))
     confused = most_confused(matrix, _MAX_LABELS)
     curves = metrics.curves(probs, label_ids, labels)
     roc, precision_recall = (_lowest(curves, area) for area in ("roc_auc", "average_precision"))
@@ -86,6 +88,21 @@ def of_labels(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str], n
          + _chosen(precision_recall, curves, "labels with the smallest areas"),
          partial(_curves, precision_recall, ("recall", "precision"), "average_precision", ("recall", "precision"))),
     ]  # fmt: skip
+
+
+def of_ranks(label_ids: np.ndarray, predicted: np.ndarray) -> Wanted:
+    """How many ranks the predictions of ordered labels are off."""
+    gaps, n_rows = np.unique(predicted - label_ids, return_counts=True)
+    share = n_rows[np.abs(gaps) <= 1].sum() / len(label_ids)
+    caption = f"Predicted minus true rank; {share:.0%} of the rows are at most one rank off."
+
+    def fill(axes: Axes) -> None:
+        axes.bar(gaps, n_rows, color=["#0072B2" if abs(gap) <= 1 else "#D55E00" for gap in gaps], width=0.8)
+        for gap, n in zip(gaps, n_rows, strict=True):
+            axes.text(gap, n, str(n), ha="center", va="bottom", color="#3a4454")
+        axes.set(xlabel="ranks above the true label (below: negative)", ylabel="rows", xticks=gaps)
+
+    return "ranks", "Errors in ranks", caption, fill
 
 
 def of_confidence(probs: np.ndarray, table: pa.Table, labels: Sequence[str]) -> Iterator[Wanted]:

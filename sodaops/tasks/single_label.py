@@ -139,7 +139,7 @@ class SingleLabel(Task):
         return f"classifies a text as one of {names}"
 
     def measure(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str], settings: EvaluateConfig) -> dict[str, Any]:
-        return metrics.measure(probs, truth, labels, settings.n_bootstrap, settings.n_bins)
+        return metrics.measure(probs, truth, labels, settings.n_bootstrap, settings.n_bins, self.decide(probs))
 
     def summary(self, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         return {name: float(value) for name, value in metrics.summary(self.confusion(probs, truth)).items()}
@@ -167,7 +167,8 @@ class SingleLabel(Task):
     def plots(self, probs: np.ndarray, table: "pa.Table", labels: Sequence[str], n_bins: int) -> list["Wanted"]:
         from sodaops.tasks import plots
 
-        return [*plots.of_labels(probs, self.truth(table), labels, n_bins), *plots.of_confidence(probs, table, labels)]
+        of_labels = plots.of_labels(probs, self.truth(table), self.decide(probs), labels, n_bins)
+        return [*of_labels, *plots.of_confidence(probs, table, labels)]
 
     def charts(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
         return {"confusion": self.confusion(probs, truth), "curves": metrics.curves(probs, truth, labels)}
