@@ -43,10 +43,11 @@ class Tracker:
         self._config, self._trial = config, trial
         self._record: RunRecord | None = None
 
-    def start(self, manifest: Mapping[str, Any]) -> None:
+    def start(self, config: Config, manifest: Mapping[str, Any]) -> None:
         """Creates run.json and the loggers, and logs the configuration to each.
 
         Args:
+            config: of the run, with numbers in place of ``auto``.
             manifest: of the splits.
 
         Raises:
@@ -55,6 +56,7 @@ class Tracker:
         """
         if not ranks.is_rank_zero(os.environ):
             return
+        self._config = config
         wandb_id = _wandb_id_of(self._config.ckpt_path)
         with storage.writing(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
