@@ -53,6 +53,15 @@ def test_users_own_files(mine, capsys, words):
     assert compose.build_config(tree) == configured("model=tiny", "seed=7")
 
 
+@pytest.mark.parametrize(
+    "words", ["train --cfg job --config-dir mine", "train --cfg job --config-dir=mine", "preprocess --config-dir mine"]
+)
+def test_an_option_with_the_name_of_a_built_in_one(mine, capsys, words):
+    (mine / "head").mkdir()
+    (mine / "head/linear.yaml").write_text("_target_: sodaops.modeling.heads.MLPHead\n")
+    assert main(words.split()) == 2 and "mine/head/linear.yaml" in capsys.readouterr().err
+
+
 def test_two_folders(mine, workdir):
     (workdir / "more/data").mkdir(parents=True)
     (workdir / "more/data/mine.yaml").write_text("defaults: [base]\npath: a.csv\n")
