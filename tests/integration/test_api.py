@@ -103,6 +103,11 @@ def test_any_text_reaches_the_configuration(text):
     assert composed.data.text_column == text and composed.data.labels == [text, "b", 1]
 
 
+@pytest.mark.parametrize("number", ["auto", 2])
+def test_the_number_of_epochs(number):
+    assert compose.compose(keywords.as_overrides("train", {"max_epochs": number})).trainer["max_epochs"] == number
+
+
 @pytest.mark.parametrize(
     ("call", "parts"),
     [
@@ -114,6 +119,13 @@ def test_any_text_reaches_the_configuration(text):
         ({"overrides": ["optim.lrr=1"]}, ["optim.lrr", "did you mean lr?"]),
         ({"overrides": ["-m"]}, ["-m"]),
         ({"overrides": "optim.lrr=1"}, ["optim.lrr"]),
+        ({"max_epochs": "many"}, ["trainer.max_epochs='many'", "auto"]),
+        ({"max_epochs": 0}, ["trainer.max_epochs=0"]),
+        ({"max_epochs": -5}, ["trainer.max_epochs=-5"]),
+        (
+            {"overrides": ["hydra.mode=MULTIRUN", "++hydra.sweep.dir=x", "hydra/launcher=joblib"]},
+            ["hydra.mode", "hydra.sweep.dir", "hydra/l"],
+        ),
         ({"max_epochs": 1, "overrides": ["trainer.max_epochs=2"]}, ["trainer.max_epochs=2"]),
         ({"data": "tweetss"}, ["data=tweetss", "did you mean tweets?"]),
     ],

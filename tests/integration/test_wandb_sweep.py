@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sodaops
 from sodaops.cli import main
 from sodaops.io import runs
 from sodaops.registry.registry import Registry
@@ -90,9 +91,14 @@ def test_a_version_is_mirrored_with_its_aliases(workdir, trained, monkeypatch, c
     pattern = "wandb/offline-run-*/*.wandb"  # W&B's own process writes it, perhaps after the command has ended
     wait_for(lambda: any(b"registry-tweets" in path.read_bytes() for path in workdir.glob(pattern)))
     assert wandb.run is None
-    monkeypatch.delenv("WANDB_MODE")
     Registry("registry").move("champion", version, None, "")
-    monkeypatch.setattr(Registry, "roll_back", lambda self, why: version)
+    monkeypatch.setattr(Registry, "roll_back", lambda self, why, alias="champion": version)
+    models = sodaops.Registry("registry")  # in Python as on the command line
+    models.register(trained / "run")
+    models.register(trained / "run", overrides=["registry.wandb=true"])
+    models.roll_back("x", overrides=["registry.wandb=true"])
+    assert [aliases for _, aliases in logged[1:]] == [[version, "challenger"], [version, "champion"]]
+    monkeypatch.delenv("WANDB_MODE")
     caplog.clear()
     assert main(["rollback", "--reason", "x", "registry.wandb=true"]) == 0
     (record,) = (record for record in caplog.records if record.levelname == "WARNING")
