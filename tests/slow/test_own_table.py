@@ -6,17 +6,16 @@ import shlex
 import pytest
 
 from sodaops.cli import main
-from tests.commands import blocks
-from tests.conftest import REPO, TINY, make_rows, table
+from tests.conftest import TINY, make_rows, table
 from tests.serving import Server
+from tests.slow.test_readme import OWN_TABLE
 
 pytestmark = pytest.mark.slow
-COMMANDS = next(block.commands for block in blocks(REPO / "README.md") if "data=csv" in block.text)
 
 
 def test_from_an_own_table_to_a_champion_that_serves(write, capsys):
     """The model is random, so the gate refuses it at first; with the limits that the refusal names it is promoted."""
-    train, register, promote = (shlex.split(command) for command in COMMANDS)
+    train, register, promote = (shlex.split(command) for command in OWN_TABLE)
     write(
         "reviews.csv",
         table([(f"{text}!", {"bad": 1, "good": 5}[label]) for text, label in make_rows(240)], ("review", "stars")),
