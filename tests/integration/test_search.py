@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.errors import ConfigError, PrunedError
 from sodaops.io import remote, runs
@@ -19,10 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 
 
 @pytest.fixture
-def sweep(workdir, small_tweets, monkeypatch):
+def sweep(workdir, small_tweets, no_account):
     """Runs `train -m search=smoke` with real trainings on the small tweets, and returns its exit code."""
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
     data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
     return lambda *more: main(["train", "-m", "search=smoke", "search.study=s", "logger=none", *data, *more])
 
@@ -154,11 +153,15 @@ def test_another_study_does_not_overwrite(workdir):
         run_sweep("search.n_trials=1", "search.storage=sqlite:///other.db")
 
 
-def test_a_plain_grid_needs_no_search(workdir, small_tweets):
+def test_a_plain_grid_needs_no_search_and_leaves_a_folder_a_job(workdir, small_tweets):
     data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
     grid = ["model=tiny", "trainer.max_epochs=1", "export.variants=[]", "evaluate.split=none", "optim.lr=0.001,0.002"]
     assert main(["train", "-m", *grid, *data]) == 0
     assert sorted(run.params["optim.lr"] for run in runs.find_runs()) == [0.001, 0.002]
+    for run in runs.find_runs():
+        config = layout.read_config(run.folder / "bundle", layout.read_info(run.folder / "bundle"))
+        assert config["optim"]["lr"] == run.params["optim.lr"]
+        assert (run.folder / "checkpoints/best.ckpt").exists() and (run.folder / ".hydra").exists()
 
 
 def test_a_damaged_sweep_folder(workdir, capsys):

@@ -14,16 +14,9 @@ import sodaops
 from sodaops.cli import main
 from sodaops.io import runs
 from sodaops.registry.registry import Registry
-from tests.conftest import REPO, run_overrides
-from tests.sweeps import wait_for
+from tests.conftest import REPO, run_overrides, wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _no_account(monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("no_account")]
 
 
 def test_the_definition_is_written_without_an_account(workdir, capsys):
@@ -89,7 +82,7 @@ def test_a_version_is_mirrored_with_its_aliases(workdir, trained, monkeypatch, c
     version = Registry("registry").version("challenger")
     assert [aliases for _, aliases in logged] == [[version, "challenger"]] and logged[0][0].startswith("registry-tweets")
     pattern = "wandb/offline-run-*/*.wandb"  # W&B's own process writes it, perhaps after the command has ended
-    wait_for(lambda: any(b"registry-tweets" in path.read_bytes() for path in workdir.glob(pattern)))
+    wait_until(lambda: any(b"registry-tweets" in path.read_bytes() for path in workdir.glob(pattern)))
     assert wandb.run is None
     Registry("registry").move("champion", version, None, "")
     monkeypatch.setattr(Registry, "roll_back", lambda self, why, alias="champion": version)

@@ -10,8 +10,7 @@ import time
 import pytest
 from pydantic import SecretStr
 
-from tests.conftest import lazy
-from tests.serving import wait_until
+from tests.conftest import lazy, wait_until
 
 guard = lazy("sodaops.web.guard")
 exceptions = lazy("starlette.middleware.exceptions")

@@ -229,17 +229,6 @@ def test_a_table_that_changes_while_it_is_read(write, predictor, monkeypatch):
     assert names() == ["t.csv"]
 
 
-@pytest.fixture
-def small_disk(workdir):
-    """A real file system with 256 KiB of room."""
-    Path("disk").mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", "disk"], capture_output=True)
-    if done.returncode:
-        pytest.skip("mounting a file system needs root")
-    yield Path("disk")
-    subprocess.run(["umount", "disk"], check=True)
-
-
 def test_an_output_folder_that_cannot_be_written_to(write, predictor, small_disk):
     write("t.csv", "text\nx\n")
     with pytest.raises(StorageError, match=r"t\.csv/out\.csv"):
