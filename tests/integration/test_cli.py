@@ -53,28 +53,25 @@ def test_cfg_job_prints_the_tree(capsys):
     assert tree["model"]["name_or_path"] == "distilbert/distilbert-base-uncased" and tree["trainer"]["max_epochs"] == 7
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "named"),
-    [
-        (["+optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
-        (["++optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
-        (["optm.lr=1"], "ConfigError", ["optm.lr", "did you mean optim?"]),
-        (["lr=1"], "ConfigError", ["lr", "did you mean optim.lr?"]),
-        (["sed=1"], "ConfigError", ["sed", "did you mean seed?"]),
-        (["+sed=1"], "ConfigError", ["sed", "did you mean seed?"]),
-        (["modle=tiny"], "ConfigError", ["modle", "did you mean model?"]),
-        (["experiment=smok"], "ConfigError", ["experiment=smok", "did you mean smoke?"]),
-        (["seed=null"], "ConfigError", ["seed=None"]),
-        (["trainer.max_epoch=1"], "ConfigError", ["trainer.max_epoch", "did you mean max_epochs?"]),
-        (["+trainer.max_epoch=1"], "ConfigError", ["trainer.max_epoch", "lightning.Trainer"]),
-        (["trainer.max_epochs=many"], "ConfigError", ["trainer.max_epochs='many'"]),
-        (["optim.lr=[1"], "ConfigError", []),
-        (["data=csv"], "ConfigError", ["data.path", "data.files"]),
-        (["data=csv", "data.path=no.csv"], "DataError", ["no.csv"]),
-        (["data=csv", "data.files.train=a.csv", "data.files.val=b.csv"], "ConfigError", ["data.path", "data.files"]),
-        (["--params", "no.yaml"], "ConfigError", ["--params no.yaml"]),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "error", "named"), [
+    (["+optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
+    (["++optim.lrr=1"], "ConfigError", ["optim.lrr", "did you mean lr?"]),
+    (["optm.lr=1"], "ConfigError", ["optm.lr", "did you mean optim?"]),
+    (["lr=1"], "ConfigError", ["lr", "did you mean optim.lr?"]),
+    (["sed=1"], "ConfigError", ["sed", "did you mean seed?"]),
+    (["+sed=1"], "ConfigError", ["sed", "did you mean seed?"]),
+    (["modle=tiny"], "ConfigError", ["modle", "did you mean model?"]),
+    (["experiment=smok"], "ConfigError", ["experiment=smok", "did you mean smoke?"]),
+    (["seed=null"], "ConfigError", ["seed=None"]),
+    (["trainer.max_epoch=1"], "ConfigError", ["trainer.max_epoch", "did you mean max_epochs?"]),
+    (["+trainer.max_epoch=1"], "ConfigError", ["trainer.max_epoch", "lightning.Trainer"]),
+    (["trainer.max_epochs=many"], "ConfigError", ["trainer.max_epochs='many'"]),
+    (["optim.lr=[1"], "ConfigError", []),
+    (["data=csv"], "ConfigError", ["data.path", "data.files"]),
+    (["data=csv", "data.path=no.csv"], "DataError", ["no.csv"]),
+    (["data=csv", "data.files.train=a.csv", "data.files.val=b.csv"], "ConfigError", ["data.path", "data.files"]),
+    (["--params", "no.yaml"], "ConfigError", ["--params no.yaml"]),
+])  # fmt: skip
 def test_a_users_mistake(workdir, capsys, arguments, error, named):
     assert main(["train", *arguments]) == 2
     message = capsys.readouterr().err  # with other faults too: there is no data/raw here

@@ -218,18 +218,15 @@ def test_an_output_folder_with_other_files(watched, logged_rows):
         other.unlink()
 
 
-@pytest.mark.parametrize(
-    ("changes", "variable"),
-    [
-        ({"BUNDLE": None}, "BUNDLE"),
-        ({"EVRY_S": "5"}, "EVRY_S"),
-        ({"ALPHA": "7"}, "ALPHA"),
-        ({"EVERY_S": "0"}, "EVERY_S"),
-        ({"PORT": "http"}, "PORT"),
-        ({"SINCE": "yesterday"}, "SINCE"),
-        ({"ALERTS": "{}"}, "ALERTS"),  # removed: Prometheus evaluates the rules
-    ],
-)
+@pytest.mark.parametrize(("changes", "variable"), [
+    ({"BUNDLE": None}, "BUNDLE"),
+    ({"EVRY_S": "5"}, "EVRY_S"),
+    ({"ALPHA": "7"}, "ALPHA"),
+    ({"EVERY_S": "0"}, "EVERY_S"),
+    ({"PORT": "http"}, "PORT"),
+    ({"SINCE": "yesterday"}, "SINCE"),
+    ({"ALERTS": "{}"}, "ALERTS"),  # removed: Prometheus evaluates the rules
+])  # fmt: skip
 def test_refused_settings(monkeypatch, changes, variable):
     for key, value in {"BUNDLE": "b", "REQUEST_LOG": "log", **changes}.items():
         monkeypatch.delenv(DRIFT + key, raising=False) if value is None else monkeypatch.setenv(DRIFT + key, value)

@@ -36,18 +36,15 @@ def composed(capsys, *words):
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--config-dir mine experiment=quick",
-        "hydra.searchpath=[file://mine] experiment=quick",
-        "--config-path mine experiment=quick",
-        "--config-path=mine --config-name=start",
-        "--config-dir mine -cn start",
-        "-cp mine/own",
-        "-cp=mine/own",
-    ],
-)
+@pytest.mark.parametrize("words", [
+    "--config-dir mine experiment=quick",
+    "hydra.searchpath=[file://mine] experiment=quick",
+    "--config-path mine experiment=quick",
+    "--config-path=mine --config-name=start",
+    "--config-dir mine -cn start",
+    "-cp mine/own",
+    "-cp=mine/own",
+])  # fmt: skip
 def test_users_own_files(mine, capsys, words):
     tree = composed(capsys, *words.replace("file://mine", f"file://{mine}").split())
     assert compose.build_config(tree) == configured("model=tiny", "seed=7")

@@ -112,29 +112,26 @@ def test_the_first_trials_all_fail(workdir):
     assert states() == ["FAIL"] * 3 and "none.csv" in trials()[0].user_attrs["error"]
 
 
-@pytest.mark.parametrize(
-    ("more", "names"),
-    [
-        (["search.space.optim.lrr={type:float,low:1,high:2}"], r"search\.space\.optim\.lrr"),
-        (["+search.space.optim.lrr={type:float,low:1,high:2}"], r"search\.space\.optim\.lrr .*mean optim\.lr"),
-        (["search.space.optim.lr.low=5"], r"search\.space\.optim\.lr: .*low < high"),
-        (["search.n_trials=0"], r"search\.n_trials=0"),
-        (["search.sampler=optuna.samplers.Nope"], r"search\.sampler=optuna\.samplers\.Nope: "),
-        (["search.sampler=optuna.samplers.BruteForceSampler"], r"search\.sampler=optuna\.samplers\.BruteForceSampler: .*step"),
-        (["search.sampler=pte"], r"search\.sampler='pte': .*did you mean tpe"),
-        (["search.pruner=builtins.dict"], r"search\.pruner=builtins\.dict: .*BasePruner"),
-        (["search.pruner=median", "search.pruner_options={n_startup:3}"], r"search\.pruner=median: .*'n_startup'"),
-        (["search.storage=nonsense"], r"search\.storage='nonsense'"),
-        (["search.storage='postgresql+psycopg://me:secret@127.0.0.1:9/x'"], r"search\.storage=.*me:\*\*\*@.*password"),
-        (["search.storage='postgresql+psycog://me:secret@127.0.0.1/x'"], r"search\.storage=.*me:\*\*\*@127.0.0.1"),
-        (["search.storage='postgresql://me@h/x?password=secret'"], r"search\.storage=.*password=\*\*\*"),
-        (["seed=1,2,3"], r" seed: .*search\.n_seeds"),
-        (["checkpoint.monitor=val/loss,val/accuracy"], r" checkpoint\.monitor"),
-        (["hydra.sweep.dir=/proc/nope"], "/proc/nope: "),
-        (["search.study=../up"], r"search\.study='\.\./up'"),
-        (["optim.lr=glob(*)"], r"optim\.lr"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "names"), [
+    (["search.space.optim.lrr={type:float,low:1,high:2}"], r"search\.space\.optim\.lrr"),
+    (["+search.space.optim.lrr={type:float,low:1,high:2}"], r"search\.space\.optim\.lrr .*mean optim\.lr"),
+    (["search.space.optim.lr.low=5"], r"search\.space\.optim\.lr: .*low < high"),
+    (["search.n_trials=0"], r"search\.n_trials=0"),
+    (["search.sampler=optuna.samplers.Nope"], r"search\.sampler=optuna\.samplers\.Nope: "),
+    (["search.sampler=optuna.samplers.BruteForceSampler"], r"search\.sampler=optuna\.samplers\.BruteForceSampler: .*step"),
+    (["search.sampler=pte"], r"search\.sampler='pte': .*did you mean tpe"),
+    (["search.pruner=builtins.dict"], r"search\.pruner=builtins\.dict: .*BasePruner"),
+    (["search.pruner=median", "search.pruner_options={n_startup:3}"], r"search\.pruner=median: .*'n_startup'"),
+    (["search.storage=nonsense"], r"search\.storage='nonsense'"),
+    (["search.storage='postgresql+psycopg://me:secret@127.0.0.1:9/x'"], r"search\.storage=.*me:\*\*\*@.*password"),
+    (["search.storage='postgresql+psycog://me:secret@127.0.0.1/x'"], r"search\.storage=.*me:\*\*\*@127.0.0.1"),
+    (["search.storage='postgresql://me@h/x?password=secret'"], r"search\.storage=.*password=\*\*\*"),
+    (["seed=1,2,3"], r" seed: .*search\.n_seeds"),
+    (["checkpoint.monitor=val/loss,val/accuracy"], r" checkpoint\.monitor"),
+    (["hydra.sweep.dir=/proc/nope"], "/proc/nope: "),
+    (["search.study=../up"], r"search\.study='\.\./up'"),
+    (["optim.lr=glob(*)"], r"optim\.lr"),
+])  # fmt: skip
 def test_what_a_search_refuses(workdir, more, names, capsys):
     assert main(["train", "-m", "search=smoke", "logger=none", *more]) == 2
     err = capsys.readouterr().err

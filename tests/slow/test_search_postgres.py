@@ -154,17 +154,14 @@ def test_heartbeats_of_machines_in_other_time_zones(url, monkeypatch):
         wait_until(lambda r=reader, n=trial_id: n in r._storage._get_stale_trial_ids(r._study_id), 60)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "names"),
-    [
-        ({"password": "wrong"}, "StorageError", 'user "sweeper"'),
-        ({"password": None}, "StorageError", "password"),
-        ({"to": ("@127.0.0.1:", "@127.0.0.2:")}, "StorageError", "127.0.0.2"),
-        ({"to": ("@127.0.0.1:", "@nowhere.invalid:")}, "StorageError", "nowhere.invalid"),
-        ({"to": ("sweeps", "none")}, "StorageError", 'database "none\\d+"'),
-        ({"to": ("+psycopg:", "+pg8000:")}, "ConfigError", "pg8000"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "error", "names"), [
+    ({"password": "wrong"}, "StorageError", 'user "sweeper"'),
+    ({"password": None}, "StorageError", "password"),
+    ({"to": ("@127.0.0.1:", "@127.0.0.2:")}, "StorageError", "127.0.0.2"),
+    ({"to": ("@127.0.0.1:", "@nowhere.invalid:")}, "StorageError", "nowhere.invalid"),
+    ({"to": ("sweeps", "none")}, "StorageError", 'database "none\\d+"'),
+    ({"to": ("+psycopg:", "+pg8000:")}, "ConfigError", "pg8000"),
+])  # fmt: skip
 def test_what_the_database_refuses(url, server, workdir, monkeypatch, capfd, change, error, names):
     from sodaops.search import database
 
