@@ -1,7 +1,9 @@
 """The README's commands for a reader's own table, up to a promoted champion that serves."""
 
+import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,9 @@ def test_from_an_own_table_to_a_champion_that_serves(write, capsys):
     shown = capsys.readouterr()
     limits = re.search("adding to the command: (.+)", shown.err)[1].split()
     assert re.search(r"behaviour +– +skipped: .*1, 5", shown.out) and len(limits) > 1
+    (gate,) = Path("outputs/gate").glob("*/gate.json")
+    verdicts = {verdict["rule"]: verdict["value"] for verdict in json.loads(gate.read_text())["verdicts"]}
+    assert verdicts["behaviour"] is None
     assert main([*promote[1:], *limits]) == 0
     with Server("outputs/registry@champion") as server, server.client() as client:
         assert client.get("/predict", params={"text": "text number 3 is good!"}).json()["label"] in ("1", "5")
