@@ -223,6 +223,7 @@ def test_what_a_model_refuses(trained, workdir):
         _ = sodaops.Run("nowhere").metrics
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_table_equals_that_of_the_split(trained, workdir):
     run = sodaops.Run(str(trained / "run"))
     rows = pq.read_table(trained / "splits/test.parquet").select(["text", "label"]).rename_columns(["text", "sentiment"])
@@ -246,6 +247,7 @@ def test_a_run_in_jupyter_is_its_report(trained):
     assert "<script" not in page and 'src="http' not in page
 
 
+@pytest.mark.slow
 def test_the_registry_and_its_gate(trained, workdir):
     registry = sodaops.Registry("models")
     overrides = [f"evaluate.splits_dir={trained / 'splits'}"]
