@@ -131,6 +131,10 @@ bench-quality: $(INSTALLED)  ## make the README's table of results: three seeds
 bench-drift: $(INSTALLED)  ## measure drift's false alarms, power and time; writes docs/bench_drift.md
 	$(BIN)/python benchmarks/drift.py --write docs/bench_drift.md $(ARGS)
 
+.PHONY: data-debian
+data-debian: $(INSTALLED)  ## make data/tables/debian.parquet, texts with several labels, from Debian's package index
+	$(BIN)/python tools/debian_table.py $(ARGS)
+
 .PHONY: docs picture
 docs: $(INSTALLED)  ## build the site into site/, warnings as errors, and check it
 	$(BIN)/python tools/build_site.py

@@ -22,6 +22,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 RECIPES = {
     "default": [],
+    "epochs-3": ["trainer.max_epochs=3"],
     "epochs-10": ["trainer.max_epochs=10", "early_stopping.patience=null"],
     "epochs-30": ["trainer.max_epochs=30", "early_stopping.patience=null"],
     "epochs-30-balanced": ["trainer.max_epochs=30", "early_stopping.patience=null", "loss.class_weights=balanced"],

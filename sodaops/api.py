@@ -12,7 +12,7 @@ from sodaops.errors import ConfigError, DataError
 from sodaops.io.progress import shown_log
 from sodaops.pipeline import Run
 from sodaops.registry import registry
-from sodaops.registry.bundles import bundle_at, predictor_files
+from sodaops.registry.bundles import bundle_at, predictor_files, register_bundle
 
 if TYPE_CHECKING:
     from sodaops.config.schema import Config
@@ -259,12 +259,26 @@ def drift(model: Model | Source, request_log: Source, *, overrides: Iterable[str
 
 
 class Registry(registry.Registry):
-    """A registry with the gate: :class:`sodaops.registry.registry.Registry`, and ``promote``.
+    """A registry with the gate. Its methods do what the commands do, also ``registry.wandb=true`` among ``overrides``.
 
     >>> models = Registry("outputs/registry")
     >>> models.register("outputs/first/bundle", "the first one") == models.version("challenger")
     True
     """
+
+    def register(
+        self, bundle_dir: Source, why: str = "", metrics: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()
+    ) -> str:
+        """Adds a bundle and makes it the challenger; see :meth:`sodaops.registry.registry.Registry.register`.
+
+        Args:
+            bundle_dir: a bundle's or a run's folder, or gs://BUCKET/FOLDER.
+            why: a reason, for the history.
+            metrics: split -> metrics that are not in the bundle; None: those of its run.
+            overrides: of the configuration.
+        """
+        with self._copied(overrides, registry.CHALLENGER):
+            return register_bundle(registry.Registry(self.root), str(bundle_dir), why, metrics)
 
     def promote(self, version: str, reason: str = "", force: bool = False, overrides: Iterable[str] = ()) -> "Promotion":
         """Makes a version or alias the champion if it passes the gate.
@@ -273,11 +287,26 @@ class Registry(registry.Registry):
             RefusedError: it does not pass; nothing was changed.
             SodaOpsError: another problem that the caller can fix.
         """
-        with _explained():
-            from sodaops.config.compose import compose
-            from sodaops.config.keywords import override
-            from sodaops.registry.promotion import promote
+        from sodaops.registry.promotion import promote
 
-            promotion = promote(compose([*overrides, override("registry.path", self.root)]), version, reason, force)
+        with self._copied(overrides, registry.CHAMPION) as config:
+            promotion = promote(config, version, reason, force)
             promotion.check()
             return promotion
+
+    def roll_back(self, why: str, alias: str = registry.CHAMPION, overrides: Iterable[str] = ()) -> str:
+        """Points an alias to its earlier version; see :meth:`sodaops.registry.registry.Registry.roll_back`."""
+        with self._copied(overrides, alias):
+            return super().roll_back(why, alias)
+
+    @contextlib.contextmanager
+    def _copied(self, overrides: Iterable[str], alias: str) -> Iterator["Config"]:
+        """Copies the version that the block gives an alias to W&B, if the configuration says so."""
+        with _explained():
+            from sodaops.config.compose import compose
+            from sodaops.config.keywords import as_overrides, override
+            from sodaops.registry.mirror import mirror
+
+            config = compose([*as_overrides("Registry", {}, overrides), override("registry.path", self.root)])
+            yield config
+            mirror(config, self, self.version(alias), [alias])

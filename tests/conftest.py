@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,13 @@ def run(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tupl
     return command
 
 
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key of Weights & Biases, which also prints nothing."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
 class lazy:  # noqa: N801
     """A module that takes long to import, and is imported when a test first uses it."""
 
@@ -128,6 +137,15 @@ def file_size_limit(n_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def wait_until(condition: Callable[[], Any], timeout_s: float = 120, state: Callable[[], object] = str) -> Any:
+    """Polls until a condition holds, and returns its value; fails after the deadline, with what ``state`` says."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, f"no success within {timeout_s:g} s {state()}"
+        time.sleep(0.02)
+    return value
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that is not in use."""
     with socket.socket() as probe:
@@ -167,6 +185,16 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
             make(original)
             done.touch()
     return Path(shutil.copytree(original, tmp_path_factory.mktemp(name) / name))
+
+
+@pytest.fixture
+def small_disk(workdir: Path) -> Iterator[Path]:
+    """A real file system with 256 KiB of space, mounted at ``disk``."""
+    (workdir / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", "disk"], capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield Path("disk")
+    subprocess.run(["umount", workdir / "disk"], check=True)
 
 
 @pytest.fixture(scope="session")

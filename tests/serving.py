@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,18 +18,6 @@ import httpx
 
 from sodaops.bundle import layout
 from sodaops.drift.settings import PREFIX as DRIFT
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> None:
-    """Polls until a condition holds.
-
-    Raises:
-        AssertionError: it did not within ``timeout_s``.
-    """
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"no success within {timeout_s:g} s"
-        time.sleep(0.02)
 
 
 def detail(response: httpx.Response, status: int) -> str:

@@ -1,21 +1,12 @@
 """Sweeps whose trials cost nothing: Hydra, the sweeper and the launchers are real, the training is a formula."""
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HOLD = "TEST_HOLD"  # NUMBER:FILE: the trial of this number waits until the file exists
 ARGUMENTS = ("--multirun", "search=smoke", "search.study=s", "logger=none", "search.pruner=none", "search.grace_s=4")
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 120) -> None:
-    """Polls until a condition holds; fails after the deadline."""
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not become true in time"
-        time.sleep(0.05)
 
 
 def train_instantly(config: Any) -> float:
@@ -27,7 +18,9 @@ def train_instantly(config: Any) -> float:
     record = RunRecord(Path(config.run_dir), {"seed": config.seed, "optim": {"lr": config.optim.lr}}, trial=trial.as_dict())
     number, _, file = os.environ.get(HOLD, ":").partition(":")
     if number == str(trial.number):
-        wait_for(Path(file).exists)
+        from tests.conftest import wait_until
+
+        wait_until(Path(file).exists)
     record.add_metrics("val", {"macro_f1": config.optim.lr})
     record.finish("finished")
     return config.optim.lr

@@ -40,4 +40,9 @@ def _type(name: str, keys: dict[str, Key]) -> str:
     section, _, argument = name.rpartition(".")
     target = keys[section].default.get("_target_", "lightning.Trainer")
     parameter = inspect.signature(load(f"{section}._target_", target)).parameters.get(argument)
-    return f"{inspect.formatannotation(parameter.annotation)}, an argument of {target}" if parameter else "a class or function"
+    auto = "auto or " if keys[name].default == "auto" else ""
+    return (
+        f"{auto}{inspect.formatannotation(parameter.annotation)}, an argument of {target}"
+        if parameter
+        else "a class or function"
+    )

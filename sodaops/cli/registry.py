@@ -2,30 +2,21 @@
 
 import argparse
 import json
-import logging
 from typing import Any
 
 from sodaops.cli.training import configured, shown_path
-from sodaops.config.schema import Config
 from sodaops.errors import ConfigError
-from sodaops.io import remote
-from sodaops.io.run_record import RECORD
-from sodaops.registry.bundles import bundle_at
+from sodaops.registry.bundles import register_bundle
+from sodaops.registry.mirror import mirror
 from sodaops.registry.registry import CHALLENGER, CHAMPION, Registry
-
-log = logging.getLogger(__name__)
 
 
 def run_register(args: argparse.Namespace) -> None:
     """`sodaops register BUNDLE`."""
     config = configured(args)
     registry = Registry(config.registry.path)
-    with bundle_at(args.bundle) as folder:
-        record = remote.join(args.bundle.rstrip("/").rpartition("/")[0], RECORD) if remote.is_address(args.bundle) else None
-        if record is not None and (content := remote.read_if_exists(record)) is not None:
-            (folder.parent / RECORD).write_bytes(content)  # beside the copy of the bundle, for its metrics
-        version = registry.register(folder, args.reason)
-    _mirror(config, registry, version, [CHALLENGER])
+    version = register_bundle(registry, args.bundle, args.reason)
+    mirror(config, registry, version, [CHALLENGER])
     print(f"{version}: {CHALLENGER} of {registry.root}\nnext: sodaops promote {version}")
 
 
@@ -36,16 +27,16 @@ def run_promote(args: argparse.Namespace) -> None:
     config = configured(args)
     promotion = promote(config, args.version, args.reason, args.force)
     version, root = promotion.version, config.registry.path
-    if promotion.result is None:
-        print(f"{version}: {CHAMPION} of {root}, by force and without the gate: {promotion.error}")
-        return
-    for verdict in promotion.result.verdicts:
-        outcome = "FAILED" if not verdict.passed else "skipped" if verdict.value is None else "passed"
-        print(f"{outcome:<8}{verdict.rule:<22}{verdict.limit:<10}{verdict.said}")
-    print(f"report: {shown_path(promotion.page)}")
-    promotion.check()
-    _mirror(config, Registry(root), version, [CHAMPION])
-    print(f"{version}: {CHAMPION} of {root}" + ("" if promotion.result.passed else ", by force"))
+    how = f", by force and without the gate: {promotion.error}"
+    if promotion.result is not None:
+        for verdict in promotion.result.verdicts:
+            outcome = "FAILED" if not verdict.passed else "skipped" if verdict.value is None else "passed"
+            print(f"{outcome:<8}{verdict.rule:<22}{verdict.limit:<10}{verdict.said}")
+        print(f"report: {shown_path(promotion.page)}")
+        promotion.check()
+        how = "" if promotion.result.passed else ", by force"
+    mirror(config, Registry(root), version, [CHAMPION])
+    print(f"{version}: {CHAMPION} of {root}{how}")
 
 
 def run_rollback(args: argparse.Namespace) -> None:
@@ -53,7 +44,7 @@ def run_rollback(args: argparse.Namespace) -> None:
     config = configured(args)
     registry = Registry(config.registry.path)
     version = registry.roll_back(args.reason)
-    _mirror(config, registry, version, [CHAMPION])
+    mirror(config, registry, version, [CHAMPION])
     print(f"{version}: {CHAMPION} of {registry.root} again")
 
 
@@ -107,16 +98,3 @@ def _format_event(entry: dict[str, Any]) -> str:
     if entry["event"] in ("promote", "rollback"):
         what += f" (before: {entry['before'] or 'none'}{', BY FORCE' if entry.get('forced') else ''})"
     return f"{entry['n']:>4}  {when}  {entry['who']}  {what}" + (f": {entry['why']}" if entry["why"] else "")
-
-
-def _mirror(config: Config, registry: Registry, version: str, aliases: list[str]) -> None:
-    if not config.registry.wandb:
-        return
-    from sodaops.config.compose import compose
-    from sodaops.registry.mirror import mirror_to_wandb
-
-    try:
-        with registry.local(version) as folder:
-            mirror_to_wandb(folder, version, aliases, config.logger.wandb or compose(["logger=wandb"]).logger.wandb)
-    except (ConfigError, ModuleNotFoundError) as error:  # the registry itself has been changed
-        log.warning("registry.wandb=true: %s was not copied to W&B: %s", version, error)

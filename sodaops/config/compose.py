@@ -38,12 +38,22 @@ def compose(overrides: Sequence[str] = (), extra_dir: str | None = None) -> Conf
     if extra_dir is not None:
         if not Path(extra_dir).is_dir():
             raise ConfigError(f"--config-dir {extra_dir}: no such folder.")
+        _check_names(Path(extra_dir))
         paths = "hydra.searchpath=["
         given = [text[len(paths) :].rstrip("] ") for text in overrides if text.startswith(paths)]
         paths += ",".join([f'"file://{Path(extra_dir).resolve()}"', *filter(None, given)]) + "]"
         overrides = [*(text for text in overrides if not text.startswith("hydra.searchpath=")), paths]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return to_config(hydra_compose("config", overrides=[keep_spelling(text) for text in overrides]))
+
+
+def _check_names(folder: Path) -> None:
+    """Refuses options with the names of built-in ones, which Hydra would take in their place."""
+    for file in sorted(folder.rglob("*/*.yaml")):
+        name = file.relative_to(folder)
+        own = conf_dir() / name
+        if own.is_file() and own.read_bytes() != file.read_bytes():
+            raise ConfigError(f"{file}: {name.parent}={name.stem} is built in, and would be used instead; rename the file.")
 
 
 def load_params(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -86,6 +96,9 @@ def run_hydra(command: Callable[[Config], float | None], argv: Sequence[str], co
         if re.match(r"hydra\.(run|sweep)\.\w+=.*://", text):
             raise ConfigError(f"{text}: expected a local path; to upload a run, set run_dir=gs://BUCKET/FOLDER.")
     argv = [keep_spelling(text) for text in argv]
+    for i, text in enumerate(argv):
+        if re.match(r"(--config-dir|-cd)(=|$)", text):
+            _check_names(Path(text.partition("=")[2] or "".join(argv[i + 1 : i + 2])))
     errors: list[SodaOpsError] = []
 
     folder = config_path if config_path and "://" in config_path else str(Path(config_path or conf_dir()).absolute())

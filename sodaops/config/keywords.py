@@ -24,6 +24,7 @@ KEYWORDS = {  # function -> keyword -> configuration key
         "n_bootstrap": "evaluate.n_bootstrap", "output_dir": "evaluate.output_dir",
     },
     "drift": {key: f"drift.{key}" for key in ("last", "since", "until", "alpha", "output_dir")},
+    "Registry": {},
 }  # fmt: skip
 
 
@@ -47,6 +48,10 @@ def as_overrides(function: str, values: Mapping[str, Any], overrides: Iterable[s
             faults.append(f"overrides: {text!r}: expected KEY=VALUE.")
         elif (key := text.partition("=")[0].lstrip("+~")) in taken:
             faults.append(f"overrides: {text}: a keyword sets {key} too; remove one of them.")
+        elif re.match(r"hydra\b", key) and key != "hydra.searchpath":
+            faults.append(
+                f"overrides: {text}: of Hydra only hydra.searchpath can be set from Python; sweeps need the command line."
+            )
     if faults:
         raise ConfigError("\n".join(faults))
     return [*words, *overrides]

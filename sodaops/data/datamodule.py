@@ -1,6 +1,7 @@
 """The LightningDataModule, which tokenises the splits once."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import lightning as L
@@ -18,13 +19,14 @@ from sodaops.tasks.make import SINGLE_LABEL
 
 log = logging.getLogger(__name__)
 _USUAL_TOKENS, _FEW_STEPS = 768, 20  # the default of optim.batch_tokens; fewer steps per epoch cause a note
+_MIN_EPOCHS, _MAX_EPOCHS, _ENOUGH_STEPS = 3, 10, 100  # by cross-validation, docs/your_data.md
 
 
 class TextDataModule(L.LightningDataModule):
     """Train and validation batches of the splits in ``config.splits_dir``.
 
     Args:
-        config: the whole configuration; data, model.max_tokens, optim and seed are used.
+        config: the whole configuration; data, model.max_tokens, optim, trainer and seed are used.
         tokenizer: the tokenizer of the model.
         pad_token_id: the token that pads a batch.
         labels: in order.
@@ -80,14 +82,26 @@ class TextDataModule(L.LightningDataModule):
         """Weights that give all labels the same total, float32 [n_labels]."""
         return torch.from_numpy(self.task.balanced_weights(self.splits["train"].truth, len(self.labels)))
 
+    def enough_epochs(self, n_processes: int) -> int:
+        """What ``trainer.max_epochs=auto`` stands for: 3, or up to 10 where these have fewer than 100 steps."""
+        n_steps = self._n_steps(n_processes)
+        n_epochs = min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_ENOUGH_STEPS / n_steps)))
+        log.info("trainer.max_epochs=auto: %d epochs, with %d steps each", n_epochs, n_steps)
+        return n_epochs
+
+    def _n_steps(self, n_processes: int) -> int:
+        """Optimizer steps in an epoch over the whole table."""
+        n_batches = len(TokenLoader(self.splits["train"], self.config.optim.batch_tokens, None, n_ranks=n_processes))
+        return math.ceil(n_batches / (self.config.trainer.get("accumulate_grad_batches") or 1))
+
     def few_steps_note(self, n_processes: int) -> str | None:
         """A note if large batches, as in the presets for GPUs, leave few steps per epoch on a small table; else None."""
         budget, usual = self.config.optim.batch_tokens, max(_USUAL_TOKENS, self.config.model.max_tokens)
-        n_steps = -(-int(self.splits["train"].offsets[-1]) // (budget * n_processes))
+        n_steps = self._n_steps(n_processes)
         if n_steps >= _FEW_STEPS or budget <= usual:
             return None
         by = f" in each of {n_processes} processes" if n_processes > 1 else ""
-        return f"note: optim.batch_tokens={budget}{by} gives about {n_steps} steps per epoch; {usual} would give more"
+        return f"note: optim.batch_tokens={budget}{by} gives {n_steps} steps per epoch; {usual} would give more"
 
     def train_dataloader(self) -> TokenLoader:
         """Training batches, shuffled by seed and epoch; in a fixed order with trainer.overfit_batches."""

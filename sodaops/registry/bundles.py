@@ -2,13 +2,15 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from sodaops.bundle import layout
 from sodaops.errors import BundleError, StorageError
 from sodaops.io import remote
-from sodaops.registry.registry import address_of
+from sodaops.io.run_record import RECORD
+from sodaops.registry.registry import Registry, address_of
 
 FileChoice = Callable[[layout.BundleInfo], Collection[str]]
 
@@ -71,6 +73,15 @@ def bundle_at(source: str | Path, choose: FileChoice = all_files) -> Iterator[Pa
             yield folder
         except BundleError as error:
             raise BundleError(str(error).replace(str(folder), address)) from error
+
+
+def register_bundle(registry: Registry, source: str, why: str = "", metrics: Mapping[str, Any] | None = None) -> str:
+    """Adds a bundle to a registry, wherever it is stored; see :meth:`sodaops.registry.registry.Registry.register`."""
+    with bundle_at(source) as folder:
+        record = remote.join(source.rstrip("/").rpartition("/")[0], RECORD) if remote.is_address(source) else None
+        if record is not None and (content := remote.read_if_exists(record)) is not None:
+            (folder.parent / RECORD).write_bytes(content)  # beside the copy of the bundle, for its metrics
+        return registry.register(folder, why, metrics)
 
 
 def _read_info_file(address: str) -> bytes:

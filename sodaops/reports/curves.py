@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,36 @@ Points = list[tuple[float, float]]
 _MAX_POINTS = 300  # of a curve
 
 
-def training_charts(path: Path, task: Task) -> list[dict[str, Any]]:
-    """The charts of loss and scores by step; none if the run wrote no CSV.
+def training_charts(path: Path, task: Task, metrics: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The charts of loss, scores and further metrics by step; none if the run wrote no CSV.
+
+    Args:
+        path: of metrics.csv.
+        task: names the scores.
+        metrics: names of the user's own metrics, which have a chart each.
 
     Raises:
         DataError: not such a file.
     """
     if not path.is_file():
         return []
-    names_of = {
+    shown = {
         "Loss": ["train/loss_step", "val/loss"],
         "Scores on val": [f"val/{name}" for name in reversed(task.val_metrics(2))],  # the last curve is the main one
+        **{f"{name} on val": [f"val/{name}"] for name in metrics},
     }
     series: dict[str, Points] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                for name in (name for names in names_of.values() for name in names):
+                for name in (name for names in shown.values() for name in names):
                     if row.get(name) and math.isfinite(value := float(row[name])):
                         series.setdefault(name, []).append((float(row["step"]), value))
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(
             f"{path}: damaged ({type(error).__name__}: {error}); delete it, and the page goes without curves."
         ) from None
-    charts = {title: {name: series[name] for name in names if name in series} for title, names in names_of.items()}
+    charts = {title: {name: series[name] for name in names if name in series} for title, names in shown.items()}
     return [_chart(title, curves) for title, curves in charts.items() if curves]
 
 

@@ -76,14 +76,15 @@ def write_project_report(config: Config, run_dir: Path, output: str | Path | Non
     info = layout.read_info(bundle)
     task = layout.task_of(bundle, info)
     layout.verify(bundle, info)
+    trained = layout.read_config(bundle, info)
     registry = Registry(config.registry.path)
     state, history = registry.state(), registry.history()
     gate = read_gate_report(remote.join(config.registry.report_dir, f"{info.bundle_id}/{GATE_JSON}"), info.bundle_id)
     page = pages.render_page(
         "project", folder=run_dir, run=run, info=info, task=task, manifest=layout.read_json(bundle, info, layout.DATA),
         limits=LIMITS, some=some, own_metrics=own_metrics, e=read_evaluation(config, run_dir, info, task),
-        charts=training_charts(run_dir / "metrics" / "metrics.csv", task), n_earlier=len(list(run_dir.glob("metrics.*"))),
-        settings=_settings(layout.read_config(bundle, info)),
+        charts=training_charts(run_dir / "metrics" / "metrics.csv", task, trained.get("metrics", {})),
+        n_earlier=len(list(run_dir.glob("metrics.*"))), settings=_settings(trained),
         sizes={name: (bundle / layout.ONNX[name]).stat().st_size / 1e6 for name in info.onnx},
         root=registry.root, registered=info.bundle_id in state.versions, champion=state.aliases.get(CHAMPION),
         aliases=[alias for alias, version in state.aliases.items() if version == info.bundle_id],

@@ -96,6 +96,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     run_dir, peers = tracker.run_dir, Peers(os.environ)
     with peers.preparing():
         job = _prepare(config, tracker, callbacks)
+        config = job.config
         peers.agree(_shared_settings(config, job.module.run_signature))
     with storage.writing(run_dir):
         _run(job, run_dir)
@@ -123,8 +124,8 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
     """Checks everything that can be checked before the first step, and builds the trainer."""
     silence_loggers()
     run_dir, arguments = tracker.run_dir, trainer_arguments(config.trainer)
+    in_place = config.ckpt_path is not None and resume.continues_in_place(config, run_dir)  # a finished run stays as it is
     if config.ckpt_path is not None:
-        in_place = resume.continues_in_place(config, run_dir)  # then a finished run stays as it is
         resume.check_checkpoint(config.ckpt_path, None if in_place else arguments.get("max_epochs"))
     arguments["profiler"] = make_profiler(arguments.get("profiler"), run_dir)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -138,10 +139,15 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
     log.info("%s", summarize_manifest(manifest))
     module, data = _module_and_data(config, manifest, pretrained)
     data.log_cut_shares()
+    if arguments.get("max_epochs") == "auto":
+        arguments["max_epochs"] = data.enough_epochs(ranks.world_size(os.environ))
+        config = config.model_copy(update={"trainer": {**config.trainer, "max_epochs": arguments["max_epochs"]}})
+        if config.ckpt_path is not None and not in_place:
+            resume.check_checkpoint(config.ckpt_path, arguments["max_epochs"])
     manifest = {**manifest, "cut_share": {"max_tokens": config.model.max_tokens, **data.cut_shares}}
     checkpoints = make_checkpoints(config, run_dir)
     callbacks = [*make_callbacks(config, run_dir), *callbacks, Terminate(run_dir / resume.LAST), *checkpoints]
-    tracker.start(manifest)
+    tracker.start(config, manifest)
     trainer = make_trainer(arguments, tracker.loggers, callbacks, run_dir)
     if trainer.world_size > 1 and not ranks.is_distributed(os.environ):
         raise ConfigError(

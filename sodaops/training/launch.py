@@ -58,8 +58,8 @@ def processes(config: Config) -> tuple[int, int]:
     if (arguments["devices"], arguments["num_nodes"]) == (1, 1) and not ranks.is_distributed(os.environ):
         return 1, 1
     silence_loggers()
-    if arguments["precision"] == "auto":  # chosen later, in each process; Peers compares the choices
-        arguments["precision"] = None
+    for name in ("precision", "max_epochs"):  # auto is chosen later, in each process; Peers compares the choices
+        arguments[name] = None if arguments[name] == "auto" else arguments[name]
     trainer = make_trainer(arguments | {"profiler": None}, [], [], Path(config.run_dir or "."))
     n_devices, n_nodes = trainer.num_devices, trainer.num_nodes
     if ranks.is_distributed(os.environ):

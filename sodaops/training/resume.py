@@ -44,12 +44,12 @@ def continues_in_place(config: Config, run_dir: Path) -> bool:
     return config.ckpt_path is not None and Path(config.ckpt_path).resolve() == (run_dir / LAST).resolve()
 
 
-def check_checkpoint(path: str, max_epochs: int | None) -> None:
+def check_checkpoint(path: str, max_epochs: int | str | None) -> None:
     """Checks that a run can resume from a checkpoint.
 
     Args:
         path: the checkpoint.
-        max_epochs: which the checkpoint must not have reached; None: not checked.
+        max_epochs: which the checkpoint must not have reached; not a number: not checked.
 
     Raises:
         ConfigError: there is no such file, it holds no training state, or that run has reached ``max_epochs``.
@@ -63,7 +63,7 @@ def check_checkpoint(path: str, max_epochs: int | None) -> None:
     if not isinstance(checkpoint, dict) or not {"state_dict", "optimizer_states", "loops"} <= checkpoint.keys():
         raise ConfigError(f"ckpt_path={path}: holds no training state; {_FIX}.")
     n_epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if max_epochs is not None and 0 <= max_epochs <= n_epochs:
+    if isinstance(max_epochs, int) and 0 <= max_epochs <= n_epochs:
         raise ConfigError(f"ckpt_path={path}: that run has finished {n_epochs} epochs; set trainer.max_epochs above that.")
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -43,10 +44,11 @@ class Tracker:
         self._config, self._trial = config, trial
         self._record: RunRecord | None = None
 
-    def start(self, manifest: Mapping[str, Any]) -> None:
+    def start(self, config: Config, manifest: Mapping[str, Any]) -> None:
         """Creates run.json and the loggers, and logs the configuration to each.
 
         Args:
+            config: of the run, with numbers in place of ``auto``.
             manifest: of the splits.
 
         Raises:
@@ -55,6 +57,7 @@ class Tracker:
         """
         if not ranks.is_rank_zero(os.environ):
             return
+        self._config = config
         wandb_id = _wandb_id_of(self._config.ckpt_path)
         with storage.writing(self.run_dir):
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -113,6 +116,27 @@ class Tracker:
             if self._record is not None:
                 closing.callback(self._record.finish, status, None if error is None else str(error) or type(error).__name__)
 
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raises errors of the user's loggers as a ConfigError with the logger's key; others as they are.
+
+        Raises:
+            ConfigError: an error that was raised in a method of such a logger, or below one.
+        """
+        try:
+            yield
+        except Exception as error:
+            settings = self._config.logger
+            n_built_in = sum(getattr(settings, name) is not None for name in type(settings).model_fields)
+            for origin in filter(None, (error, error.__cause__)):  # a StorageError may have been an OSError of the logger
+                callers = [frame.f_locals.get("self") for frame, _ in walk_tb(origin.__traceback__)]
+                for (name, section), logger in zip(
+                    (settings.model_extra or {}).items(), self.loggers[n_built_in:], strict=False
+                ):
+                    if any(caller is logger for caller in callers):
+                        raise _logger_error(name, section, origin) from error
+            raise
+
     def _of(self, kind: type[Logger]) -> list[Any]:
         return [logger for logger in self.loggers if isinstance(logger, kind)]
 
@@ -137,19 +161,21 @@ def tracked(config: Config, trial: Mapping[str, Any] | None = None) -> Iterator[
     """A tracker that is closed at the end of the block, also after an error.
 
     Raises:
-        ConfigError: another training is running in the run folder.
+        ConfigError: another training is running in the run folder, or a logger of the user's raised an error.
     """
     tracker = Tracker(config, trial)
     with _exclusive(tracker.run_dir) if ranks.is_rank_zero(os.environ) else contextlib.nullcontext():
         try:
-            yield tracker
+            with tracker.explained():
+                yield tracker
         except BaseException as error:
             try:
                 tracker.end(error)
             except Exception as failure:  # the error that ended the run is the one to raise
                 log.warning("while closing the run: %s", failure)
             raise
-        tracker.end(None)
+        with tracker.explained():
+            tracker.end(None)
 
 
 @contextlib.contextmanager
@@ -213,7 +239,11 @@ def make_loggers(config: Config, run_dir: Path, loggers: list[Logger], wandb_id:
         try:
             loggers[-1].log_hyperparams(params)
         except Exception as error:  # a user's class, or its server, may raise anything
-            raise ConfigError(f"{key}: {target} raised {type(error).__name__}: {reason_of(error)}") from error
+            raise _logger_error(name, section, error) from error
+
+
+def _logger_error(name: str, section: Mapping[str, Any], error: BaseException) -> ConfigError:
+    return ConfigError(f"logger.{name}: {section['_target_']} raised {type(error).__name__}: {reason_of(error)}")
 
 
 def _rename_earlier(folder: Path) -> None:

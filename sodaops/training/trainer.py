@@ -35,7 +35,8 @@ def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
     """
     allowed = {name for name in inspect.signature(L.Trainer.__init__).parameters if name not in _NOT_CONFIGURABLE}
     hints = get_type_hints(L.Trainer.__init__)
-    hints["precision"] = Literal["auto"] | hints["precision"]
+    for name in ("precision", "max_epochs"):
+        hints[name] = Literal["auto"] | hints[name]
     faults = []
     for name, value in section.items():
         if name not in allowed:
@@ -47,6 +48,8 @@ def trainer_arguments(section: Mapping[str, Any]) -> dict[str, Any]:
         except ValidationError as error:
             expected = dict.fromkeys(detail["msg"].removeprefix("Input should be ") for detail in error.errors())
             faults.append(f"trainer.{name}={value!r}: expected {' or '.join(expected)}.")
+    if isinstance(n_epochs := section.get("max_epochs"), int) and (n_epochs == 0 or n_epochs < -1):
+        faults.append(f"trainer.max_epochs={n_epochs}: expected auto, a number above 0, or -1 for no limit.")
     if section.get("limit_val_batches") == 0:
         faults.append("trainer.limit_val_batches=0: the best epoch is chosen on val; set a number above 0.")
     if faults:

@@ -1,5 +1,6 @@
-"""Callbacks for the tests: they end a training in different ways, or note what they see."""
+"""Callbacks and a logger for the tests: they end a training in different ways, or note what they see."""
 
+import builtins
 import os
 import signal
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import Logger
 
 
 class Crash(Callback):
@@ -96,3 +98,26 @@ class Interrupt(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == (1, 1):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+class Failing(Logger):
+    """A logger that raises an error in one of its methods."""
+
+    name, version = "failing", 0
+
+    def __init__(self, method, error):
+        super().__init__()
+        self.method, self.error = method, error
+
+    def log_hyperparams(self, params):
+        self.fail("log_hyperparams")
+
+    def log_metrics(self, metrics, step=None):
+        self.fail("log_metrics")
+
+    def finalize(self, status):
+        self.fail("finalize")
+
+    def fail(self, method):
+        if method == self.method:
+            raise getattr(builtins, self.error)("connection lost")

@@ -103,6 +103,11 @@ def test_any_text_reaches_the_configuration(text):
     assert composed.data.text_column == text and composed.data.labels == [text, "b", 1]
 
 
+@pytest.mark.parametrize("number", ["auto", 2])
+def test_the_number_of_epochs(number):
+    assert compose.compose(keywords.as_overrides("train", {"max_epochs": number})).trainer["max_epochs"] == number
+
+
 @pytest.mark.parametrize(
     ("call", "parts"),
     [
@@ -114,6 +119,13 @@ def test_any_text_reaches_the_configuration(text):
         ({"overrides": ["optim.lrr=1"]}, ["optim.lrr", "did you mean lr?"]),
         ({"overrides": ["-m"]}, ["-m"]),
         ({"overrides": "optim.lrr=1"}, ["optim.lrr"]),
+        ({"max_epochs": "many"}, ["trainer.max_epochs='many'", "auto"]),
+        ({"max_epochs": 0}, ["trainer.max_epochs=0"]),
+        ({"max_epochs": -5}, ["trainer.max_epochs=-5"]),
+        (
+            {"overrides": ["hydra.mode=MULTIRUN", "++hydra.sweep.dir=x", "hydra/launcher=joblib"]},
+            ["hydra.mode", "hydra.sweep.dir", "hydra/l"],
+        ),
         ({"max_epochs": 1, "overrides": ["trainer.max_epochs=2"]}, ["trainer.max_epochs=2"]),
         ({"data": "tweetss"}, ["data=tweetss", "did you mean tweets?"]),
     ],
@@ -211,6 +223,7 @@ def test_what_a_model_refuses(trained, workdir):
         _ = sodaops.Run("nowhere").metrics
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_table_equals_that_of_the_split(trained, workdir):
     run = sodaops.Run(str(trained / "run"))
     rows = pq.read_table(trained / "splits/test.parquet").select(["text", "label"]).rename_columns(["text", "sentiment"])
@@ -234,6 +247,7 @@ def test_a_run_in_jupyter_is_its_report(trained):
     assert "<script" not in page and 'src="http' not in page
 
 
+@pytest.mark.slow
 def test_the_registry_and_its_gate(trained, workdir):
     registry = sodaops.Registry("models")
     overrides = [f"evaluate.splits_dir={trained / 'splits'}"]

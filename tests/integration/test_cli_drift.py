@@ -82,23 +82,20 @@ def test_a_span_of_time(run, drift_bundle, logged_rows):
     assert code == 0 and "no verdict, 20 requests of bundle" in out and "note: 20 requests of bundle b2" in out
 
 
-@pytest.mark.parametrize(
-    ("keys", "parts"),
-    [
-        ([], ["ConfigError", "drift.request_log"]),
-        (["drift.request_log=none"], ["StorageError: none:"]),
-        (["drift.request_log=empty"], ["DataError: empty:"]),
-        (["drift.request_log=bad"], ["DataError: bad:", "bad/date="]),
-        (["drift.request_log=log", "drift.since=2030-01-01"], ["DataError: log:", "drift.since=2030-01-01"]),
-        (["drift.request_log=log", "drift.until=soon"], ["ConfigError: drift.until='soon'"]),
-        (
-            ["drift.request_log=log", "drift.since=2026-01-02", "drift.until=2026-01-01"],
-            ["ConfigError", "drift.since=2026-01-02", "drift.until=2026-01-01"],
-        ),
-        (["drift.request_log=log", "drift.lst=5"], ["ConfigError: drift.lst", "did you mean last?"]),
-        (["drift.request_log=log", "drift.alpha=7"], ["ConfigError", "drift.alpha"]),
-    ],
-)
+@pytest.mark.parametrize(("keys", "parts"), [
+    ([], ["ConfigError", "drift.request_log"]),
+    (["drift.request_log=none"], ["StorageError: none:"]),
+    (["drift.request_log=empty"], ["DataError: empty:"]),
+    (["drift.request_log=bad"], ["DataError: bad:", "bad/date="]),
+    (["drift.request_log=log", "drift.since=2030-01-01"], ["DataError: log:", "drift.since=2030-01-01"]),
+    (["drift.request_log=log", "drift.until=soon"], ["ConfigError: drift.until='soon'"]),
+    (
+        ["drift.request_log=log", "drift.since=2026-01-02", "drift.until=2026-01-01"],
+        ["ConfigError", "drift.since=2026-01-02", "drift.until=2026-01-01"],
+    ),
+    (["drift.request_log=log", "drift.lst=5"], ["ConfigError: drift.lst", "did you mean last?"]),
+    (["drift.request_log=log", "drift.alpha=7"], ["ConfigError", "drift.alpha"]),
+])  # fmt: skip
 def test_refused_arguments(run, drift_bundle, logged_rows, keys, parts):
     fill(Path("log"), logged_rows.fresh.slice(0, 1))
     fill(Path("bad"), logged_rows.fresh.slice(0, 1))
@@ -217,17 +214,14 @@ def test_old_parts_are_pruned(run, logged_rows):
     assert ids("log") == ["r0", "r1", "r2"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "parts"),
-    [
-        (["forget", "drift.request_log=log"], ["ConfigError", "--request-id", "--text-hash"]),
-        (["forget", "--request-id=a"], ["ConfigError", "drift.request_log"]),
-        (["forget", "--request-id=a", "drift.request_log=none"], ["StorageError: none:"]),
-        (["prune", "drift.request_log=log"], ["ConfigError", "--days", "serve.keep_days"]),
-        (["prune", "--days=0", "drift.request_log=log"], ["ConfigError: --days 0"]),
-        (["prune", "--days=3", "drift.request_log=none"], ["StorageError: none:"]),
-    ],
-)
+@pytest.mark.parametrize(("argv", "parts"), [
+    (["forget", "drift.request_log=log"], ["ConfigError", "--request-id", "--text-hash"]),
+    (["forget", "--request-id=a"], ["ConfigError", "drift.request_log"]),
+    (["forget", "--request-id=a", "drift.request_log=none"], ["StorageError: none:"]),
+    (["prune", "drift.request_log=log"], ["ConfigError", "--days", "serve.keep_days"]),
+    (["prune", "--days=0", "drift.request_log=log"], ["ConfigError: --days 0"]),
+    (["prune", "--days=3", "drift.request_log=none"], ["StorageError: none:"]),
+])  # fmt: skip
 def test_refused_deletions(run, logged_rows, argv, parts):
     fill(Path("log"), logged_rows.fresh.slice(0, 3))
     refused(run("log", *argv), *parts)

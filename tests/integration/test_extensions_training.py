@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ def test_an_optimizer_and_a_scheduler_resume_bit_for_bit(config_of, tmp_path, op
     assert run.params["optim.optimizer._target_"] in ("textlab.lion.Lion", "torch.optim.SGD")
 
 
+CRASH = ("+callbacks.stop._target_=tests.integration.stop.Crash",)
 MLFLOW = "+logger.mlflow={_target_: lightning.pytorch.loggers.MLFlowLogger, experiment_name: reviews}"
 
 
@@ -104,6 +106,21 @@ def test_unusable_loggers_are_refused(config_of, tmp_path, section, message):
         tracking.make_loggers(config, tmp_path, loggers, None)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "kind", "more"),
+    [("log_metrics", "KeyError", ()), ("log_metrics", "ConnectionError", ()), ("finalize", "ValueError", ()), ("", "", CRASH)],
+)
+def test_errors_of_a_logger_after_the_start_name_it(config_of, tmp_path, method, kind, more):
+    failing = f"+logger.second={{_target_: tests.integration.stop.Failing, method: '{method}', error: '{kind}'}}"
+    config = config_of("failed", *BARE, "logger=journal", failing, *more)
+    named = rf"logger\.second: tests\.integration\.stop\.Failing raised {kind}: .*lost"
+    with pytest.raises(ConfigError if method else KeyError, match=named if method else "crash"):
+        fit.fit(config)
+    assert runs.read_run(tmp_path / "failed/run").status == "failed"
+    assert (tmp_path / "failed/run/checkpoints/last.ckpt").exists() == (method != "log_metrics")
+
+
 KAPPA = "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa"  # num_classes is added
 
 
@@ -130,6 +147,10 @@ def test_metrics_are_everywhere_and_choose_the_epoch(config_of, tmp_path, capsys
     table = runs.format_runs([record]).splitlines()[0].split()
     assert {"val/distance", "test/distance", "val/kappa", "test/kappa"} < {*table}
     assert ">distance<" in (run / "evaluation/report.html").read_text()
+    assert main(["report", str(run)]) == 0
+    assert {"distance on val by step", "kappa on val by step"} <= {
+        *re.findall('aria-label="([^"]+)"', (run / "project_report.html").read_text())
+    }
     # A bundle alone: its configuration names its metrics
     capsys.readouterr()
     assert main(["evaluate", str(run / "bundle"), "evaluate.split=val", f"evaluate.splits_dir={tmp_path}/measured/splits"]) == 0

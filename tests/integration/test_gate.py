@@ -183,23 +183,6 @@ def test_every_check_can_fail_and_the_refusal_names_the_limits_that_pass(place, 
 
 
 @pytest.mark.slow
-def test_a_suite_for_other_labels_is_skipped(place, capsys):
-    settings, _ = place
-    copy_bundle(Path("bundle0"), Path("stars"))
-    refresh_info(Path("stars"), labels=["1", "3", "5"])
-    shutil.copytree("splits", "of_stars")
-    manifest = Path("of_stars/manifest.json")
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "labels": ["1", "3", "5"]}))
-    version = Registry("registry").register("stars")
-    suite = f"registry.gate.behaviour={{suite:{SENTIMENT},floors:{{negation:0.6}},max_drop:0.05}}"
-    assert main(["promote", version, *settings, suite, "evaluate.splits_dir=of_stars"]) == 0
-    (verdict,) = [
-        v for v in json.loads(Path(f"outputs/gate/{version}/gate.json").read_text())["verdicts"] if "behav" in v["rule"]
-    ]
-    assert verdict["value"] is None and "skipped" in verdict["said"] and verdict["said"] in capsys.readouterr().out
-
-
-@pytest.mark.slow
 def test_a_slower_model_is_refused(place, monkeypatch):
     from sodaops.registry import checks
 

@@ -91,20 +91,19 @@ def test_help_lists_every_group(helps):
         assert line.endswith(f": {', '.join(group_options(group))}") and len(line) <= 120
 
 
-@pytest.mark.parametrize(
-    ("words", "lines"),
-    [
-        ("model.pooling", ["model.pooling: ", "default mean", "allowed mean, cls"]),
-        ("model.pooling model=distilbert", ["default cls"]),
-        ("optim.batch_tokens", ["default 768", "allowed whole number from 1"]),
-        pytest.param("trainer.max_epochs", ["default 3", "allowed Optional[int]"], marks=pytest.mark.slow),  # imports lightning
-        ("logger.wandb.project", ["default sodaops", "allowed text"]),
-        ("experiment", ["experiment: ", "experiment=smoke The whole pipeline"]),
-        ("data", ["data: ", "data=tweets 4,200", "data.files.train=null", "data.path=data/raw/tweets.csv"]),
-        ("data.files", ["data.files: ", "data.files.val=null"]),
-        ("", ["data ", "seed=42 ", "checkpoint ", "debug "]),
-    ],
-)
+@pytest.mark.parametrize(("words", "lines"), [
+    ("model.pooling", ["model.pooling: ", "default mean", "allowed mean, cls"]),
+    ("model.pooling model=distilbert", ["default cls"]),
+    ("optim.batch_tokens", ["default 768", "allowed whole number from 1"]),
+    pytest.param(
+        "trainer.max_epochs", ["default auto", "allowed auto or Optional[int]"], marks=pytest.mark.slow
+    ),  # imports lightning
+    ("logger.wandb.project", ["default sodaops", "allowed text"]),
+    ("experiment", ["experiment: ", "experiment=smoke The whole pipeline"]),
+    ("data", ["data: ", "data=tweets 4,200", "data.files.train=null", "data.path=data/raw/tweets.csv"]),
+    ("data.files", ["data.files: ", "data.files.val=null"]),
+    ("", ["data ", "seed=42 ", "checkpoint ", "debug "]),
+])  # fmt: skip
 def test_config_show(capsys, words, lines):
     assert main(["config", "show", *words.split()]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -124,7 +123,7 @@ def test_config_show_knows_every_key():
 
     keys = describe_keys(compose(["logger=many", "search=default"]))
     assert keys["logger.wandb.mode"].allowed == "`online`, `offline` or null" and keys["search.n_trials"].default == 20
-    assert set(describe_keys()) <= set(keys) and keys["trainer.max_epochs"].default == 3
+    assert set(describe_keys()) <= set(keys) and keys["trainer.max_epochs"].default == "auto"
 
 
 def test_every_command_has_a_function():
@@ -150,20 +149,17 @@ def test_overviews_and_unknown_commands(capsys):
         assert error.startswith("ConfigError: ") and all(text in error for text in named)
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("drift drift.last=3 A drift.since=null", {"bundle": "A", "overrides": ["drift.last=3", "drift.since=null"]}),
-        ("drift A --fail-on-drift drift.last=3", {"bundle": "A", "overrides": ["drift.last=3"], "fail_on_drift": True}),
-        ("evaluate evaluate.split=val", {"bundle": None, "overrides": ["evaluate.split=val"]}),
-        ("evaluate --params p.yaml A ~logger", {"bundle": "A", "overrides": ["~logger"], "params": "p.yaml"}),
-        ("evaluate lr=1/bundle", {"bundle": "lr=1/bundle", "overrides": []}),  # a path that exists
-        ("register gs://b/lr=1 --reason 'lr=2 was worse'", {"bundle": "gs://b/lr=1", "reason": "lr=2 was worse"}),
-        ("predict A --variant int8 'lr=1' b", {"bundle": "A", "texts": ["lr=1", "b"], "variant": "int8"}),
-        ("runs --where optim.lr=1 A B", {"folders": ["A", "B"], "where": ["optim.lr=1"]}),
-        ("log prune --days 3 serve.request_log=A", {"days": 3, "overrides": ["serve.request_log=A"]}),
-    ],
-)
+@pytest.mark.parametrize(("line", "expected"), [
+    ("drift drift.last=3 A drift.since=null", {"bundle": "A", "overrides": ["drift.last=3", "drift.since=null"]}),
+    ("drift A --fail-on-drift drift.last=3", {"bundle": "A", "overrides": ["drift.last=3"], "fail_on_drift": True}),
+    ("evaluate evaluate.split=val", {"bundle": None, "overrides": ["evaluate.split=val"]}),
+    ("evaluate --params p.yaml A ~logger", {"bundle": "A", "overrides": ["~logger"], "params": "p.yaml"}),
+    ("evaluate lr=1/bundle", {"bundle": "lr=1/bundle", "overrides": []}),  # a path that exists
+    ("register gs://b/lr=1 --reason 'lr=2 was worse'", {"bundle": "gs://b/lr=1", "reason": "lr=2 was worse"}),
+    ("predict A --variant int8 'lr=1' b", {"bundle": "A", "texts": ["lr=1", "b"], "variant": "int8"}),
+    ("runs --where optim.lr=1 A B", {"folders": ["A", "B"], "where": ["optim.lr=1"]}),
+    ("log prune --days 3 serve.request_log=A", {"days": 3, "overrides": ["serve.request_log=A"]}),
+])  # fmt: skip
 def test_arguments_and_overrides_in_any_order(workdir, line, expected):
     (workdir / "lr=1/bundle").mkdir(parents=True)
     options = vars(parse(shlex.split(line))[1])
@@ -179,38 +175,35 @@ def test_arguments_that_are_not_understood(line, capsys):
     assert error.startswith("ConfigError: sodaops ") and "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("sodaops an", ["annotate"]),
-        ("sodaops annotate me", ["merge"]),
-        ("sodaops runs ", ["compare"]),
-        ("sodaops nonsense ", []),
-        ("sodaops select --dir", ["--direction"]),
-        ("sodaops select --direction ", ["maximize", "minimize"]),
-        ("sodaops predict A --file ", []),  # the shell completes the file
-        ("sodaops predict A optim.l", []),  # it reads no configuration
-        ("sodaops drift ", []),  # the bundle is a path
-        ("sodaops drift A drift.la", ["drift.last="]),
-        ("python train.py mod", ["model=", "model."]),
-        (".venv/bin/python ./train.py model=t", ["model=tiny"]),
-        ("python train.py -m model=tiny,dis", ["model=tiny,distilbert"]),
-        ("python train.py optim.layer", ["optim.layer_decay="]),
-        ("python train.py registry.gate.behaviour.fl", ["registry.gate.behaviour.floors."]),
-        ("python train.py ++optim.lr", ["++optim.lr="]),
-        ("python train.py evaluate.baselines=", ["evaluate.baselines=true", "evaluate.baselines=false"]),
-        ("python train.py data.cleaning=", ["data.cleaning=minimal", "data.cleaning=social", "data.cleaning=letters"]),
-        ("sodaops evaluate A evaluate.split=t", ["evaluate.split=train", "evaluate.split=test"]),
-        ("python train.py export.variants=", []),  # a list
-        ("python train.py trainer.barebones=", ["trainer.barebones=true", "trainer.barebones=false"]),
-        ("python train.py run_dir=", []),
-        ("sodaops config show model.poo", ["model.pooling"]),
-        ("python train.py --config-dir own data=mi", ["data=mine"]),
-        ("python train.py --mult", ["--multirun"]),
-        ("python train.py 'open", []),
-        ("python other.py mod", []),
-    ],
-)
+@pytest.mark.parametrize(("line", "expected"), [
+    ("sodaops an", ["annotate"]),
+    ("sodaops annotate me", ["merge"]),
+    ("sodaops runs ", ["compare"]),
+    ("sodaops nonsense ", []),
+    ("sodaops select --dir", ["--direction"]),
+    ("sodaops select --direction ", ["maximize", "minimize"]),
+    ("sodaops predict A --file ", []),  # the shell completes the file
+    ("sodaops predict A optim.l", []),  # it reads no configuration
+    ("sodaops drift ", []),  # the bundle is a path
+    ("sodaops drift A drift.la", ["drift.last="]),
+    ("python train.py mod", ["model=", "model."]),
+    (".venv/bin/python ./train.py model=t", ["model=tiny"]),
+    ("python train.py -m model=tiny,dis", ["model=tiny,distilbert"]),
+    ("python train.py optim.layer", ["optim.layer_decay="]),
+    ("python train.py registry.gate.behaviour.fl", ["registry.gate.behaviour.floors."]),
+    ("python train.py ++optim.lr", ["++optim.lr="]),
+    ("python train.py evaluate.baselines=", ["evaluate.baselines=true", "evaluate.baselines=false"]),
+    ("python train.py data.cleaning=", ["data.cleaning=minimal", "data.cleaning=social", "data.cleaning=letters"]),
+    ("sodaops evaluate A evaluate.split=t", ["evaluate.split=train", "evaluate.split=test"]),
+    ("python train.py export.variants=", []),  # a list
+    ("python train.py trainer.barebones=", ["trainer.barebones=true", "trainer.barebones=false"]),
+    ("python train.py run_dir=", []),
+    ("sodaops config show model.poo", ["model.pooling"]),
+    ("python train.py --config-dir own data=mi", ["data=mine"]),
+    ("python train.py --mult", ["--multirun"]),
+    ("python train.py 'open", []),
+    ("python other.py mod", []),
+])  # fmt: skip
 def test_completions(workdir, line, expected):
     (workdir / "own/data").mkdir(parents=True)
     (workdir / "own/data/mine.yaml").touch()
@@ -248,14 +241,10 @@ def type_into(shell: list[str], setup: str, cases: list[tuple[str, str]]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
-@pytest.mark.parametrize(
-    ("shell", "setup"),
-    [
-        (["bash", "--norc", "--noprofile", "-i"], 'eval "$(sodaops completion bash)"'),
-        (["zsh", "-f", "-i"], 'autoload -Uz compinit; compinit -u -D; eval "$(sodaops completion zsh)"'),
-    ],
-    ids=["bash", "zsh"],
-)
+@pytest.mark.parametrize(("shell", "setup"), [
+    (["bash", "--norc", "--noprofile", "-i"], 'eval "$(sodaops completion bash)"'),
+    (["zsh", "-f", "-i"], 'autoload -Uz compinit; compinit -u -D; eval "$(sodaops completion zsh)"'),
+], ids=["bash", "zsh"])  # fmt: skip
 def test_completion_in_a_terminal(shell, setup):
     if shutil.which(shell[0]) is None:
         pytest.skip(f"{shell[0]} is not installed")

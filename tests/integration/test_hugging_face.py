@@ -122,13 +122,10 @@ def save(trained, tmp_path):
     return save
 
 
-@pytest.mark.parametrize(
-    ("kind", "is_plain", "head"),
-    [
-        ("distilbert", True, "linear"), ("electra", True, "linear"), ("deberta-v2", True, "linear"), ("bert", False, "linear"),
-        ("electra", False, "mlp"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "is_plain", "head"), [
+    ("distilbert", True, "linear"), ("electra", True, "linear"), ("deberta-v2", True, "linear"), ("bert", False, "linear"),
+    ("electra", False, "mlp"),
+])  # fmt: skip
 def test_cls_pooling_is_exported_without_code_where_possible(kind, is_plain, head, save, run, classify):
     from sodaops.bundle.save import load_bundle
     from sodaops.text.cleaning import clean
@@ -150,13 +147,10 @@ def test_cls_pooling_is_exported_without_code_where_possible(kind, is_plain, hea
     assert probs.std(axis=0).max() > 0.01
 
 
-@pytest.mark.parametrize(
-    ("kind", "head", "named"),
-    [
-        ("bert", "textlab.attention.AttentionHead", "textlab.attention.AttentionHead"),
-        ("textlab.convolution.ConvolutionEncoder", "sodaops.modeling.heads.LinearHead", "textlab.convolution"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "head", "named"), [
+    ("bert", "textlab.attention.AttentionHead", "textlab.attention.AttentionHead"),
+    ("textlab.convolution.ConvolutionEncoder", "sodaops.modeling.heads.LinearHead", "textlab.convolution"),
+])  # fmt: skip
 def test_classes_of_ones_own_are_not_exported(kind, head, named, save, run, monkeypatch):
     monkeypatch.syspath_prepend(extensions.PACKAGE)
     bundle = save(kind, f"head._target_={head}")
@@ -212,13 +206,10 @@ def test_push_of_a_registrys_champion(trained, run, hub):
     assert "test" in {result.dataset_split for result in card.data.eval_results} and hub.private == {"me/tweets": False}
 
 
-@pytest.mark.parametrize(
-    ("repo", "refused"),
-    [
-        ("me/tweets", {"/api/repos/create": 403}), ("me/tweets", {"/api/repos/create": 401}), ("me/tweets", {"/commit/": 403}),
-        ("me/tweets", {"/preupload/": 404}), ("me/tweets", None), ("a b/c/d", {}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("repo", "refused"), [
+    ("me/tweets", {"/api/repos/create": 403}), ("me/tweets", {"/api/repos/create": 401}), ("me/tweets", {"/commit/": 403}),
+    ("me/tweets", {"/preupload/": 404}), ("me/tweets", None), ("a b/c/d", {}),
+])  # fmt: skip
 def test_push_without_rights(trained, run, hub, monkeypatch, repo, refused):
     if refused is None:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")

@@ -36,21 +36,27 @@ def composed(capsys, *words):
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--config-dir mine experiment=quick",
-        "hydra.searchpath=[file://mine] experiment=quick",
-        "--config-path mine experiment=quick",
-        "--config-path=mine --config-name=start",
-        "--config-dir mine -cn start",
-        "-cp mine/own",
-        "-cp=mine/own",
-    ],
-)
+@pytest.mark.parametrize("words", [
+    "--config-dir mine experiment=quick",
+    "hydra.searchpath=[file://mine] experiment=quick",
+    "--config-path mine experiment=quick",
+    "--config-path=mine --config-name=start",
+    "--config-dir mine -cn start",
+    "-cp mine/own",
+    "-cp=mine/own",
+])  # fmt: skip
 def test_users_own_files(mine, capsys, words):
     tree = composed(capsys, *words.replace("file://mine", f"file://{mine}").split())
     assert compose.build_config(tree) == configured("model=tiny", "seed=7")
+
+
+@pytest.mark.parametrize(
+    "words", ["train --cfg job --config-dir mine", "train --cfg job --config-dir=mine", "preprocess --config-dir mine"]
+)
+def test_an_option_with_the_name_of_a_built_in_one(mine, capsys, words):
+    (mine / "head").mkdir()
+    (mine / "head/linear.yaml").write_text("_target_: sodaops.modeling.heads.MLPHead\n")
+    assert main(words.split()) == 2 and "mine/head/linear.yaml" in capsys.readouterr().err
 
 
 def test_two_folders(mine, workdir):

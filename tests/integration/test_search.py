@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sodaops.bundle import layout
 from sodaops.cli import main
 from sodaops.errors import ConfigError, PrunedError
 from sodaops.io import remote, runs
@@ -19,10 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 
 
 @pytest.fixture
-def sweep(workdir, small_tweets, monkeypatch):
+def sweep(workdir, small_tweets, no_account):
     """Runs `train -m search=smoke` with real trainings on the small tweets, and returns its exit code."""
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
     data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
     return lambda *more: main(["train", "-m", "search=smoke", "search.study=s", "logger=none", *data, *more])
 
@@ -113,29 +112,26 @@ def test_the_first_trials_all_fail(workdir):
     assert states() == ["FAIL"] * 3 and "none.csv" in trials()[0].user_attrs["error"]
 
 
-@pytest.mark.parametrize(
-    ("more", "names"),
-    [
-        (["search.space.optim.lrr={type:float,low:1,high:2}"], r"search\.space\.optim\.lrr"),
-        (["+search.space.optim.lrr={type:float,low:1,high:2}"], r"search\.space\.optim\.lrr .*mean optim\.lr"),
-        (["search.space.optim.lr.low=5"], r"search\.space\.optim\.lr: .*low < high"),
-        (["search.n_trials=0"], r"search\.n_trials=0"),
-        (["search.sampler=optuna.samplers.Nope"], r"search\.sampler=optuna\.samplers\.Nope: "),
-        (["search.sampler=optuna.samplers.BruteForceSampler"], r"search\.sampler=optuna\.samplers\.BruteForceSampler: .*step"),
-        (["search.sampler=pte"], r"search\.sampler='pte': .*did you mean tpe"),
-        (["search.pruner=builtins.dict"], r"search\.pruner=builtins\.dict: .*BasePruner"),
-        (["search.pruner=median", "search.pruner_options={n_startup:3}"], r"search\.pruner=median: .*'n_startup'"),
-        (["search.storage=nonsense"], r"search\.storage='nonsense'"),
-        (["search.storage='postgresql+psycopg://me:secret@127.0.0.1:9/x'"], r"search\.storage=.*me:\*\*\*@.*password"),
-        (["search.storage='postgresql+psycog://me:secret@127.0.0.1/x'"], r"search\.storage=.*me:\*\*\*@127.0.0.1"),
-        (["search.storage='postgresql://me@h/x?password=secret'"], r"search\.storage=.*password=\*\*\*"),
-        (["seed=1,2,3"], r" seed: .*search\.n_seeds"),
-        (["checkpoint.monitor=val/loss,val/accuracy"], r" checkpoint\.monitor"),
-        (["hydra.sweep.dir=/proc/nope"], "/proc/nope: "),
-        (["search.study=../up"], r"search\.study='\.\./up'"),
-        (["optim.lr=glob(*)"], r"optim\.lr"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "names"), [
+    (["search.space.optim.lrr={type:float,low:1,high:2}"], r"search\.space\.optim\.lrr"),
+    (["+search.space.optim.lrr={type:float,low:1,high:2}"], r"search\.space\.optim\.lrr .*mean optim\.lr"),
+    (["search.space.optim.lr.low=5"], r"search\.space\.optim\.lr: .*low < high"),
+    (["search.n_trials=0"], r"search\.n_trials=0"),
+    (["search.sampler=optuna.samplers.Nope"], r"search\.sampler=optuna\.samplers\.Nope: "),
+    (["search.sampler=optuna.samplers.BruteForceSampler"], r"search\.sampler=optuna\.samplers\.BruteForceSampler: .*step"),
+    (["search.sampler=pte"], r"search\.sampler='pte': .*did you mean tpe"),
+    (["search.pruner=builtins.dict"], r"search\.pruner=builtins\.dict: .*BasePruner"),
+    (["search.pruner=median", "search.pruner_options={n_startup:3}"], r"search\.pruner=median: .*'n_startup'"),
+    (["search.storage=nonsense"], r"search\.storage='nonsense'"),
+    (["search.storage='postgresql+psycopg://me:secret@127.0.0.1:9/x'"], r"search\.storage=.*me:\*\*\*@.*password"),
+    (["search.storage='postgresql+psycog://me:secret@127.0.0.1/x'"], r"search\.storage=.*me:\*\*\*@127.0.0.1"),
+    (["search.storage='postgresql://me@h/x?password=secret'"], r"search\.storage=.*password=\*\*\*"),
+    (["seed=1,2,3"], r" seed: .*search\.n_seeds"),
+    (["checkpoint.monitor=val/loss,val/accuracy"], r" checkpoint\.monitor"),
+    (["hydra.sweep.dir=/proc/nope"], "/proc/nope: "),
+    (["search.study=../up"], r"search\.study='\.\./up'"),
+    (["optim.lr=glob(*)"], r"optim\.lr"),
+])  # fmt: skip
 def test_what_a_search_refuses(workdir, more, names, capsys):
     assert main(["train", "-m", "search=smoke", "logger=none", *more]) == 2
     err = capsys.readouterr().err
@@ -154,11 +150,15 @@ def test_another_study_does_not_overwrite(workdir):
         run_sweep("search.n_trials=1", "search.storage=sqlite:///other.db")
 
 
-def test_a_plain_grid_needs_no_search(workdir, small_tweets):
+def test_a_plain_grid_needs_no_search_and_leaves_a_folder_a_job(workdir, small_tweets):
     data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
     grid = ["model=tiny", "trainer.max_epochs=1", "export.variants=[]", "evaluate.split=none", "optim.lr=0.001,0.002"]
     assert main(["train", "-m", *grid, *data]) == 0
     assert sorted(run.params["optim.lr"] for run in runs.find_runs()) == [0.001, 0.002]
+    for run in runs.find_runs():
+        config = layout.read_config(run.folder / "bundle", layout.read_info(run.folder / "bundle"))
+        assert config["optim"]["lr"] == run.params["optim.lr"]
+        assert (run.folder / "checkpoints/best.ckpt").exists() and (run.folder / ".hydra").exists()
 
 
 def test_a_damaged_sweep_folder(workdir, capsys):

@@ -10,8 +10,9 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.registry.registry import Registry
 from sodaops.serving import trial
+from tests.conftest import wait_until
 from tests.gcs import forget_clients
-from tests.serving import copy_bundle, detail, refresh_info, rewrite_info, swap_bundle, wait_until
+from tests.serving import copy_bundle, detail, refresh_info, rewrite_info, swap_bundle
 
 KEY = {"x-api-key": "root"}
 

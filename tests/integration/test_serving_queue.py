@@ -10,7 +10,8 @@ import pytest
 
 from sodaops.serving.batcher import Batcher
 from sodaops.serving.service import ClientDisconnected
-from tests.serving import detail, wait_until
+from tests.conftest import wait_until
+from tests.serving import detail
 
 
 class Hold:

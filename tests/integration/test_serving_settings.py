@@ -37,21 +37,18 @@ def test_which_variable_gives_the_port(monkeypatch, variables, port):
             ServeSettings(bundle="b")
 
 
-@pytest.mark.parametrize(
-    ("variables", "arguments", "named"),
-    [
-        ({}, [], "ConfigError: SODAOPS_BUNDLE "),
-        ({"SODAOPS_BUNDLE": "b"}, ["max_queue=9"], "ConfigError: 'max_queue=9'"),
-        ({"SODAOPS_BUNDLE": "/no/where"}, [], "BundleError: /no/where: "),
-        ({"SODAOPS_BUNDLE": "b", "SODAOPS_MAX_QUEU": "1"}, [], "did you mean SODAOPS_MAX_QUEUE?"),
-        ({"SODAOPS_BUNDLE": "b", "SODAOPS_MAX_QUEUE": "none"}, [], "ConfigError: SODAOPS_MAX_QUEUE=none: "),
-        ({"SODAOPS_BUNDLE": "b", "SODAOPS_PORT": "-1"}, [], "ConfigError: SODAOPS_PORT=-1: "),
-        ({"SODAOPS_BUNDLE": "b", "SODAOPS_VARIANT": "int4"}, [], "ConfigError: SODAOPS_VARIANT=int4: "),
-        ({"SODAOPS_BUNDLE": "b", "SODAOPS_CORS_ORIGINS": "x"}, [], "ConfigError: SODAOPS_CORS_ORIGINS: "),
-        ({"SODAOPS_REQUEST_LOG": "gs://b/log"}, [], "ConfigError: SODAOPS_JOURNAL_DIR "),
-        ({"SODAOPS_REQUEST_LOG": "/dev/null/x"}, [], "StorageError: /dev/null/x/journal: "),
-    ],
-)
+@pytest.mark.parametrize(("variables", "arguments", "named"), [
+    ({}, [], "ConfigError: SODAOPS_BUNDLE "),
+    ({"SODAOPS_BUNDLE": "b"}, ["max_queue=9"], "ConfigError: 'max_queue=9'"),
+    ({"SODAOPS_BUNDLE": "/no/where"}, [], "BundleError: /no/where: "),
+    ({"SODAOPS_BUNDLE": "b", "SODAOPS_MAX_QUEU": "1"}, [], "did you mean SODAOPS_MAX_QUEUE?"),
+    ({"SODAOPS_BUNDLE": "b", "SODAOPS_MAX_QUEUE": "none"}, [], "ConfigError: SODAOPS_MAX_QUEUE=none: "),
+    ({"SODAOPS_BUNDLE": "b", "SODAOPS_PORT": "-1"}, [], "ConfigError: SODAOPS_PORT=-1: "),
+    ({"SODAOPS_BUNDLE": "b", "SODAOPS_VARIANT": "int4"}, [], "ConfigError: SODAOPS_VARIANT=int4: "),
+    ({"SODAOPS_BUNDLE": "b", "SODAOPS_CORS_ORIGINS": "x"}, [], "ConfigError: SODAOPS_CORS_ORIGINS: "),
+    ({"SODAOPS_REQUEST_LOG": "gs://b/log"}, [], "ConfigError: SODAOPS_JOURNAL_DIR "),
+    ({"SODAOPS_REQUEST_LOG": "/dev/null/x"}, [], "StorageError: /dev/null/x/journal: "),
+])  # fmt: skip
 def test_faulty_settings_end_with_2(trained, monkeypatch, capsys, variables, arguments, named):
     if "SODAOPS_REQUEST_LOG" in variables:
         variables = {**variables, "SODAOPS_BUNDLE": str(trained / "run/bundle")}

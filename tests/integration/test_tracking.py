@@ -22,10 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
-def _no_account(monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+def _no_mode(no_account, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
 
 
 def records(run_dir):

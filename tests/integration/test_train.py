@@ -228,6 +228,32 @@ def test_ckpt_path_last_in_a_command_that_is_repeated(small_tweets, tmp_path):
 
 
 @pytest.mark.slow
+def test_max_epochs_auto(small_tweets, tmp_path):
+    auto = ("trainer.max_epochs=auto", "optim.batch_tokens=384", "logger=csv", "early_stopping.patience=null")
+    fit_tiny(tmp_path / "complete", small_tweets, *auto)
+    steps = checkpoint(tmp_path / "complete")["global_step"]
+    n_epochs = runs.read_run(tmp_path / "complete/run").params["trainer.max_epochs"]
+    assert n_epochs == checkpoint(tmp_path / "complete")["epoch"] + 1 and 3 < n_epochs < 10
+    assert 100 <= steps < 100 + steps // n_epochs
+    for name in ("bundle/config.yaml", "metrics/hparams.yaml"):
+        assert f"max_epochs: {n_epochs}\n" in (tmp_path / "complete/run" / name).read_text()
+    last = tmp_path / "complete/run/checkpoints/last.ckpt"
+    with pytest.raises(ConfigError, match=rf"{n_epochs} epochs.*trainer\.max_epochs"):
+        fit_tiny(tmp_path / "more", small_tweets, *auto, f"ckpt_path={last}")
+    # Interrupted and resumed in place, with the number written out
+    with pytest.raises(Terminated):
+        fit_tiny(tmp_path / "stopped", small_tweets, *auto, SIGTERM.format("batch", 3))
+    for _ in range(2):  # the second time it is finished, and stays as it is
+        fit_tiny(tmp_path / "stopped", small_tweets, *auto, "ckpt_path=last")
+        assert checkpoint(tmp_path / "stopped")["global_step"] == steps
+    fit_tiny(tmp_path / "number", small_tweets, *auto[1:], f"trainer.max_epochs={n_epochs}")
+    assert are_equal(weights(tmp_path / "complete"), weights(tmp_path / "stopped"))
+    assert are_equal(weights(tmp_path / "complete"), weights(tmp_path / "number"))
+    fit_tiny(tmp_path / "short", small_tweets, *auto, f"trainer.max_steps={steps // n_epochs}")
+    assert checkpoint(tmp_path / "short")["global_step"] == steps // n_epochs
+
+
+@pytest.mark.slow
 def test_ckpt_path_last_does_not_continue_a_run_that_stopped_early(small_tweets, tmp_path):
     not_learning = ("optim.lr=1e-12", "optim.head_lr=1e-12", "early_stopping.patience=1")
     for _ in range(2):

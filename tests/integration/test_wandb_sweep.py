@@ -10,19 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sodaops
 from sodaops.cli import main
 from sodaops.io import runs
 from sodaops.registry.registry import Registry
-from tests.conftest import REPO, run_overrides
-from tests.sweeps import wait_for
+from tests.conftest import REPO, run_overrides, wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _no_account(monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("no_account")]
 
 
 def test_the_definition_is_written_without_an_account(workdir, capsys):
@@ -88,11 +82,16 @@ def test_a_version_is_mirrored_with_its_aliases(workdir, trained, monkeypatch, c
     version = Registry("registry").version("challenger")
     assert [aliases for _, aliases in logged] == [[version, "challenger"]] and logged[0][0].startswith("registry-tweets")
     pattern = "wandb/offline-run-*/*.wandb"  # W&B's own process writes it, perhaps after the command has ended
-    wait_for(lambda: any(b"registry-tweets" in path.read_bytes() for path in workdir.glob(pattern)))
+    wait_until(lambda: any(b"registry-tweets" in path.read_bytes() for path in workdir.glob(pattern)))
     assert wandb.run is None
-    monkeypatch.delenv("WANDB_MODE")
     Registry("registry").move("champion", version, None, "")
-    monkeypatch.setattr(Registry, "roll_back", lambda self, why: version)
+    monkeypatch.setattr(Registry, "roll_back", lambda self, why, alias="champion": version)
+    models = sodaops.Registry("registry")  # in Python as on the command line
+    models.register(trained / "run")
+    models.register(trained / "run", overrides=["registry.wandb=true"])
+    models.roll_back("x", overrides=["registry.wandb=true"])
+    assert [aliases for _, aliases in logged[1:]] == [[version, "challenger"], [version, "champion"]]
+    monkeypatch.delenv("WANDB_MODE")
     caplog.clear()
     assert main(["rollback", "--reason", "x", "registry.wandb=true"]) == 0
     (record,) = (record for record in caplog.records if record.levelname == "WARNING")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -95,6 +95,26 @@ def clone(tmp_path: Path) -> Clone:
     """A fresh clone."""
     (tmp_path / "clone").mkdir()
     return Clone(tmp_path / "clone")
+
+
+class Opened(NamedTuple):
+    """A page, the addresses that it asked for, and what its scripts printed or threw."""
+
+    page: Any
+    addresses: list[str]
+    messages: list[str]
+
+
+def opened(browser: Any, url: str | None = None, width: int = 1100, scheme: str = "light") -> Opened:
+    """A page of its own in a window of this width, at an address if one is given."""
+    found = Opened(browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), [], [])
+    found.page.set_default_timeout(120_000)
+    found.page.on("request", lambda request: found.addresses.append(request.url))
+    found.page.on("console", lambda message: found.messages.append(message.text))
+    found.page.on("pageerror", lambda error: found.messages.append(str(error)))
+    if url is not None:
+        found.page.goto(url)
+    return found
 
 
 @pytest.fixture(scope="module")

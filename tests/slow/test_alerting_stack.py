@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import subprocess
-import time
 from types import SimpleNamespace
 
 import httpx
@@ -13,7 +12,7 @@ import yaml
 from sodaops.alerting.alertmanager import ALERTMANAGER, alertmanager_config
 from sodaops.alerting.render import PROMETHEUS, prometheus_rules
 from tests.alerting import EMAIL, RULES, SECRET, Receiver, alerts_config
-from tests.conftest import free_port
+from tests.conftest import free_port, wait_until
 from tests.serving import Server
 
 BINARIES = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
@@ -24,14 +23,6 @@ pytestmark = [
         bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian: prometheus, prometheus-alertmanager)"
     ),
 ]
-
-
-def until(condition, what, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.1)
-    return result
 
 
 @contextlib.contextmanager
@@ -98,7 +89,7 @@ def test_an_alert_and_its_recovery_reach_a_receiver(trained, tmp_path):
             def logs():
                 return prometheus.log() + alertmanager.log()
 
-            until(lambda: ready(prometheus_url) and ready(alertmanager_url), logs)
+            wait_until(lambda: ready(prometheus_url) and ready(alertmanager_url), 90, logs)
             with server.client(headers={"x-api-key": SECRET}) as client:
 
                 def load():
@@ -106,8 +97,8 @@ def test_an_alert_and_its_recovery_reach_a_receiver(trained, tmp_path):
                     assert {answer.status_code for answer in answers} == {200}
                     return receiver.messages[:1]
 
-                firing = until(load, logs)[0]["attachments"][0]
-            resolved = until(lambda: receiver.messages[1:], logs)[0]["attachments"][0]
+                firing = wait_until(load, 90, logs)[0]["attachments"][0]
+            resolved = wait_until(lambda: receiver.messages[1:], 90, logs)[0]["attachments"][0]
             (group,) = httpx.get(f"{prometheus_url}/api/v1/rules").json()["data"]["groups"]
             assert [(rule["name"], rule["health"]) for rule in group["rules"]] == [("sodaops_slow", "ok")]
     assert firing["title"].startswith("[firing] sodaops_slow") and "Slow." in firing["text"]

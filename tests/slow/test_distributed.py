@@ -93,6 +93,7 @@ def test_killed_processes_restart_and_train_as_one_process_would(alone, small_tw
     assert abs(first - second).max() < 1e-3
 
 
+@pytest.mark.deep
 def test_sigterm_to_the_agent_saves_a_checkpoint_that_both_resume_from(alone, small_tweets, tmp_path, capfd):
     stop = f"+callbacks.stop={{_target_: {CALLBACKS}.SendSigterm, where: batch, batch: 3, rank: 1, to_parent: true}}"
     run = tmp_path / "run"
@@ -106,6 +107,7 @@ def test_sigterm_to_the_agent_saves_a_checkpoint_that_both_resume_from(alone, sm
     assert runs.read_run(run).status == "finished"
 
 
+@pytest.mark.deep
 def test_two_machines_with_unlike_tables_do_not_train(monkeypatch, small_tweets, tmp_path, capfd):
     header, *rows = small_tweets.read_text().splitlines(keepends=True)
     (tmp_path / "other.csv").write_text(header + "".join(rows[1:]))

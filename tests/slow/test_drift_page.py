@@ -8,6 +8,7 @@ import pytest
 from sodaops.inference.predictor import Predictor
 from tests.requests import log_rows, write_log_part
 from tests.serving import DRIFT, Server
+from tests.slow.conftest import opened
 from tests.watching import RECENTLY, fill, replaced
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
@@ -30,17 +31,6 @@ def watched(drift_bundle, logged_rows, tmp_path_factory):
         result = client.post("/look").json()
         assert result["drifted"], result
         yield SimpleNamespace(url=server.url, numbers=client.get("/drift.json").json())
-
-
-def opened(browser, url, width, scheme="light"):
-    """A page, the URLs that it requested, and its console messages and errors."""
-    requested, messages = [], []
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.on("request", lambda request: requested.append(request.url))
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.goto(url)
-    return page, requested, messages
 
 
 def save_screenshot(page, name):

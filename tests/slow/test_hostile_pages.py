@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 from sodaops.annotation.store import Store
 from tests.annotation import Server as AnnotationServer, task
 from tests.serving import Server, refresh_info
+from tests.slow.conftest import opened
 
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -34,16 +35,6 @@ ATTACKS = """async (url) => {
   for (const [name, attempt] of Object.entries(tries)) results[name] = await attempt().catch(() => "blocked");
   return results;
 }"""
-
-
-def opened(browser, url):
-    """A page, and the violations of its policy or errors of its scripts."""
-    page, messages = browser.new_page(viewport={"width": 1100, "height": 900}), []
-    page.set_default_timeout(60_000)
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.goto(url)
-    return page, messages
 
 
 @contextlib.contextmanager
@@ -77,7 +68,7 @@ def hostile_bundle(trained, tmp_path_factory):
 
 def test_the_page_of_the_predictor(hostile_bundle, browser, tmp_path):
     with Server(hostile_bundle, deadline_s=60) as server:
-        page, messages = opened(browser, server.url)
+        page, _, messages = opened(browser, server.url)
         page.fill("#text", HOSTILE)
         page.click("#ask")
         page.wait_for_selector("#why:not([hidden])")
@@ -89,13 +80,14 @@ def test_the_page_of_the_predictor(hostile_bundle, browser, tmp_path):
         page.evaluate("text => { document.querySelector('#label').innerHTML = text; }", HOSTILE)
         page.wait_for_timeout(200)
         assert page.title() == "SoDaOps" and any("Content Security Policy" in message for message in messages)
-        docs, messages = opened(browser, f"{server.url}/docs")
+        docs, addresses, messages = opened(browser, f"{server.url}/docs")
         docs.wait_for_selector(".opblock")
         assert docs.locator(".opblock").first.evaluate("box => getComputedStyle(box).borderRadius") != "0px"
         docs.screenshot(path=tmp_path / "docs.png")
-        assert not messages
+        assert docs.locator(".opblock").count() == 11 and not messages
+        assert all(url.startswith((server.url, "data:")) for url in addresses), addresses
         with served_page() as other:
-            attacker, _ = opened(browser, other)
+            attacker = opened(browser, other).page
             results = attacker.evaluate(ATTACKS, server.url)
         page.close(), docs.close(), attacker.close()
     assert results["json"] == results["read"] == results["frame"] == "blocked", results
@@ -108,7 +100,7 @@ def test_the_page_for_annotators(browser, tmp_path):
     store.add_tasks("some", [task(HOSTILE), task("b")])
     with AnnotationServer(tmp_path / "store") as server:
         for name in (f"ann {HOSTILE}"[:60], "ben"):  # ben sees ann's name in the list of agreements
-            page, messages = opened(browser, server.url)
+            page, _, messages = opened(browser, server.url)
             page.evaluate("localStorage.clear()")
             page.reload()
             page.fill("#name", name)
@@ -126,7 +118,7 @@ def test_the_page_for_annotators(browser, tmp_path):
                 assert "<img" in page.inner_text("#pairs")
             page.close()
         with served_page() as other:
-            attacker, _ = opened(browser, other)
+            attacker = opened(browser, other).page
             results = attacker.evaluate(ATTACKS, server.url)
             attacker.close()
     assert results["read"] == results["frame"] == "blocked", results

@@ -196,15 +196,12 @@ def test_the_drift_service_checks_that_log(outputs, request_log, image):
         assert container.stop() == 0 and "Traceback" not in docker("logs", container.name)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "named"),
-    [
-        ("serve", [], "/bundle: .*bundle.json"),
-        ("serve", [], "-v RUN/bundle:/bundle:ro"),
-        ("serve", ["-e", "PORT=http"], "PORT=http"),
-        ("drift", [], "SODAOPS_DRIFT_BUNDLE"),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "named"), [
+    ("serve", [], "/bundle: .*bundle.json"),
+    ("serve", [], "-v RUN/bundle:/bundle:ro"),
+    ("serve", ["-e", "PORT=http"], "PORT=http"),
+    ("drift", [], "SODAOPS_DRIFT_BUNDLE"),
+])  # fmt: skip
 def test_a_container_that_cannot_serve_exits_with_2(image, name, options, named):
     output = docker(*RUN, *options, image(name), allowed=[2], timeout_s=60)
     assert re.search(named, output) and "Traceback" not in output

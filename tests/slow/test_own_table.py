@@ -1,22 +1,23 @@
 """The README's commands for a reader's own table, up to a promoted champion that serves."""
 
+import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from sodaops.cli import main
-from tests.commands import blocks
-from tests.conftest import REPO, TINY, make_rows, table
+from tests.conftest import TINY, make_rows, table
 from tests.serving import Server
+from tests.slow.test_readme import OWN_TABLE
 
 pytestmark = pytest.mark.slow
-COMMANDS = next(block.commands for block in blocks(REPO / "README.md") if "data=csv" in block.text)
 
 
 def test_from_an_own_table_to_a_champion_that_serves(write, capsys):
     """The model is random, so the gate refuses it at first; with the limits that the refusal names it is promoted."""
-    train, register, promote = (shlex.split(command) for command in COMMANDS)
+    train, register, promote = (shlex.split(command) for command in OWN_TABLE)
     write(
         "reviews.csv",
         table([(f"{text}!", {"bad": 1, "good": 5}[label]) for text, label in make_rows(240)], ("review", "stars")),
@@ -28,6 +29,9 @@ def test_from_an_own_table_to_a_champion_that_serves(write, capsys):
     shown = capsys.readouterr()
     limits = re.search("adding to the command: (.+)", shown.err)[1].split()
     assert re.search(r"behaviour +– +skipped: .*1, 5", shown.out) and len(limits) > 1
+    (gate,) = Path("outputs/gate").glob("*/gate.json")
+    verdicts = {verdict["rule"]: verdict["value"] for verdict in json.loads(gate.read_text())["verdicts"]}
+    assert verdicts["behaviour"] is None
     assert main([*promote[1:], *limits]) == 0
     with Server("outputs/registry@champion") as server, server.client() as client:
         assert client.get("/predict", params={"text": "text number 3 is good!"}).json()["label"] in ("1", "5")

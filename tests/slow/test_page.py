@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import configured
 from tests.serving import Server
+from tests.slow.conftest import opened
 
 pytestmark = pytest.mark.slow
 
@@ -19,17 +20,6 @@ def server(trained):
         yield server
 
 
-def watched_page(browser, width=1100, scheme="light"):
-    """A page, the addresses that it asks for, and what its scripts print or throw."""
-    addresses, messages = [], []
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.set_default_timeout(120_000)
-    page.on("request", lambda request: addresses.append(request.url))
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    return page, addresses, messages
-
-
 def shown_probs(page):
     return [bar.split("\n") for bar in page.locator(".bar").all_inner_texts()]
 
@@ -40,7 +30,7 @@ def expected_probs(answer):
 
 @VIEWS
 def test_a_text_is_answered_and_explained(server, browser, width, scheme, tmp_path):
-    page, addresses, messages = watched_page(browser, width, scheme)
+    page, addresses, messages = opened(browser, width=width, scheme=scheme)
     with server.client() as client:
         page.goto(server.url)
         for text in ("so good", '<b onclick="x">bold</b> & "quoted" text'):
@@ -64,7 +54,7 @@ def test_a_text_is_answered_and_explained(server, browser, width, scheme, tmp_pa
 
 
 def test_a_late_answer_to_an_earlier_text_is_not_shown(server, browser):
-    page, _, _ = watched_page(browser)
+    page, _, _ = opened(browser)
     page.goto(server.url)
     page.evaluate(
         """() => { const send = fetch;
@@ -90,7 +80,7 @@ def test_a_late_answer_to_an_earlier_text_is_not_shown(server, browser):
 
 def test_a_key_is_asked_for_and_used(trained, browser):
     with Server(trained / "run/bundle", api_keys="sesame", deadline_s=60) as server:
-        page, _, _ = watched_page(browser)
+        page, _, _ = opened(browser)
         page.goto(server.url)
         page.fill("#text", "so good")
         page.click("#ask")
@@ -101,15 +91,6 @@ def test_a_key_is_asked_for_and_used(trained, browser):
         page.wait_for_selector("#why:not([hidden])")
         assert "sesame" not in page.url and page.is_hidden("#problem")
         page.close()
-
-
-def test_the_docs_draw_themselves(server, browser):
-    page, addresses, _ = watched_page(browser)
-    page.goto(f"{server.url}/docs")
-    page.wait_for_selector(".opblock")
-    assert page.locator(".opblock").count() == 11
-    assert all(url.startswith((server.url, "data:")) for url in addresses), addresses
-    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +131,7 @@ def drawn(trained, tmp_path_factory):
 @pytest.mark.parametrize("name", ["sweep", "gate", "evaluation"])
 @VIEWS
 def test_a_page_stands_alone(drawn, browser, name, width, scheme, tmp_path):
-    page, addresses, messages = watched_page(browser, width, scheme)
+    page, addresses, messages = opened(browser, width=width, scheme=scheme)
     page.goto(drawn[name].as_uri(), wait_until="networkidle")
     page.screenshot(path=tmp_path / f"{name}-{width}.png", full_page=True)
     assert all(url.startswith(("file:", "data:", "blob:")) for url in addresses), addresses

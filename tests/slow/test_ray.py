@@ -1,5 +1,6 @@
 """Preprocessing on a Ray cluster of this machine's cores: the same splits, also when a worker is lost."""
 
+import importlib.util
 import os
 import signal
 import threading
@@ -13,8 +14,10 @@ from sodaops.data.preprocess import preprocess
 from sodaops.errors import ConfigError, StorageError
 from tests.conftest import configured, make_rows, table
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # ray's own
-pytest.importorskip("ray", reason="ray is not installed (pip install 'sodaops[ray]')")
+pytestmark = [
+    pytest.mark.slow, pytest.mark.filterwarnings("ignore"),  # ray's own
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install 'sodaops[ray]')"),
+]  # fmt: skip
 
 
 @pytest.fixture

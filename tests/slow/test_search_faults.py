@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sodaops.io import runs
-from tests.conftest import REPO, run_overrides
-from tests.sweeps import HOLD, run_sweep, states, train_instantly, trials, wait_for
+from tests.conftest import REPO, run_overrides, wait_until
+from tests.sweeps import HOLD, run_sweep, states, train_instantly, trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -32,7 +32,7 @@ def test_a_killed_trial_is_requeued(start):
     from sodaops.search import study as studies
 
     process = start("search.n_trials=4", **{HOLD: "1:never"})
-    wait_for(Path("multirun/s/0001/run.json").is_file)  # the second trial has started
+    wait_until(Path("multirun/s/0001/run.json").is_file)  # the second trial has started
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
     first = runs.read_run("multirun/s/0000")
@@ -62,7 +62,7 @@ def test_ctrl_c_during_a_real_training(begin, workdir, small_tweets):
     data = [o for o in run_overrides(workdir, small_tweets) if o.startswith(("data.path", "evaluate.splits_dir"))]
     command = [str(REPO / "train.py"), "-m", "search=smoke", "search.study=s", "logger=none", "search.n_trials=2", *data]
     process = begin([*command, "trainer.max_epochs=9"], workdir)
-    wait_for(lambda: Path("multirun/s/0000/run.json").is_file() and "epoch 1/" in process.log.read_text())
+    wait_until(lambda: Path("multirun/s/0000/run.json").is_file() and "epoch 1/" in process.log.read_text())
     process.send_signal(signal.SIGINT)
     finish(process, 130)
     assert "search.study=s" in process.log.read_text() and "Traceback" not in process.log.read_text()
@@ -74,7 +74,7 @@ def test_ctrl_c_during_a_real_training(begin, workdir, small_tweets):
 def test_two_processes_share_a_study(start):
     """The other process holds its first trial until this one has started one too."""
     other = start("search.n_trials=6", "search.grace_s=60", **{HOLD: "0:started"})
-    wait_for(Path("multirun/s/0000/run.json").is_file)
+    wait_until(Path("multirun/s/0000/run.json").is_file)
 
     def job(config):
         Path("started").touch()

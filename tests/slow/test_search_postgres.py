@@ -14,8 +14,8 @@ import pytest
 from sodaops.cli import main
 from sodaops.errors import StorageError
 from tests import postgres
-from tests.conftest import REPO
-from tests.sweeps import HOLD, run_sweep, states, train_instantly, trials, wait_for
+from tests.conftest import REPO, wait_until
+from tests.sweeps import HOLD, run_sweep, states, train_instantly, trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -82,9 +82,9 @@ def test_machines_share_a_study_while_one_dies_and_the_database_restarts(server,
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     command = ["-m", "tests.sweeps", f"search.storage={url}", "search.n_trials=8", "search.grace_s=12"]
     b = begin(command, workdir / "b", {**env, HOLD: "0:never"})
-    wait_for(lambda: list(b.log.parent.glob("multirun/s/*/run.json")))
+    wait_until(lambda: list(b.log.parent.glob("multirun/s/*/run.json")))
     a, c = (begin(command, workdir / name, {**env, HOLD: f"{number}:../go"}) for number, name in ((1, "a"), (2, "c")))
-    wait_for(lambda: states(url).count("RUNNING") == 3)
+    wait_until(lambda: states(url).count("RUNNING") == 3)
     os.killpg(b.pid, signal.SIGKILL)
     b.wait(30)
     server.stop()
@@ -151,20 +151,17 @@ def test_heartbeats_of_machines_in_other_time_zones(url, monkeypatch):
         reader = studies.open_study(url, own[:4], 20, "maximize", {})
         assert trial_id not in reader._storage._get_stale_trial_ids(reader._study_id)
         reader._storage._backend.grace_period = 1
-        wait_for(lambda r=reader, n=trial_id: n in r._storage._get_stale_trial_ids(r._study_id), 60)
+        wait_until(lambda r=reader, n=trial_id: n in r._storage._get_stale_trial_ids(r._study_id), 60)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "names"),
-    [
-        ({"password": "wrong"}, "StorageError", 'user "sweeper"'),
-        ({"password": None}, "StorageError", "password"),
-        ({"to": ("@127.0.0.1:", "@127.0.0.2:")}, "StorageError", "127.0.0.2"),
-        ({"to": ("@127.0.0.1:", "@nowhere.invalid:")}, "StorageError", "nowhere.invalid"),
-        ({"to": ("sweeps", "none")}, "StorageError", 'database "none\\d+"'),
-        ({"to": ("+psycopg:", "+pg8000:")}, "ConfigError", "pg8000"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "error", "names"), [
+    ({"password": "wrong"}, "StorageError", 'user "sweeper"'),
+    ({"password": None}, "StorageError", "password"),
+    ({"to": ("@127.0.0.1:", "@127.0.0.2:")}, "StorageError", "127.0.0.2"),
+    ({"to": ("@127.0.0.1:", "@nowhere.invalid:")}, "StorageError", "nowhere.invalid"),
+    ({"to": ("sweeps", "none")}, "StorageError", 'database "none\\d+"'),
+    ({"to": ("+psycopg:", "+pg8000:")}, "ConfigError", "pg8000"),
+])  # fmt: skip
 def test_what_the_database_refuses(url, server, workdir, monkeypatch, capfd, change, error, names):
     from sodaops.search import database
 

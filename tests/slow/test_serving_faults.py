@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sodaops.bundle import layout
-from tests.serving import Load, Server, copy_bundle, swap_bundle, wait_until
+from tests.conftest import wait_until
+from tests.serving import Load, Server, copy_bundle, swap_bundle
 
 # The load's clients are cut off in the middle of things, and leave sockets to the collector.
 pytestmark = [

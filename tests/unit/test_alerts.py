@@ -14,26 +14,23 @@ from tests.alerting import EMAIL, RULE, RULES, SECRET, Receiver, alerts_config
 from tests.conftest import configured
 
 
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"abov": 1}, "abov"),
-        ({"signal": "eror_rate"}, "signal"),
-        ({"below": 0.1}, "below"),
-        ({"above": None}, "below"),
-        ({"clear": 0.3}, "clear"),
-        ({"above": None, "below": 0.1, "clear": 0.05}, "clear"),
-        ({"above": 2}, "above"),
-        ({"above": -0.1, "clear": -1}, "above"),
-        ({"above": None, "below": 0, "clear": 1}, "below"),
-        ({"signal": "traffic", "above": None, "below": 0, "clear": 1}, "below"),
-        ({"above": float("nan")}, "above"),
-        ({"above": "0.1"}, "above"),
-        ({"for_s": -1}, "for_s"),
-        ({"severity": "pag"}, "severity"),
-        ({"summary": None}, "summary"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "key"), [
+    ({"abov": 1}, "abov"),
+    ({"signal": "eror_rate"}, "signal"),
+    ({"below": 0.1}, "below"),
+    ({"above": None}, "below"),
+    ({"clear": 0.3}, "clear"),
+    ({"above": None, "below": 0.1, "clear": 0.05}, "clear"),
+    ({"above": 2}, "above"),
+    ({"above": -0.1, "clear": -1}, "above"),
+    ({"above": None, "below": 0, "clear": 1}, "below"),
+    ({"signal": "traffic", "above": None, "below": 0, "clear": 1}, "below"),
+    ({"above": float("nan")}, "above"),
+    ({"above": "0.1"}, "above"),
+    ({"for_s": -1}, "for_s"),
+    ({"severity": "pag"}, "severity"),
+    ({"summary": None}, "summary"),
+])  # fmt: skip
 def test_refused_rules(changes, key):
     with pytest.raises(ConfigError, match=rf"alerts\.rules\.mine(\.{key}=|=.*{key})"):
         alerts_config(rules={"mine": {**RULE, **changes}})
@@ -42,31 +39,28 @@ def test_refused_rules(changes, key):
 LOGIN = {"username": "me", "password_file": "/run/password"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"rules": {"Bad Name": None}}, "rules.Bad Name"),
-        ({"rules": {"mine": 3}}, "rules.mine"),
-        ({"metrics_urls": []}, "metrics_urls"),
-        ({"metrics_urls": ["localhost:8000"]}, "metrics_urls.0"),
-        ({"metrics_urls": ["http://me:secret@h/metrics"]}, "metrics_urls.0"),
-        ({"every_s": 0}, "every_s"),
-        ({"window_s": 30}, "window_s"),
-        ({"traffic_offset_s": 30}, "traffic_offset_s"),
-        ({"traffic_min_requests": 0}, "traffic_min_requests"),
-        ({"cooldown_s": 0}, "cooldown_s"),
-        ({"webhook_url": "https://hooks.test"}, "webhook_url"),  # removed: it would be a secret in the configuration
-        ({"state_dir": "outputs"}, "state_dir"),
-        ({"email": {**EMAIL, "recipients": []}}, "email.recipients"),
-        ({"email": {**EMAIL, "recipients": ["nobody"]}}, "email.recipients.0"),
-        ({"email": {**EMAIL, "sender": "nobody"}}, "email.sender"),
-        ({"email": {**EMAIL, "port": 0}}, "email.port"),
-        ({"email": {**EMAIL, "password": "x"}}, "email.password"),
-        ({"email": {**EMAIL, "username": "me"}}, "email.password_file"),
-        ({"email": {**EMAIL, "password_file": "p"}}, "email.password_file"),
-        ({"email": {**EMAIL, **LOGIN, "starttls": False}}, "email.password_file"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "key"), [
+    ({"rules": {"Bad Name": None}}, "rules.Bad Name"),
+    ({"rules": {"mine": 3}}, "rules.mine"),
+    ({"metrics_urls": []}, "metrics_urls"),
+    ({"metrics_urls": ["localhost:8000"]}, "metrics_urls.0"),
+    ({"metrics_urls": ["http://me:secret@h/metrics"]}, "metrics_urls.0"),
+    ({"every_s": 0}, "every_s"),
+    ({"window_s": 30}, "window_s"),
+    ({"traffic_offset_s": 30}, "traffic_offset_s"),
+    ({"traffic_min_requests": 0}, "traffic_min_requests"),
+    ({"cooldown_s": 0}, "cooldown_s"),
+    ({"webhook_url": "https://hooks.test"}, "webhook_url"),  # removed: it would be a secret in the configuration
+    ({"state_dir": "outputs"}, "state_dir"),
+    ({"email": {**EMAIL, "recipients": []}}, "email.recipients"),
+    ({"email": {**EMAIL, "recipients": ["nobody"]}}, "email.recipients.0"),
+    ({"email": {**EMAIL, "sender": "nobody"}}, "email.sender"),
+    ({"email": {**EMAIL, "port": 0}}, "email.port"),
+    ({"email": {**EMAIL, "password": "x"}}, "email.password"),
+    ({"email": {**EMAIL, "username": "me"}}, "email.password_file"),
+    ({"email": {**EMAIL, "password_file": "p"}}, "email.password_file"),
+    ({"email": {**EMAIL, **LOGIN, "starttls": False}}, "email.password_file"),
+])  # fmt: skip
 def test_refused_sections(changes, key):
     with pytest.raises(ConfigError, match=rf"alerts\.{re.escape(key)}\b"):
         alerts_config(**changes)
@@ -125,20 +119,17 @@ def test_signals_without_two_scrapes():
     assert signal_values([scraped], [scraped]) == {"up": 1.0, "log_lost": 0.0}  # no requests in between
 
 
-@pytest.mark.parametrize(
-    ("q", "buckets", "expected"),
-    [
-        (0.5, {1.0: 10, 2.0: 20, math.inf: 20}, 1.0),
-        (0.75, {1.0: 10, 2.0: 20, math.inf: 20}, 1.5),
-        (0.99, {1.0: 10, 2.0: 10, math.inf: 100}, 2.0),  # above the last finite bound
-        (0.25, {4.0: 10, math.inf: 10}, 1.0),  # the first bucket begins at 0
-        (0.9, {1.0: 5, 2.0: 5, 4.0: 10, math.inf: 10}, 3.6),  # an empty bucket in between
-        (0.5, {1.0: 0, math.inf: 0}, None),
-        (0.5, {math.inf: 3}, None),
-        (0.5, {1.0: 3, 2.0: 3}, None),
-        (0.5, {}, None),
-    ],
-)
+@pytest.mark.parametrize(("q", "buckets", "expected"), [
+    (0.5, {1.0: 10, 2.0: 20, math.inf: 20}, 1.0),
+    (0.75, {1.0: 10, 2.0: 20, math.inf: 20}, 1.5),
+    (0.99, {1.0: 10, 2.0: 10, math.inf: 100}, 2.0),  # above the last finite bound
+    (0.25, {4.0: 10, math.inf: 10}, 1.0),  # the first bucket begins at 0
+    (0.9, {1.0: 5, 2.0: 5, 4.0: 10, math.inf: 10}, 3.6),  # an empty bucket in between
+    (0.5, {1.0: 0, math.inf: 0}, None),
+    (0.5, {math.inf: 3}, None),
+    (0.5, {1.0: 3, 2.0: 3}, None),
+    (0.5, {}, None),
+])  # fmt: skip
 def test_histogram_quantile(q, buckets, expected):
     assert histogram_quantile(q, buckets) == (pytest.approx(expected) if expected is not None else None)
 

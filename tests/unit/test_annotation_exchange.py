@@ -116,19 +116,16 @@ def test_what_label_studio_itself_exports(store, write):
     assert answers["new"] == {"label-studio 1": SKIP}
 
 
-@pytest.mark.parametrize(
-    ("table", "counts", "answers"),
-    [
-        (  # with and without an annotator; nothing is cleaned
-            'text,label,annotator\ntext 0,neutral,ann\n" a, b ",positive,\nalone,,\n', (2, 2),
-            {"text 0": {"ann": "neutral"}, " a, b ": {"import": "positive"}, "alone": {}},
-        ),
-        (  # an annotator who labels a text twice, and one who disagrees
-            "text,label,annotator\ntext 0,neutral,ann\ntext 0,positive,ben\ntext 0,negative,ann\n", (0, 3),
-            {"text 0": {"ann": "negative", "ben": "positive"}},
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("table", "counts", "answers"), [
+    (  # with and without an annotator; nothing is cleaned
+        'text,label,annotator\ntext 0,neutral,ann\n" a, b ",positive,\nalone,,\n', (2, 2),
+        {"text 0": {"ann": "neutral"}, " a, b ": {"import": "positive"}, "alone": {}},
+    ),
+    (  # an annotator who labels a text twice, and one who disagrees
+        "text,label,annotator\ntext 0,neutral,ann\ntext 0,positive,ben\ntext 0,negative,ann\n", (0, 3),
+        {"text 0": {"ann": "negative", "ben": "positive"}},
+    ),
+])  # fmt: skip
 def test_a_table_of_texts_and_labels(workdir, write, table, counts, answers):
     store = store_of(workdir / "store", 1)
     assert import_file(store, write("t.csv", table)) == counts
@@ -166,22 +163,19 @@ def test_a_task_with_another_text(store, write):
         import_file(store, "t.csv")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("t.csv", "text,lable\none,neutral\n", r"lable.*label\?"),
-        ("t.csv", "label\nneutral\n", "column text"),
-        ("t.csv", "text,label\none\n", r"t\.csv"),
-        ("t.csv", b"text\n\xff\n", "UTF-8"),
-        ("t.json", "{", r"t\.json"),
-        ("t.json", '[{"text": "one", "label": "neutral"}]', "task 1: .*'data'"),
-        ("t.json", '[{"data": {"text": 7}}, {"data": {}}]', "(?s)task 1: text=7.*task 2: text=None"),
-        ("t.json", '[{"data": {"text": "one"}, "annotations": [{}]}]', "task 1 annotation 1: .*result"),
-        ("t.json", '[{"data": {"text": "half \\ud800"}}]', "surrogate"),
-        ("t.xls", "", r"t\.xls: "),
-        (None, None, r"none\.json"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("t.csv", "text,lable\none,neutral\n", r"lable.*label\?"),
+    ("t.csv", "label\nneutral\n", "column text"),
+    ("t.csv", "text,label\none\n", r"t\.csv"),
+    ("t.csv", b"text\n\xff\n", "UTF-8"),
+    ("t.json", "{", r"t\.json"),
+    ("t.json", '[{"text": "one", "label": "neutral"}]', "task 1: .*'data'"),
+    ("t.json", '[{"data": {"text": 7}}, {"data": {}}]', "(?s)task 1: text=7.*task 2: text=None"),
+    ("t.json", '[{"data": {"text": "one"}, "annotations": [{}]}]', "task 1 annotation 1: .*result"),
+    ("t.json", '[{"data": {"text": "half \\ud800"}}]', "surrogate"),
+    ("t.xls", "", r"t\.xls: "),
+    (None, None, r"none\.json"),
+])  # fmt: skip
 def test_files_that_cannot_be_read(store, write, name, content, message):
     before = answers_by_text(store)
     if name is not None:

@@ -95,19 +95,16 @@ def test_a_text_is_a_task_once(folder):
     assert vars(tasks[0]) == three
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"text": " "}, "text="),
-        ({"text": "half \ud800"}, "surrogate"),
-        ({"text_sha256": "AB"}, "text_sha256="),
-        ({"task": "0" * 16}, "task='0000000000000000'"),
-        ({"why": "uncertian"}, r"why='uncertian'.*uncertain\?"),
-        ({"label": "positve"}, r"label='positve'.*positive\?"),
-        ({"probs": {"good": 1.0}}, "label='good'"),
-        ({"lable": "positive"}, r"'lable'.*label\?"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"text": " "}, "text="),
+    ({"text": "half \ud800"}, "surrogate"),
+    ({"text_sha256": "AB"}, "text_sha256="),
+    ({"task": "0" * 16}, "task='0000000000000000'"),
+    ({"why": "uncertian"}, r"why='uncertian'.*uncertain\?"),
+    ({"label": "positve"}, r"label='positve'.*positive\?"),
+    ({"probs": {"good": 1.0}}, "label='good'"),
+    ({"lable": "positive"}, r"'lable'.*label\?"),
+])  # fmt: skip
 def test_a_task_that_is_not_valid(folder, changes, named):
     store = Store.create(folder, LABELS)
     with pytest.raises(DataError, match=f"task 2 of some: .*{named}"):
@@ -185,18 +182,15 @@ def test_stores_on_one_folder_share_tasks_answers_and_sessions(folder):
     assert first.state().answers == second.state().answers == {}
 
 
-@pytest.mark.parametrize(
-    ("call", "named"),
-    [
-        *[(lambda store, name=name: store.add_tasks(name, []), "batch=") for name in ("", "../up", "a/b", ".hidden", "a b")],
-        *[(lambda store, name=name: store.session(name), "annotator=") for name in ("", "  ", "a\nb", "x" * 61, None)],
-        (lambda store: store.session("ann", "../../x"), "session="),
-        (lambda store: store.session("ann").answer("0" * 16, "neutral"), "task='0000000000000000'"),
-        (lambda store: store.session("ann").answer(names(store)[0], "positve"), r"label='positve'.*positive\?"),
-        (lambda store: store.append_feedback("r1", 0, "bad"), "label='bad'"),
-        (lambda store: store.append_feedback("r1", 0, "neutral", ""), "annotator="),
-    ],
-)
+@pytest.mark.parametrize(("call", "named"), [
+    *[(lambda store, name=name: store.add_tasks(name, []), "batch=") for name in ("", "../up", "a/b", ".hidden", "a b")],
+    *[(lambda store, name=name: store.session(name), "annotator=") for name in ("", "  ", "a\nb", "x" * 61, None)],
+    (lambda store: store.session("ann", "../../x"), "session="),
+    (lambda store: store.session("ann").answer("0" * 16, "neutral"), "task='0000000000000000'"),
+    (lambda store: store.session("ann").answer(names(store)[0], "positve"), r"label='positve'.*positive\?"),
+    (lambda store: store.append_feedback("r1", 0, "bad"), "label='bad'"),
+    (lambda store: store.append_feedback("r1", 0, "neutral", ""), "annotator="),
+])  # fmt: skip
 def test_arguments_that_are_not_valid(folder, call, named):
     store = store_of(folder, 1)
     with pytest.raises(DataError, match=named):
@@ -333,13 +327,10 @@ def test_stores_that_are_opened_at_once_convert_once(old, caplog):
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"label": "good"}, {"label": None}, {"time": "yesterday"}, {"time": "2026-13-01T00:00:01.000Z"}, {"time": None},
-        {"task": 2}, {"annotator": ""}, {"source": "feedback"}, {"source": "feedback", "request_id": "r", "place": "0"},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("changes", [
+    {"label": "good"}, {"label": None}, {"time": "yesterday"}, {"time": "2026-13-01T00:00:01.000Z"}, {"time": None},
+    {"task": 2}, {"annotator": ""}, {"source": "feedback"}, {"source": "feedback", "request_id": "r", "place": "0"},
+])  # fmt: skip
 def test_a_damaged_line_is_not_converted(old, caplog, changes):
     file = old / "answers/20990101T000000.000000Z-zoe-aaaaaaaabbbbbbbb.jsonl"
     answer = {"time": "2026-11-29T10:00:00.000Z", "annotator": "zoe", "task": V1_STATE["tasks"][0]["task"], "label": "neutral"}

@@ -131,6 +131,26 @@ def test_soft_targets():
     np.testing.assert_allclose(mixed, [[0.1, 0, 0.9], [0.6, 0, 0.4], [0, 1, 0]], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("n_texts", "settings", "n_processes", "n_epochs"),
+    [
+        (1, (), 1, 10),
+        (30, (), 1, 4),  # a step each, since two texts with padding take 256 tokens
+        (30, (), 2, 10),  # ten steps, of up to 400 tokens
+        (30, ("trainer.accumulate_grad_batches=2",), 1, 7),
+        (30, ("optim.batch_tokens=128",), 1, 4),
+        (100, (), 1, 3),
+        (200, (), 2, 3),
+    ],
+)
+def test_the_number_of_epochs_that_auto_stands_for(n_texts, settings, n_processes, n_epochs):
+    config = configured("optim.batch_tokens=200", *settings)
+    data = datamodule.TextDataModule(config, None, 0, 2)
+    tokens, ids = np.ones(128 * n_texts, dtype=np.int32), np.zeros(n_texts, dtype=np.int64)
+    data.splits["train"] = batching.Tokenised(tokens, 128 * np.arange(n_texts + 1), ids, np.eye(2, dtype=np.float32)[ids], 0)
+    assert config.trainer["max_epochs"] == "auto" and data.enough_epochs(n_processes) == n_epochs
+
+
 @pytest.mark.slow
 def test_texts_without_tokens_are_left_out_of_training_with_their_rows(trained, tmp_path, caplog):
     splits = Path(shutil.copytree(trained / "splits", tmp_path / "splits"))

@@ -68,22 +68,16 @@ def odd_columns():
     """Parquet columns of many types, two rows each."""
     zone = datetime(2024, 1, 1, 10, tzinfo=UTC)
     return {
-        "int": pa.array([2**63 - 1, None], pa.int64()),
-        "float": pa.array([1e10, -0.0]),
-        "single": pa.array([0.1, math.inf], pa.float32()),
-        "decimal": pa.array([Decimal("12345678901234567890.10"), None]),
+        "int": pa.array([2**63 - 1, None], pa.int64()), "float": pa.array([1e10, -0.0]),
+        "single": pa.array([0.1, math.inf], pa.float32()), "decimal": pa.array([Decimal("12345678901234567890.10"), None]),
         "zone": pa.array([zone, None], pa.timestamp("us", "Europe/Berlin")),
-        "naive": pa.array([datetime(2024, 1, 1), None], pa.timestamp("ns")),
-        "day": pa.array([date(2024, 1, 2), None]),
+        "naive": pa.array([datetime(2024, 1, 1), None], pa.timestamp("ns")), "day": pa.array([date(2024, 1, 2), None]),
         "duration": pa.array([timedelta(hours=1), None], pa.duration("s")),
-        "dictionary": pa.array(["x", None]).dictionary_encode(),
-        "large": pa.array(["é\0", ""], pa.large_string()),
+        "dictionary": pa.array(["x", None]).dictionary_encode(), "large": pa.array(["é\0", ""], pa.large_string()),
         "struct": pa.array([{"a": [1, 2], "c": "2024-01-01"}, None]),
-        "list": pa.array([[0.5, None], []], pa.list_(pa.float32())),
-        "bytes": pa.array([b"\xff\0", b"x"]),
-        "old_text": pa.array([b"caf\xc3\xa9", None]),
-        "null": pa.nulls(2),
-    }
+        "list": pa.array([[0.5, None], []], pa.list_(pa.float32())), "bytes": pa.array([b"\xff\0", b"x"]),
+        "old_text": pa.array([b"caf\xc3\xa9", None]), "null": pa.nulls(2),
+    }  # fmt: skip
 
 
 @pytest.fixture

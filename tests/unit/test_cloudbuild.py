@@ -40,24 +40,21 @@ def module(monkeypatch):
 # --- files; `make lint-cloudbuild` runs the published schema and lint.py on them
 
 
-@pytest.mark.parametrize(
-    ("text", "replacement", "named"),
-    [
-        ("timeout: 28800s", "timout: 28800s", "'timout'"),
-        ("    waitFor: [push,", "    waitFor: [pusch,", "step train: .*pusch"),
-        ("  - id: push\n", "  - id: image\n", "step image: .*id"),
-        ("    name: gcr.io/cloud-builders/docker\n    args: [push", "    args: [push", "step push: .*name"),
-        ("  _TRAIN_ARGS: ''", "  _OTHER: ''", "_TRAIN_ARGS .*default"),
-        ("  _TRAIN_ARGS: ''", "  _OTHER: ''", "_OTHER .*never used"),
-        ("  _REPLICAS: '1'", "  _REPLICAS: 1", "_REPLICAS: 1"),
-        ("  dynamicSubstitutions: true\n", "", "dynamicSubstitutions"),
-        ("  _REGION: ''", "  _REGION: europe-west1", "europe-west1.*a region"),
-        ("--region=${_REGION}", "--region=us-central1", "us-central1.*a region"),
-        ("gs://${_BUCKET}/runs", "gs://acme/runs", "gs://acme.*a bucket"),
-        ("sodaops-train@${PROJECT_ID}", "sodaops-train@acme", "sodaops-train@acme.*an account"),
-        ("  _WANDB_SECRET: ''", f"  _WANDB_SECRET: {'0af' * 13}0", "a secret"),
-    ],
-)
+@pytest.mark.parametrize(("text", "replacement", "named"), [
+    ("timeout: 28800s", "timout: 28800s", "'timout'"),
+    ("    waitFor: [push,", "    waitFor: [pusch,", "step train: .*pusch"),
+    ("  - id: push\n", "  - id: image\n", "step image: .*id"),
+    ("    name: gcr.io/cloud-builders/docker\n    args: [push", "    args: [push", "step push: .*name"),
+    ("  _TRAIN_ARGS: ''", "  _OTHER: ''", "_TRAIN_ARGS .*default"),
+    ("  _TRAIN_ARGS: ''", "  _OTHER: ''", "_OTHER .*never used"),
+    ("  _REPLICAS: '1'", "  _REPLICAS: 1", "_REPLICAS: 1"),
+    ("  dynamicSubstitutions: true\n", "", "dynamicSubstitutions"),
+    ("  _REGION: ''", "  _REGION: europe-west1", "europe-west1.*a region"),
+    ("--region=${_REGION}", "--region=us-central1", "us-central1.*a region"),
+    ("gs://${_BUCKET}/runs", "gs://acme/runs", "gs://acme.*a bucket"),
+    ("sodaops-train@${PROJECT_ID}", "sodaops-train@acme", "sodaops-train@acme.*an account"),
+    ("  _WANDB_SECRET: ''", f"  _WANDB_SECRET: {'0af' * 13}0", "a secret"),
+])  # fmt: skip
 def test_faults_of_a_build_are_reported(text, replacement, named, module):
     build = (FOLDER / "train.yaml").read_text()
     assert text in build and module("lint").faults(build) == []
@@ -119,34 +116,28 @@ def test_missing_substitutions_are_refused_together(gcloud):
     assert gcloud.run("check.py", "_REGION=europe-west1", "_BUCKET=data", "_TAG=1a2b3c4").returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("pair", "named"),
-    [
-        ("_TRAIN_ARGS=", []),
-        ("_TRAIN_ARGS=experiment=amazon +callbacks.x.y=1 'data.name=a b'", []),
-        ("_GATE_ARGS=registry.gate.max_ece=0.1", []),
-        ("_TRAIN_ARGS=model=tiny 'data.name=a b", ["No closing quotation"]),
-        ("_TRAIN_ARGS=model=tiny --multirun", ["'--multirun'"]),
-        ("_GATE_ARGS=--force registry.path=x", ["'--force'", "'registry.path=x'"]),
-        ("_TRAIN_TIMEOUT_S=24999", []),
-        *((f"_TRAIN_TIMEOUT_S={value}", [value]) for value in ("25000", "1e3", "9")),
-    ],
-)
+@pytest.mark.parametrize(("pair", "named"), [
+    ("_TRAIN_ARGS=", []),
+    ("_TRAIN_ARGS=experiment=amazon +callbacks.x.y=1 'data.name=a b'", []),
+    ("_GATE_ARGS=registry.gate.max_ece=0.1", []),
+    ("_TRAIN_ARGS=model=tiny 'data.name=a b", ["No closing quotation"]),
+    ("_TRAIN_ARGS=model=tiny --multirun", ["'--multirun'"]),
+    ("_GATE_ARGS=--force registry.path=x", ["'--force'", "'registry.path=x'"]),
+    ("_TRAIN_TIMEOUT_S=24999", []),
+    *((f"_TRAIN_TIMEOUT_S={value}", [value]) for value in ("25000", "1e3", "9")),
+])  # fmt: skip
 def test_substitutions_are_checked(pair, named, module):
     faults = module("check").faults([pair])
     assert len(faults) == len(named) and all(name in fault for name, fault in zip(named, faults, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "args", "named"),
-    [
-        ("train", "trainer.max_epoch=3", "max_epochs"),
-        *(
-            pytest.param("ci_cd", *values, marks=pytest.mark.slow)
-            for values in (("optim.lr=-3", "optim.lr"), ("experiment=amazon", ""))
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "args", "named"), [
+    ("train", "trainer.max_epoch=3", "max_epochs"),
+    *(
+        pytest.param("ci_cd", *values, marks=pytest.mark.slow)
+        for values in (("optim.lr=-3", "optim.lr"), ("experiment=amazon", ""))
+    ),
+])  # fmt: skip
 def test_a_misspelt_key_fails_before_the_training(name, args, named, gcloud, tmp_path, monkeypatch):
     """With the real `sodaops`, in a folder without a registry, as in the image."""
     assert "compose" in next(step for step in BUILDS[name]["steps"] if step["id"] == "train")["waitFor"]
@@ -256,15 +247,12 @@ def test_describe_may_fail_until_the_time_is_over(vertex):
     assert vertex.run("vertex.py", *TRAIN, *SHORT).returncode == 1 and vertex.commands[-2:] == CANCELLED
 
 
-@pytest.mark.parametrize(
-    ("command", "answer", "named"),
-    [
-        ("describe", (1, DENIED.format("aiplatform.customJobs.get")), "roles/aiplatform.user"),
-        ("describe", (1, "ERROR: NOT_FOUND: CustomJob does not exist."), "NOT_FOUND"),
-        ("describe", "no JSON", "JSONDecodeError"),
-        ("create", (1, "ERROR: connection reset"), "connection reset"),
-    ],
-)
+@pytest.mark.parametrize(("command", "answer", "named"), [
+    ("describe", (1, DENIED.format("aiplatform.customJobs.get")), "roles/aiplatform.user"),
+    ("describe", (1, "ERROR: NOT_FOUND: CustomJob does not exist."), "NOT_FOUND"),
+    ("describe", "no JSON", "JSONDecodeError"),
+    ("create", (1, "ERROR: connection reset"), "connection reset"),
+])  # fmt: skip
 def test_a_training_that_cannot_be_followed_is_cancelled(vertex, command, answer, named):
     vertex.answer(f"custom-jobs {command}", answer)
     done = vertex.run("vertex.py", *TRAIN)
@@ -281,14 +269,11 @@ def test_a_gcloud_that_hangs_has_a_time_limit(gcloud, module, monkeypatch):
     assert "0.1 s" in cloud.explain_failure(["run", "deploy"], result)
 
 
-@pytest.mark.parametrize(
-    ("permission", "role"),
-    [
-        ("aiplatform.customJobs.create", "roles/aiplatform.user"),
-        ("iam.serviceAccounts.actAs", "roles/iam.serviceAccountUser"),
-        ("storage.objects.create", "roles/storage.objectUser"),
-    ],
-)
+@pytest.mark.parametrize(("permission", "role"), [
+    ("aiplatform.customJobs.create", "roles/aiplatform.user"),
+    ("iam.serviceAccounts.actAs", "roles/iam.serviceAccountUser"),
+    ("storage.objects.create", "roles/storage.objectUser"),
+])  # fmt: skip
 def test_a_missing_permission_names_the_role(gcloud, permission, role):
     gcloud.answer("custom-jobs create", (1, DENIED.format(permission)))
     gcloud.answer("custom-jobs list", "")
@@ -423,14 +408,11 @@ def test_a_deployment_is_tested_before_it_has_traffic(gcloud, tmp_path, release,
     assert "id-token" not in done.stdout + done.stderr and "s-3cr3t" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "named"),
-    [
-        ({"broken": "/tag/predict"}, "/tag/predict"),
-        ({"version": "ddddeeeeffff"}, "ddddeeeeffff"),
-        ({"private": True, "key": "unknown"}, "roles/run.invoker"),
-    ],
-)
+@pytest.mark.parametrize(("behaviour", "named"), [
+    ({"broken": "/tag/predict"}, "/tag/predict"),
+    ({"version": "ddddeeeeffff"}, "ddddeeeeffff"),
+    ({"private": True, "key": "unknown"}, "roles/run.invoker"),
+])  # fmt: skip
 def test_a_smoke_test_that_fails_leaves_the_traffic(gcloud, tmp_path, release, done_file, behaviour, named):
     with deployable(gcloud, tmp_path, **behaviour) as service:
         done = release()
@@ -486,14 +468,11 @@ def test_traffic_that_someone_else_moved_is_left(gcloud, tmp_path, release, done
     assert gcloud.moves == [] and not done_file.exists()
 
 
-@pytest.mark.parametrize(
-    ("command", "error", "code", "named", "n_changes"),
-    [
-        ("remove-tags", "ERROR: unavailable", 0, "unavailable", 3),
-        ("run deploy", "ERROR: The user-provided container failed to start and listen on the port", 1, "failed to start", 1),
-        ("services describe", "ERROR: (gcloud.run.services.describe) Cannot find service [sodaops]", 1, "make gcp-apply", 0),
-    ],
-)
+@pytest.mark.parametrize(("command", "error", "code", "named", "n_changes"), [
+    ("remove-tags", "ERROR: unavailable", 0, "unavailable", 3),
+    ("run deploy", "ERROR: The user-provided container failed to start and listen on the port", 1, "failed to start", 1),
+    ("services describe", "ERROR: (gcloud.run.services.describe) Cannot find service [sodaops]", 1, "make gcp-apply", 0),
+])  # fmt: skip
 def test_a_command_that_fails(gcloud, tmp_path, release, done_file, command, error, code, named, n_changes):
     """Old tags that stay fail no release; a revision that does not start and a missing service change nothing."""
     with deployable(gcloud, tmp_path) as service:
@@ -569,13 +548,10 @@ def test_the_gate_registers_and_promotes(sodaops, tmp_path):
     assert json.loads((tmp_path / "release.json").read_text()) == RELEASE
 
 
-@pytest.mark.parametrize(
-    ("champions", "failure", "last"),
-    [
-        (["1111"], (3, "RefusedError: 2222 is refused (max_ece); 1111 stays champion."), "registry list"),
-        (["1111", "2222"], (2, "the mirror is gone"), ROLLBACK),  # promoted, and then failed
-    ],
-)
+@pytest.mark.parametrize(("champions", "failure", "last"), [
+    (["1111"], (3, "RefusedError: 2222 is refused (max_ece); 1111 stays champion."), "registry list"),
+    (["1111", "2222"], (2, "the mirror is gone"), ROLLBACK),  # promoted, and then failed
+])  # fmt: skip
 def test_a_promotion_that_fails_ends_the_build_with_its_code(sodaops, tmp_path, champions, failure, last):
     sodaops.answer("^registry list", *({"aliases": {"champion": champion}} for champion in champions))
     sodaops.answer("^promote", failure)
@@ -591,18 +567,15 @@ def test_the_champion_itself_is_deployed_without_the_gate(sodaops, tmp_path):
     assert json.loads((tmp_path / "release.json").read_text()) == {**RELEASE, "before": "2222"}
 
 
-@pytest.mark.parametrize(
-    ("champion", "before", "done", "code", "n_calls"),
-    [
-        ("2222", "1111", {"revision": "r", "good": True}, 0, 0),
-        ("2222", "1111", None, 1, 2),  # rolled back
-        ("2222", "2222", None, 1, 1),
-        ("2222", None, None, 1, 1),
-        ("3333", "1111", None, 1, 1),
-        (None, "1111", None, 1, 1),  # the registry cannot be read
-        ("2222", "1111", {"revision": "r", "good": False}, 1, 0),
-    ],
-)
+@pytest.mark.parametrize(("champion", "before", "done", "code", "n_calls"), [
+    ("2222", "1111", {"revision": "r", "good": True}, 0, 0),
+    ("2222", "1111", None, 1, 2),  # rolled back
+    ("2222", "2222", None, 1, 1),
+    ("2222", None, None, 1, 1),
+    ("3333", "1111", None, 1, 1),
+    (None, "1111", None, 1, 1),  # the registry cannot be read
+    ("2222", "1111", {"revision": "r", "good": False}, 1, 0),
+])  # fmt: skip
 def test_a_deployment_that_failed_undoes_its_own_promotion(sodaops, tmp_path, done_file, champion, before, done, code, n_calls):
     release = tmp_path / "release.json"
     release.write_text(json.dumps({**RELEASE, "before": before}))

@@ -117,14 +117,11 @@ def test_what_is_copied_is_sent_and_nothing_else():
     assert [path for path in listed.stdout.split() if ignored(path)] == []
 
 
-@pytest.mark.parametrize(
-    ("extras", "has", "lacks"),
-    [
-        (["train", "gs", "wandb"], {"torch", "gcsfs", "wandb", "hydra-core", "pyarrow"}, {"pytest", "fastapi"}),
-        (["serve", "otel", "gs"], {"fastapi", "onnxruntime", "gcsfs"}, {"torch", "hydra-core", "transformers", "pytest"}),
-        (["drift", "gs"], {"fastapi", "evidently", "pandas"}, {"torch", "sodaops[serve]", "hydra-core"}),
-    ],
-)
+@pytest.mark.parametrize(("extras", "has", "lacks"), [
+    (["train", "gs", "wandb"], {"torch", "gcsfs", "wandb", "hydra-core", "pyarrow"}, {"pytest", "fastapi"}),
+    (["serve", "otel", "gs"], {"fastapi", "onnxruntime", "gcsfs"}, {"torch", "hydra-core", "transformers", "pytest"}),
+    (["drift", "gs"], {"fastapi", "evidently", "pandas"}, {"torch", "sodaops[serve]", "hydra-core"}),
+])  # fmt: skip
 def test_what_an_image_needs_is_in_the_constraints(extras, has, lacks):
     needs = requirements(*extras)
     assert has <= needs and not lacks & needs

@@ -35,10 +35,6 @@ def test_faults_are_recognised():
     valid = "make lint", "sodaops serve X serve.port=1", "python train.py -m optim.lr=1,2", "sodaops serve X serve.port=$PORT"
     assert [faults(command) for command in valid] == [[], [], [], []]
     invalid = (
-        "make lintt",
-        "sodaops servee X",
-        "sodaops serve X serve.prot=1",
-        "python trian.py",
-        "sodaops drift X drift.last=a",
-    )
+        "make lintt", "sodaops servee X", "sodaops serve X serve.prot=1", "python trian.py", "sodaops drift X drift.last=a",
+    )  # fmt: skip
     assert [len(faults(command)) for command in invalid] == [1, 1, 1, 1, 1]

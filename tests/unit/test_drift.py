@@ -168,6 +168,7 @@ def test_causes_are_named(predictor, known, fresh):
     assert names(all_alike) == ["empty"] and all_alike.n_texts == 0
 
 
+@pytest.mark.slow
 def test_another_mix_of_labels_is_named(predictor, known, fresh):
     shares = {entry["values"]: entry["counts"] for entry in pc.value_counts(fresh["label"]).to_pylist()}
     rare = sorted(shares, key=shares.get)[-2]

@@ -159,17 +159,14 @@ def test_resources_are_created_before_they_are_used(applied):
     assert {"projects", "artifacts repositories", "storage buckets", "secrets", "run services"} < set(bound)
 
 
-@pytest.mark.parametrize(
-    ("failing", "error", "named"),
-    [
-        ("^artifacts repositories create", (1, "ERROR: quota"), "ERROR: quota"),
-        ("^secrets create", (1, "PERMISSION_DENIED: 'secretmanager.secrets.create' denied"), "roles/secretmanager.admin"),
-        ("^storage buckets describe", (1, "ERROR: 403 does not have storage.buckets.get access"), "roles/storage.admin"),
-        ("^billing projects describe", "", "gcloud billing projects link acme-1"),
-        ("^projects describe", LOGGED_OUT, "active account"),
-        ("installationState", "PENDING_INSTALL_APP", "gcloud builds connections describe"),  # consent in a browser
-    ],
-)
+@pytest.mark.parametrize(("failing", "error", "named"), [
+    ("^artifacts repositories create", (1, "ERROR: quota"), "ERROR: quota"),
+    ("^secrets create", (1, "PERMISSION_DENIED: 'secretmanager.secrets.create' denied"), "roles/secretmanager.admin"),
+    ("^storage buckets describe", (1, "ERROR: 403 does not have storage.buckets.get access"), "roles/storage.admin"),
+    ("^billing projects describe", "", "gcloud billing projects link acme-1"),
+    ("^projects describe", LOGGED_OUT, "active account"),
+    ("installationState", "PENDING_INSTALL_APP", "gcloud builds connections describe"),  # consent in a browser
+])  # fmt: skip
 def test_a_failing_step_stops_the_rest(empty, policies, failing, error, named):
     empty.answer(failing, error)
     done = empty.run("gcp.py", "apply", *GIVEN, policies, GITHUB)
@@ -253,30 +250,24 @@ def test_a_deployment_is_rolled_back(empty, behaviour):
     assert "s-3cr3t" not in done.stdout + done.stderr + "".join(empty.commands)
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "named", "moved"),
-    [
-        ({"broken": "/tag/info"}, "/tag/info", []),
-        ({"broken": "/tag/predict"}, "/tag/predict", []),
-        ({"tag": ""}, "sodaops-00001-a", []),
-        ({"broken": "/all"}, "sodaops-00003-c (100 %)", ["sodaops-00001-a=100", "sodaops-00003-c=100"]),
-    ],
-)
+@pytest.mark.parametrize(("behaviour", "named", "moved"), [
+    ({"broken": "/tag/info"}, "/tag/info", []),
+    ({"broken": "/tag/predict"}, "/tag/predict", []),
+    ({"tag": ""}, "sodaops-00001-a", []),
+    ({"broken": "/all"}, "sodaops-00003-c (100 %)", ["sodaops-00001-a=100", "sodaops-00003-c=100"]),
+])  # fmt: skip
 def test_a_revision_that_does_not_answer_is_not_rolled_back_to(empty, behaviour, named, moved):
     with before(empty, **behaviour):
         done = empty.run("gcp.py", *ROLLBACK)
     assert done.returncode == 1 and named in done.stderr and empty.moves == moved
 
 
-@pytest.mark.parametrize(
-    ("traffic", "labels"),
-    [
-        (SERVICE["traffic"], [""]),  # no previous revision
-        (SERVICE["traffic"], ["sodaops-00000-placeholder", ""]),
-        ([{"revisionName": "a", "percent": 50}, {"revisionName": "b", "percent": 50}], ["x"]),
-        ([], ["x"]),
-    ],
-)
+@pytest.mark.parametrize(("traffic", "labels"), [
+    (SERVICE["traffic"], [""]),  # no previous revision
+    (SERVICE["traffic"], ["sodaops-00000-placeholder", ""]),
+    ([{"revisionName": "a", "percent": 50}, {"revisionName": "b", "percent": 50}], ["x"]),
+    ([], ["x"]),
+])  # fmt: skip
 def test_what_cannot_be_rolled_back_changes_nothing(empty, traffic, labels):
     empty.answer("services describe", {"status": {**SERVICE, "traffic": traffic}})
     empty.answer("revisions describe", *labels)

@@ -38,17 +38,14 @@ def test_other_schedulers_set_variables():
     assert launch.node_of(given, 2) == launch.Node(1, "first", 29500)
 
 
-@pytest.mark.parametrize(
-    ("environment", "cause"),
-    [
-        ({}, "MASTER_ADDR.*MASTER_PORT.*NODE_RANK"),
-        ({"MASTER_ADDR": "a", "MASTER_PORT": "x", "RANK": "0"}, "ValueError.*'x'"),
-        ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "RANK": "2"}, "2 of 2"),
-        ({"CLUSTER_SPEC": "{"}, "JSONDecodeError.*CLUSTER_SPEC"),
-        ({"CLUSTER_SPEC": "[]"}, "TypeError.*CLUSTER_SPEC"),
-        (spec("workerpool1", 0, 5), "1 of 6"),
-    ],
-)
+@pytest.mark.parametrize(("environment", "cause"), [
+    ({}, "MASTER_ADDR.*MASTER_PORT.*NODE_RANK"),
+    ({"MASTER_ADDR": "a", "MASTER_PORT": "x", "RANK": "0"}, "ValueError.*'x'"),
+    ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "RANK": "2"}, "2 of 2"),
+    ({"CLUSTER_SPEC": "{"}, "JSONDecodeError.*CLUSTER_SPEC"),
+    ({"CLUSTER_SPEC": "[]"}, "TypeError.*CLUSTER_SPEC"),
+    (spec("workerpool1", 0, 5), "1 of 6"),
+])  # fmt: skip
 def test_an_unknown_rank_of_the_machine(environment, cause):
     with pytest.raises(ConfigError, match=rf"trainer\.num_nodes=2.*{cause}"):
         launch.node_of(environment, 2)
@@ -138,17 +135,14 @@ def test_a_restart_ignores_the_checkpoint_of_an_earlier_run(killed):
     assert resumed_from == [None]
 
 
-@pytest.mark.parametrize(
-    ("exit_codes", "error", "rank"),
-    [
-        ({0: -15, 1: -9}, "KilledError", 1),  # the agent terminated rank 0 after rank 1 was killed
-        ({0: 2, 1: -15}, "TrainingError", 0),
-        ({0: 1, 1: -9}, "KilledError", 1),  # rank 0 failed since its peer was killed
-        ({0: -6, 1: -9}, "KilledError", 1),  # gloo aborted rank 0 for the same reason
-        ({0: -15, 1: 130}, "KeyboardInterrupt", None),
-        ({0: 143, 1: 143}, "Terminated", None),
-    ],
-)
+@pytest.mark.parametrize(("exit_codes", "error", "rank"), [
+    ({0: -15, 1: -9}, "KilledError", 1),  # the agent terminated rank 0 after rank 1 was killed
+    ({0: 2, 1: -15}, "TrainingError", 0),
+    ({0: 1, 1: -9}, "KilledError", 1),  # rank 0 failed since its peer was killed
+    ({0: -6, 1: -9}, "KilledError", 1),  # gloo aborted rank 0 for the same reason
+    ({0: -15, 1: 130}, "KeyboardInterrupt", None),
+    ({0: 143, 1: 143}, "Terminated", None),
+])  # fmt: skip
 def test_the_error_of_the_process_that_ended_first(tmp_path, exit_codes, error, rank):
     failures = {k: errors.ProcessFailure(k, k + 1, code, str(tmp_path / "none")) for k, code in exit_codes.items()}
     with pytest.raises(BaseException, match=f"process {rank} of 2" if rank is not None else "no epoch") as raised:

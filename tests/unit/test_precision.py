@@ -12,15 +12,12 @@ torch = lazy("torch")
 CPU = "trainer.accelerator=cpu"
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"avx512_bf16": True, "amx_bf16": False}, "bf16-mixed"),
-        ({"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
-        ({"avx512_f": True, "avx512_bf16": False}, "32-true"),
-        ({"architecture": "aarch64"}, "32-true"),
-    ],
-)
+@pytest.mark.parametrize(("capabilities", "expected"), [
+    ({"avx512_bf16": True, "amx_bf16": False}, "bf16-mixed"),
+    ({"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
+    ({"avx512_f": True, "avx512_bf16": False}, "32-true"),
+    ({"architecture": "aarch64"}, "32-true"),
+])  # fmt: skip
 def test_auto_is_bf16_on_a_cpu_with_bfloat16(monkeypatch, caplog, capabilities, expected):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
     caplog.set_level(logging.INFO, "sodaops")

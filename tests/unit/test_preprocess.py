@@ -191,17 +191,14 @@ def test_labels_that_look_the_same_are_named_once(write, caplog):
         made("data.labels=[Good,bad,café]")
 
 
-@pytest.mark.parametrize(
-    ("number", "refused"),
-    [
-        (lambda i: i / 7, True),
-        (lambda i: f"{i}e-3", True),
-        (lambda i: i % 90, True),
-        (lambda i: i % 40, False),
-        (lambda i: (i % 9) / 2, False),
-        (lambda i: f"v{i % 40}", False),
-    ],
-)
+@pytest.mark.parametrize(("number", "refused"), [
+    (lambda i: i / 7, True),
+    (lambda i: f"{i}e-3", True),
+    (lambda i: i % 90, True),
+    (lambda i: i % 40, False),
+    (lambda i: (i % 9) / 2, False),
+    (lambda i: f"v{i % 40}", False),
+])  # fmt: skip
 def test_a_column_of_measurements_is_no_label_column(write, number, refused):
     write("t.csv", table([(text, number(i)) for i, (text, _) in enumerate(make_rows(400))]))
     if refused:
@@ -223,16 +220,13 @@ def test_a_missing_column_names_its_key(write, missing):
     assert f"data.{key}" in str(caught.value) and str(caught.value).count("data.") == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "keys"),
-    [
-        ("t.csv", lambda text: text.replace(",", ";"), []),
-        ("t.tsv", lambda text: text, []),
-        ("t.csv", lambda text: text.replace(",", "#"), ["data.delimiter=#"]),
-        ("t.csv", lambda text: text.encode("utf-16"), ["data.encoding=utf-16"]),
-        ("t.csv", lambda text: text.replace("number", "café").encode("cp1252"), ["data.encoding=windows-1252"]),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "keys"), [
+    ("t.csv", lambda text: text.replace(",", ";"), []),
+    ("t.tsv", lambda text: text, []),
+    ("t.csv", lambda text: text.replace(",", "#"), ["data.delimiter=#"]),
+    ("t.csv", lambda text: text.encode("utf-16"), ["data.encoding=utf-16"]),
+    ("t.csv", lambda text: text.replace("number", "café").encode("cp1252"), ["data.encoding=windows-1252"]),
+])  # fmt: skip
 def test_delimiters_and_encodings(write, name, content, keys):
     write(name, content("text,label\n" + "".join(f"{text},{label}\n" for text, label in make_rows())))
     manifest = preprocess(configured("data=csv", f"data.path={name}", *keys).data, "splits")

@@ -57,22 +57,19 @@ def check(transformer, tokenizer, *overrides, limit=None):
     probe.check_pretrained(configured(*overrides).model, encoder_module.Pretrained(transformer, tokenizer, 1), limit)
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "n_positions"),
-    [
-        ("bert", PLAIN, 32),
-        ("albert", {**PLAIN, "embedding_size": 8}, 32),
-        ("roberta", PADDED, 32),
-        ("mpnet", PADDED, 32),
-        ("longformer", {**PADDED, "attention_window": 8}, 32),
-        ("gpt2", GPT2, 32),
-        ("distilbert", {**VOCABULARY, "dim": 16, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 32}, 32),
-        ("deberta-v2", {**PLAIN, **RELATIVE}, None),
-        ("modernbert", {**PLAIN, "local_attention": 8}, None),
-        ("qwen2", {**PLAIN, "num_key_value_heads": 1}, None),
-        ("xlnet", XLNET, None),
-    ],
-)
+@pytest.mark.parametrize(("kind", "settings", "n_positions"), [
+    ("bert", PLAIN, 32),
+    ("albert", {**PLAIN, "embedding_size": 8}, 32),
+    ("roberta", PADDED, 32),
+    ("mpnet", PADDED, 32),
+    ("longformer", {**PADDED, "attention_window": 8}, 32),
+    ("gpt2", GPT2, 32),
+    ("distilbert", {**VOCABULARY, "dim": 16, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 32}, 32),
+    ("deberta-v2", {**PLAIN, **RELATIVE}, None),
+    ("modernbert", {**PLAIN, "local_attention": 8}, None),
+    ("qwen2", {**PLAIN, "num_key_value_heads": 1}, None),
+    ("xlnet", XLNET, None),
+])  # fmt: skip
 def test_the_limit_of_tokens_is_measured(kind, settings, n_positions, byte_level):
     transformer = encoder(kind, settings)
     check(transformer, byte_level, "model.max_tokens=32")
@@ -86,17 +83,14 @@ def test_the_limit_of_tokens_is_measured(kind, settings, n_positions, byte_level
     assert transformer.training
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "pooling", "error", "cause"),
-    [
-        ("bart", {**BART, **VOCABULARY}, "mean", ModelError, "BartModel is an encoder-decoder"),
-        ("t5", T5, "mean", ModelError, "T5Model is an encoder-decoder"),
-        ("gpt2", GPT2, "cls", ConfigError, "model.pooling=mean"),
-        ("qwen2", {**PLAIN, "num_key_value_heads": 1}, "cls", ConfigError, "model.pooling=mean"),
-        ("fnet", PLAIN, "mean", ModelError, "padding"),  # takes no attention mask
-        ("bert", {**PLAIN, "vocab_size": 258}, "mean", ModelError, r"258.* 257.*resize_token_embeddings\(259\)"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "settings", "pooling", "error", "cause"), [
+    ("bart", {**BART, **VOCABULARY}, "mean", ModelError, "BartModel is an encoder-decoder"),
+    ("t5", T5, "mean", ModelError, "T5Model is an encoder-decoder"),
+    ("gpt2", GPT2, "cls", ConfigError, "model.pooling=mean"),
+    ("qwen2", {**PLAIN, "num_key_value_heads": 1}, "cls", ConfigError, "model.pooling=mean"),
+    ("fnet", PLAIN, "mean", ModelError, "padding"),  # takes no attention mask
+    ("bert", {**PLAIN, "vocab_size": 258}, "mean", ModelError, r"258.* 257.*resize_token_embeddings\(259\)"),
+])  # fmt: skip
 def test_encoders_that_cannot_classify(kind, settings, pooling, error, cause, byte_level):
     with pytest.raises(error, match=cause) as raised:
         check(encoder(kind, settings), byte_level, f"model.pooling={pooling}", "model.max_tokens=16")

@@ -72,14 +72,11 @@ def write(path):
         file.write(b"x")
 
 
-@pytest.mark.parametrize(
-    ("status", "call", "role"),
-    [
-        (403, remote.local_copy, "roles/storage.objectViewer"),
-        (403, write, "roles/storage.objectUser"),
-        (401, remote.read_if_exists, "roles/storage.objectViewer"),
-    ],
-)
+@pytest.mark.parametrize(("status", "call", "role"), [
+    (403, remote.local_copy, "roles/storage.objectViewer"),
+    (403, write, "roles/storage.objectUser"),
+    (401, remote.read_if_exists, "roles/storage.objectViewer"),
+])  # fmt: skip
 def test_missing_rights_name_the_role(bucket, cloud, status, call, role):
     cloud.pipe("bucket/mine", b"x")
     google = "you@example.com does not have storage.objects.get access to the Google Cloud Storage object."

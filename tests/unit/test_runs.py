@@ -45,15 +45,12 @@ def test_sorted_and_filtered(three):
     assert folders(runs.filter_runs(found, [], "status"))[0] == "multirun/s/0000"
 
 
-@pytest.mark.parametrize(
-    ("where", "sort", "key"),
-    [
-        (["val/macro_f"], None, "--where val/macro_f"),
-        (["optim.rl=1"], None, "did you mean optim.lr"),
-        (["optim.lr<x"], None, "--where .*x"),
-        ([], "nothing/like_it", "--sort nothing/like_it"),
-    ],
-)
+@pytest.mark.parametrize(("where", "sort", "key"), [
+    (["val/macro_f"], None, "--where val/macro_f"),
+    (["optim.rl=1"], None, "did you mean optim.lr"),
+    (["optim.lr<x"], None, "--where .*x"),
+    ([], "nothing/like_it", "--sort nothing/like_it"),
+])  # fmt: skip
 def test_invalid_conditions(three, where, sort, key):
     with pytest.raises(ConfigError, match=key):
         runs.filter_runs(runs.find_runs(), where, sort)

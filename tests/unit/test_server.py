@@ -10,8 +10,7 @@ import time
 import pytest
 from pydantic import SecretStr
 
-from tests.conftest import lazy
-from tests.serving import wait_until
+from tests.conftest import lazy, wait_until
 
 guard = lazy("sodaops.web.guard")
 exceptions = lazy("starlette.middleware.exceptions")
@@ -99,55 +98,51 @@ JSON = b"Content-Type: application/json"
 CHUNKED = b"Transfer-Encoding: chunked"
 
 
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        (head(b"Host: a", b"X: " + b"x" * 60_000), 200),
-        (head(b"Host: a", b"X: " + b"x" * 70_000), 431),
-        (head(b"Host: a", target=b"/" + b"x" * 70_000), 431),
-        (head(b"Host: a", *[b"X: y"] * 99), 200),
-        (head(b"Host: a", *[b"X: y"] * 10_000), 431),
-        (head(b"Host: b"), 400),
-        (head(b"Host: c.b:80"), 200),
-        (head(b"X: y"), 400),
-        (head(b"Host: a", b"Host: a"), 400),
-        (head(target=b"/healthz"), 200),
-        (head(b"Host: a", target=b"http://evil/x"), 200),
-        (head(b"Host: a", target=b"/%zz"), 400),
-        (head(b"Host: a", target=b"/x?text=%"), 400),
-        (head(b"Host: a", target=b"/x?text=%ff"), 400),
-        (head(b"Host: a", target=b"/x?text=%C3%BC%20"), 200),
-        (head(b"Host: a", target=b"/x?text=\xfc"), 400),
-        (head(b"Host: a", method=b"BREW"), 400),
-        (head(b"Host: a", target=b"a:1", method=b"CONNECT"), 400),
-        (head(b"Host: a", b"Connection: upgrade", b"Upgrade: websocket"), 200),
-        (b"GET / HTTP/9.9\r\nHost: a\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-        (post(b"{}", JSON, b"Content-Length: 2"), 200),
-        (post(b"{}", JSON, b"Content-Length: 2", b"Content-Length: 2"), 400),
-        (post(b"0\r\n\r\n", JSON, b"Content-Length: 2", CHUNKED), 400),
-        (post(b"{}", JSON, b"Content-Length: -2"), 400),
-        (post(b"", JSON, b"Content-Length: 99999999999999999999"), 400),
-        (post(b"", JSON, b"Content-Length: 2000"), 413),
-        (post(b"2\r\n{}\r\n0\r\n\r\n", JSON, CHUNKED), 200),
-        (post(b"2;" + b"x" * 5000 + b"\r\n{}\r\n0\r\n\r\n", JSON, CHUNKED), 200),
-        (post(b"zz\r\n{}\r\n0\r\n\r\n", JSON, CHUNKED), 400),
-        (post(b"2\r\n{}\r\n0\r\nX-Api-Key: a\r\n\r\n", JSON, CHUNKED), 200),
-        (post(b"a=b", b"Content-Type: application/x-www-form-urlencoded", b"Content-Length: 3"), 415),
-        (post(b"{}", b"Content-Type: text/plain", b"Content-Length: 2"), 415),
-        (post(b"{}", b"Content-Type: application/json; charset=latin-1", b"Content-Length: 2"), 415),
-        (post(b"{}", b"Content-Type: application/json; charset=UTF-8", b"Content-Length: 2"), 200),
-        (post(b"{}", JSON, b"Content-Encoding: gzip", b"Content-Length: 2"), 415),
-        (post(b"{}", JSON, b"Content-Length: 2", b"Origin: http://evil"), 403),
-        (post(b"{}", JSON, b"Content-Length: 2", b"Origin: null"), 403),
-        (post(b"{}", JSON, b"Content-Length: 2", b"Origin: http://a"), 200),
-        (post(b"{}", JSON, b"Content-Length: 2", b"Sec-Fetch-Site: cross-site"), 403),
-        (head(b"Host: a", b"Sec-Fetch-Site: same-site", b"Sec-Fetch-Mode: no-cors"), 403),
-        (head(b"Host: a", b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Mode: navigate"), 200),
-        (post(b"{}", JSON, b"Content-Length: 2", b"Sec-Fetch-Site: same-origin", b"Origin: http://a"), 200),
-    ],
-    ids=lambda value: repr(value)[-60:],
-)
+@pytest.mark.parametrize(("request_", "status"), [
+    (head(b"Host: a", b"X: " + b"x" * 60_000), 200),
+    (head(b"Host: a", b"X: " + b"x" * 70_000), 431),
+    (head(b"Host: a", target=b"/" + b"x" * 70_000), 431),
+    (head(b"Host: a", *[b"X: y"] * 99), 200),
+    (head(b"Host: a", *[b"X: y"] * 10_000), 431),
+    (head(b"Host: b"), 400),
+    (head(b"Host: c.b:80"), 200),
+    (head(b"X: y"), 400),
+    (head(b"Host: a", b"Host: a"), 400),
+    (head(target=b"/healthz"), 200),
+    (head(b"Host: a", target=b"http://evil/x"), 200),
+    (head(b"Host: a", target=b"/%zz"), 400),
+    (head(b"Host: a", target=b"/x?text=%"), 400),
+    (head(b"Host: a", target=b"/x?text=%ff"), 400),
+    (head(b"Host: a", target=b"/x?text=%C3%BC%20"), 200),
+    (head(b"Host: a", target=b"/x?text=\xfc"), 400),
+    (head(b"Host: a", method=b"BREW"), 400),
+    (head(b"Host: a", target=b"a:1", method=b"CONNECT"), 400),
+    (head(b"Host: a", b"Connection: upgrade", b"Upgrade: websocket"), 200),
+    (b"GET / HTTP/9.9\r\nHost: a\r\n\r\n", 400),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    (post(b"{}", JSON, b"Content-Length: 2"), 200),
+    (post(b"{}", JSON, b"Content-Length: 2", b"Content-Length: 2"), 400),
+    (post(b"0\r\n\r\n", JSON, b"Content-Length: 2", CHUNKED), 400),
+    (post(b"{}", JSON, b"Content-Length: -2"), 400),
+    (post(b"", JSON, b"Content-Length: 99999999999999999999"), 400),
+    (post(b"", JSON, b"Content-Length: 2000"), 413),
+    (post(b"2\r\n{}\r\n0\r\n\r\n", JSON, CHUNKED), 200),
+    (post(b"2;" + b"x" * 5000 + b"\r\n{}\r\n0\r\n\r\n", JSON, CHUNKED), 200),
+    (post(b"zz\r\n{}\r\n0\r\n\r\n", JSON, CHUNKED), 400),
+    (post(b"2\r\n{}\r\n0\r\nX-Api-Key: a\r\n\r\n", JSON, CHUNKED), 200),
+    (post(b"a=b", b"Content-Type: application/x-www-form-urlencoded", b"Content-Length: 3"), 415),
+    (post(b"{}", b"Content-Type: text/plain", b"Content-Length: 2"), 415),
+    (post(b"{}", b"Content-Type: application/json; charset=latin-1", b"Content-Length: 2"), 415),
+    (post(b"{}", b"Content-Type: application/json; charset=UTF-8", b"Content-Length: 2"), 200),
+    (post(b"{}", JSON, b"Content-Encoding: gzip", b"Content-Length: 2"), 415),
+    (post(b"{}", JSON, b"Content-Length: 2", b"Origin: http://evil"), 403),
+    (post(b"{}", JSON, b"Content-Length: 2", b"Origin: null"), 403),
+    (post(b"{}", JSON, b"Content-Length: 2", b"Origin: http://a"), 200),
+    (post(b"{}", JSON, b"Content-Length: 2", b"Sec-Fetch-Site: cross-site"), 403),
+    (head(b"Host: a", b"Sec-Fetch-Site: same-site", b"Sec-Fetch-Mode: no-cors"), 403),
+    (head(b"Host: a", b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Mode: navigate"), 200),
+    (post(b"{}", JSON, b"Content-Length: 2", b"Sec-Fetch-Site: same-origin", b"Origin: http://a"), 200),
+], ids=lambda value: repr(value)[-60:])  # fmt: skip
 def test_odd_requests(port, request_, status):
     found, body = answer(port, request_)
     assert found == status, body[:500]
@@ -161,21 +156,17 @@ def test_head_has_no_body(port):
     assert answer(port, head(b"Host: a", b"Content-Length: 2", method=b"HEAD") + b"{}") == (200, b"")
 
 
-@pytest.mark.parametrize(
-    ("begin", "drip", "statuses"),
-    [
-        (b"", b"", []),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"x", [408]),
-        (b"\r\n", b"\r\n", []),
-        (OK, b"\r\n", [200]),
-        (OK + b"GET /", b"x", [200, 408]),
-        (post(b"{", JSON, b"Content-Length: 900"), b" ", [408]),
-        (post(b"", JSON, CHUNKED), b"1\r\nx\r\n", [408]),
-        (post(b"0\r\n", JSON, CHUNKED), b"X: y\r\n", [408]),
-        (post(b"{", b"Content-Length: 900"), b" ", [415]),  # refused by its head: nobody reads the body
-    ],
-    ids=lambda value: repr(value)[-40:],
-)
+@pytest.mark.parametrize(("begin", "drip", "statuses"), [
+    (b"", b"", []),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"x", [408]),
+    (b"\r\n", b"\r\n", []),
+    (OK, b"\r\n", [200]),
+    (OK + b"GET /", b"x", [200, 408]),
+    (post(b"{", JSON, b"Content-Length: 900"), b" ", [408]),
+    (post(b"", JSON, CHUNKED), b"1\r\nx\r\n", [408]),
+    (post(b"0\r\n", JSON, CHUNKED), b"X: y\r\n", [408]),
+    (post(b"{", b"Content-Length: 900"), b" ", [415]),  # refused by its head: nobody reads the body
+], ids=lambda value: repr(value)[-40:])  # fmt: skip
 def test_slow_clients_are_cut_off(port, begin, drip, statuses):
     with connect(port, begin) as client:
         client.settimeout(0.02)

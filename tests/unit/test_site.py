@@ -1,5 +1,6 @@
 """All pages are in the site's navigation; the generated page, the incidents and the coverage table match the code."""
 
+import json
 import re
 import tomllib
 from collections import Counter
@@ -11,6 +12,7 @@ from tests.commands import faults as command_faults
 from tests.conftest import REPO
 
 DOCS = REPO / "docs"
+NOTEBOOK = DOCS / "quickstart.ipynb"
 
 
 def pages_of(nav):
@@ -54,13 +56,21 @@ def test_every_rule_has_its_incident():
 @pytest.mark.slow
 def test_the_examples_in_python_run(workdir, capsys):
     examples = re.findall("```python\n(.+?)```", (DOCS / "python.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    exec("\n".join(examples).replace('"minilm"', '"tiny"'), {})
+    small = '"tiny", overrides=["evaluate.n_bootstrap=200", "evaluate.baselines=false", "export.variants=[float32]"]'
+    exec("\n".join(examples).replace('"minilm"', small), {})
     printed = capsys.readouterr().out
     assert printed.count("{'1': ") == 2 and "is refused" in printed
     assert (workdir / "out.parquet").exists() and list((workdir / "outputs/evaluation").glob("*/report.html"))
 
 
+def test_the_notebook_is_stored_without_outputs_and_its_cells_compile():
+    code = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    assert all(compile("".join(cell["source"]), NOTEBOOK.name, "exec") for cell in code)
+
+
 @pytest.mark.slow
+@pytest.mark.deep
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """In a kernel as Jupyter starts it: the log and the bar are shown, and a run as its report."""
     import nbclient
@@ -68,9 +78,8 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
 
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    notebook = nbformat.read(DOCS / "quickstart.ipynb", as_version=4)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code), "stored without outputs"
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     trained, shown = code[1].outputs, [output.data for cell in code for output in cell.outputs if "data" in output]
     assert len(code[1].source.splitlines()) == 2 and len(code) <= 6

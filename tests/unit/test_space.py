@@ -89,24 +89,21 @@ def test_numbers():
     assert isinstance(space_module.Dimension("k", "choice", values=(1, 2)).distribution(), CategoricalDistribution)
 
 
-@pytest.mark.parametrize(
-    ("entry", "names"),
-    [
-        (3, "3"),
-        ({"type": "flaot", "low": 0, "high": 1}, "type='flaot'"),
-        ({"type": "float", "low": 0, "hihg": 1}, "did you mean high?"),
-        ({"type": "float", "low": 0}, "high=None"),
-        ({"type": "int", "low": 0.5, "high": 2}, "low=0.5"),
-        ({"type": "float", "low": True, "high": 2.0}, "low=True"),
-        ({"type": "float", "low": 2, "high": 1}, "low < high"),
-        ({"type": "float", "low": 0, "high": 1, "log": True}, "low > 0"),
-        ({"type": "float", "low": 1, "high": 2, "log": "yes"}, "log='yes'"),
-        ({"values": [1]}, "values=[1]"),
-        ({"values": [1, 2, 1]}, "values=[1, 2, 1]"),
-        ({"values": "abc"}, "values='abc'"),
-        ({"values": [1, 2], "low": 0}, "values"),
-    ],
-)
+@pytest.mark.parametrize(("entry", "names"), [
+    (3, "3"),
+    ({"type": "flaot", "low": 0, "high": 1}, "type='flaot'"),
+    ({"type": "float", "low": 0, "hihg": 1}, "did you mean high?"),
+    ({"type": "float", "low": 0}, "high=None"),
+    ({"type": "int", "low": 0.5, "high": 2}, "low=0.5"),
+    ({"type": "float", "low": True, "high": 2.0}, "low=True"),
+    ({"type": "float", "low": 2, "high": 1}, "low < high"),
+    ({"type": "float", "low": 0, "high": 1, "log": True}, "low > 0"),
+    ({"type": "float", "low": 1, "high": 2, "log": "yes"}, "log='yes'"),
+    ({"values": [1]}, "values=[1]"),
+    ({"values": [1, 2, 1]}, "values=[1, 2, 1]"),
+    ({"values": "abc"}, "values='abc'"),
+    ({"values": [1, 2], "low": 0}, "values"),
+])  # fmt: skip
 def test_a_faulty_dimension(entry, names):
     with pytest.raises(ConfigError, match=rf"^search\.space\.optim\.lr: .*{re.escape(names)}"):
         space_module.read_space({"optim": {"lr": entry}})

@@ -14,22 +14,8 @@ from tests.conftest import REPO, configured
 
 ODD = ["true", "False", "NO", "yes", "on", "01", "0x1F", "1_000", "12:30", "1.0", "1e3", "+1", "-0", "null", "~", ".nan", "inf"]
 MORE = [
-    "so so",
-    "café",
-    "e\u0301",
-    "$5-$10",
-    "50%",
-    "a/b",
-    "_x",
-    "<b>",
-    "x.y",
-    "None",
-    "nan",
-    "NA",
-    "2024-01-01",
-    "'t is",
-    "a,b",
-]
+    "so so", "café", "e\u0301", "$5-$10", "50%", "a/b", "_x", "<b>", "x.y", "None", "nan", "NA", "2024-01-01", "'t is", "a,b",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +76,13 @@ def test_a_value_without_a_spelling_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("labels", "same"),
-    [
-        (["Good", "good", "bad"], {"good": "Good"}),
-        (["good", " good\u00a0", "GOOD"], {" good\u00a0": "good", "GOOD": "good"}),
-        (["café", "cafe\u0301", "cafe"], {"cafe\u0301": "café"}),
-        (["straße", "STRASSE", "'t is", "'T is"], {"STRASSE": "straße", "'T is": "'t is"}),
-        (["1", "1.0", "01"], {}),
-    ],
-)
+@pytest.mark.parametrize(("labels", "same"), [
+    (["Good", "good", "bad"], {"good": "Good"}),
+    (["good", " good\u00a0", "GOOD"], {" good\u00a0": "good", "GOOD": "good"}),
+    (["café", "cafe\u0301", "cafe"], {"cafe\u0301": "café"}),
+    (["straße", "STRASSE", "'t is", "'T is"], {"STRASSE": "straße", "'T is": "'t is"}),
+    (["1", "1.0", "01"], {}),
+])  # fmt: skip
 def test_the_suggested_label_map_is_read_as_it_was_meant(labels, same):
     assert same_labels(labels, labels) == same
     if same:

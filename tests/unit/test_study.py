@@ -8,6 +8,7 @@ import pytest
 
 from sodaops.errors import ConfigError, PrunedError
 from sodaops.search.context import TRIAL_VARIABLE, TrialContext, trial_of
+from tests.conftest import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,7 @@ def states(study):
 
 
 def until_stale(study, n=1):
-    deadline_s = time.monotonic() + 60
-    while len(study._storage._get_stale_trial_ids(study._study_id)) < n:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
+    wait_until(lambda: len(study._storage._get_stale_trial_ids(study._study_id)) >= n, 60)
 
 
 def fail(study, trial, **attributes):
@@ -90,11 +88,7 @@ def test_a_requeued_trial_that_died_before_its_first_heartbeat(study, studies, s
     until_stale(study)
     lost_trials.requeue()
     second = study.ask(space)  # and no heartbeat
-    deadline_s = time.monotonic() + 60
-    while states(study) != ["FAIL", "FAIL", "WAITING"]:
-        assert time.monotonic() < deadline_s
-        lost_trials.requeue()
-        time.sleep(0.1)
+    wait_until(lambda: lost_trials.requeue() or states(study) == ["FAIL", "FAIL", "WAITING"], 60)
     assert first.params == second.params == study.ask(space).params
 
 

@@ -169,27 +169,24 @@ def test_json_lines_come_back_byte_for_byte(write, predictor):
     assert rows[3]["meta"] == '{"k":[1,  2.0, {"a": null}], "k": 1e-7}' and rows[2]["no"] is rows[0]["meta"] is None
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "named"),
-    [
-        ("t.csv", "", r"t\.csv: .*empty"),
-        ("t.csv", "id,text\n", r"t\.csv.*rows"),
-        ("t.jsonl", "\n\n", r"t\.jsonl"),
-        ("t.csv", "id,text\n1,x\n2,y\n3", r"t\.csv.*row 3"),
-        ("t.tsv", "id\ttext\n1\tx\n" + "1\n" * 7, r"t\.tsv.*row 2.*row 6.*2 more"),
-        ("t.csv", b"id,text\n1,x\n2,caf\xe9\n", r"t\.csv line 3, byte 6: 0xe9"),
-        ("t.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', r"t\.jsonl"),
-        ("t.jsonl", '{"text": "x"}\n{"text": "y', r"t\.jsonl"),
-        ("t.jsonl", '{"text": ["x"]}\n', r"t\.jsonl.* text .*list"),
-        ("t.jsonl", '{"text": "\\ud83d"}\n', r"t\.jsonl"),
-        ("t.csv", "text,id,text\n1,x,2\n", r"t\.csv.* text "),
-        ("t.jsonl", '{"text": "x", "text": "y"}\n', r"t\.jsonl.*text occurs twice"),
-        ("t.jsonl", '[{"text": "x"}]\n', r"t\.jsonl.* row 1 "),
-        ("t.csv", "id,texts\n1,x\n", r"t\.csv.* text .*texts.*--text-column"),
-        ("t.csv.gz", gzip.compress(b"id,text\n" + b"1,x\n" * 9000, mtime=0)[:-20], r"t\.csv\.gz"),
-        ("t.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9000, mtime=0)[:-20], r"t\.jsonl\.gz"),
-    ],
-)
+@pytest.mark.parametrize(("name", "content", "named"), [
+    ("t.csv", "", r"t\.csv: .*empty"),
+    ("t.csv", "id,text\n", r"t\.csv.*rows"),
+    ("t.jsonl", "\n\n", r"t\.jsonl"),
+    ("t.csv", "id,text\n1,x\n2,y\n3", r"t\.csv.*row 3"),
+    ("t.tsv", "id\ttext\n1\tx\n" + "1\n" * 7, r"t\.tsv.*row 2.*row 6.*2 more"),
+    ("t.csv", b"id,text\n1,x\n2,caf\xe9\n", r"t\.csv line 3, byte 6: 0xe9"),
+    ("t.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', r"t\.jsonl"),
+    ("t.jsonl", '{"text": "x"}\n{"text": "y', r"t\.jsonl"),
+    ("t.jsonl", '{"text": ["x"]}\n', r"t\.jsonl.* text .*list"),
+    ("t.jsonl", '{"text": "\\ud83d"}\n', r"t\.jsonl"),
+    ("t.csv", "text,id,text\n1,x,2\n", r"t\.csv.* text "),
+    ("t.jsonl", '{"text": "x", "text": "y"}\n', r"t\.jsonl.*text occurs twice"),
+    ("t.jsonl", '[{"text": "x"}]\n', r"t\.jsonl.* row 1 "),
+    ("t.csv", "id,texts\n1,x\n", r"t\.csv.* text .*texts.*--text-column"),
+    ("t.csv.gz", gzip.compress(b"id,text\n" + b"1,x\n" * 9000, mtime=0)[:-20], r"t\.csv\.gz"),
+    ("t.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 9000, mtime=0)[:-20], r"t\.jsonl\.gz"),
+])  # fmt: skip
 def test_bad_tables(write, predictor, name, content, named):
     with pytest.raises(DataError, match=named):
         predict_table(predictor, write(name, content), "text", "new/out.csv")
@@ -227,17 +224,6 @@ def test_a_table_that_changes_while_it_is_read(write, predictor, monkeypatch):
     with pytest.raises(DataError, match=r"t\.csv"):
         predict_table(predictor, write("t.csv", "text\nx\n"), "text", "out.csv")
     assert names() == ["t.csv"]
-
-
-@pytest.fixture
-def small_disk(workdir):
-    """A real file system with 256 KiB of room."""
-    Path("disk").mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", "disk"], capture_output=True)
-    if done.returncode:
-        pytest.skip("mounting a file system needs root")
-    yield Path("disk")
-    subprocess.run(["umount", "disk"], check=True)
 
 
 def test_an_output_folder_that_cannot_be_written_to(write, predictor, small_disk):
@@ -324,13 +310,10 @@ def test_the_command(write, run, trained):
     assert run("predict", trained / "run", "so good", "--variant", "int8")[0] == 0  # a run's folder
 
 
-@pytest.mark.parametrize(
-    ("content", "more"),
-    [
-        ("id|text\n1|na\u00efve, so good\n".encode("latin-1"), ["--delimiter", "|", "--encoding", "latin-1"]),
-        ("id\ttext\n1\tna\u00efve, so good\n".encode("utf-16"), ["--delimiter", "tab", "--encoding", "utf-16"]),
-    ],
-)
+@pytest.mark.parametrize(("content", "more"), [
+    ("id|text\n1|na\u00efve, so good\n".encode("latin-1"), ["--delimiter", "|", "--encoding", "latin-1"]),
+    ("id\ttext\n1\tna\u00efve, so good\n".encode("utf-16"), ["--delimiter", "tab", "--encoding", "utf-16"]),
+])  # fmt: skip
 def test_the_command_reads_other_layouts(write, run, trained, content, more):
     assert run("predict", trained / "run", "--file", write("t.csv", content), "--output", "out.csv", *more)[0] == 0
     assert cells("out.csv")["text"] == ["na\u00efve, so good"]
@@ -362,15 +345,12 @@ def test_the_command_reads_standard_input(run, trained, monkeypatch):
     assert code == 2 and error.startswith("DataError: ") and "line 2" in error and "UTF-8" in error
 
 
-@pytest.mark.parametrize(
-    ("table", "column", "output", "named"),
-    [
-        ("no.csv", "text", "o.csv", "no.csv"),
-        ("t.csv", "texts", "o.csv", "t.csv"),
-        ("t.csv", "text", "o.xls", "--output o.xls"),
-        ("t.xls", "text", "o.csv", "t.xls"),
-    ],
-)
+@pytest.mark.parametrize(("table", "column", "output", "named"), [
+    ("no.csv", "text", "o.csv", "no.csv"),
+    ("t.csv", "texts", "o.csv", "t.csv"),
+    ("t.csv", "text", "o.xls", "--output o.xls"),
+    ("t.xls", "text", "o.csv", "t.xls"),
+])  # fmt: skip
 def test_bad_arguments_of_the_command(write, run, trained, table, column, output, named):
     for name in ("t.csv", "t.xls"):
         write(name, "text\nx\n")

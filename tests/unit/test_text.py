@@ -7,20 +7,17 @@ from sodaops.text.cleaning import POLICIES, clean
 from tests.conftest import TWEETS
 
 
-@pytest.mark.parametrize(
-    ("raw", "minimal"),
-    [
-        ("  a\t\n b  ", "a b"),
-        ("a&amp;b &lt;3 &#39;x&#39;", "a&b <3 'x'"),
-        ("nul\x00 bell\x07 del\x7f bom\ufeff zero\u200bwidth", "nul bell del bom zerowidth"),
-        ("half \ud800 a pair", "half a pair"),
-        ("family 👩\u200d👧 stays", "family 👩\u200d👧 stays"),
-        ("no\u00a0break\u2028line", "no break line"),
-        ("", ""),
-        ("\u200b\n", ""),
-        ("&#" + "1" * 5000 + ";&#" + "0" * 5000 + "65; &#0065 &#0; &#1114112; &#12345678x", "\ufffdA A \ufffd \ufffd \ufffdx"),
-    ],
-)
+@pytest.mark.parametrize(("raw", "minimal"), [
+    ("  a\t\n b  ", "a b"),
+    ("a&amp;b &lt;3 &#39;x&#39;", "a&b <3 'x'"),
+    ("nul\x00 bell\x07 del\x7f bom\ufeff zero\u200bwidth", "nul bell del bom zerowidth"),
+    ("half \ud800 a pair", "half a pair"),
+    ("family 👩\u200d👧 stays", "family 👩\u200d👧 stays"),
+    ("no\u00a0break\u2028line", "no break line"),
+    ("", ""),
+    ("\u200b\n", ""),
+    ("&#" + "1" * 5000 + ";&#" + "0" * 5000 + "65; &#0065 &#0; &#1114112; &#12345678x", "\ufffdA A \ufffd \ufffd \ufffdx"),
+])  # fmt: skip
 def test_minimal(raw, minimal):
     assert clean(raw) == minimal
 

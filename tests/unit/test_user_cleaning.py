@@ -79,14 +79,11 @@ def test_worker_processes_clean_alike(extensions, write, monkeypatch):
     assert "http" not in str(read_split("splits", "train")["text"].to_pylist())
 
 
-@pytest.mark.parametrize(
-    ("body", "named"),
-    [
-        ("raise ValueError('on purpose')", "ValueError: on purpose"),
-        ("return None", "NoneType"),
-        ("return text.encode()", "bytes"),
-    ],
-)
+@pytest.mark.parametrize(("body", "named"), [
+    ("raise ValueError('on purpose')", "ValueError: on purpose"),
+    ("return None", "NoneType"),
+    ("return text.encode()", "bytes"),
+])  # fmt: skip
 def test_a_faulty_function(own, write, body, named):
     name = own(body)
     write("t.csv", table(make_rows()))
@@ -96,15 +93,12 @@ def test_a_faulty_function(own, write, body, named):
     assert not Path("splits").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("no.such.function", "preprocess"),
-        ("textlab.cleaning.without_link", "preprocess"),
-        ("math.pi", "preprocess"),
-        pytest.param("no.such.function", "train", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("name", "command"), [
+    ("no.such.function", "preprocess"),
+    ("textlab.cleaning.without_link", "preprocess"),
+    ("math.pi", "preprocess"),
+    pytest.param("no.such.function", "train", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_what_is_no_function_is_found_before_the_training(extensions, write, run, name, command):
     write("t.csv", table(make_rows()))
     code, _, error = run(command, "data=csv", "data.path=t.csv", f"data.cleaning={name}", "model=tiny", "run_dir=run")

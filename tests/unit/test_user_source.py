@@ -78,19 +78,15 @@ def test_any_table_gives_the_same_splits_through_a_source(tmp_path_factory, rows
     assert splits_of(folder / "of_source") == splits_of(folder / "of_path")
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        rows_table,
-        lambda: batches_of(rows_table(), 9),
-        lambda: rows_table().to_reader(),
-        lambda: pa.record_batch(rows_table().to_pydict()),
-        lambda: iter([rows_table().slice(0, 50), rows_table().slice(50)]),
-        lambda: rows_table().to_pandas(),
-        Rows,
-    ],
-    ids=["table", "batches", "reader", "batch", "tables", "frame", "class"],
-)
+@pytest.mark.parametrize("function", [
+    rows_table,
+    lambda: batches_of(rows_table(), 9),
+    lambda: rows_table().to_reader(),
+    lambda: pa.record_batch(rows_table().to_pydict()),
+    lambda: iter([rows_table().slice(0, 50), rows_table().slice(50)]),
+    lambda: rows_table().to_pandas(),
+    Rows,
+], ids=["table", "batches", "reader", "batch", "tables", "frame", "class"])  # fmt: skip
 def test_streams_of_every_kind_have_one_fingerprint(workdir, monkeypatch, function):
     expected = preprocess(of_source(rows_table), "expected")
     monkeypatch.setattr("sodaops.data.user_source.MAX_BATCH_ROWS", 7)
@@ -124,25 +120,22 @@ once = iter([rows_table()])
 grown = iter(range(120, 200))
 
 
-@pytest.mark.parametrize(
-    ("function", "named"),
-    [
-        (raising, "OSError after row 120: connection lost"),
-        (lambda: "text", "gave str of str"),
-        (lambda: [{"text": "a"}], "gave list of dict"),
-        (lambda: None, "gave NoneType"),
-        (lambda: [rows_table(), None], "gave list of NoneType"),
-        (lambda: rows_table().rename_columns(["txt", "label"]), r"no column text \(did you mean txt\?\).*data.text_column"),
-        (lambda: [rows_table(), rows_table().drop_columns("label")], "no column label"),
-        (list, "no rows"),
-        (lambda: rows_table().slice(0, 0), "no rows"),
-        (lambda: once, "no rows"),
-        (lambda: rows_table(next(grown)), "other rows"),
-        (lambda: pa.table({"text": [b"\xff"], "label": ["a"]}), "column text cannot be read as text"),
-        (lambda: pa.table({"text": [["a"]], "label": ["a"]}), "column text holds list"),
-        (lambda: pa.chunked_array([["a"]]), "raised ArrowInvalid after row 0"),
-    ],
-)
+@pytest.mark.parametrize(("function", "named"), [
+    (raising, "OSError after row 120: connection lost"),
+    (lambda: "text", "gave str of str"),
+    (lambda: [{"text": "a"}], "gave list of dict"),
+    (lambda: None, "gave NoneType"),
+    (lambda: [rows_table(), None], "gave list of NoneType"),
+    (lambda: rows_table().rename_columns(["txt", "label"]), r"no column text \(did you mean txt\?\).*data.text_column"),
+    (lambda: [rows_table(), rows_table().drop_columns("label")], "no column label"),
+    (list, "no rows"),
+    (lambda: rows_table().slice(0, 0), "no rows"),
+    (lambda: once, "no rows"),
+    (lambda: rows_table(next(grown)), "other rows"),
+    (lambda: pa.table({"text": [b"\xff"], "label": ["a"]}), "column text cannot be read as text"),
+    (lambda: pa.table({"text": [["a"]], "label": ["a"]}), "column text holds list"),
+    (lambda: pa.chunked_array([["a"]]), "raised ArrowInvalid after row 0"),
+])  # fmt: skip
 def test_a_faulty_source(workdir, function, named):
     with pytest.raises(DataError, match=f"data.source={__name__}.given: .*{named}"):
         ensure_splits(of_source(function), "splits")
@@ -155,17 +148,14 @@ def test_faults_of_rows_name_the_source_and_the_row(workdir):
         preprocess(of_source(lambda: rows, "data.labels=[bad,good]"), "splits")
 
 
-@pytest.mark.parametrize(
-    ("section", "named"),
-    [
-        ("no.such.Source", r"data\.source\._target_=no\.such\.Source"),
-        ("no_path", r"data\.source="),
-        (f"{__name__}.Rows,m:1", r"data\.source\.m is not an argument"),
-        (f"{__name__}.Rows,n:x", "TypeError"),
-        (f"{__name__}.Rows,db:{{password:s3cret}}", r"data\.source .*\(password\)"),
-        (f"{__name__}.Rows,uri:'postgresql://me:s3cret@host/db'", r"data\.source .*password"),
-    ],
-)
+@pytest.mark.parametrize(("section", "named"), [
+    ("no.such.Source", r"data\.source\._target_=no\.such\.Source"),
+    ("no_path", r"data\.source="),
+    (f"{__name__}.Rows,m:1", r"data\.source\.m is not an argument"),
+    (f"{__name__}.Rows,n:x", "TypeError"),
+    (f"{__name__}.Rows,db:{{password:s3cret}}", r"data\.source .*\(password\)"),
+    (f"{__name__}.Rows,uri:'postgresql://me:s3cret@host/db'", r"data\.source .*password"),
+])  # fmt: skip
 def test_a_faulty_section(workdir, section, named):
     with pytest.raises((ConfigError, DataError), match=named) as caught:
         preprocess(configured("data=base", f"+data.source={{_target_:{section}}}").data, "splits")
