@@ -121,6 +121,9 @@ class Ordinal(SingleLabel):
         ranks = rank_metrics(truth, self.decide(probs), np.ones(len(truth)), probs.shape[1])
         return {name: float(value) for name, value in ranks.items()} | super().summary(probs, truth)
 
+    def distance(self, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        return np.abs(truth - predicted)
+
     def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
         return paired_gains(
             truth, self.decide(challenger), self.decide(champion), challenger.shape[1], n_samples, metric=_kappa

@@ -105,9 +105,10 @@ def of_ranks(label_ids: np.ndarray, predicted: np.ndarray) -> Wanted:
     return "ranks", "Errors in ranks", caption, fill
 
 
-def of_confidence(probs: np.ndarray, table: pa.Table, labels: Sequence[str]) -> Iterator[Wanted]:
-    """The highest probability by predicted label, and by each slice column."""
-    groups = {"predicted": ("predicted label", np.array(labels)[probs.argmax(1)], list(labels))}
+def of_confidence(probs: np.ndarray, predicted: np.ndarray, table: pa.Table, labels: Sequence[str]) -> Iterator[Wanted]:
+    """The probability of the predicted label, by this label and by each slice column."""
+    confidence = probs[np.arange(len(probs)), predicted]
+    groups = {"predicted": ("predicted label", np.array(labels)[predicted], list(labels))}
     for column in table.column_names:
         if column.startswith("slice_"):
             values = np.array([value or "(no value)" for value in table[column].to_pylist()])
@@ -118,7 +119,7 @@ def of_confidence(probs: np.ndarray, table: pa.Table, labels: Sequence[str]) -> 
         shown = [name for name in n_rows if name in largest]
         caption = "The probability of the predicted label." + _chosen(shown, n_rows, "groups with the most rows")
         file_name = f"confidence_by_{re.sub(r'[^A-Za-z0-9_-]', '-', column)}"
-        yield file_name, f"Confidence by {title}", caption, partial(_confidence, probs, values, shown)
+        yield file_name, f"Confidence by {title}", caption, partial(_confidence, confidence, values, shown)
 
 
 def most_confused(matrix: np.ndarray, n: int) -> list[int]:
@@ -232,9 +233,8 @@ def _curves(curves: dict[str, dict], keys: tuple[str, str], area: str, names: tu
         text.set_text(f"{name} ({values[area]:.2f})")
 
 
-def _confidence(probs: np.ndarray, groups: np.ndarray, names: Sequence[str], axes: Axes) -> None:
-    top = probs.max(1)
-    parts = axes.violinplot([top[groups == name] for name in names], showmedians=True, widths=0.8)
+def _confidence(confidence: np.ndarray, groups: np.ndarray, names: Sequence[str], axes: Axes) -> None:
+    parts = axes.violinplot([confidence[groups == name] for name in names], showmedians=True, widths=0.8)
     for body in parts["bodies"]:
         body.set(facecolor="#56B4E9", alpha=0.7)
     for key in ("cmedians", "cmins", "cmaxes", "cbars"):

@@ -167,15 +167,18 @@ class SingleLabel(Task):
     def plots(self, probs: np.ndarray, table: "pa.Table", labels: Sequence[str], n_bins: int) -> list["Wanted"]:
         from sodaops.tasks import plots
 
-        of_labels = plots.of_labels(probs, self.truth(table), self.decide(probs), labels, n_bins)
-        return [*of_labels, *plots.of_confidence(probs, table, labels)]
+        predicted = self.decide(probs)
+        of_labels = plots.of_labels(probs, self.truth(table), predicted, labels, n_bins)
+        return [*of_labels, *plots.of_confidence(probs, predicted, table, labels)]
 
     def charts(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
         return {"confusion": self.confusion(probs, truth), "curves": metrics.curves(probs, truth, labels)}
 
     def errors(self, table: "pa.Table", probs: np.ndarray, labels: Sequence[str], n_worst: int) -> list[dict[str, Any]]:
         """The wrong answers with the highest confidence, highest first; rows of equal confidence in the table's order."""
-        truth, predicted, confidence = self.truth(table), self.decide(probs), probs.max(1)
+        truth, predicted = self.truth(table), self.decide(probs)
+        confidence = probs[np.arange(len(probs)), predicted]
+        severity = confidence + self.distance(truth, predicted)
         wrong = np.flatnonzero(predicted != truth)
         return [
             {
@@ -186,7 +189,7 @@ class SingleLabel(Task):
                 "votes": table["votes"][int(i)].as_py() or [],
                 "row": table["row"][int(i)].as_py(),
             }
-            for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:n_worst]
+            for i in wrong[np.argsort(-severity[wrong], kind="stable")][:n_worst]
         ]
 
     def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
@@ -194,6 +197,10 @@ class SingleLabel(Task):
 
     def calibration_error(self, probs: np.ndarray, truth: np.ndarray) -> float | None:
         return metrics.expected_calibration_error(probs, truth)
+
+    def distance(self, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """How far label ids are apart, which orders errors before their confidence."""
+        return np.zeros(len(truth))
 
     def confusion(self, probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Counts, int64 [n_labels, n_labels]; rows are the true labels, columns the predicted ones."""
