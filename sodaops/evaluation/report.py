@@ -28,5 +28,6 @@ def render_report(
     rows.append(("this model", result.metrics, True))
     return pages.render_page(
         "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows,
-        metrics=task.metrics, own=own_metrics(task, result.metrics), which=describe_rows(result.split, result.same_data),
+        metrics=task.metrics, worst=task.worst, own=own_metrics(task, result.metrics),
+        which=describe_rows(result.split, result.same_data),
     )  # fmt: skip

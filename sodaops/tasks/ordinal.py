@@ -34,6 +34,7 @@ class Ordinal(SingleLabel):
         *SingleLabel.metrics,
     )
     slice_key = "quadratic_kappa"
+    worst = "The predictions that are the most ranks off, then those with the highest confidence."
 
     def __init__(self, edges: Sequence[float] | None = None) -> None:
         if edges is not None and not (len(edges) and all(map(_is_number, edges)) and (np.diff(edges) > 0).all()):
