@@ -27,6 +27,7 @@ from sodaops.drift.measure import measure_drift
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.parts import SCHEMA
 from sodaops.request_log.window import Window
+from sodaops.serving.batcher import ModelOutput
 from sodaops.serving.service import prediction_fields
 
 REPO = Path(__file__).resolve().parents[1]
@@ -64,8 +65,9 @@ def logged(predictor: Predictor, texts: list[str]) -> pa.Table:
     for places, output in predictor.batches(cleaned):
         sketches = predictor.sketch(output.embeddings)
         for i, place in enumerate(places.tolist()):
-            ids, answer = predictor.encode(cleaned[place]), predictor.prediction(output.probs[i])
-            rows[place] = prediction_fields(predictor, cleaned[place], ids, answer, sketches[i]) | {"text": cleaned[place]}
+            ids, own = predictor.encode(cleaned[place]), ModelOutput(output.probs[i], sketches[i])
+            answer = predictor.prediction(own.probs)
+            rows[place] = prediction_fields(predictor, cleaned[place], ids, answer, own) | {"text": cleaned[place]}
     when = datetime(2026, 11, 20, tzinfo=UTC)
     shared = {"bundle_id": predictor.info.bundle_id, "place": 0}
     every = [{**shared, "time": when + timedelta(seconds=i), "request_id": str(i), **rows[i]} for i in range(len(cleaned))]

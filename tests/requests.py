@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.parts import SCHEMA
+from sodaops.serving.batcher import ModelOutput
 from sodaops.serving.service import prediction_fields
 
 START = datetime(2026, 11, 20, 6, tzinfo=UTC)
@@ -19,16 +20,16 @@ PART_SCHEMA = SCHEMA.set(0, pa.field("time", pa.timestamp("us", "UTC")))
 def log_rows(predictor: Predictor, texts: Sequence[str], start: datetime = START, **changes: Any) -> pa.Table:
     """A row for each text, a second apart; ``changes`` are columns of the same value in every row."""
     cleaned = [predictor.clean(text) for text in texts]
-    answers: dict[int, tuple[Any, Any]] = {}
+    answers: dict[int, ModelOutput] = {}
     for places, output in predictor.batches(cleaned):
         sketches = predictor.sketch(output.embeddings)
-        answers |= {int(place): (output.probs[i], sketches[i]) for i, place in enumerate(places)}
+        answers |= {int(place): ModelOutput(output.probs[i], sketches[i]) for i, place in enumerate(places)}
     rows = [
         {
             "time": start + timedelta(seconds=i), "request_id": f"r{i}", "place": 0, "bundle_id": predictor.info.bundle_id,
             "variant": predictor.variant, "labels": predictor.info.labels, "latency_ms": 1.0, "text": texts[i],
             **prediction_fields(
-                predictor, cleaned[i], predictor.encode(cleaned[i]), predictor.prediction(answers[i][0]), answers[i][1]
+                predictor, cleaned[i], predictor.encode(cleaned[i]), predictor.prediction(answers[i].probs), answers[i]
             ),
             **changes,
         }

@@ -32,10 +32,10 @@ class _Request(BaseModel):
 
 
 class AnswerRequest(_Request):
-    """A label, or with null a skip."""
+    """A label, several of them or a number, as the store's question demands, or with null a skip."""
 
     task: Name
-    label: str | None
+    label: str | list[str] | float | None
 
 
 class UndoRequest(_Request):
@@ -105,6 +105,7 @@ def _page_state(store: Store, annotator: str, task: str | None = None) -> dict[s
     return {
         "task": {"task": shown.task, "text": shown.text} if shown else None,  # null: nothing is left for this annotator
         "labels": state.labels,
+        "question": state.ml_task.question,
         "n_tasks": progress.tasks,
         "n_answered": progress.answered,  # by anybody; the next two by this annotator
         "n_labelled": progress.labelled.get(annotator, 0),

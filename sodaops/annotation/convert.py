@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sodaops.annotation.database import connect, create_database, insert_answers, insert_tasks
-from sodaops.annotation.tasks import check_annotator, check_label, task_of
+from sodaops.annotation.tasks import check_annotator, task_of
 from sodaops.errors import DataError, some
 from sodaops.io import storage
+from sodaops.tasks import SINGLE_LABEL
 
 CONVERTED = "format-1"  # the old files are kept in this folder of the store
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def convert_files(folder: Path, path: Path, labels: Sequence[str]) -> None:
                 database.execute("BEGIN")
                 for file, place, entry in _entries(folder / CONVERTED / "tasks", damaged):
                     try:
-                        insert_tasks(database, file.stem, [task_of(entry, labels)])
+                        insert_tasks(database, file.stem, [task_of(entry, labels, SINGLE_LABEL)])
                     except DataError:
                         damaged.append(place)
                 insert_answers(database, _answers(folder / CONVERTED / "answers", labels, damaged))
@@ -98,6 +99,6 @@ def _columns(entry: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     datetime.strptime(entry["time"], "%Y-%m-%dT%H:%M:%S.%fZ")
     label = entry.get("label")
     if not (label is None and (entry.get("skip") is True or entry.get("undo") is True)):
-        check_label(label, labels)
+        SINGLE_LABEL.check_answer(label, labels)
     columns = {key: entry[key] for key in ("time", *kinds)}
     return {**columns, "label": label, "annotator": check_annotator(entry["annotator"]), "source": str(entry.get("source"))}

@@ -3,15 +3,18 @@
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from sodaops.annotation.tasks import TASK_FIELDS, Task
 from sodaops.errors import DataError, StorageError
 from sodaops.io import storage
+from sodaops.tasks.make import VARIABLE, is_allowed
 
 FORMAT = 2
+TASK_FORMAT = 3  # of a store whose info has a task; the database is the same, and older versions refuse it
 INFO = "store.json"
 # Later rows have larger numbers. `batch` is the argument of `Store.add_tasks`. The label of a skipped task is NULL.
 # A feedback row has a request id and the text's place in the request; it counts for the task picked from there, if any.
@@ -42,13 +45,14 @@ _FIXES = {
 _BUSY_TIMEOUT_S = 10.0  # other processes write for milliseconds; after this time the page shows an error and retries
 
 
-def write_store_info(folder: Path, labels: Sequence[str]) -> None:
-    """Writes store.json, which marks a folder as a store."""
-    storage.write_json(folder / INFO, {"format": FORMAT, "labels": labels})
+def write_store_info(folder: Path, labels: Sequence[str], task: Mapping[str, Any]) -> None:
+    """Writes store.json, which marks a folder as a store; ``task`` is the section of what people are asked."""
+    written = {"format": TASK_FORMAT, "labels": labels, "task": task} if task else {"format": FORMAT, "labels": labels}
+    storage.write_json(folder / INFO, written)
 
 
-def read_store_info(folder: Path) -> tuple[int, list[str]]:
-    """Reads the format and the ordered labels of the store in a folder.
+def read_store_info(folder: Path) -> tuple[int, list[str], dict[str, Any]]:
+    """Reads the format, the ordered labels and the section of the task of the store in a folder.
 
     Raises:
         DataError: there is no store, or store.json is damaged.
@@ -59,12 +63,16 @@ def read_store_info(folder: Path) -> tuple[int, list[str]]:
         raise DataError(f"{folder}: not an annotation store ({reason}); {_FIX}.")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        version, labels = info["format"], info["labels"]
+        version, labels, task = info["format"], info["labels"], info.get("task", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: could not be read ({error!r}); restore it from a backup, or {_FIX}.") from None
-    if version not in range(1, FORMAT + 1) or not isinstance(labels, list) or not all(isinstance(a, str) for a in labels):
-        raise DataError(f"{path}: format={version!r}, labels={labels!r}; expected format 1 to {FORMAT} and a list of strings.")
-    return version, labels
+    if version not in range(1, TASK_FORMAT + 1) or not isinstance(labels, list) or not all(isinstance(a, str) for a in labels):
+        raise DataError(
+            f"{path}: format={version!r}, labels={labels!r}; expected format 1 to {TASK_FORMAT} and a list of strings."
+        )
+    if not isinstance(task, dict) or (task and not is_allowed(str(task.get("_target_")))):
+        raise DataError(f"{path}: task={task!r} may not be used here. If you trust it, name it in {VARIABLE}.")
+    return version, labels, task
 
 
 def create_database(path: Path) -> None:

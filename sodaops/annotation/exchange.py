@@ -22,7 +22,7 @@ from sodaops.annotation.label_studio import (
 )
 from sodaops.annotation.state import AnnotationState
 from sodaops.annotation.store import Store
-from sodaops.annotation.tasks import Task, check_annotator, check_label, check_text, normal_form
+from sodaops.annotation.tasks import Task, check_annotator, check_text, normal_form
 from sodaops.config.schema import table_format
 from sodaops.errors import SHOWN, DataError, nearest
 from sodaops.io import storage
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("task", "text", "label", "annotator")
 _ANY = ImportKeys()
+_NONE = "[]"  # in a table: an answer, but no label
+_NOT_ANSWERED = "\0"  # no answer
 _IMPORTER = "import"  # the annotator of labels for which the file names none
 
 
@@ -68,8 +70,8 @@ def export_file(store: Store, path: str | Path) -> int:
     answer an annotation, a skip a cancelled annotation. Label Studio refuses a ``completed_by`` who is no member of its
     project, so the annotator's name is in the result's ``meta``, which it keeps.
 
-    **Table.** One row for each answer, with the columns task, text, label, annotator. A skip has no label; a task without an
-    answer has neither label nor annotator.
+    **Table.** One row for each answer, with the columns task, text, label, annotator. A skip has no label, and the answer that
+    no label fits is []; a task without an answer has neither label nor annotator.
 
     Returns:
         The number of tasks.
@@ -81,7 +83,7 @@ def export_file(store: Store, path: str | Path) -> int:
     state, path = store.state(), Path(path)
     ending = path.suffix.lower()
     if ending == ".json":
-        storage.write_text(path.with_suffix(".xml"), labeling_config(store.labels))
+        storage.write_text(path.with_suffix(".xml"), labeling_config(store.labels, store.ml_task.question))
         storage.write_json(path, [label_studio_task(state, task) for task in state.tasks])
     elif ending == ".csv":
         storage.write_text(path, _csv_text(state))
@@ -124,10 +126,11 @@ def read_import(
         DataError: a file that cannot be read, or rows that are not valid.
     """
     faults: list[str] = []
+    kind = state.ml_task.question["kind"]
     if table_format(str(path)) is not None:
         rows = _table_rows(path, keys, layout)
     elif Path(path).suffix.lower() == ".json":
-        rows = _in_file(path, lambda: list(json_rows(_read_json(path), keys, faults)))
+        rows = _in_file(path, lambda: list(json_rows(_read_json(path), keys, kind, faults)))
     else:
         raise DataError(f"{path}: expected a name that ends in .json or .csv (Label Studio), .tsv, .jsonl or .parquet.")
     mapping = {str(value): label for value, label in (label_map or {}).items()}
@@ -142,7 +145,7 @@ def _csv_text(state: AnnotationState) -> str:
     for task in state.tasks:
         answers: dict[str, str | None] = dict(sorted(state.answers.get(task.task, {}).items()))
         for name, label in (answers or {"": None}).items():
-            writer.writerow([task.task, task.text, label or "", name])
+            writer.writerow([task.task, task.text, _NONE if label == "" else label or "", name])
     return lines.getvalue()
 
 
@@ -198,7 +201,7 @@ def _plan(path: str | Path, state: AnnotationState, rows: Iterable[ImportedRow],
     new_answers: list[tuple[str, str, str | None]] = []
     for row in rows:
         try:
-            annotator = _check_row(row, tasks, state.labels)
+            annotator, label = _check_row(row, tasks, state)
         except DataError as error:
             faults.append(f"{row.position}: {error}")
             continue
@@ -207,9 +210,9 @@ def _plan(path: str | Path, state: AnnotationState, rows: Iterable[ImportedRow],
         if task is None:
             task = task_of_text[text] = sha256[:16]
             new_tasks.append({"text": row.text, "text_sha256": sha256, "why": "import"})
-        if annotator is not None and current.get((annotator, task), "") != row.label:
-            current[annotator, task] = row.label
-            new_answers.append((annotator, task, row.label))
+        if annotator is not None and current.get((annotator, task), _NOT_ANSWERED) != label:
+            current[annotator, task] = label
+            new_answers.append((annotator, task, label))
     if faults:
         raise _all_faults(path, faults)
     return Import(str(path), new_tasks, new_answers)
@@ -224,21 +227,22 @@ def _batch_of(path: str | Path) -> str:
     return "import-" + re.sub(r"[^A-Za-z0-9.]+", "_", Path(path).name)[:40]
 
 
-def _check_row(row: ImportedRow, tasks: dict[str, Task], labels: Sequence[str]) -> str | None:
-    """Refuses a row that is not valid, and returns the name of its annotator."""
+def _check_row(row: ImportedRow, tasks: dict[str, Task], state: AnnotationState) -> tuple[str | None, str | None]:
+    """Refuses a row that is not valid, and returns the name of its annotator and the answer as the store keeps it."""
     check_text(row.text)
     if row.task:
         if row.task not in tasks:
             raise DataError(f"task={row.task!r} is not in the store; leave it empty to find the task by its text.")
         if tasks[row.task].text != row.text:
             raise DataError(f"task={row.task!r} has another text in the store; leave it empty for a new task.")
-    if row.label is not None:
-        same = next((label for label in labels if _spelling(label) == _spelling(row.label)), None)
-        if row.label not in labels and same is not None:
+    label = [] if row.label == _NONE else row.label
+    if label is not None:
+        same = next((each for each in state.labels if _spelling(each) == _spelling(row.label)), None)
+        if row.label not in state.labels and same is not None:
             merged = f"'data.label_map={{{row.label}: {same}}}'"
             raise DataError(f"label={row.label!r}; the store has {same!r}. Merge them with {merged}.")
-        check_label(row.label, labels)
-    return None if row.annotator is None else check_annotator(row.annotator)
+        label = state.ml_task.check_answer(label, state.labels)
+    return None if row.annotator is None else check_annotator(row.annotator), label
 
 
 def _spelling(label: Any) -> str:

@@ -19,7 +19,7 @@ _FLAT = {
 
 
 class ImportedRow(NamedTuple):
-    """A text of a file with at most one answer: without an annotator no answer, without a label a skip."""
+    """A text of a file with at most one answer: without an annotator no answer, with None as the label a skip."""
 
     position: str
     task: str
@@ -35,16 +35,25 @@ class ImportKeys(NamedTuple):
     label: str | None = None
 
 
-def labeling_config(labels: Sequence[str]) -> str:
-    """Label Studio's labeling config: a text, and one choice among the labels.
+def labeling_config(labels: Sequence[str], question: Mapping[str, Any]) -> str:
+    """Label Studio's labeling config: a text, and the question about it.
 
-    >>> labeling_config(["bad", '"so so"']).splitlines()[4]
+    >>> labeling_config(["bad", '"so so"'], {"kind": "choice"}).splitlines()[4]
     '    <Choice value=\\'"so so"\\' hotkey="2"/>'
+    >>> labeling_config(["stars"], {"kind": "number", "min": 1}).splitlines()[2]
+    '  <Number name="label" toName="text" min="1"/>'
     """
+    if question["kind"] == "number":
+        limits = "".join(f" {name}={quoteattr(str(question[name]))}" for name in ("min", "max", "step") if name in question)
+        return _view(f'  <Number name="{LABEL}" toName="{TEXT}"{limits}/>')
     keys = [f' hotkey="{n}"' if n < 10 else "" for n in range(1, len(labels) + 1)]
     choices = [f"    <Choice value={quoteattr(label)}{key}/>" for label, key in zip(labels, keys, strict=True)]
-    choices_tag = f'  <Choices name="{LABEL}" toName="{TEXT}" choice="single">'
-    return "\n".join(["<View>", f'  <Text name="{TEXT}" value="$text"/>', choices_tag, *choices, "  </Choices>", "</View>", ""])
+    number = "single" if question["kind"] == "choice" else "multiple"
+    return _view(f'  <Choices name="{LABEL}" toName="{TEXT}" choice="{number}">', *choices, "  </Choices>")
+
+
+def _view(*control: str) -> str:
+    return "\n".join(["<View>", f'  <Text name="{TEXT}" value="$text"/>', *control, "</View>", ""])
 
 
 def label_studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
@@ -53,16 +62,19 @@ def label_studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
     if task.label is not None:
         score = {} if task.score is None else {"score": task.score}
         model = task.bundle_id or "unknown"
-        predictions.append({"model_version": model, **score, "result": [_choice(f"{task.task[:10]}-p", task.label)]})
+        predictions.append({"model_version": model, **score, "result": [_result(f"{task.task[:10]}-p", task.label, state)]})
     for n, (name, label) in enumerate(sorted(state.answers.get(task.task, {}).items()), 1):
-        result = [] if label is None else [{**_choice(f"{task.task[:10]}-{n}", label), "meta": {"annotator": name}}]
+        result = [] if label is None else [{**_result(f"{task.task[:10]}-{n}", label, state), "meta": {"annotator": name}}]
         annotations.append({"annotator": name, "was_cancelled": label is None, "ground_truth": False, "result": result})
     data = {"text": task.text, "task": task.task, "why": task.why}
     return {"data": data, "predictions": predictions, "annotations": annotations}
 
 
-def _choice(name: str, label: str) -> dict[str, Any]:
-    return {"id": name, "type": "choices", "from_name": LABEL, "to_name": TEXT, "value": {"choices": [label]}}
+def _result(name: str, answer: str, state: AnnotationState) -> dict[str, Any]:
+    value = state.ml_task.answer_value(answer)
+    key = "number" if state.ml_task.question["kind"] == "number" else "choices"
+    content = {key: [value] if isinstance(value, str) else value}
+    return {"id": name, "type": key, "from_name": LABEL, "to_name": TEXT, "value": content}
 
 
 def is_flat(columns: Iterable[str]) -> bool:
@@ -70,8 +82,8 @@ def is_flat(columns: Iterable[str]) -> bool:
     return {"annotation_id", "annotator"} <= set(columns)
 
 
-def json_rows(content: Any, keys: ImportKeys, faults: list[str]) -> Iterator[ImportedRow]:
-    """The texts and answers of a JSON or JSON-MIN export.
+def json_rows(content: Any, keys: ImportKeys, kind: str, faults: list[str]) -> Iterator[ImportedRow]:
+    """The texts and answers of a JSON or JSON-MIN export, to a question of this kind.
 
     Raises:
         DataError: the text or the control is in doubt, or missing everywhere.
@@ -83,11 +95,11 @@ def json_rows(content: Any, keys: ImportKeys, faults: list[str]) -> Iterator[Imp
     data = [item["data"] for item in items if isinstance(item, dict) and isinstance(item.get("data"), dict)]
     texts = [key for key in dict.fromkeys(key for one in data for key in one) if _holds_texts(key, data)]
     text_key = _choose("annotate.text_key", keys.text, TEXT, texts, dict.fromkeys(key for one in data for key in one))
-    parts = [part for item in items for annotation in _annotations(item) for part in _choices(annotation)]
+    parts = [part for item in items for annotation in _annotations(item) for part in _answers(annotation)]
     controls = list(dict.fromkeys(str(part.get("from_name")) for part in parts))
     control = _choose("annotate.label_key", keys.label, None, controls, controls) if controls else None
     for number, item in enumerate(items, 1):
-        yield from _item_rows(f"task {number}", item, text_key, control, len(controls) > 1, faults)
+        yield from _item_rows(f"task {number}", item, text_key, control, len(controls) > 1, kind, faults)
 
 
 def _holds_texts(key: str, data: Sequence[Mapping[str, Any]]) -> bool:
@@ -117,14 +129,14 @@ def _annotations(item: Any) -> list[dict[str, Any]]:
     return [one for one in annotations if isinstance(one, dict)] if isinstance(annotations, list) else []
 
 
-def _choices(annotation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _answers(annotation: Mapping[str, Any]) -> list[dict[str, Any]]:
     result = annotation.get("result")
     parts = result if isinstance(result, list) else []
-    return [part for part in parts if isinstance(part, dict) and part.get("type") == "choices"]
+    return [part for part in parts if isinstance(part, dict) and part.get("type") in ("choices", "number")]
 
 
 def _item_rows(
-    position: str, item: Any, text_key: str, control: str | None, several: bool, faults: list[str]
+    position: str, item: Any, text_key: str, control: str | None, several: bool, kind: str, faults: list[str]
 ) -> Iterator[ImportedRow]:
     data = item.get("data") if isinstance(item, dict) else None
     annotations = item.get("annotations", []) if isinstance(item, dict) else None
@@ -138,15 +150,17 @@ def _item_rows(
         if not isinstance(annotation, dict) or not isinstance(annotation.get("result"), list):
             faults.append(f"{where}: has no result.")
             continue
-        parts = [part for part in _choices(annotation) if str(part.get("from_name")) == control]
-        choices = [part["value"].get("choices") for part in parts if isinstance(part.get("value"), dict)]
-        labels = [label for choice in choices if isinstance(choice, list) for label in choice]
+        parts = [part for part in _answers(annotation) if str(part.get("from_name")) == control]
+        values = [part["value"].get(part["type"]) for part in parts if isinstance(part.get("value"), dict)]
+        values = [[value] if isinstance(value, int | float) else value for value in values]
+        answers = [one for value in values if isinstance(value, list) for one in value]
         unanswered = not annotation["result"] or (several and not parts)  # only other controls were answered
         skipped = annotation.get("was_cancelled") is True or unanswered
-        if not skipped and len(labels) != 1:
-            faults.append(f"{where}: has {len(labels)} choices; expected one.")
+        if not skipped and kind != "choices" and len(answers) != 1:
+            faults.append(f"{where}: has {len(answers)} {'choices' if kind == 'choice' else 'numbers'}; expected one.")
             continue
-        yield ImportedRow(where, task, text, None if skipped else labels[0], _annotator(annotation, parts))
+        answer = None if skipped else answers if kind == "choices" else answers[0]
+        yield ImportedRow(where, task, text, answer, _annotator(annotation, parts))
 
 
 def _annotator(annotation: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> str:
@@ -178,10 +192,17 @@ def flat_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], keys: I
     label_key = _choose("annotate.label_key", keys.label, None, controls, columns)
     for number, row in enumerate(rows, 1):
         label = row.get(label_key)
-        if isinstance(label, str) and label.startswith('{"choices"'):
+        if isinstance(label, str) and label.startswith(('{"choices"', '[{"number"')):
             label = json.loads(label)
-        chosen = label.get("choices") if isinstance(label, dict) else label
+        label = label[0] if isinstance(label, list) and len(label) == 1 else label
+        chosen = label.get("choices", label.get("number")) if isinstance(label, dict) else label
         if isinstance(chosen, list) and len(chosen) == 1:
             chosen = chosen[0]
         task = str(row.get("task") or "")
-        yield ImportedRow(f"{kind} {number}", task, row.get(text_key), chosen or None, member_name(row.get("annotator")))
+        yield ImportedRow(
+            f"{kind} {number}",
+            task,
+            row.get(text_key),
+            None if chosen in ("", []) else chosen,
+            member_name(row.get("annotator")),
+        )

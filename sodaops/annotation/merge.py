@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 from filelock import FileLock
 
-from sodaops.annotation.agreement import majority_label
 from sodaops.annotation.store import Store
 from sodaops.annotation.tasks import Task
 from sodaops.config.schema import DataConfig
@@ -21,6 +20,8 @@ from sodaops.data.sources import write_table
 from sodaops.data.splits import SPLITS, text_hash
 from sodaops.errors import DataError, some
 from sodaops.io import storage
+from sodaops.tasks import SINGLE_LABEL
+from sodaops.tasks.base import Task as MLTask
 from sodaops.text.cleaning import clean
 
 _GRAM = 5
@@ -34,7 +35,7 @@ class MergeResult:
     Attributes:
         path: the new table; None: no rows, so no table.
         counts: label -> rows written.
-        open: tasks without enough answers, or without a majority.
+        open: tasks without enough answers, or without agreement.
         tied: of these, tasks with enough answers.
         known: texts that are in the data already.
         empty: texts that are empty after cleaning.
@@ -51,7 +52,7 @@ class MergeResult:
 
     def describe(self) -> str:
         """A few lines for the terminal."""
-        counts = ", ".join(f"{label} {n}" for label, n in self.counts.items())
+        counts = some([f"{label} {n}" for label, n in self.counts.items()], 20)
         lines = [f"{self.path}: {sum(self.counts.values()):,} rows ({counts})" if self.path else "nothing to merge"]
         for n, reason in (
             (self.open, "need more answers"),
@@ -66,7 +67,9 @@ class MergeResult:
         return "\n".join(lines)
 
 
-def merge_answers(store: Store, data: DataConfig, splits_dir: Path, min_annotators: int, near: float) -> MergeResult:
+def merge_answers(
+    store: Store, data: DataConfig, splits_dir: Path, min_annotators: int, near: float, ml_task: MLTask = SINGLE_LABEL
+) -> MergeResult:
     """Writes the labels on which annotators agree to a new table in ``data.added``, without texts that are in the data.
 
     Args:
@@ -75,36 +78,40 @@ def merge_answers(store: Store, data: DataConfig, splits_dir: Path, min_annotato
         splits_dir: its splits; they are made again if they are out of date.
         min_annotators: the number of answers that a text needs.
         near: a text whose Jaccard similarity of character 5-grams to a test text is at least this is refused.
+        ml_task: of the data set.
 
     Raises:
-        DataError: labels that the data do not have, or a data set without a folder for added tables.
+        DataError: another task, labels that the data do not have, or a data set without a folder for added tables.
         StorageError: the table could not be written.
     """
     if data.added is None:
         raise DataError(f"data.added is null, so new rows of {data.name} cannot be written; set it to a folder.")
+    if type(ml_task) is not type(store.ml_task):
+        raise DataError(f"{store.folder}: the store is for task={store.ml_task.name}, and {data.name} for task={ml_task.name}.")
     with storage.writing(splits_dir):
         splits_dir.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(splits_dir.parent / f".{splits_dir.name}.merge.lock")
     with lock:  # the next merge must see the rows of this one
-        manifest = ensure_splits(data, splits_dir)
+        manifest = ensure_splits(data, splits_dir, ml_task)
         foreign = [label for label in store.labels if label not in manifest["labels"]]
         if foreign:
             expected = ", ".join(manifest["labels"])
             raise DataError(f"{store.folder}: {data.name} has no label {some(foreign)}; expected {expected}.")
-        return _merge(store, data, Path(data.added), splits_dir, manifest["labels"], min_annotators, near)
+        return _merge(store, data, Path(data.added), splits_dir, manifest["labels"], min_annotators, near, ml_task)
 
 
 def _merge(
-    store: Store, data: DataConfig, added: Path, splits_dir: Path, labels: Sequence[str], min_annotators: int, near: float
-) -> MergeResult:
+    store: Store, data: DataConfig, added: Path, splits_dir: Path, labels: Sequence[str], min_annotators: int, near: float,
+    ml_task: MLTask,
+) -> MergeResult:  # fmt: skip
     splits = {split: read_split(splits_dir, split)["text"].to_pylist() for split in SPLITS}
     known, near_test = {text for texts in splits.values() for text in texts}, NearTexts(splits["test"], near)
     known_hashes = {text_hash(text) for text in known}  # the store's texts may be redacted, their hashes are not
-    state, rows = store.state(), []
+    state, rows, counts = store.state(), [], Counter[str]()
     n_known, n_empty, n_tied, n_open, leaking = 0, 0, 0, 0, []
     for task in state.tasks:
         answers = state.labels_of(task.task)
-        label = majority_label(list(answers.values()))
+        label = ml_task.merged(list(answers.values()))
         cleaned = clean(task.text, data.cleaning)
         if len(answers) < min_annotators or label is None:
             n_open += 1
@@ -117,8 +124,8 @@ def _merge(
             leaking.append((cleaned, other))
         else:
             known.add(cleaned)
-            rows.append(_row(task, answers, label, data, labels))
-    counts = Counter(row[data.label_column] for row in rows)
+            counts[label] += 1
+            rows.append(_row(task, answers, ml_task.check_answer(label, labels), data, labels, ml_task))
     path = _write_rows(rows, added) if rows else None
     return MergeResult(path, dict(counts.most_common()), n_open, n_tied, n_known, n_empty, leaking)
 
@@ -162,12 +169,14 @@ def _char_grams(text: str) -> set[str]:
     return {padded[i : i + _GRAM] for i in range(max(1, len(padded) - _GRAM + 1))}
 
 
-def _row(task: Task, answers: dict[str, str], label: str, data: DataConfig, labels: Sequence[str]) -> dict[str, Any]:
-    votes = Counter(answers.values())
-    columns = data.vote_columns or {each: f"votes_{each}" for each in labels}
+def _row(
+    task: Task, answers: dict[str, str], label: str, data: DataConfig, labels: Sequence[str], ml_task: MLTask
+) -> dict[str, Any]:
+    votes, voted = Counter(answers.values()), labels if ml_task.takes_votes else ()
+    columns = data.vote_columns or {each: f"votes_{each}" for each in voted}
     return {
-        "id": task.task, data.text_column: task.text, data.label_column: label,
-        **{columns[each]: votes[each] for each in labels}, **dict.fromkeys(data.slice_columns, ""),
+        "id": task.task, data.text_column: task.text, **ml_task.table_cells(label, data),
+        **{columns[each]: votes[each] for each in voted}, **dict.fromkeys(data.slice_columns, ""),
         "source": "annotation", "why": task.why, "annotators": " ".join(sorted(answers)), "request_id": task.request_id or "",
     }  # fmt: skip
 

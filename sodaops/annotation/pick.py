@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 
 from sodaops.annotation.store import Store
 from sodaops.annotation.tasks import normal_form
+from sodaops.bundle import layout
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.reference import Reference
+from sodaops.drift.measure import answer_groups
 from sodaops.drift.statistics import drift_scores
 from sodaops.errors import DataError
 
@@ -92,10 +94,12 @@ def _pick(rows: pa.Table, reference: Reference, info: BundleInfo, counts: dict[s
         return {}
     rng = np.random.default_rng(0)
     picked = dict.fromkeys(rng.permutation(len(rows))[: counts["random"]].tolist(), "random")
-    sketches = _sketches(rows)
-    scores: dict[str, Callable[[], np.ndarray]] = {"uncertain": lambda: _margins(rows)}  # the lowest scores are picked
+    sketches, task = _sketches(rows), layout.task_of(info.bundle_id, info)
+    scores: dict[str, Callable[[], np.ndarray]] = {  # the lowest scores are picked
+        "uncertain": lambda: -task.uncertainty(np.array(rows["probs"].to_pylist()))
+    }
     if sketches is not None:
-        scores["drifted"] = lambda: -_drift_scores(rows, sketches, reference, info)
+        scores["drifted"] = lambda: -_drift_scores(sketches, reference, answer_groups(info, rows, task))
     for kind, score in scores.items():
         rest = [row for row in np.argsort(score(), kind="stable").tolist() if row not in picked]
         picked |= dict.fromkeys(rest[: counts[kind]], kind)
@@ -104,20 +108,13 @@ def _pick(rows: pa.Table, reference: Reference, info: BundleInfo, counts: dict[s
     return {row: picked[row] for row in rng.permutation(list(picked)).tolist()} if picked else {}
 
 
-def _margins(rows: pa.Table) -> np.ndarray:
-    """Difference between the two highest probabilities, float [n]; small where the model is uncertain."""
-    ordered = np.sort(np.array(rows["probs"].to_pylist()), axis=1)
-    return ordered[:, -1] - ordered[:, -2]
-
-
-def _drift_scores(rows: pa.Table, sketches: np.ndarray, reference: Reference, info: BundleInfo) -> np.ndarray:
+def _drift_scores(sketches: np.ndarray, reference: Reference, groups: np.ndarray) -> np.ndarray:
     """How much closer each text is to the window than to the reference, within its predicted label; float [n]."""
-    labels = pc.index_in(rows["label"], pa.array(info.labels)).to_numpy()
     unseen = ~reference.seen  # texts of the reference that the model was not trained on
     reference_sketches = reference.sketches[unseen].astype(np.float32)
-    scores = np.zeros(len(rows), dtype=np.float32)
-    for label in np.unique(labels):
-        of_label = labels == label
+    scores = np.zeros(len(sketches), dtype=np.float32)
+    for label in np.unique(groups):
+        of_label = groups == label
         compared = reference_sketches[reference.label_ids[unseen] == label]
         if not len(compared):  # the reference has no text with this predicted label
             compared = reference_sketches

@@ -1,12 +1,15 @@
 """A snapshot of a store: tasks, answers, progress, agreement."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sodaops.annotation.agreement import Pair, cohen_kappa, raw_agreement
 from sodaops.annotation.tasks import Task
+from sodaops.tasks import SINGLE_LABEL
+from sodaops.tasks.agreement import Pair, raw_agreement
+from sodaops.tasks.base import Task as MLTask
 
 SKIP = None  # in place of a label
 
@@ -39,12 +42,14 @@ class AnnotationState:
         tasks: in the order in which they are shown.
         answers: task -> annotator -> label, or :data:`SKIP`; tasks without an answer are left out.
         n_strays: answers to tasks that were deleted; feedback on a request that is no task does not count.
+        ml_task: what people are asked.
     """
 
     labels: Sequence[str]
     tasks: Sequence[Task]
     answers: Mapping[str, Mapping[str, str | None]]
     n_strays: int
+    ml_task: MLTask = SINGLE_LABEL
 
     def labels_of(self, task: str) -> dict[str, str]:
         """Annotator -> label, without skips."""
@@ -70,13 +75,15 @@ class AnnotationState:
 
     def conflicts(self) -> list[Task]:
         """The tasks to which annotators gave different labels, in order."""
-        return [task for task in self.tasks if len(set(self.labels_of(task.task).values())) > 1]
+        answers = [list(self.labels_of(task.task).values()) for task in self.tasks]
+        in_conflict = [any(not self.ml_task.agree(given[0], other) for other in given[1:]) for given in answers]
+        return list(itertools.compress(self.tasks, in_conflict))
 
     def agreement(self, one: str, other: str) -> Agreement:
         """How far two annotators agree."""
         labels = [self.labels_of(task) for task in self.answers]
         pairs: list[Pair] = [(by[one], by[other]) for by in labels if one in by and other in by]
-        return Agreement(one, other, len(pairs), raw_agreement(pairs), cohen_kappa(pairs))
+        return Agreement(one, other, len(pairs), raw_agreement(pairs, self.ml_task.agree), self.ml_task.kappa(pairs))
 
     def agreements_of(self, annotator: str) -> list[Agreement]:
         """Agreement with each annotator who labelled some of the same tasks, most shared tasks first."""

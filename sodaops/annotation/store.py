@@ -29,9 +29,11 @@ from sodaops.annotation.database import (
     write_store_info,
 )  # fmt: skip
 from sodaops.annotation.state import AnnotationState
-from sodaops.annotation.tasks import Task, check_annotator, check_label, task_of
+from sodaops.annotation.tasks import Task, check_annotator, task_of
 from sodaops.errors import DataError, StorageError, some
 from sodaops.io import storage
+from sodaops.tasks import SINGLE_LABEL, make_task
+from sodaops.tasks.base import Task as MLTask
 
 DATABASE, LOCK = "annotations.sqlite", ".lock"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -44,16 +46,24 @@ class Store:
     Args:
         folder: the folder that holds store.json.
         labels: the labels that the store must have, in this order; None accepts any.
+        ml_task: the task whose question the store must have; None accepts any.
 
     Raises:
-        DataError: there is no store, store.json is damaged, or the labels differ.
+        DataError: there is no store, store.json is damaged, or the labels or the task differ.
+        ConfigError: the store's task cannot be made.
         StorageError: the database could not be opened.
     """
 
-    def __init__(self, folder: str | Path, labels: Sequence[str] | None = None) -> None:
+    def __init__(self, folder: str | Path, labels: Sequence[str] | None = None, ml_task: MLTask | None = None) -> None:
         self.folder = Path(folder)
         self._path = self.folder / DATABASE
-        version, self.labels = read_store_info(self.folder)
+        version, self.labels, section = read_store_info(self.folder)
+        self.ml_task = make_task(section)
+        if ml_task is not None and type(ml_task) is not type(self.ml_task):
+            raise DataError(
+                f"{self.folder}: the store is for task={self.ml_task.name}; expected task={ml_task.name}. "
+                "Choose another folder with annotate.store."
+            )
         if labels is not None and list(labels) != self.labels:
             raise DataError(
                 f"{self.folder}: the store has the labels {some(self.labels, 20)}; expected {some(labels, 20)}. "
@@ -68,16 +78,17 @@ class Store:
         self._tasks_version: tuple[int, int | None] = (0, None)
 
     @classmethod
-    def create(cls, folder: str | Path, labels: Sequence[str]) -> "Store":
+    def create(cls, folder: str | Path, labels: Sequence[str], ml_task: MLTask = SINGLE_LABEL) -> "Store":
         """Creates a store, or opens the existing one.
 
         Raises:
-            DataError: there are fewer than two labels or a repeated one, the existing store has other labels, or the folder
-                holds other files.
+            DataError: there are fewer than two labels or a repeated one, the existing store has other labels or another task,
+                or the folder holds other files.
             StorageError: the store could not be written.
         """
         folder, labels = Path(folder), list(labels)
-        if len(set(labels)) < max(2, len(labels)) or not all(isinstance(label, str) and label.strip() for label in labels):
+        least = 1 if ml_task.question["kind"] == "number" else 2  # the name of the number
+        if len(set(labels)) < max(least, len(labels)) or not all(isinstance(label, str) and label.strip() for label in labels):
             raise DataError(f"labels={labels}; expected at least two labels, all different and none empty.")
         with storage.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,15 +99,15 @@ class Store:
                     raise DataError(f"{folder}: holds other files ({some(foreign)}); choose a new or empty folder.")
                 with storage.atomic_path(folder / DATABASE, 0o600) as temporary, database_errors(folder / DATABASE):
                     create_database(temporary)
-                write_store_info(folder, labels)
-        return cls(folder, labels)
+                write_store_info(folder, labels, ml_task.section())
+        return cls(folder, labels, ml_task)
 
     def _convert(self) -> None:
         with storage.writing(self.folder), FileLock(self.folder / LOCK):
             if read_store_info(self.folder)[0] < FORMAT:  # another process may have converted it
                 with database_errors(self._path):
                     convert_files(self.folder, self._path, self.labels)
-                write_store_info(self.folder, self.labels)
+                write_store_info(self.folder, self.labels, {})
 
     def add_tasks(self, batch: str, tasks: Iterable[Mapping[str, Any]]) -> int:
         """Adds texts to annotate, except those that are already in the store.
@@ -120,7 +131,7 @@ class Store:
 
     def _check_task(self, position: str, entry: Mapping[str, Any]) -> Task:
         try:
-            return task_of(entry, self.labels)
+            return task_of(entry, self.labels, self.ml_task)
         except DataError as error:
             raise DataError(f"{position}: {error}") from None
 
@@ -163,14 +174,14 @@ class Store:
         """
         return Session(self, check_annotator(annotator), code, source)
 
-    def append_feedback(self, request_id: str, place: int, label: str, annotator: str = "feedback") -> None:
-        """Stores the correct label of a text that the service classified; it is on disk when this returns.
+    def append_feedback(self, request_id: str, place: int, answer: object, annotator: str = "feedback") -> None:
+        """Stores the correct answer for a text that the service answered; it is on disk when this returns.
 
         Raises:
-            DataError: the store does not have the label, or the name is not valid.
+            DataError: it is no answer to the store's question, or the name is not valid.
             StorageError: the database could not be written.
         """
-        check_label(label, self.labels)
+        label = self.ml_task.check_answer(answer, self.labels)
         key = {"request_id": request_id, "place": place, "annotator": check_annotator(annotator)}
         with self._transaction() as database:
             insert_answers(database, [{**key, "time": _now(), "label": label, "source": "feedback"}])
@@ -200,7 +211,7 @@ class Store:
             version = database.execute("SELECT count(*), max(number) FROM tasks").fetchone()
             if version != self._tasks_version:
                 self._tasks, self._tasks_version = select_tasks(database), version
-            return AnnotationState(self.labels, self._tasks, dict(answers), n_strays)
+            return AnnotationState(self.labels, self._tasks, dict(answers), n_strays, self.ml_task)
 
     @contextlib.contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
@@ -223,15 +234,14 @@ class Session:
         self._store, self._annotator, self._source = store, annotator, source
         self._code = code or secrets.token_hex(8)
 
-    def answer(self, task: str, label: str | None) -> None:
-        """Stores a label, or None for a skip; it is on disk when this returns. Repeating the call has no effect.
+    def answer(self, task: str, answer: object) -> None:
+        """Stores an answer, or None for a skip; it is on disk when this returns. Repeating the call has no effect.
 
         Raises:
-            DataError: the store does not have the label or the task.
+            DataError: it is no answer to the store's question, or there is no such task.
             StorageError: the database could not be written.
         """
-        if label is not None:
-            check_label(label, self._store.labels)
+        label = None if answer is None else self._store.ml_task.check_answer(answer, self._store.labels)
         with self._store._transaction() as database:
             self._check_task(database, task)
             current = "SELECT label FROM current_answers WHERE task = ? AND annotator = ? ORDER BY number DESC LIMIT 1"

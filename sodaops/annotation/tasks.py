@@ -1,4 +1,4 @@
-"""A text to annotate, with the prediction of a model, and the checks of labels and names."""
+"""A text to annotate, with the prediction of a model, and the checks of texts and names."""
 
 import re
 import unicodedata
@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sodaops.errors import DataError, nearest, some
+from sodaops.tasks.base import Task as MLTask
 
 WHYS = ("uncertain", "drifted", "diverse", "random", "feedback", "import")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -44,7 +45,7 @@ class Task:
 TASK_FIELDS = [field.name for field in fields(Task)]
 
 
-def task_of(entry: Mapping[str, Any], labels: Sequence[str]) -> Task:
+def task_of(entry: Mapping[str, Any], labels: Sequence[str], ml_task: MLTask) -> Task:
     """Makes a task of its fields and checks them; ``task`` and the fields with a default are optional.
 
     Raises:
@@ -61,8 +62,11 @@ def task_of(entry: Mapping[str, Any], labels: Sequence[str]) -> Task:
         raise DataError(f"task={entry['task']!r}; expected {sha256[:16]}, the first 16 digits of text_sha256.")
     if why not in WHYS:
         raise DataError(f"why={why!r}; expected one of {', '.join(WHYS)}{nearest(why, WHYS)}.")
-    for label in [*(entry.get("probs") or {}), *([entry["label"]] if entry.get("label") is not None else [])]:
-        check_label(label, labels)
+    for label in entry.get("probs") or {}:
+        if label not in labels:
+            raise DataError(f"label={label!r}; expected one of {some(labels, 20)}{nearest(label, labels)}.")
+    if entry.get("label") is not None:
+        ml_task.check_answer(entry["label"], labels)
     return Task(**{**entry, "task": sha256[:16]})
 
 
@@ -83,16 +87,6 @@ def check_text(text: object) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise DataError("text: has a lone surrogate (half a character), which UTF-8 cannot encode; remove it.") from None
-
-
-def check_label(label: object, labels: Sequence[str]) -> None:
-    """Refuses a label that the store does not have.
-
-    Raises:
-        DataError: with the labels of the store, and the nearest one.
-    """
-    if label not in labels:
-        raise DataError(f"label={label!r}; expected one of {some(labels, 20)}{nearest(label, labels)}.")
 
 
 def check_annotator(name: object) -> str:

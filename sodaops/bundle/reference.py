@@ -1,7 +1,7 @@
 """The drift reference of a bundle (drift.npz): numbers about its own texts, with which requests are compared.
 
 A row of the reference is a text of the train or the val split. The descriptors of a request's text (length, letters, word
-pieces) and its predicted label are compared with both splits, its confidence and embedding with val alone: a model is more
+pieces) and its predicted label are compared with both splits, other answers and its embedding with val alone: a model is more
 confident on texts that it was trained on, so that every new text would look like drift. No text is kept.
 """
 
@@ -22,7 +22,7 @@ FORMAT = 1
 _MAX_BYTES = 2**30  # uncompressed
 _KINDS = {  # array -> kind of its numbers, and its number of axes
     "descriptors": ("f", 2), "seen": ("b", 1), "label_ids": ("i", 1), "scores": ("f", 1), "sketches": ("f", 2),
-    "center": ("f", 1), "axes": ("f", 2),
+    "center": ("f", 1), "axes": ("f", 2), "answers": ("f", 2),
 }  # fmt: skip
 
 
@@ -72,16 +72,17 @@ class Reference:
 
     descriptors: np.ndarray  # float32 [n_rows, 5], in the order of Descriptors
     seen: np.ndarray  # bool [n_rows]: whether the text is of train
-    label_ids: np.ndarray  # int16 [n_rows]: predicted
+    label_ids: np.ndarray  # int16 [n_rows]: predicted; or another task's groups of texts
     scores: np.ndarray  # float32 [n_rows]: probabilities of these
     sketches: np.ndarray  # float16 [n_rows, n_axes]
     center: np.ndarray  # as in Axes
     axes: np.ndarray  # as in Axes
+    answers: np.ndarray | None = None  # float32 [n_rows, n_labels], if the task keeps them
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
     """Writes drift.npz; equal references give equal bytes."""
-    arrays = {field.name: getattr(reference, field.name) for field in fields(Reference)}
+    arrays = {name: array for name, array in vars(reference).items() if array is not None}
     np.savez_compressed(folder / layout.DRIFT, format=np.int64(FORMAT), **arrays)
 
 
@@ -91,7 +92,7 @@ def read_reference(path: str | Path, info: layout.BundleInfo) -> Reference:
     Raises:
         BundleError: there is none, or it cannot be read.
     """
-    return Reference(**_arrays(path, info, [field.name for field in fields(Reference)]))
+    return Reference(**_arrays(path, info, [field.name for field in fields(Reference)], optional="answers"))
 
 
 def read_axes(path: str | Path, info: layout.BundleInfo) -> Axes:
@@ -103,7 +104,7 @@ def read_axes(path: str | Path, info: layout.BundleInfo) -> Axes:
     return Axes(**_arrays(path, info, ["center", "axes"]))
 
 
-def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str], optional: str = "") -> dict[str, np.ndarray]:
     if layout.DRIFT not in info.files:
         raise BundleError(f"{path}: has no drift reference; `sodaops export {path}` adds it.")
     content = layout.read_file(path, info, layout.DRIFT)
@@ -114,7 +115,7 @@ def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str]) -> 
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
                 raise ValueError(f"format {arrays['format']}; this version reads {FORMAT}")
-            return {name: _checked(name, arrays[name]) for name in names}
+            return {name: _checked(name, arrays[name]) for name in names if name in arrays or name != optional}
 
 
 def _checked(name: str, array: np.ndarray) -> np.ndarray:

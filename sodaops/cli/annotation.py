@@ -80,20 +80,24 @@ def run_annotate_import(options: argparse.Namespace) -> None:
     from sodaops.annotation.state import AnnotationState
     from sodaops.annotation.store import Store
     from sodaops.data.sources import Layout
+    from sodaops.tasks import make_task
 
     config = configured(options, "data.vote_columns=null")  # which must fit data.labels, and is not read here
-    folder, labels = Path(config.annotate.store), [str(label) for label in config.data.labels or []]
+    folder, ml_task = Path(config.annotate.store), make_task(config.task)
+    labels = ml_task.labels_without_data(config.data)
     if (folder / INFO).exists():
         given = "labels" in explicit_keys(options, "data")  # else data.labels are those of the default data
         state = Store(folder, labels if given else None).state()
     elif labels:
-        state = AnnotationState(labels, [], {}, 0)
+        state = AnnotationState(labels, [], {}, 0, ml_task)
     else:
         raise ConfigError(f"{folder}: there is no store yet; give its labels with data.labels=[A,B].")
     keys = ImportKeys(config.annotate.text_key, config.annotate.label_key)
     layout = Layout(config.data.delimiter, config.data.encoding)
     planned = read_import(options.file, state, keys, config.data.label_map, layout)
-    result = planned.write(Store.create(folder, state.labels))  # only now, so that a refused file leaves no store
+    result = planned.write(
+        Store.create(folder, state.labels, state.ml_task)
+    )  # only now, so that a refused file leaves no store
     print(f"{folder}: {result.n_tasks:,} new texts, {result.n_answers:,} new answers")
 
 
@@ -101,6 +105,7 @@ def run_annotate_pick(options: argparse.Namespace) -> None:
     """`sodaops annotate pick`: adds texts of the request log that are worth annotating; makes the store if there is none."""
     from sodaops.annotation.pick import pick_tasks
     from sodaops.annotation.store import Store
+    from sodaops.bundle.layout import task_of
     from sodaops.cli.drift import request_log_path
     from sodaops.data.splits import SPLITS, text_hash
     from sodaops.drift.check import load_reference
@@ -111,7 +116,7 @@ def run_annotate_pick(options: argparse.Namespace) -> None:
     window = read_window(
         request_log_path(config), config.drift.last, config.drift.since, config.drift.until, config.drift.max_rows
     )
-    store = Store.create(config.annotate.store, info.labels)
+    store = Store.create(config.annotate.store, info.labels, task_of(options.bundle, info))
     splits_dir = config.splits_of(info.data["name"])
     known = {text_hash(text) for split in SPLITS for text in read_split(splits_dir, split)["text"].to_pylist()}
     settings = config.annotate
@@ -127,10 +132,11 @@ def run_annotate_pick(options: argparse.Namespace) -> None:
 def run_annotate_merge(options: argparse.Namespace) -> None:
     """`sodaops annotate merge`: writes the labels on which annotators agree to a new raw table."""
     from sodaops.annotation.merge import merge_answers
+    from sodaops.tasks import make_task
 
     config = configured(options)
-    settings = config.annotate
-    result = merge_answers(_store(config), config.data, config.splits_dir, settings.min_annotators, settings.near_test)
+    settings, ml_task = config.annotate, make_task(config.task)
+    result = merge_answers(_store(config), config.data, config.splits_dir, settings.min_annotators, settings.near_test, ml_task)
     print(result.describe())
     if result.path:
         print("next: dvc repro, or python train.py")

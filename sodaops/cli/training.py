@@ -193,5 +193,5 @@ def _decoded(line: bytes, number: int) -> str:
 def _print_predictions(predictor: "Predictor", texts: Sequence[str]) -> None:
     """Prints a line for each text."""
     for text, answer in zip(texts, predictor.predict(texts), strict=True):
-        probs = "  ".join(f"{label} {prob:.3f}" for label, prob in answer.probs.items())
-        print(f"{answer.label}\t{answer.score:.3f}\t{text}\t({probs})", flush=True)
+        shown, details = predictor.task.shown(answer)
+        print(f"{shown}\t{text}\t({details})", flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sodaops.config.schema import DriftConfig
-from sodaops.drift.features import Bin, Feature
+from sodaops.drift.features import TEXT, Bin, Feature
 
 _LARGE_EFFECT = 0.3  # no change of topic or style shifts the tokenizer's features that far
 
@@ -45,14 +45,15 @@ def find_causes(
         causes.append(Cause("repeated", f"one text makes up {repeated:.0%} of the requests{shown}"))
     # At most one of the following, from the most specific to the least.
     tokens = [name for name in ("pieces_per_word", "non_ascii", "unknown") if name in drifted and _far_above(by_name[name])]
-    text_features = drifted - {"label", "score"}
+    text_features = drifted & {*TEXT}
+    answers = [name for name in by_name if name in drifted and name not in (*TEXT, "score")]
     if tokens:
         causes.append(Cause("language", f"another language or script (higher: {_titles(by_name, tokens)})"))
-    elif "embedding" in drifted or ("label" not in drifted and text_features):
+    elif "embedding" in drifted or (not answers and text_features):
         names = [name for name in by_name if name in text_features]
         causes.append(Cause("texts", f"texts unlike the training data ({_titles(by_name, names)})"))
-    elif "label" in drifted:
-        causes.append(Cause("labels", f"another mix of predicted labels ({_largest_changes(by_name['label'])})"))
+    elif answers:
+        causes.append(Cause("labels", _change(by_name[answers[0]])))
     elif "score" in drifted:
         medians = by_name["score"].reference, by_name["score"].current
         direction = "less" if medians[1] < medians[0] else "more"
@@ -69,6 +70,12 @@ def _far_above(feature: Feature) -> bool:
     reference = sum(float(bin_.start) * bin_.reference for bin_ in feature.bins)
     current = sum(float(bin_.start) * bin_.current for bin_ in feature.bins)
     return feature.effect >= _LARGE_EFFECT and current > reference
+
+
+def _change(answers: Feature) -> str:
+    if answers.reference is not None:
+        return f"another distribution of the {answers.title}: median {answers.reference:.3g} → {answers.current:.3g}"
+    return f"another mix of predicted labels ({_largest_changes(answers)})"
 
 
 def _largest_changes(label: Feature) -> str:

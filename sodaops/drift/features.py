@@ -15,6 +15,8 @@ TITLES = {
     "score": "confidence",
     "embedding": "meaning within a label",
 }
+ANSWERS = ("label", "score")  # unless the task has others
+TEXT = tuple(name for name in TITLES if name not in ANSWERS)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Feature:
 
     name: str
     p: float | None  # None: not logged
-    effect: float | None  # distance of the distributions, in [0, 1]; None for the embedding
+    effect: float | None  # distance of the distributions or largest difference of a rate, in [0, 1]; None for the embedding
     drifted: bool
     reference: Annotated[float | None, Field(alias="before")]  # median; None for labels and the embedding
     current: Annotated[float | None, Field(alias="now")]
@@ -41,4 +43,4 @@ class Feature:
     @property
     def title(self) -> str:
         """The name to show to people."""
-        return TITLES[self.name]
+        return TITLES.get(self.name) or f"predicted {self.name}".replace("_", " ")

@@ -8,15 +8,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sodaops.bundle import layout
 from sodaops.bundle.layout import BundleInfo
 from sodaops.bundle.reference import Descriptors, Reference
 from sodaops.config.schema import DriftConfig
 from sodaops.drift.causes import find_causes
 from sodaops.drift.evidently_report import column_tests
-from sodaops.drift.features import TITLES, Bin, Feature
+from sodaops.drift.features import ANSWERS, TEXT, Bin, Feature
 from sodaops.drift.result import DriftResult, Example
-from sodaops.drift.statistics import EmbeddingTest, embedding_test, ks_distance, total_variation
+from sodaops.drift.statistics import EmbeddingTest, chi_square_p, embedding_test, ks_distance, total_variation
+from sodaops.errors import BundleError
 from sodaops.request_log.window import Window, count_by_bundle
+from sodaops.tasks.base import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +28,7 @@ _MODEL_INDEPENDENT = ("n_chars", "letters", "non_ascii")  # features that are th
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 _N_EXAMPLES = 12
 _N_BINS = 16
+_Sides = tuple[np.ndarray, np.ndarray]  # of the reference and of the current rows
 
 
 def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference, window: Window) -> tuple[DriftResult, Any]:
@@ -43,7 +47,9 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
     own_rows = rows.filter(pc.equal(rows["bundle_id"], info.bundle_id))
     answered = _distinct_texts(own_rows.filter(pc.is_valid(own_rows["label"])))
     # Bonferroni: with k tests at alpha / k, the chance of any false alarm is at most alpha.
-    level = settings.alpha / len(TITLES)
+    task = layout.task_of(info.bundle_id, info)
+    answers = _compared_answers(info, reference, answered, task)
+    level = settings.alpha / (len(TEXT) + len(answers))
     others = {
         bundle_id: _compare_other_bundle(settings, reference, rows.filter(pc.equal(rows["bundle_id"], bundle_id)), level)
         for bundle_id in count_by_bundle(rows)
@@ -57,7 +63,8 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
     features: list[Feature] = []
     embedding, snapshot = None, None
     if len(answered) >= settings.min_rows:  # with fewer, only repeated and empty texts can be judged
-        features, embedding, snapshot = _compare_features(settings, info, reference, answered, level)
+        groups = reference.label_ids, answer_groups(info, answered, task)
+        features, embedding, snapshot = _compare_features(settings, info, reference, answered, answers, groups, level)
     causes = find_causes(settings, features, facts["empty"], facts["repeated"], facts["repeated_text"])
     result = DriftResult(
         judged=True,
@@ -112,31 +119,67 @@ def _distinct_texts(rows: pa.Table) -> pa.Table:
 
 
 def _compare_features(
-    settings: DriftConfig, info: BundleInfo, reference: Reference, rows: pa.Table, level: float
-) -> tuple[list[Feature], EmbeddingTest | None, Any]:
+    settings: DriftConfig, info: BundleInfo, reference: Reference, rows: pa.Table, answers: dict[str, _Sides], groups: _Sides,
+    level: float,
+) -> tuple[list[Feature], EmbeddingTest | None, Any]:  # fmt: skip
     """Tests all features, and returns them with the test of the embeddings and evidently's snapshot."""
-    reference_frame, current_frame = _frames(info, reference, rows)
+    rates = {name: sides for name, sides in answers.items() if sides[0].ndim == 2}
+    reference_frame, current_frame = _frames(reference, rows, {name: answers[name] for name in answers if name not in rates})
     # Logs of earlier versions have no descriptors. These features get no p-value.
     names = [name for name in current_frame.columns if current_frame[name].notna().any()]
-    p_values, snapshot = column_tests(reference_frame[names], current_frame[names], ["label"], level) if names else ({}, None)
+    shares = [name for name in names if name in answers and answers[name][0].dtype.kind != "f"]
+    p_values, snapshot = column_tests(reference_frame[names], current_frame[names], shares, level) if names else ({}, None)
     features = [
         _compare_column(settings, name, reference_frame[name].dropna(), current_frame[name].dropna(), p_values.get(name), level)
         for name in current_frame.columns
     ]
-    embedding = _compare_embeddings(settings, info, reference, rows)
+    features += [_compare_rates(settings, name, info.labels, sides, level) for name, sides in rates.items()]
+    embedding = _compare_embeddings(settings, reference, rows, groups)
     drifted = embedding is not None and embedding.p < level
     features.append(Feature("embedding", embedding and embedding.p, None, drifted, None, None))
     return features, embedding, snapshot
 
 
-def _frames(info: BundleInfo, reference: Reference, rows: pa.Table) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+def _compared_answers(info: BundleInfo, reference: Reference, rows: pa.Table, task: Task) -> dict[str, _Sides]:
+    """The features of the answers.
+
+    A model is more confident on its training texts, so scores, values and rates are compared with those of val only; in place
+    of the other scores and values is NaN.
+    """
+    if not task.keeps_answers:
+        labels = np.array(info.labels, dtype=object)[reference.label_ids], rows["label"].to_numpy()
+        scores = np.where(reference.seen, np.nan, reference.scores.astype(float)), rows["score"].to_numpy().astype(float)
+        return dict(zip(ANSWERS, (labels, scores), strict=True))
+    if reference.answers is None:
+        raise BundleError(f"bundle {info.bundle_id}: {layout.DRIFT} has no answers; `sodaops export` writes it again.")
+    old, new = (task.drift_values(answers, info.labels) for answers in (reference.answers, _logged_answers(info, rows)))
+    for name, values in old.items():
+        if values.dtype.kind == "f":
+            old[name] = np.where(reference.seen, np.nan, values)
+        elif values.ndim == 2:
+            old[name] = values[~reference.seen]
+    return {name: (values, new[name]) for name, values in old.items()}
+
+
+def _logged_answers(info: BundleInfo, rows: pa.Table) -> np.ndarray:
+    """Answers of requests, float32 [n_rows, n_labels]; every log of a task that keeps answers has them."""
+    return np.array(rows["probs"].to_pylist(), np.float32).reshape(len(rows), len(info.labels))
+
+
+def answer_groups(info: BundleInfo, rows: pa.Table, task: Task) -> np.ndarray:
+    """The group of each answered request, int [n_rows], as ``Reference.label_ids`` has them."""
+    if task.keeps_answers:
+        return task.groups(_logged_answers(info, rows))
+    return pc.index_in(rows["label"], pa.array(info.labels)).to_numpy()
+
+
+def _frames(reference: Reference, rows: pa.Table, answers: dict[str, _Sides]) -> list["pd.DataFrame"]:
     """The rows of the reference and those of the window, with the same columns."""
-    reference_frame = _descriptor_frame(reference)
-    reference_frame["label"] = np.array(info.labels, dtype=object)[reference.label_ids]
-    # A model is more confident on its training texts, so scores are compared with those of val only.
-    reference_frame["score"] = np.where(reference.seen, np.nan, reference.scores.astype(float))
-    current_frame = rows.select([*Descriptors._fields, "label", "score"]).to_pandas()
-    return reference_frame, current_frame.astype(dict.fromkeys([*Descriptors._fields, "score"], float))
+    frames = [_descriptor_frame(reference), rows.select(list(Descriptors._fields)).to_pandas().astype(float)]
+    for i, frame in enumerate(frames):
+        for name, sides in answers.items():
+            frame[name] = sides[i]
+    return frames
 
 
 def _descriptor_frame(reference: Reference) -> "pd.DataFrame":
@@ -152,7 +195,7 @@ def _compare_column(
     if p is None:
         return Feature(name, None, None, False, None, None)
     medians: tuple[float | None, float | None] = (None, None)
-    if name == "label":
+    if reference.dtype == object:
         labels = sorted({*reference, *current})
         counts = [np.array([(side == label).sum() for label in labels]) for side in (reference, current)]
         effect = total_variation(*counts)
@@ -162,6 +205,15 @@ def _compare_column(
         effect, bins = ks_distance(*values), _histogram(values)
         medians = float(np.median(values[0])), float(np.median(values[1]))
     return Feature(name, p, effect, p < level and effect >= settings.min_effect, *medians, bins)
+
+
+def _compare_rates(settings: DriftConfig, name: str, labels: list[str], sides: _Sides, level: float) -> Feature:
+    """Compares how often each label is predicted, bool [n, n_labels]: a chi-square test each, with Bonferroni's correction."""
+    counts = [np.stack([side.sum(axis=0), (~side).sum(axis=0)]) for side in sides]  # rows with and without each label
+    p = min(1.0, len(labels) * min(chi_square_p(counts[0][:, i], counts[1][:, i]) for i in range(len(labels))))
+    rates = [side.mean(axis=0) for side in sides]
+    effect = float(np.abs(rates[0] - rates[1]).max())
+    return Feature(name, p, effect, p < level and effect >= settings.min_effect, None, None, _bins(labels, rates))
 
 
 def _histogram(sides: list[np.ndarray]) -> list[Bin]:
@@ -176,18 +228,16 @@ def _bins(starts: list[Any], shares: list[np.ndarray]) -> list[Bin]:
     return [Bin(start, float(old), float(new)) for start, old, new in zip(starts, *shares, strict=True)]
 
 
-def _compare_embeddings(settings: DriftConfig, info: BundleInfo, reference: Reference, rows: pa.Table) -> EmbeddingTest | None:
+def _compare_embeddings(settings: DriftConfig, reference: Reference, rows: pa.Table, groups: _Sides) -> EmbeddingTest | None:
     """Tests the embeddings for drift; None if the log has no sketches, or sketches of another size."""
-    rows = rows.select(["sketch", "label"])
     if not len(rows) or rows["sketch"].null_count:
         return None
     sketches = np.array(rows["sketch"].combine_chunks().flatten()).reshape(len(rows), -1)
     if sketches.shape[1] != reference.sketches.shape[1]:
         return None
-    label_ids = pc.index_in(rows["label"], pa.array(info.labels)).to_numpy()
     val = ~reference.seen  # training texts have other embeddings than new texts from the same source
     return embedding_test(
-        reference.sketches[val].astype(np.float32), sketches, reference.label_ids[val], label_ids, settings.n_permutations
+        reference.sketches[val].astype(np.float32), sketches, groups[0][val], groups[1], settings.n_permutations
     )
 
 

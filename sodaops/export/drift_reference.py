@@ -26,15 +26,16 @@ def make_reference(predictor: Predictor, train: Sequence[str], val: Sequence[str
     places, outputs = zip(*predictor.batches(texts), strict=True)
     order = np.argsort(np.concatenate(places))
     probs, embeddings = (np.concatenate(arrays)[order] for arrays in zip(*outputs, strict=True))
-    axes = _fit_axes(embeddings[seen])
+    axes, groups = _fit_axes(embeddings[seen]), predictor.task.groups(probs)
     return Reference(
         descriptors=np.array([predictor.descriptors(text, predictor.encode(text)) for text in texts], dtype=np.float32),
         seen=seen,
-        label_ids=probs.argmax(1).astype(np.int16),
-        scores=probs.max(1),
+        label_ids=groups.astype(np.int16),
+        scores=np.take_along_axis(probs, groups[:, None], axis=1)[:, 0],
         sketches=axes.sketch(embeddings).astype(np.float16),
         center=axes.center,
         axes=axes.axes,
+        answers=probs if predictor.task.keeps_answers else None,
     )
 
 

@@ -76,7 +76,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     # as FastAPI's docs do
-    app.openapi = lambda: openapi.schema(app, settings, service.models.current.info.labels)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi.schema(app, settings, service.models.current)  # type: ignore[method-assign]
     return app
 
 
@@ -98,7 +98,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         _check_sizes(texts, settings)
         state = request.state
         predictions, info = await service.predict(texts, state.request_id, _disconnection(request.receive), state.began)
-        return [vars(p) for p in predictions], {"bundle_version": info.bundle_id, "request_id": state.request_id}
+        return predictions, {"bundle_version": info.bundle_id, "request_id": state.request_id}
 
     async def predict_text(request: Request, text: str) -> Response:
         (prediction,), ids = await predict_texts(request, [text])
@@ -127,21 +127,20 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
 def _add_explanations(app: FastAPI, service: Service) -> None:
     settings = service.settings
 
-    @app.post("/explain", tags=["predict"], summary="Classify one text, and show the effect of its pieces")
-    async def explain(request: Request, body: schemas.TextRequest) -> schemas.Explanation:
+    @app.post(
+        "/explain", tags=["predict"], summary="Classify one text, and show the effect of its pieces",
+        response_model=schemas.Explanation,
+    )  # fmt: skip
+    async def explain(request: Request, body: schemas.ExplanationRequest) -> Response:
         _check_sizes([body.text], settings)
         state = request.state
         disconnection = _disconnection(request.receive)
-        prediction, pieces, info = await service.explain(body.text, state.request_id, disconnection, state.began)
-        spans = [schemas.Span(text=text, effect=effect) for text, effect in pieces]
-        ids = {"bundle_version": info.bundle_id, "request_id": state.request_id}
-        return schemas.Explanation(**vars(prediction), spans=spans, **ids)
+        prediction, pieces, info = await service.explain(body.text, body.label, state.request_id, disconnection, state.began)
+        spans = [{"text": text, "effect": effect} for text, effect in pieces]
+        return _json({**prediction, "bundle_version": info.bundle_id, "request_id": state.request_id, "spans": spans})
 
     @app.post("/feedback", tags=["predict"], summary="Correct or confirm a prediction")
     async def feedback(request: Request, body: schemas.FeedbackRequest) -> schemas.FeedbackResponse:
-        if body.label not in service.models.current.info.labels:
-            labels = ", ".join(service.models.current.info.labels)
-            raise HTTPException(422, f"label: not a label of the bundle; it has {labels}")
         client = client_of(request.client.host) if request.client else ""
         await service.store_feedback(body.request_id, body.place, body.label, client)
         return schemas.FeedbackResponse(noted=True)

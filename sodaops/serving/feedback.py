@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
@@ -22,20 +21,14 @@ class Feedback:
     that names ten requests that never were may name one per second.
 
     Args:
-        store: folder of the annotation store; created if missing.
-        labels: of the bundle.
+        store: the annotation store.
         journal: folder of the request log's journal; None without a request log.
         request_log: folder or gs:// of its parts.
         search_s: seconds in which the parts are searched.
-
-    Raises:
-        DataError: the store has other labels.
     """
 
-    def __init__(
-        self, store: str, labels: Sequence[str], journal: Path | None, request_log: str | None, search_s: float
-    ) -> None:
-        self._store = Store.create(store, labels)
+    def __init__(self, store: Store, journal: Path | None, request_log: str | None, search_s: float) -> None:
+        self._store = store
         self._journal, self._request_log, self._search_s = journal, request_log, search_s
         self._n_texts: dict[str, int] = {}  # of the last requests, the oldest first
         self._unknown, self._one_search = Attempts(), asyncio.Lock()

@@ -1,13 +1,14 @@
 """The OpenAPI schema of the predictor: FastAPI's, with limits, labels, errors and keys that routes do not declare."""
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
 
+from sodaops.inference.predictor import Predictor
 from sodaops.serving import schemas
 from sodaops.serving.settings import ServeSettings
 from sodaops.web.guard import OPEN
@@ -18,13 +19,16 @@ _ERRORS[422] = "The request does not match this schema, or nothing is left of a 
 _NOT_EMPTY = r"[^\s\x00-\x1f\x7f-\x9f\u200b\u2060\ufeff]"
 
 
-def schema(app: FastAPI, settings: ServeSettings, labels: Sequence[str]) -> dict[str, Any]:
-    """The schema, made once for each list of labels.
+_ANSWERS = ("LabelResponse", "TextResponse", "Explanation")
+
+
+def schema(app: FastAPI, settings: ServeSettings, predictor: Predictor) -> dict[str, Any]:
+    """The schema, with the fields of the bundle's predictions.
 
     Args:
         app: the application with its routes.
         settings: its limits and keys.
-        labels: of the bundle in use.
+        predictor: of the bundle in use.
     """
     document = app.openapi_schema
     if document is None:
@@ -33,8 +37,29 @@ def schema(app: FastAPI, settings: ServeSettings, labels: Sequence[str]) -> dict
         )
         _add_limits(document, settings)
         _add_errors_and_keys(document, bool(settings.api_keys))
-    document["components"]["schemas"]["FeedbackRequest"]["properties"]["label"]["enum"] = list(labels)
-    return document
+    parts, labels = document["components"]["schemas"], predictor.info.labels
+    answer = TypeAdapter(predictor.task.prediction_class).json_schema()
+    changed = {name: _with_answer(parts[name], answer) for name in _ANSWERS}
+    feedback = parts["FeedbackRequest"]
+    label = _answer_type(predictor.task.question, labels) | feedback["properties"]["label"]
+    changed["FeedbackRequest"] = feedback | {"properties": {**feedback["properties"], "label": label}}
+    return document | {"components": document["components"] | {"schemas": parts | changed}}
+
+
+def _with_answer(response: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    own = {name: response.get(name, kind()) for name, kind in (("properties", dict), ("required", list))}
+    return response | {
+        "properties": answer["properties"] | own["properties"], "required": [*answer.get("required", []), *own["required"]],
+    }  # fmt: skip
+
+
+def _answer_type(question: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    """The JSON schema of a person's answer."""
+    if question["kind"] == "number":
+        limits = {"minimum": question.get("min"), "maximum": question.get("max")}
+        return {"type": "number", **{name: limit for name, limit in limits.items() if limit is not None}}
+    label = {"type": "string", "enum": list(labels)}
+    return label if question["kind"] == "choice" else {"type": "array", "items": label, "uniqueItems": True}
 
 
 def _add_limits(document: dict[str, Any], settings: ServeSettings) -> None:
@@ -43,7 +68,8 @@ def _add_limits(document: dict[str, Any], settings: ServeSettings) -> None:
     texts = parts["BatchRequest"]["properties"]["texts"]
     texts["maxItems"] = settings.max_request_texts
     (query,) = document["paths"]["/predict"]["get"]["parameters"]
-    for place in (parts["TextRequest"]["properties"]["text"], texts["items"], query["schema"]):
+    requests = [parts[name]["properties"]["text"] for name in ("TextRequest", "ExplanationRequest")]
+    for place in (*requests, texts["items"], query["schema"]):
         place.update(text)
 
 

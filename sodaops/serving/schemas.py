@@ -4,9 +4,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
-Label = Annotated[str, Field(examples=["positive"])]
-Probability = Annotated[float, Field(ge=0, le=1.0001, examples=[0.93])]
-
 QUERY: list[dict[str, Any]] = [  # of GET /predict
     {
         "name": "text", "in": "query", "required": True, "schema": {"type": "string"}, "example": "I love this",
@@ -32,6 +29,14 @@ class TextRequest(_Request):
     text: Annotated[str, Field(description="raw; the bundle's own cleaning is applied", examples=["I love this"])]
 
 
+class ExplanationRequest(TextRequest):
+    """One text, and what is explained."""
+
+    label: Annotated[
+        str | None, Field(description="the label whose probability is explained; by default that of the answer")
+    ] = None
+
+
 class BatchRequest(_Request):
     """Several texts."""
 
@@ -39,10 +44,10 @@ class BatchRequest(_Request):
 
 
 class FeedbackRequest(_Request):
-    """The right label of a text that was answered."""
+    """The right answer for a text: its label; or a list of labels, or a number, if the bundle predicts that."""
 
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the response", examples=["a1b2c3"])]
-    label: Annotated[str, Field(description="one of the bundle's labels", examples=["negative"])]
+    label: Annotated[Any, Field(description="one of the bundle's labels", examples=["negative"])]
     place: Annotated[
         int,
         Field(ge=0, le=1_000_000, description="position of the text in its request, from 0"),
@@ -57,11 +62,7 @@ class FeedbackResponse(BaseModel):
 
 
 class LabelResponse(BaseModel):
-    """The most probable label, and the probabilities of all labels."""
-
-    label: Label
-    score: Annotated[Probability, Field(description="probability of the label")]
-    probs: Annotated[dict[str, float], Field(description="label -> probability, in label order")]
+    """The prediction for one text. Its fields are those of the bundle's task."""
 
 
 class TextResponse(LabelResponse):
@@ -83,7 +84,7 @@ class Span(BaseModel):
     """A piece of the text, and its effect."""
 
     text: str
-    effect: Annotated[float, Field(description="how much less probable the label is without this piece; in [-1, 1]")]
+    effect: Annotated[float, Field(description="how much lower the probability of the label, or the value, is without it")]
 
 
 class Explanation(TextResponse):

@@ -16,8 +16,8 @@ import numpy as np
 from starlette.exceptions import HTTPException
 
 from sodaops.bundle.layout import BundleInfo
-from sodaops.errors import ConfigError, StorageError
-from sodaops.inference.predictor import Prediction, Predictor
+from sodaops.errors import ConfigError, DataError, StorageError
+from sodaops.inference.predictor import Predictor
 from sodaops.request_log.journal import Journal
 from sodaops.serving.batcher import INLINE_CHARS, Batcher, EmptyText, ModelOutput, Prepared
 from sodaops.serving.metrics import Metrics
@@ -58,7 +58,7 @@ class Service:
         self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
         self.latencies_ms: deque[float] = deque(maxlen=500)
         self.journal = _open_journal(settings, self.metrics)
-        self._feedback = _open_feedback(settings, self.models.current.info.labels)
+        self._feedback = _open_feedback(settings, self.models.current)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -78,8 +78,8 @@ class Service:
 
     async def predict(
         self, texts: Sequence[str], request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
-    ) -> tuple[list[Prediction], BundleInfo]:
-        """Predicts the labels of a request's texts. The predictions are in the journal when this returns.
+    ) -> tuple[list[dict[str, Any]], BundleInfo]:
+        """Predicts a request's texts. The predictions are in the journal when this returns.
 
         Args:
             texts: raw.
@@ -88,7 +88,7 @@ class Service:
             began: ``time.perf_counter()`` at the start of the request.
 
         Returns:
-            A prediction for each text, and the bundle that made them.
+            The fields of a prediction for each text, and the bundle that made them.
 
         Raises:
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
@@ -103,23 +103,30 @@ class Service:
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         predictions = [predictor.prediction(output.probs) for output in outputs]
         await self._record(predictor, texts, prepared, predictions, outputs, request_id, began)
-        return predictions, predictor.info
+        return [vars(prediction) for prediction in predictions], predictor.info
 
     async def explain(
-        self, text: str, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
-    ) -> tuple[Prediction, list[tuple[str, float]], BundleInfo]:
-        """Predicts the label of a text and explains it by occlusion.
+        self, text: str, label: str | None, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
+    ) -> tuple[dict[str, Any], list[tuple[str, float]], BundleInfo]:
+        """Predicts a text and explains the prediction by occlusion.
 
-        The effect of a piece is the label's probability with the piece minus that without it. A piece is one word, or several
-        words if the text has more than 32.
+        The effect of a piece is the label's probability, or the value, with the piece minus that without it. A piece is one
+        word, or several words if the text has more than 32.
+
+        Args:
+            text: raw.
+            label: whose probability is explained; None: that of the prediction.
+            request_id: as for :meth:`predict`, like ``disconnected`` and ``began``.
 
         Returns:
-            The prediction, each piece with its effect, and the bundle.
+            The fields of the prediction, each piece with its effect, and the bundle.
 
         Raises:
+            HTTPException: the bundle has no such label.
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
         predictor = self.models.current
+        check_label(label, predictor.info.labels)
         cleaned = (await self._prepare(predictor, [text], began)).cleaned[0]
         # Pieces of about equal length, as many as the queue can hold; piece i is words[bounds[i]:bounds[i + 1]].
         words = re.findall(r"\S+\s*", cleaned)
@@ -132,20 +139,27 @@ class Service:
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         prediction = predictor.prediction(outputs[0].probs)
         await self._record(predictor, [text], prepared, [prediction], outputs[:1], request_id, began)
-        label_index = predictor.info.labels.index(prediction.label)
-        probs = np.array([output.probs[label_index] for output in outputs], dtype=float)
-        return prediction, list(zip(pieces, (probs[0] - probs[1:]).tolist(), strict=True)), predictor.info
+        labels = predictor.info.labels
+        column = predictor.task.explained(prediction, labels) if label is None else labels.index(label)
+        probs = np.array([output.probs[column] for output in outputs], dtype=float)
+        return vars(prediction), list(zip(pieces, (probs[0] - probs[1:]).tolist(), strict=True)), predictor.info
 
-    async def store_feedback(self, request_id: str, place: int, label: str, client: str) -> None:
-        """Stores the correct label of an answered text; :meth:`Feedback.add` lists what else it raises.
+    async def store_feedback(self, request_id: str, place: int, answer: object, client: str) -> None:
+        """Stores the correct answer for an answered text; :meth:`Feedback.add` lists what else it raises.
 
         Raises:
+            HTTPException: it is no answer of the task.
             ConfigError: no annotation store is configured.
         """
+        predictor = self.models.current
+        try:
+            label = predictor.task.check_answer(answer, predictor.info.labels)
+        except DataError as error:
+            raise HTTPException(422, str(error)) from None
         if self._feedback is None:
             raise ConfigError("feedback is off; set SODAOPS_FEEDBACK_STORE to the folder of an annotation store.")
         await self._feedback.add(request_id, place, label, client)
-        self.metrics.feedback.labels(label).inc()
+        self.metrics.feedback.labels(label if label in predictor.info.labels else "").inc()
 
     async def _prepare(self, predictor: Predictor, texts: Sequence[str], began: float, cleaned: bool = False) -> Prepared:
         try:
@@ -182,13 +196,15 @@ class Service:
                 watch.cancel()
 
     async def _record(
-        self, predictor: Predictor, texts: Sequence[str], prepared: Prepared, predictions: Sequence[Prediction],
+        self, predictor: Predictor, texts: Sequence[str], prepared: Prepared, predictions: Sequence[Any],
         outputs: Sequence[ModelOutput], request_id: str, began: float,
     ) -> None:  # fmt: skip
         """Updates the metrics, and writes one row for each text to the journal."""
-        for prediction in predictions:
-            self.metrics.predicted(prediction.label).inc()
-            self.metrics.confidence.observe(prediction.score)
+        for labels, confidence in map(predictor.task.counted, predictions):
+            for label in labels:
+                self.metrics.predicted(label).inc()
+            if confidence is not None:
+                self.metrics.confidence.observe(confidence)
         self.latencies_ms.append(1000 * (time.perf_counter() - began))
         if self._feedback:
             self._feedback.remember(request_id, len(texts))
@@ -199,14 +215,14 @@ class Service:
         self._append_to_journal(predictor, build() if is_short else await asyncio.to_thread(build), request_id, began)
 
     def _build_rows(
-        self, predictor: Predictor, texts: Sequence[str], prepared: Prepared, predictions: Sequence[Prediction],
+        self, predictor: Predictor, texts: Sequence[str], prepared: Prepared, predictions: Sequence[Any],
         outputs: Sequence[ModelOutput],
     ) -> list[dict[str, Any]]:  # fmt: skip
         return [
             {
                 "place": place,
                 "text": self._loggable(texts[place]),
-                **prediction_fields(predictor, prepared.cleaned[place], prepared.rows[place], prediction, output.sketch),
+                **prediction_fields(predictor, prepared.cleaned[place], prepared.rows[place], prediction, output),
             }
             for place, (prediction, output) in enumerate(zip(predictions, outputs, strict=True))
         ]
@@ -236,7 +252,7 @@ class Service:
 
 
 def prediction_fields(
-    predictor: Predictor, cleaned: str, row: np.ndarray, prediction: Prediction, sketch: np.ndarray | None
+    predictor: Predictor, cleaned: str, row: np.ndarray, prediction: Any, output: ModelOutput
 ) -> dict[str, Any]:
     """Columns of the request log for one answered text, without the text itself.
 
@@ -245,15 +261,16 @@ def prediction_fields(
         cleaned: the cleaned text.
         row: its token ids, int64 [n_tokens].
         prediction: its prediction.
-        sketch: the sketch of its embedding, float32 [n_axes]; None for a bundle without a drift reference.
+        output: from which it was made; without a sketch for a bundle without a drift reference.
     """
+    label, score = predictor.task.logged(prediction)
     return {
-        "label": prediction.label,
-        "score": prediction.score,
-        "probs": list(prediction.probs.values()),
+        "label": label,
+        "score": score,
+        "probs": output.probs.tolist(),
         "n_tokens": len(row),
         "text_sha256": hashlib.sha256(cleaned.encode()).hexdigest(),
-        "sketch": None if sketch is None else np.round(sketch, 3).tolist(),
+        "sketch": None if output.sketch is None else np.round(output.sketch, 3).tolist(),
         **predictor.descriptors(cleaned, row)._asdict(),
     }
 
@@ -274,12 +291,20 @@ async def _fail_if_abandoned(
         outputs.set_exception(error)
 
 
-def _open_feedback(settings: ServeSettings, labels: Sequence[str]) -> "Feedback | None":
+def check_label(label: str | None, labels: Sequence[str]) -> None:
+    """Refuses a request for a label that the bundle does not have (422)."""
+    if label is not None and label not in labels:
+        raise HTTPException(422, f"label: not a label of the bundle; it has {', '.join(labels)}")
+
+
+def _open_feedback(settings: ServeSettings, predictor: Predictor) -> "Feedback | None":
     if settings.feedback_store is None:
         return None
-    from sodaops.serving.feedback import Feedback  # imported only if feedback is on
+    from sodaops.annotation.store import Store  # imported only if feedback is on
+    from sodaops.serving.feedback import Feedback
 
-    return Feedback(settings.feedback_store, labels, settings.journal, settings.request_log, settings.deadline_s)
+    store = Store.create(settings.feedback_store, predictor.info.labels, predictor.task)
+    return Feedback(store, settings.journal, settings.request_log, settings.deadline_s)
 
 
 def _open_journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:

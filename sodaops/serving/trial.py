@@ -33,8 +33,8 @@ def load(path: str | Path, variant: str | None) -> Predictor:
     shape = (2, len(predictor.info.labels))
     with parsing(f"{path}: {predictor.info.bundle_id} on a test text"):
         probs = predictor.run([predictor.encode(predictor.clean(text)) for text in ("a word", "word " * 20)]).probs
-        if probs.shape != shape or not (abs(probs.sum(axis=1) - 1) < 1e-3).all():
-            raise ValueError(f"the output is not probabilities of shape {shape}; it has shape {probs.shape}")
+        if probs.shape != shape or not predictor.task.is_valid(probs):
+            raise ValueError(f"the output is no answer of shape {shape} for the task; it has shape {probs.shape}")
     return predictor
 
 

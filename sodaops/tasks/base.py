@@ -20,6 +20,7 @@ import numpy as np
 from sodaops.config.schema import BUILT_IN_METRICS, Config, DataConfig, EvaluateConfig, OptimConfig
 from sodaops.errors import ConfigError, DataError, nearest
 from sodaops.tasks.metrics import bootstrap_rows
+from sodaops.tasks.operation import Operation, Prediction
 
 if TYPE_CHECKING:
     import pyarrow as pa  # a service has no pyarrow in its process
@@ -36,15 +37,6 @@ class Targets(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The prediction for one text."""
-
-    label: str
-    score: float  # probability of the label, in [0, 1]
-    probs: dict[str, float]  # label -> probability, in label order
-
-
-@dataclass(frozen=True)
 class Metric:
     """A number of :meth:`Task.measure` that reports show.
 
@@ -57,7 +49,7 @@ class Metric:
     note: str = ""  # what it means, in a few words
 
 
-class Task:
+class Task(Operation):
     """The protocol, and what most tasks share. A task is immutable, and its arguments are JSON values."""
 
     name: ClassVar[str]
@@ -182,8 +174,8 @@ class Task:
         """What the metrics of :meth:`val_metrics` compare with the truth, from a tensor of probs."""
         return probs
 
-    def prediction(self, row: Sequence[float], labels: Sequence[str]) -> Prediction:
-        """The prediction from one row of ``probs``, a list of floats."""
+    def prediction(self, row: Sequence[float], labels: Sequence[str]) -> Any:
+        """The prediction from one row of ``probs``, a list of floats; see :attr:`prediction_class`."""
         raise NotImplementedError
 
     def columns(self, probs: np.ndarray, labels: Sequence[str]) -> "dict[str, pa.Array]":
@@ -273,36 +265,3 @@ class Task:
     def meets(self, prediction: Prediction, expected: str) -> bool:
         """Whether a prediction is as a behavioural test expects: a label or "not LABEL"."""
         return (prediction.label == expected.removeprefix("not ")) != expected.startswith("not ")
-
-    # Monitoring and annotation
-
-    keeps_answers: ClassVar[bool] = False  # whether drift.npz has ``probs`` of its rows, besides label_ids and scores
-
-    def drift_values(self, probs: np.ndarray, labels: Sequence[str]) -> dict[str, np.ndarray]:
-        """The features of answers that drift detection compares: str [n] (shares), float [n], or bool [n, n_labels] (rates)."""
-        raise NotImplementedError
-
-    def logged(self, prediction: Prediction) -> tuple[str, float]:
-        """The columns ``label`` and ``score`` of the request log."""
-        return prediction.label, prediction.score
-
-    def uncertainty(self, probs: np.ndarray) -> np.ndarray:
-        """How uncertain the model is of each row, float [n]; only the order counts."""
-        raise NotImplementedError
-
-    @property
-    def question(self) -> dict[str, Any]:
-        """What the annotation page asks: ``kind`` is choice, choices or number, with ``min`` and ``max`` of a number."""
-        return {"kind": "choice"}
-
-    def check_answer(self, answer: object, labels: Sequence[str]) -> str:
-        """A person's answer as the store keeps it, which is also the cell that ``annotate merge`` writes.
-
-        Raises:
-            DataError: not an answer to the question.
-        """
-        raise NotImplementedError
-
-    def merged(self, answers: Sequence[str]) -> str | None:
-        """The answer of several people; None without agreement."""
-        raise NotImplementedError

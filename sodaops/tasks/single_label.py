@@ -208,9 +208,17 @@ class SingleLabel(Task):
 
     # Monitoring and annotation
 
+    def groups(self, probs: np.ndarray) -> np.ndarray:
+        return self.decide(probs)
+
+    def uncertainty(self, probs: np.ndarray) -> np.ndarray:
+        """Minus the difference of the two highest probabilities."""
+        ordered = np.sort(probs, axis=1)
+        return ordered[:, -2] - ordered[:, -1]
+
     def check_answer(self, answer: object, labels: Sequence[str]) -> str:
         if answer not in labels:
-            raise DataError(f"label={answer!r}; expected one of {some(labels, 20)}{nearest(answer, labels)}.")
+            raise DataError(f"label={repr(answer)[:80]}; expected one of {some(labels, 20)}{nearest(answer, labels)}.")
         return str(answer)
 
 

@@ -10,11 +10,12 @@ from pydantic_settings import BaseSettings, NoDecode
 from pydantic_settings.exceptions import SettingsError
 
 from sodaops.errors import ConfigError, nearest, some
+from sodaops.tasks.make import VARIABLE as TASKS
 from sodaops.text import cleaning
 
 PREFIX = "SODAOPS_"
 _KEYS = ("api_keys", "admin_keys")  # of every service, under PREFIX
-_READ_ELSEWHERE = ("SODAOPS_TRACEBACK", "SODAOPS_DRIFT_", "SODAOPS_ANNOTATE_", "SODAOPS_ALERT_", cleaning.VARIABLE)
+_READ_ELSEWHERE = ("SODAOPS_TRACEBACK", "SODAOPS_DRIFT_", "SODAOPS_ANNOTATE_", "SODAOPS_ALERT_", cleaning.VARIABLE, TASKS)
 Keys = Annotated[list[SecretStr], NoDecode]
 
 

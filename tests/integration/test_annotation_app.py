@@ -41,7 +41,7 @@ def test_a_session_of_answers_skip_and_undo(folder, caplog):
     first = client.get("/api/next", params={"annotator": "ann"}).json()
     assert first == {
         "task": {"task": names[0], "text": "text 0"}, "labels": LABELS, "n_tasks": 3, "n_answered": 0, "n_labelled": 0,
-        "n_skipped": 0, "agreements": [],
+        "n_skipped": 0, "agreements": [], "question": {"kind": "choice"},
     }  # fmt: skip
     second = client.post("/api/answer", json=body(names[0], "neutral")).json()
     assert (second["task"]["text"], second["n_labelled"], second["n_answered"]) == ("text 1", 1, 1)
@@ -73,7 +73,7 @@ def test_answers_that_are_not_valid(folder):
     (one,) = store_of(folder, 1).state().tasks
     client = testclient.TestClient(annotation_app.create_annotation_app(folder))
     for changes, named in [
-        ({"label": "positve"}, "label='positve'"), ({"label": 1}, "body.label"),
+        ({"label": "positve"}, "label='positve'"), ({"label": 1}, "label=1"), ({"label": {}}, "body.label"),
         ({"task": "0" * 16}, "task='0000000000000000'"),
         ({"annotator": "  "}, "annotator="), ({"session": "../../x"}, "session="), ({"more": 1}, "body.more"),
     ]:  # fmt: skip

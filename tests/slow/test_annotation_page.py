@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 
 from sodaops.annotation.store import Store
 from tests.annotation import LABELS, Server, store_of, task
+from tests.other_tasks import Stars, Tags
 
 SIZES = pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (390, "dark")])
 LONG = (
@@ -184,3 +185,32 @@ def test_a_deleted_task_is_reported_and_passed_over(browser, tmp_path):
         ann.page.click("#retry")
         ann.sees("#text", "text 1")
         ann.close()
+
+
+@SIZES
+@pytest.mark.parametrize(
+    ("kind", "labels", "keys", "answers"),
+    [
+        (Tags, ["a", "b", "c"], [["1", "3", "Enter"], ["2", "2", "1", "Enter"], ["0"], ["s"]], ["a|c", "a", "", None]),
+        (Stars, ["stars"], [["3", ".", "5", "Enter"], ["0", "Enter"], ["9", "Enter", "Backspace", "5", "Enter"], ["s"]],
+         ["3.5", "0", "5", None]),
+    ],
+    ids=["several labels", "a number"],
+)  # fmt: skip
+def test_other_questions_by_keyboard(browser, monkeypatch, width, scheme, kind, labels, keys, answers, tmp_path):
+    monkeypatch.setenv("SODAOPS_TASKS", "tests.other_tasks.Tags,tests.other_tasks.Stars")
+    store = Store.create(tmp_path / "store", labels, kind())
+    store.add_tasks("some", map(task, "abcd"))
+    with Server(tmp_path / "store") as server:
+        ann = Annotator(browser, server.url, "ann", width, scheme)
+        for n, typed in enumerate(keys, 1):
+            expect(ann.page.locator("#skip")).to_be_enabled()
+            for key in typed:
+                ann.page.keyboard.press(key)
+            expect(ann.page.locator("#track")).to_have_attribute("aria-valuenow", str(n))
+        assert ann.fits()
+        ann.page.screenshot(path=tmp_path / f"{kind.__name__}-{width}.png", full_page=True)
+        ann.finished()
+        ann.close()
+        assert not ann.messages
+    assert [given["ann"] for given in store.state().answers.values()] == answers

@@ -71,7 +71,7 @@ def test_an_export_to_another_format(store):
 
 def test_a_labeling_config_of_odd_and_many_labels():
     labels = ['<a> & "b"', *(str(n) for n in range(10))]
-    choices = list(ET.fromstring(labeling_config(labels)).iter("Choice"))
+    choices = list(ET.fromstring(labeling_config(labels, {"kind": "choice"})).iter("Choice"))
     assert [one.get("value") for one in choices] == labels
     assert [one.get("hotkey") for one in choices] == [*map(str, range(1, 10)), None, None]
 

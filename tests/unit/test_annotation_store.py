@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sodaops.annotation.agreement import cohen_kappa, majority_label, raw_agreement
 from sodaops.annotation.state import SKIP
 from sodaops.annotation.store import Store
 from sodaops.errors import DataError, StorageError
+from sodaops.tasks.agreement import cohen_kappa, majority_label, raw_agreement
 from tests.annotation import CODE, LABELS, store_of, task
 from tests.conftest import REPO, file_size_limit
 

@@ -16,8 +16,8 @@ LIGHT = {
     ): (),
     "sodaops.serving.app, sodaops.serving.__main__": ("pyarrow", "onnx", "pandas", "fsspec", "omegaconf", "jinja2"),
     "sodaops.inference.predictor": ("pyarrow", "onnx", "fastapi"),
-    "sodaops.annotation.store, sodaops.annotation.agreement, sodaops.annotation.exchange": (
-        "pyarrow", "onnx", "onnxruntime", "fastapi", "numpy",
+    "sodaops.annotation.store, sodaops.annotation.exchange": (
+        "pyarrow", "onnx", "onnxruntime", "fastapi",
     ),
 }  # fmt: skip
 

@@ -1,16 +1,18 @@
 """Measures of the agreement between annotators."""
 
+import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 Pair = tuple[str, str]
 
 
-def raw_agreement(pairs: Sequence[Pair]) -> float | None:
+def raw_agreement(pairs: Sequence[Pair], agree: Callable[[str, str], bool] = operator.eq) -> float | None:
     """The share of items to which two annotators gave the same label.
 
     Args:
         pairs: for each item that both labelled, their two labels.
+        agree: whether two labels count as the same.
 
     Returns:
         A fraction in [0, 1]; None without items.
@@ -18,7 +20,7 @@ def raw_agreement(pairs: Sequence[Pair]) -> float | None:
     >>> raw_agreement([("good", "good"), ("good", "bad"), ("bad", "bad"), ("bad", "bad")])
     0.75
     """
-    return sum(one == other for one, other in pairs) / len(pairs) if pairs else None
+    return sum(agree(one, other) for one, other in pairs) / len(pairs) if pairs else None
 
 
 def cohen_kappa(pairs: Sequence[Pair]) -> float | None:
@@ -63,5 +65,5 @@ def majority_label(labels: Sequence[str]) -> str | None:
     >>> majority_label(["good", "bad"]) is None
     True
     """
-    first, *rest = Counter(labels).most_common(2) or [(None, 0)]
-    return None if rest and rest[0][1] == first[1] else first[0]
+    first, *rest = Counter(labels).most_common(2) or [("", 0)]
+    return None if not labels or (rest and rest[0][1] == first[1]) else first[0]
