@@ -67,6 +67,7 @@ def test_dvc_composes_the_name_too(tmp_path):
     assert compose.load_params(tmp_path / "params.yaml").data.name == "reviews"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group", ["data", "model", "head", "loss", "optim", "trainer", "logger", "experiment", "debug", "evaluate"]
 )

@@ -262,6 +262,7 @@ def test_bad_configuration(run):
     assert configured("export.variants=[]", "evaluate.split=none").export.variants == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "written"), [(0.02, True), (-0.0049, True), (-0.0051, False)])
 def test_int8_may_gain_but_not_lose_much(bundle, exporting, trained, monkeypatch, change, written):
     gate = exporting.Gate(macro_f1=0.8, macro_f1_change=change, agreement=0.99, mean_gap=0.001, max_gap=1e-5, n_texts=10)
