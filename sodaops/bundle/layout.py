@@ -38,6 +38,7 @@ from sodaops.bundle.files import FIX, open_regular, parse_json, parsing, printab
 from sodaops.config.sections import Cleaning
 from sodaops.errors import BundleError, ConfigError, some
 from sodaops.io import storage
+from sodaops.text.limit import Limit
 
 INFO = "bundle.json"
 WEIGHTS = "model.safetensors"
@@ -99,6 +100,13 @@ class BundleInfo:
     bundle_id: str  # hash of these hashes and of the fields that change a prediction
     onnx: dict[str, dict[str, int | _Number]] = Field(default_factory=dict)  # variant -> opset, and measured by its check
     format: int = FORMAT
+    stride: Annotated[int, Field(ge=0, lt=2**20)] = 0  # as in Limit; older bundles lack it and the next
+    max_windows: Annotated[int, Field(ge=1, le=2**20)] | None = None
+
+    @property
+    def limit(self) -> Limit:
+        """How much of a text is read."""
+        return Limit(self.max_tokens, self.stride, self.max_windows)
 
     @property
     def default_variant(self) -> str | None:
@@ -221,7 +229,10 @@ def read_config(path: str | Path, info: BundleInfo) -> dict[str, Any]:
 
 
 def _settings(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
+    settings = {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
+    if fields.get("max_windows") is not None:
+        settings |= {key: fields[key] for key in ("stride", "max_windows")}
+    return settings
 
 
 def check_splits(info: BundleInfo, manifest: Mapping[str, Any], splits_dir: Path) -> None:

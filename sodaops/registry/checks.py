@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sodaops.config.schema import GateConfig
+from sodaops.data.tokens import batch_inputs
 from sodaops.evaluation import metrics
 from sodaops.inference.predictor import Predictor
 
@@ -121,9 +122,10 @@ def check_parity(bundle: Path, texts: Sequence[str], ceiling: float) -> Verdict:
     gaps = []
     for text in [texts[i] for i in np.linspace(0, len(texts) - 1, min(_N_PARITY, len(texts))).astype(int)]:
         row = onnx.encode(text)
-        ids = torch.from_numpy(row[None])
+        inputs = batch_inputs([row], onnx.info.pad_token_id, onnx.info.limit)
         with torch.inference_mode():
-            expected = torch.softmax(loaded.model(ids, torch.ones_like(ids)).logits, dim=-1).numpy()
+            logits = loaded.model(**{name: torch.from_numpy(x) for name, x in inputs.items()}).logits
+            expected = torch.softmax(logits, dim=-1).numpy()
         gaps.append(float(np.abs(onnx.run([row]).probs - expected).max()))
     text = f"ONNX float32 and torch differ by at most {max(gaps):.1e} in a probability, on {len(gaps)} texts"
     accept = f"registry.gate.max_gap={min(1.1 * max(gaps), 1):.1e}"

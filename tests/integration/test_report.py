@@ -145,7 +145,7 @@ def test_warnings_in_words(matrix, baselines, named):
         part in text for text, parts in zip(warnings, named, strict=True) for part in parts
     )
     (cut,) = set(quality_warnings({**measured, "cut_share": 0.051}, others, matrix, labels, "test")) - set(warnings)
-    assert "5.1%" in cut and "model.max_tokens" in cut
+    assert "5.1%" in cut and "model.max_tokens" in cut and "model.long_texts=windows" in cut
     assert "better" not in "".join(quality_warnings(measured, others, matrix, labels, "train")), "baselines were fitted on it"
 
 
