@@ -35,7 +35,7 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
         "",
         "## Inference",
         "",
-        f"- cleaning `{info.cleaning}`, at most {info.max_tokens} tokens, {info.pooling} pooling",
+        f"- cleaning `{info.cleaning}`, at most {info.limit}, {info.pooling} pooling",
     ]
     for variant, gate in info.onnx.items():
         serves = " (default)" if variant == info.default_variant else ""

@@ -40,6 +40,7 @@ from sodaops.errors import BundleError, ConfigError, some
 from sodaops.io import storage
 from sodaops.tasks.base import Task
 from sodaops.tasks.make import GROUP, VARIABLE, is_allowed, make_task
+from sodaops.text.limit import Limit
 
 INFO = "bundle.json"
 WEIGHTS = "model.safetensors"
@@ -102,6 +103,13 @@ class BundleInfo:
     onnx: dict[str, dict[str, int | _Number]] = Field(default_factory=dict)  # variant -> opset, and measured by its check
     task: dict[str, Any] = Field(default_factory=dict)  # its section and parameters; none: one label per text
     format: int = FORMAT
+    stride: Annotated[int, Field(ge=0, lt=2**20)] = 0  # as in Limit; older bundles lack it and the next
+    max_windows: Annotated[int, Field(ge=1, le=2**20)] | None = None
+
+    @property
+    def limit(self) -> Limit:
+        """How much of a text is read."""
+        return Limit(self.max_tokens, self.stride, self.max_windows)
 
     @property
     def default_variant(self) -> str | None:
@@ -244,6 +252,8 @@ def read_config(path: str | Path, info: BundleInfo) -> dict[str, Any]:
 
 def _settings(fields: dict[str, Any]) -> dict[str, Any]:
     settings = {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
+    if fields.get("max_windows") is not None:
+        settings |= {key: fields[key] for key in ("stride", "max_windows")}
     return settings | ({"task": fields["task"]} if fields.get("task") else {})
 
 

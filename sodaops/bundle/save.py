@@ -87,7 +87,7 @@ def save_bundle(
             labels=manifest["labels"],
             task=task.section(),
             cleaning=config.data.cleaning,
-            max_tokens=config.model.max_tokens,
+            **config.model.limit._asdict(),
             pooling=config.model.pooling,
             pad_token_id=pad_token_id,
             metrics={split: {name: x for name, x in of.items() if math.isfinite(x)} for split, of in metrics.items()},

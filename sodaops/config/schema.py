@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from sodaops.config.alerts import AlertsConfig
 from sodaops.config.extensions import Extension
+from sodaops.config.model import ModelConfig
 from sodaops.config.sections import (
     Cleaning,
     Count,
@@ -85,19 +86,6 @@ class DataConfig(Section):
         if self.source is not None:
             return {"all": f"data.source={self.source['_target_']}"}
         return {"all": self.path} if self.path is not None else self.files.model_dump()
-
-
-class ModelConfig(Section):
-    """The pretrained encoder (conf/model)."""
-
-    name_or_path: str = Field(description="a folder, a hub name, or package:NAME for weights inside a Python package")
-    revision: str | None = Field(description="commit or tag of a hub model")
-    random_weights: bool = Field(description="architecture and tokenizer only, weights drawn at random (for tests)")
-    overrides: dict[str, Any] | None = Field(description="changes to the encoder's own configuration")
-    encoder: Extension | None = Field(None, description="an encoder class of your own, with the tokenizer of name_or_path")
-    pooling: Literal["mean", "cls"]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    max_tokens: Annotated[int, Field(ge=3)] = Field(description="longer texts are cut")
 
 
 class OptimConfig(Section):

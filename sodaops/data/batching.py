@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sodaops.data.tokens import pad, plan_batches
+from sodaops.data.tokens import batch_inputs, padded_lengths, plan_batches
+from sodaops.text.limit import Limit
 
 
 @dataclass(frozen=True)
@@ -18,22 +19,23 @@ class Tokenised:
     truth: np.ndarray  # [n_examples, ...], what metrics compare with; int64 [n_examples] for label ids
     targets: np.ndarray  # float32 [n_examples, ...], what the loss compares with
     pad_token_id: int
+    limit: Limit  # of the texts
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, int64 [n_examples]."""
-        return np.diff(self.offsets)
+        """Tokens of each text in a batch, int64 [n_examples]."""
+        return padded_lengths(self.offsets, self.limit)
 
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """The texts with these indices (int64 [n]), padded to the longest of them.
 
         Returns:
-            input_ids and attention_mask, int64 [n, longest]; truth, [n, ...]; targets, float32 [n, ...].
+            The inputs of the model, as :func:`sodaops.data.tokens.batch_inputs` gives them; truth, [n, ...]; targets, float32
+            [n, ...].
         """
-        ids, mask = pad([self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices], self.pad_token_id)
+        rows = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices]
         return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
+            **{name: torch.from_numpy(x) for name, x in batch_inputs(rows, self.pad_token_id, self.limit).items()},
             "truth": torch.from_numpy(self.truth[indices]),
             "targets": torch.from_numpy(self.targets[indices]),
         }

@@ -26,7 +26,7 @@ class TextDataModule(L.LightningDataModule):
     """Train and validation batches of the splits in ``config.splits_dir``.
 
     Args:
-        config: the whole configuration; data, model.max_tokens, optim, trainer and seed are used.
+        config: the whole configuration; data, model.limit, optim, trainer and seed are used.
         tokenizer: the tokenizer of the model.
         pad_token_id: the token that pads a batch.
         labels: in order.
@@ -40,7 +40,7 @@ class TextDataModule(L.LightningDataModule):
         self.config, self.tokenizer = config, tokenizer
         self.pad_token_id, self.labels, self.task = pad_token_id, labels, task
         self.splits: dict[str, Tokenised] = {}
-        self.cut_shares: dict[str, float] = {}  # split -> share of its texts that are longer than model.max_tokens
+        self.cut_shares: dict[str, float] = {}  # split -> share of its texts that are longer than model.limit
         self._train: TokenLoader | None = None
         self._resumed: dict[str, int] | None = None
 
@@ -52,10 +52,10 @@ class TextDataModule(L.LightningDataModule):
 
     def _tokenised(self, split: str) -> Tokenised:
         """Tokenises a split; texts without tokens, which a service refuses, are left out."""
-        table, max_tokens = read_split(self.config.splits_dir, split), self.config.model.max_tokens
+        table, limit = read_split(self.config.splits_dir, split), self.config.model.limit
         if not table.num_rows:
             raise DataError(f"{split}: has no rows; data.fractions={self.config.data.fractions} is for an evaluation.")
-        tokens = tokenise(self.tokenizer, table["text"].to_pylist(), max_tokens)
+        tokens = tokenise(self.tokenizer, table["text"].to_pylist(), limit)
         if tokens.is_empty.any():
             empty = table.filter(pa.array(tokens.is_empty))
             where = [f"{row['source']} row {row['row']}" for row in empty.to_pylist()]
@@ -63,20 +63,23 @@ class TextDataModule(L.LightningDataModule):
             table = table.take(tokens.kept)
             if not table.num_rows:
                 raise DataError(f"{split}: no text has tokens; choose a model for texts of this language (model.name_or_path).")
-            tokens = tokenise(self.tokenizer, table["text"].to_pylist(), max_tokens)
+            tokens = tokenise(self.tokenizer, table["text"].to_pylist(), limit)
         self.cut_shares[split] = float(tokens.is_cut.mean())
         if split == "train":
             self.task = self.task.fitted_on_train(self.task.truth(table))
         truth, targets = self.task.truth(table), self.task.targets(table, self.labels, self.config.optim)
-        return Tokenised(tokens.ids, tokens.offsets, truth, targets, self.pad_token_id)
+        return Tokenised(tokens.ids, tokens.offsets, truth, targets, self.pad_token_id, limit)
 
     def log_cut_shares(self) -> None:
-        """Logs how many texts are cut at model.max_tokens, as a warning if they are many."""
+        """Logs how many texts are cut, as a warning if they are many."""
+        limit = self.config.model.limit
         shares = ", ".join(f"{share:.1%} of {split}" for split, share in self.cut_shares.items())
         many = max(self.cut_shares.values()) > MANY_CUT
-        hint = "; the rest of them is not read, so raise model.max_tokens if the label may depend on it" if many else ""
+        fix = "set model.long_texts=windows" if limit.max_windows is None else "raise model.max_windows"
+        hint = f"; the rest of them is not read, so {fix} if the label may depend on it" if many else ""
+        bound = "" if limit.max_windows is None else f" model.max_windows={limit.max_windows}"
         level = logging.WARNING if many else logging.INFO
-        log.log(level, "texts cut at model.max_tokens=%d: %s%s", self.config.model.max_tokens, shares, hint)
+        log.log(level, "texts cut at model.max_tokens=%d%s: %s%s", limit.max_tokens, bound, shares, hint)
 
     def balanced_weights(self) -> torch.Tensor:
         """Weights that give all labels the same total, float32 [n_labels]."""

@@ -63,8 +63,9 @@ def _never_predicted(rows: Sequence[int], predicted: Sequence[int], labels: Sequ
 def _cut(share: float, split: str) -> Iterator[str]:
     if share > MANY_CUT:
         yield (
-            f"{share:.1%} of the texts in {split} are longer than model.max_tokens, and the model reads only their beginning. "
-            "Raise model.max_tokens if the label may depend on the rest."
+            f"{share:.1%} of the texts in {split} are longer than model.max_tokens, or than model.max_windows of that, and the "
+            "model reads only their beginning. If the label may depend on the rest, set model.long_texts=windows, or raise the "
+            "limit."
         )
 
 

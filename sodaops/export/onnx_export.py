@@ -17,7 +17,7 @@ import torch
 from sodaops.bundle import layout, reference
 from sodaops.bundle.save import Loaded, load_bundle
 from sodaops.data.preprocess import read_manifest, read_split
-from sodaops.data.tokens import pad, plan_batches, tokenise
+from sodaops.data.tokens import batch_inputs, plan_batches, tokenise
 from sodaops.errors import ModelError, reason_of
 from sodaops.export.drift_reference import make_reference
 from sodaops.export.packing import pack
@@ -30,7 +30,6 @@ from sodaops.tasks.base import Metric, Task
 MAX_GAP = 1e-4  # largest difference of a probability, float32 against torch
 MAX_LOSS = 0.005  # largest loss of the task's first metric on val, int8 against float32
 _BATCH_TOKENS = 2048
-_NAMES = ("input_ids", "attention_mask"), ("logits", "embeddings")
 
 log = logging.getLogger(__name__)
 Rows = list[np.ndarray]  # token ids of each text
@@ -76,7 +75,7 @@ class Exported:
 class _Texts:
     val: Rows
     truth: np.ndarray  # of val, as the task reads it
-    every_length: Rows  # one text of each length in train and val
+    every_length: Rows  # one text of each length in train and val; of those in several windows, one of each number
 
 
 def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str]) -> Exported:
@@ -165,13 +164,14 @@ def _add(variant: str, folder: Path, bundle: Loaded, fields: dict, texts: _Texts
 
 def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
     layout.check_splits(bundle.info, read_manifest(splits_dir), splits_dir)
-    val, train = read_split(splits_dir, "val"), read_split(splits_dir, "train")
+    val, train, limit = read_split(splits_dir, "val"), read_split(splits_dir, "train"), bundle.info.limit
     rows, truth = {}, {}
     for name, table in (("val", val), ("train", train)):
-        tokens = tokenise(bundle.tokenizer, table["text"].to_pylist(), bundle.info.max_tokens)
+        tokens = tokenise(bundle.tokenizer, table["text"].to_pylist(), limit)
         kept = tokens.kept
         rows[name], truth[name] = [tokens.rows[i] for i in kept], bundle.task.truth(table.take(kept))
-    of_length = {len(row): row for row in [*rows["val"], *rows["train"]]}
+    all_rows = [*rows["val"], *rows["train"]]
+    of_length = {min(len(row), limit.max_tokens + limit.n_windows(len(row))): row for row in all_rows}
     return _Texts(rows["val"], truth["val"], list(of_length.values()))
 
 
@@ -180,18 +180,23 @@ def _write_float32(bundle: Loaded, file: Path) -> None:
     if hasattr(model.transformer, "set_attn_implementation"):
         model.transformer.set_attn_implementation("eager")  # gives a smaller and faster graph than fused attention
     # The example is padded: from a mask of ones, an exporter may conclude that there is never any padding.
-    example = pad([np.full(n, bundle.info.pad_token_id + 1) for n in (9, 5, 3)], bundle.info.pad_token_id)
-    ids, mask = map(torch.from_numpy, example)
+    rows, limit = [np.full(n, bundle.info.pad_token_id + 1) for n in (9, 5, 3)], bundle.info.limit
+    if limit.max_windows is not None:
+        limit = limit._replace(max_tokens=4)  # so that the example has windows
+    inputs = {name: torch.from_numpy(x) for name, x in batch_inputs(rows, bundle.info.pad_token_id, limit).items()}
     for name in ("torch.onnx", "torch.fx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they report their own progress, and print whole graphs
     batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=bundle.info.max_tokens)
-    shapes = {name: {0: batch, 1: tokens} for name in _NAMES[0]}
+    shapes = {name: {0: batch, 1: tokens} for name in inputs}
+    if "windows" in shapes:
+        shapes["windows"] = {0: torch.export.Dim("texts"), 1: torch.export.Dim("windows")}
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model, (ids, mask), input_names=_NAMES[0], output_names=_NAMES[1], dynamic_shapes=shapes, verbose=False
-            )
+                model, tuple(inputs.values()), input_names=[*inputs], output_names=["logits", "embeddings"],
+                dynamic_shapes=shapes, verbose=False,
+            )  # fmt: skip
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -214,9 +219,11 @@ def _without_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _predict_with_torch(bundle: Loaded) -> Predict:
     def predict(rows: Rows) -> np.ndarray:
-        ids, mask = pad(rows, bundle.info.pad_token_id)
+        inputs = batch_inputs(rows, bundle.info.pad_token_id, bundle.info.limit)
         with torch.inference_mode():
-            return bundle.task.torch_probs(bundle.model(torch.from_numpy(ids), torch.from_numpy(mask)).logits).numpy()
+            return bundle.task.torch_probs(
+                bundle.model(**{name: torch.from_numpy(x) for name, x in inputs.items()}).logits
+            ).numpy()
 
     return predict
 

@@ -49,10 +49,15 @@ def export_transformers(
 
     Raises:
         BundleError: missing or damaged.
-        ConfigError: an encoder or a head of the user's own, whose code an export cannot contain.
+        ConfigError: an encoder or a head of the user's own, whose code an export cannot contain, or windows of long texts.
         StorageError: the folder holds other files, or cannot be written to.
     """
     bundle = load_bundle(path)
+    if bundle.info.max_windows is not None:
+        raise ConfigError(
+            f"{path}: reads long texts in windows, which a model of transformers does not. Share the ONNX model, or train with "
+            "model.long_texts=truncate."
+        )
     info, own = bundle.info, _with_own_head(bundle)
     model = _with_code(path, bundle) if own is None else own
     settings = tokenizer_settings(bundle.tokenizer, info.pad_token_id, info.max_tokens)

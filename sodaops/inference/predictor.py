@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from sodaops.bundle import layout, reference
 from sodaops.bundle.files import parsing
-from sodaops.data.tokens import Tokens, pad, plan_batches, tokenise
+from sodaops.data.tokens import Tokens, batch_inputs, ids_of, padded_lengths, plan_batches, set_limit, tokenise
 from sodaops.errors import BundleError, ConfigError, DataError, nearest, some
 from sodaops.io.progress import progress
 from sodaops.tasks.base import Prediction
@@ -47,7 +47,7 @@ class Predictor:
 
     def __init__(self, path: str | Path, variant: str | None = None, n_threads: int = 0, batch_tokens: int = 2048) -> None:
         self.info = layout.read_info(path)
-        self.task = layout.task_of(path, self.info)
+        self.task, self.limit = layout.task_of(path, self.info), self.info.limit
         self._clean = _cleaner(path, self.info)
         self.variant = _choose_variant(path, self.info, variant)
         content = layout.read_file(path, self.info, layout.TOKENIZER)
@@ -56,12 +56,12 @@ class Predictor:
         self._tokenizer_name = f"{path}/{layout.TOKENIZER}"
         with parsing(self._tokenizer_name):
             self._tokenizer = Tokenizer.from_buffer(content)
-            self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(self.info.max_tokens)
+            set_limit(self._tokenizer, self.limit)
         self._n_special = len(self.encode(""))
         model = layout.ONNX[self.variant]
         with parsing(Path(path) / model, "export it again."):
-            self._session = _session(layout.read_file(path, self.info, model), n_threads)
+            names = ["input_ids", "attention_mask", *(["windows"] if self.limit.max_windows else [])]
+            self._session = _session(layout.read_file(path, self.info, model), n_threads, names)
         self._budget = max(batch_tokens, self.info.max_tokens)
         self._unknown_id = next((i for i in map(self._tokenizer.token_to_id, _UNKNOWN) if i is not None), -1)
         self._axes = reference.read_axes(path, self.info) if layout.DRIFT in self.info.files else None
@@ -81,15 +81,15 @@ class Predictor:
             ) from None
 
     def encode(self, cleaned: str) -> np.ndarray:
-        """Token ids of one cleaned text, int64 [n_tokens], cut at the bundle's token limit.
+        """Token ids of one cleaned text within the bundle's token limit, int64 [n_tokens]; its windows one after the other.
 
         Raises:
             BundleError: the tokenizer fails on this text.
         """
         try:
             if self.has_patterns:  # it may take long; unlike encode, this releases the GIL
-                return np.array(self._tokenizer.encode_batch_fast([cleaned])[0].ids, dtype=np.int64)
-            return np.array(self._tokenizer.encode(cleaned).ids, dtype=np.int64)
+                return np.array(ids_of(self._tokenizer.encode_batch_fast([cleaned])[0], self.limit), dtype=np.int64)
+            return np.array(ids_of(self._tokenizer.encode(cleaned), self.limit), dtype=np.int64)
         except BaseException:  # the tokenizer's Rust code may panic, which is no Exception
             with parsing(self._tokenizer_name):
                 raise
@@ -101,24 +101,27 @@ class Predictor:
     def tokenise(self, cleaned: Sequence[str]) -> Tokens:
         """Token ids of cleaned texts, cut at the bundle's token limit; empty ones have no prediction."""
         with parsing(self._tokenizer_name):
-            return tokenise(self._tokenizer, cleaned, self.info.max_tokens)
+            return tokenise(self._tokenizer, cleaned, self.limit)
 
     def run(self, rows: Sequence[np.ndarray]) -> Output:
         """Computes one batch of token ids, padded to the longest; no ids at all count as one token of padding."""
         rows = [row if len(row) else np.array([self.info.pad_token_id]) for row in rows]
-        input_ids, attention_mask = pad(rows, self.info.pad_token_id)
-        logits, embeddings = self._session.run(
-            ["logits", "embeddings"], {"input_ids": input_ids, "attention_mask": attention_mask}
-        )
+        inputs = batch_inputs(rows, self.info.pad_token_id, self.limit)
+        logits, embeddings = self._session.run(["logits", "embeddings"], inputs)
         return Output(self.task.probs(logits), embeddings)
 
     def descriptors(self, cleaned: str, row: np.ndarray) -> reference.Descriptors:
         """The descriptors of a cleaned text, given its token ids; of a truncated one, those of words within the limit."""
-        within_limit = cleaned
-        if len(row) >= self.info.max_tokens:
-            within_limit = cleaned[: max(end for _, end in self._tokenizer.encode_batch([cleaned])[0].offsets)]
-        n_unknown = int((row == self._unknown_id).sum())
-        return reference.describe_text(cleaned, len(row) - self._n_special, n_unknown, len(within_limit.split()))
+        within_limit, limit = cleaned, self.limit
+        if len(row) >= limit.max_tokens:
+            first = self._tokenizer.encode_batch([cleaned])[0]
+            windows = [first, *(first.overflowing[: limit.max_windows - 1] if limit.max_windows else [])]
+            within_limit = cleaned[: max(end for window in windows for _, end in window.offsets)]
+        n_windows = limit.n_windows(len(row))
+        n_read = len(row) - n_windows * self._n_special
+        n_pieces = n_read - (n_windows - 1) * limit.stride  # without those that windows share
+        n_unknown = round(int((row == self._unknown_id).sum()) * n_pieces / max(1, n_read))
+        return reference.describe_text(cleaned, n_pieces, n_unknown, len(within_limit.split()))
 
     def sketch(self, embeddings: np.ndarray) -> np.ndarray | None:
         """Sketches of embeddings, float32 [n, n_axes]; None if the bundle has no drift reference."""
@@ -168,7 +171,8 @@ class Predictor:
         """
         tokens = self.tokenise(cleaned)
         rows, kept = tokens.rows, tokens.kept
-        batches = [kept[places] for places in plan_batches(np.diff(tokens.offsets)[kept], self._budget, None)]
+        lengths = padded_lengths(tokens.offsets, self.limit)[kept]
+        batches = [kept[places] for places in plan_batches(lengths, self._budget, None)]
         return [(places, [rows[i] for i in places]) for places in batches]
 
     def prediction(self, row: np.ndarray) -> Prediction:
@@ -217,7 +221,7 @@ def _names_other_files(model: bytes) -> bool:
     return place > 0
 
 
-def _session(model: bytes, n_threads: int) -> onnxruntime.InferenceSession:
+def _session(model: bytes, n_threads: int, inputs: list[str]) -> onnxruntime.InferenceSession:
     if _names_other_files(model):
         raise ValueError("weights in another file")
     options = onnxruntime.SessionOptions()
@@ -229,6 +233,6 @@ def _session(model: bytes, n_threads: int) -> onnxruntime.InferenceSession:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     session._model_bytes = None  # kept for a change of providers; as large as the model
     names = ([node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()])
-    if names != (["input_ids", "attention_mask"], ["logits", "embeddings"]):
+    if names != (inputs, ["logits", "embeddings"]):
         raise ValueError(f"other inputs and outputs: {names}")
     return session

@@ -29,7 +29,7 @@ class TextClassifier(L.LightningModule):
 
     A batch, as :class:`sodaops.data.batching.TokenLoader` makes it, has
 
-    - ``input_ids`` and ``attention_mask``, int64 [n_examples, n_tokens];
+    - ``input_ids``, ``attention_mask`` and, of long texts, ``windows``: the inputs of :meth:`TextEncoder.forward`;
     - ``targets``, float [n_examples, ...], of the loss, and ``truth``, [n_examples, ...], of the metrics, as the task makes
       them: for one label per text, rows of targets sum to 1, and truth is label ids, int64 [n_examples];
     - ``share``, float, a scalar: the weight of this process's loss. Processes that train together split each batch, and with
@@ -90,8 +90,11 @@ class TextClassifier(L.LightningModule):
         seeds = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model(batch["input_ids"], batch["attention_mask"], batch.get("windows")).logits
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(self.model(batch["input_ids"], batch["attention_mask"]).logits, batch["targets"])
+        loss = self.loss(self._logits(batch), batch["targets"])
         if self.trainer.fit_loop.epoch_loop.total_batch_idx == 0:
             check_loss(loss)
         synced = {"sync_dist": self.trainer.world_size > 1}
@@ -99,7 +102,7 @@ class TextClassifier(L.LightningModule):
         return loss * batch["share"]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        logits = self.model(batch["input_ids"], batch["attention_mask"]).logits
+        logits = self._logits(batch)
         if not batch["share"]:  # a copy of an example that another process counts
             return
         if hasattr(self.loss, "validate"):

@@ -62,20 +62,25 @@ class TextEncoder(nn.Module):
         self.head = build_subclass("head", head, "torch.nn.Module", hidden_size=hidden_size_of(transformer), n_labels=n_labels)
         self._head_inputs = [name for name in ("hidden_states", "attention_mask") if accepts(self.head.forward, name)]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> EncoderOutput:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, windows: Tensor | None = None) -> EncoderOutput:
         """Computes a padded batch.
 
         Args:
-            input_ids: int64 [n_examples, n_tokens].
-            attention_mask: int64 [n_examples, n_tokens], 1 for a token and 0 for padding.
+            input_ids: int64 [n_rows, n_tokens]; a row is an example, or a window of one.
+            attention_mask: int64 [n_rows, n_tokens], 1 for a token and 0 for padding.
+            windows: int64 [n_examples, n_windows], the rows of each example, followed by -1; None: each row is an example.
 
         Returns:
             logits, float [n_examples, n_labels], and embeddings, float [n_examples, hidden_size].
         """
-        # [n_examples, n_tokens, hidden_size]
+        # [n_rows, n_tokens, hidden_size]
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        embeddings = hidden[:, 0] if self.pooling == "cls" else mean_pool(hidden, attention_mask)
         tokens = {"hidden_states": hidden, "attention_mask": attention_mask}
+        if windows is not None:
+            embeddings = pool_windows(hidden, attention_mask, windows, self.pooling)
+            tokens = {name: by_example(x, windows).flatten(1, 2) for name, x in tokens.items() if name in self._head_inputs}
+        else:
+            embeddings = hidden[:, 0] if self.pooling == "cls" else mean_pool(hidden, attention_mask)
         logits = self.head(self.dropout(embeddings), **{name: tokens[name] for name in self._head_inputs})
         return EncoderOutput(logits, embeddings)
 
@@ -95,6 +100,35 @@ def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [n_examples, n_tokens, 1]
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def pool_windows(hidden: Tensor, attention_mask: Tensor, windows: Tensor, pooling: Pooling) -> Tensor:
+    """Mean over the tokens of all windows of an example, those that windows share counted in each; ``cls``: of the first ones.
+
+    Of examples with one window, it is exactly what pooling of their rows gives.
+
+    Args:
+        hidden: float [n_rows, n_tokens, hidden_size].
+        attention_mask: int64 [n_rows, n_tokens], 1 for a token and 0 for padding.
+        windows: int64 [n_examples, n_windows], the rows of each example, followed by -1.
+        pooling: as of :class:`TextEncoder`.
+
+    Returns:
+        float [n_examples, hidden_size].
+
+    >>> hidden, mask = torch.tensor([[[2.0], [4.0]], [[9.0], [0.0]]]), torch.tensor([[1, 1], [1, 0]])
+    >>> pool_windows(hidden, mask, torch.tensor([[0, 1]]), "mean")
+    tensor([[5.]])
+    """
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [n_rows, n_tokens, 1]
+    # Of each row, [n_rows, hidden_size] and [n_rows, 1].
+    sums, counts = (hidden[:, 0], mask[:, 0]) if pooling == "cls" else ((hidden * mask).sum(1), mask.sum(1))
+    return by_example(sums, windows).sum(1) / by_example(counts, windows).sum(1).clamp(min=1)
+
+
+def by_example(rows: Tensor, windows: Tensor) -> Tensor:
+    """The rows of each example, [n_examples, n_windows, ...], of rows [n_rows, ...]; zeros where ``windows`` is -1."""
+    return torch.cat([rows, rows.new_zeros((1, *rows.shape[1:]))])[windows]
 
 
 def from_settings(settings: dict[str, Any]) -> nn.Module:

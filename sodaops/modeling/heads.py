@@ -3,7 +3,8 @@
 A head is a ``torch.nn.Module`` whose constructor takes ``hidden_size``, the width of an embedding, and ``n_labels``. Its
 ``forward`` takes embeddings after dropout, float [n_examples, hidden_size], and returns logits, float [n_examples, n_labels].
 Arguments of these names, if it has them, are ``hidden_states``, float [n_examples, n_tokens, hidden_size], and
-``attention_mask``, int64 [n_examples, n_tokens], 0 for padding, which must not change the logits.
+``attention_mask``, int64 [n_examples, n_tokens], 0 for padding, which must not change the logits; padding may stand between
+the windows of a long text.
 """
 
 from torch import Tensor, nn

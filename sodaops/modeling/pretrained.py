@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from sodaops.config.extensions import accepts, load
-from sodaops.config.schema import ModelConfig
+from sodaops.config.model import ModelConfig
 from sodaops.errors import ConfigError, ModelError, nearest, reason_of, some
 from sodaops.io.storage import sha256_of
 from sodaops.modeling.encoder import Pretrained, from_settings, random_encoder, without_pooler

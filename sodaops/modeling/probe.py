@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from sodaops.config.schema import ModelConfig
+from sodaops.config.model import ModelConfig
 from sodaops.data.tokens import pad
 from sodaops.errors import ConfigError, ModelError, SodaOpsError, joined, reason_of
 from sodaops.modeling.encoder import Pretrained, TextEncoder
@@ -46,6 +46,8 @@ def check_pretrained(config: ModelConfig, pretrained: Pretrained, limit: int | N
     except ModelError as error:
         faults.append(error)
         row = np.arange(3)
+    else:
+        faults += _limit_faults(config, len(pretrained.tokenizer.encode("").ids))
     faults += _vocabulary_faults(name, pretrained)
     if getattr(getattr(transformer, "config", None), "is_encoder_decoder", False):
         kind = type(transformer).__name__
@@ -129,6 +131,18 @@ def _encode(name: str, tokenizer: Any) -> np.ndarray:
     if len(rare) <= len(empty):
         log.warning("%s: its tokenizer drops characters that it does not know; a text of only these counts as empty", name)
     return np.array(row, dtype=np.int64)
+
+
+def _limit_faults(config: ModelConfig, n_special: int) -> list[SodaOpsError]:
+    """Faults of model.max_tokens and model.stride, given the number of special tokens of a text."""
+    limit, usable = config.limit, config.max_tokens - n_special
+    if usable < 1:
+        more = f"{n_special} of them are special tokens; set model.max_tokens={n_special + 1} or more."
+        return [ConfigError(f"model.max_tokens={limit.max_tokens}: a text or window has no place for words, as {more}")]
+    if limit.stride >= usable:
+        reason = f"a window has {usable} tokens besides the special ones; set model.stride below that"
+        return [ConfigError(f"model.stride={limit.stride}: {reason}, or raise model.max_tokens.")]
+    return []
 
 
 def _vocabulary_faults(name: str, pretrained: Pretrained) -> list[SodaOpsError]:

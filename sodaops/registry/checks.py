@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sodaops.config.schema import GateConfig
+from sodaops.data.tokens import batch_inputs
 from sodaops.inference.predictor import Predictor
 from sodaops.tasks.base import Metric, Task
 
@@ -97,10 +98,10 @@ def check_parity(bundle: Path, texts: Sequence[str], ceiling: float) -> Verdict:
     task, gaps = onnx.task, []
     for text in [texts[i] for i in np.linspace(0, len(texts) - 1, min(_N_PARITY, len(texts))).astype(int)]:
         row = onnx.encode(text)
-        ids = torch.from_numpy(row[None])
+        inputs = batch_inputs([row], onnx.info.pad_token_id, onnx.info.limit)
         with torch.inference_mode():
-            expected = task.torch_probs(loaded.model(ids, torch.ones_like(ids)).logits).numpy()
-        gaps.append(float(task.gap(expected, onnx.run([row]).probs).max()))
+            logits = loaded.model(**{name: torch.from_numpy(x) for name, x in inputs.items()}).logits
+        gaps.append(float(task.gap(task.torch_probs(logits).numpy(), onnx.run([row]).probs).max()))
     text = f"ONNX float32 and torch differ by at most {max(gaps):.1e} in {task.gap_unit}, on {len(gaps)} texts"
     accept = f"registry.gate.max_gap={min(1.1 * max(gaps), 1):.1e}"
     return Verdict("parity", max(gaps) <= ceiling, max(gaps), f"≤ {ceiling:g}", text, (accept,))

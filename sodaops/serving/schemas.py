@@ -115,7 +115,9 @@ class ModelCard(BaseModel):
     variant: Annotated[str, Field(description="float32 or int8")]
     labels: list[str]
     cleaning: str
-    max_tokens: int
+    max_tokens: Annotated[int, Field(description="of a text, or of a window of a long one")]
+    max_windows: Annotated[int | None, Field(description="windows of a text; null: it is cut at max_tokens")]
+    stride: Annotated[int, Field(description="tokens that neighbouring windows share")]
     metrics: Annotated[dict[str, dict[str, float]], Field(description="split -> metric -> value, at training")]
     onnx: Annotated[dict[str, dict[str, Any]], Field(description="variant -> what its export check measured")]
     data: Annotated[dict[str, Any], Field(description="name and fingerprint of the training data")]

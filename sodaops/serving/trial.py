@@ -31,8 +31,9 @@ def load(path: str | Path, variant: str | None) -> Predictor:
         for text in _HARD_TEXTS:
             predictor.encode(text)
     shape = (2, len(predictor.info.labels))
+    n_words = 20 if predictor.info.max_windows is None else predictor.info.max_tokens + 1  # of more than one window
     with parsing(f"{path}: {predictor.info.bundle_id} on a test text"):
-        probs = predictor.run([predictor.encode(predictor.clean(text)) for text in ("a word", "word " * 20)]).probs
+        probs = predictor.run([predictor.encode(predictor.clean(text)) for text in ("a word", "word " * n_words)]).probs
         if probs.shape != shape or not predictor.task.is_valid(probs):
             raise ValueError(f"the output is no answer of shape {shape} for the task; it has shape {probs.shape}")
     return predictor

@@ -144,7 +144,8 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
         config = config.model_copy(update={"trainer": {**config.trainer, "max_epochs": arguments["max_epochs"]}})
         if config.ckpt_path is not None and not in_place:
             resume.check_checkpoint(config.ckpt_path, arguments["max_epochs"])
-    manifest = {**manifest, "cut_share": {"max_tokens": config.model.max_tokens, **data.cut_shares}}
+    cut_at = {name: value for name, value in config.model.limit._asdict().items() if value}
+    manifest = {**manifest, "cut_share": {**cut_at, **data.cut_shares}}
     checkpoints = make_checkpoints(config, run_dir)
     callbacks = [*make_callbacks(config, run_dir), *callbacks, Terminate(run_dir / resume.LAST), *checkpoints]
     tracker.start(config, manifest)
@@ -241,7 +242,7 @@ def _fitted(module: TextClassifier, data: TextDataModule) -> Task:
     module.eval()
     with torch.inference_mode():
         for batch in TokenLoader(data.splits["val"], data.config.optim.batch_tokens, None):
-            logits = module.model(batch["input_ids"].to(module.device), batch["attention_mask"].to(module.device)).logits
+            logits = module._logits({key: value.to(module.device) for key, value in batch.items()})
             probs.append(task.torch_probs(logits).cpu().numpy())
             truth.append(batch["truth"].numpy())
     return task.fitted(np.concatenate(probs), np.concatenate(truth))

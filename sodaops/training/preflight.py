@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -160,14 +161,18 @@ def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None
     copied.eval()
     variants = sorted(config.export.variants)
     versions = [*map(version, _PACKAGES), *(storage.sha256_of(str(module.__file__)) for module in _CODE)]
-    settings = [settings_of(copied.transformer), config.model.pooling, config.head, n_labels, config.task]
+    limit, has_windows = config.model.limit, config.model.limit.max_windows is not None
+    settings = [settings_of(copied.transformer), config.model.pooling, config.head, n_labels, config.task, has_windows]
     record = storage.cache_dir() / "exported" / storage.sha256_of_json([*settings, variants, versions])
     is_own = config.model.encoder is not None or not config.head["_target_"].startswith("sodaops.")
     if record.exists() and not is_own:
         return
     manifest = {"labels": [str(i) for i in range(n_labels)], "fingerprint": ""}
     texts = [TEXT[:n_chars] for n_chars in (len(TEXT), 1, len(TEXT) // 2)]
-    tokens = tokenise(pretrained.tokenizer, texts, config.model.max_tokens)
+    tokens = tokenise(pretrained.tokenizer, texts, limit)
+    rows = [tokens.rows[i] for i in tokens.kept]
+    if has_windows:
+        rows.append(np.resize(rows[0], limit.max_tokens + len(rows[0])))  # two windows
     with tempfile.TemporaryDirectory(prefix="sodaops.") as folder:
         bundle = Path(folder) / "bundle"
         try:
@@ -176,7 +181,7 @@ def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None
         except (RuntimeError, ValueError, TypeError, SodaOpsError) as error:
             raise ModelError(f"{name}: cannot be saved and read again ({reason_of(error)}); choose another model.") from error
         if variants:
-            onnx_export.try_export(name, bundle, variants, [tokens.rows[i] for i in tokens.kept])
+            onnx_export.try_export(name, bundle, variants, rows)
     with contextlib.suppress(OSError):  # without a cache it is done again
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         record.touch()

@@ -62,6 +62,7 @@ def test_drift_with_the_champion_of_a_registry(run, drift_bundle, logged_rows):
     assert err.startswith("AlarmError: ") and logged_rows.bundle_id in err and "texts" in err
 
 
+@pytest.mark.slow
 def test_notes_beside_the_verdict(run, drift_bundle, logged_rows):
     future = refused_rows(7, logged_rows.bundle_id, datetime.now(UTC) + timedelta(days=1))
     fill(Path("log"), logged_rows.fresh.slice(0, 30), replaced(logged_rows.others, "bundle_id", "b2"), future)

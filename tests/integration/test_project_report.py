@@ -119,6 +119,7 @@ def test_champion_with_a_gate_and_a_look_at_its_requests(run):
         assert part in report(RUN)[1][heading]
 
 
+@pytest.mark.slow
 def test_what_was_decided_later(run, workdir):
     registry = Registry("registry")
     registry.register(RUN / "bundle")
@@ -198,6 +199,7 @@ def test_nothing_becomes_markup(run):
 METRICS = RUN / "evaluation/metrics.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "names"),
     [
@@ -231,6 +233,7 @@ def spoiled(path, content):
     Path(path).write_text(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["outputs/none", "outputs", "outputs/first/bundle", "champion", "challenger"])
 def test_no_such_run(run, workdir, capsys, name):
     """The challenger is a bundle that no run here has trained."""

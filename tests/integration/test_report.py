@@ -148,7 +148,7 @@ def test_warnings_in_words(matrix, baselines, named):
     )
     cut_more = quality_warnings(SINGLE_LABEL, {**measured, "cut_share": 0.051}, others, support, labels, "test")
     (cut,) = set(cut_more) - set(warnings)
-    assert "5.1%" in cut and "model.max_tokens" in cut
+    assert "5.1%" in cut and "model.max_tokens" in cut and "model.long_texts=windows" in cut
     on_train = quality_warnings(SINGLE_LABEL, measured, others, support, labels, "train")
     assert "better" not in "".join(on_train), "baselines were fitted on it"
 

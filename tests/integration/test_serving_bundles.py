@@ -218,7 +218,10 @@ BROKEN = {  # how -> the change, and what the message names
 }
 
 
-@pytest.mark.parametrize("how", BROKEN)
+FAST = ("corrupt model", "half copied", "path that escapes", "pickle", "other labels", "no protobuf")
+
+
+@pytest.mark.parametrize("how", [how if how in FAST else pytest.param(how, marks=pytest.mark.slow) for how in BROKEN])
 def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(client, serve, trained, tmp_path, capsys, how):
     change, named = BROKEN[how]
     first = version(client)

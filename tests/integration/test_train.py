@@ -125,6 +125,7 @@ def test_metrics_json_can_be_computed_from_the_predictions(trained):
     assert interval["low"] <= metrics["test"]["macro_f1"] <= interval["high"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(trained, small_tweets, tmp_path):
     for seed in (42, 0):
         fit_tiny(tmp_path / f"{seed}", small_tweets, f"seed={seed}")
@@ -199,6 +200,7 @@ def test_fast_dev_run_writes_no_bundle(small_tweets, tmp_path):
     assert result.score is None and result.bundle_dir is None and not (tmp_path / "run/bundle").exists()
 
 
+@pytest.mark.slow
 def test_training_with_balanced_weights_and_hard_labels_and_without_an_evaluation(small_tweets, tmp_path):
     changed = ["loss.class_weights=balanced", "optim.vote_weight=0.0", "loss.label_smoothing=0.1", "model.pooling=cls"]
     result = pipeline.train(configured(*run_overrides(tmp_path, small_tweets, *NO_EXPORT, *changed)))
@@ -294,6 +296,7 @@ def test_a_checkpoint_of_other_settings_is_refused(checkpoints, small_tweets, tm
     assert not (tmp_path / "run/bundle").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -319,6 +322,7 @@ def test_a_missing_gpu(small_tweets, tmp_path):
         fit_tiny(tmp_path, small_tweets, "trainer.accelerator=gpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_gradients_are_clipped_with_a_fused_optimizer(small_tweets, tmp_path, precision):
     stop.Gradients.norms.clear()
@@ -338,6 +342,7 @@ def test_too_few_steps_are_logged_and_the_precision_that_auto_chooses_is_saved(s
         assert f"precision: {expected}\n" in (tmp_path / path).read_text()
 
 
+@pytest.mark.slow
 def test_batches_are_shuffled_and_the_learning_rate_changes_by_step(small_tweets, tmp_path):
     fit_tiny(tmp_path, small_tweets, "+callbacks.seen._target_=tests.integration.stop.Seen")
     batches, rates, seeds = stop.Seen.batches, stop.Seen.rates, stop.Seen.seeds

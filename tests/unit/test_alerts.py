@@ -198,6 +198,7 @@ def test_check_exits_with_4_when_a_rule_fires(check, monkeypatch, caplog):
         assert set(receiver.keys) == {SECRET}
 
 
+@pytest.mark.slow
 def test_check_notifies_through_apprise(check, monkeypatch, tmp_path, caplog):
     with Receiver("sodaops_drift_detected 0\n") as receiver:
         url = f"json://{receiver.host}/{SECRET}"

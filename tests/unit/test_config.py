@@ -67,6 +67,7 @@ def test_dvc_composes_the_name_too(tmp_path):
     assert compose.load_params(tmp_path / "params.yaml").data.name == "reviews"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group", ["data", "model", "head", "loss", "optim", "trainer", "logger", "experiment", "debug", "evaluate"]
 )
@@ -125,6 +126,11 @@ def test_frozen():
         ("data__name", "../up", "data.name='../up'"),
         ("data__cleaning", "minimla", r"data.cleaning='minimla'.*did you mean minimal\?"),
         ("optim__batch_tokens", 64, "optim.batch_tokens=64 .*model.max_tokens=128"),
+        ("model__max_windows", 0, "model.max_windows=0: .*1"),
+        ("model__max_windows", 2, "model.max_windows=2 .*model.long_texts=windows"),
+        ("model__stride", -1, "model.stride=-1: .*0"),
+        ("model__stride", 0, "model.stride=0 .*model.long_texts=windows"),
+        ("model__long_texts", "window", "model.long_texts='window': .*did you mean windows"),
         ("callbacks__mine", {"x": 1}, "callbacks.mine=.*_target_"),
         ("checkpoint__monitor", "val/macrof1", r"checkpoint.monitor='val/macrof1'.*did you mean val/macro_f1\?"),
         ("evaluate__split", "tset", r"evaluate.split='tset'.*did you mean test\?"),

@@ -13,6 +13,7 @@ from sodaops.bundle import layout
 from sodaops.errors import BundleError, ConfigError, ModelError
 from sodaops.inference.predictor import Predictor
 from sodaops.tasks import SINGLE_LABEL
+from sodaops.text.limit import Limit
 from tests.conftest import configured, lazy
 
 helper = lazy("onnx.helper")
@@ -180,26 +181,32 @@ def encoder(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["distilbert", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("roberta", "modernbert"))]
+    ("kind", "pooling", "max_windows"),
+    [
+        ("distilbert", "mean", None),
+        ("distilbert", "mean", 4),
+        pytest.param("distilbert", "cls", 4, marks=pytest.mark.deep),
+        *(pytest.param(kind, "mean", None, marks=pytest.mark.deep) for kind in ("roberta", "modernbert")),
+    ],
 )
-def test_other_encoders_are_packed_and_give_torchs_output(kind, tmp_path):
+def test_other_encoders_are_packed_and_give_torchs_output(kind, pooling, max_windows, tmp_path):
     import torch
 
-    from sodaops.data.tokens import pad
+    from sodaops.data.tokens import batch_inputs
     from sodaops.export.onnx_export import _write_float32
     from sodaops.modeling.encoder import TextEncoder
 
     torch.manual_seed(0)
-    model = TextEncoder(encoder(kind), 3, "mean", 0.0).eval()
-    info = SimpleNamespace(pad_token_id=0, max_tokens=64)
+    model, limit = TextEncoder(encoder(kind), 3, pooling, 0.0).eval(), Limit(64, max_windows=max_windows)
+    info = SimpleNamespace(pad_token_id=0, max_tokens=64, limit=limit)
     _write_float32(SimpleNamespace(model=model, info=info), tmp_path / "float32.onnx")
     exported = onnx.load(tmp_path / "float32.onnx")
     assert sum(node.op_type == "MatMul" and node.input[0].endswith("/packed") for node in exported.graph.node) >= 8
-    rows = [RNG.integers(3, 900, n) for n in (3, 4, 17, 40, 64)]
-    expected = np.concatenate([model(*map(torch.from_numpy, pad([row], 0))).logits.detach().numpy() for row in rows])
-    ids, mask = pad(rows, 0)
+    rows = [RNG.integers(3, 900, n) for n in (3, 4, 17, 40, 64, *((65, 250) if max_windows else ()))]
+    alone = [{name: torch.from_numpy(x) for name, x in batch_inputs([row], 0, limit).items()} for row in rows]
+    expected = np.concatenate([model(**inputs).logits.detach().numpy() for inputs in alone])
     for graph, atol in ((exported, 1e-5), (quantized(onnx.load(tmp_path / "float32.onnx")), 0.05)):
-        np.testing.assert_allclose(output(graph, input_ids=ids, attention_mask=mask), expected, atol=atol)
+        np.testing.assert_allclose(output(graph, **batch_inputs(rows, 0, limit)), expected, atol=atol)
 
 
 def test_a_graph_that_ignores_its_mask_is_refused(bundle, exporting, trained, monkeypatch):
@@ -263,6 +270,7 @@ def test_bad_configuration(run):
     assert configured("export.variants=[]", "evaluate.split=none").export.variants == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "written"), [(0.02, True), (-0.0049, True), (-0.0051, False)])
 def test_int8_may_gain_but_not_lose_much(bundle, exporting, trained, monkeypatch, change, written):
     gate = exporting.Gate(

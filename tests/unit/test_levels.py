@@ -4,6 +4,8 @@ import ast
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import REPO
 
 # Modules -> packages that importing them must not load, besides HEAVY.
@@ -36,6 +38,7 @@ def test_no_module_hides_a_failure():
     assert faults == []
 
 
+@pytest.mark.slow
 def test_serving_and_reading_stay_light():
     faults = []
     for modules, more in LIGHT.items():

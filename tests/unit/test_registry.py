@@ -208,6 +208,7 @@ DAMAGED = {  # of the newest file of the history
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGED)
 def test_damaged_and_stray_files_in_the_history_are_named_and_skipped(workdir, bundles, run, monkeypatch, how):
     logged = []
@@ -289,6 +290,7 @@ def test_a_folder_that_cannot_be_written_to(workdir, bundles, capsys):
     assert main(["register", str(bundles[0])]) == 2 and "registry/versions/" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.name == "nt" or not os.path.exists("/usr/bin/setpriv"), reason="needs setpriv, to run as another user than root"
 )

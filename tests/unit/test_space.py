@@ -47,6 +47,7 @@ def test_a_choice_survives_optuna(value):
     assert read_back(dimension.override(stored)) == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ODD, ids=repr)
 def test_a_choice_survives_a_wandb_agent(value):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args

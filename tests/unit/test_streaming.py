@@ -109,6 +109,7 @@ def test_batches_give_the_same_splits_as_single_rows(write, tiny_batches, monkey
     assert manifest["n_kept"] == sum(map(len, expected.values())) and manifest["n_read"] == 307 + 90 + 100
 
 
+@pytest.mark.slow
 def test_batch_sizes_do_not_change_the_splits(write, monkeypatch):
     rows = [(text, label, i % 4 or "", "ab"[i % 2]) for i, (text, label) in enumerate(make_rows(500))]
     write("t.csv", table([*rows, *rows[:9]], ("text", "label", "votes", "side")))
@@ -165,6 +166,7 @@ INVALID = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", INVALID)
 def test_errors_name_an_invalid_row_in_a_later_block(write, tiny_batches, case):
     name, corrupt, message = INVALID[case]
@@ -177,6 +179,7 @@ def test_errors_name_an_invalid_row_in_a_later_block(write, tiny_batches, case):
     assert os.listdir() == [name]
 
 
+@pytest.mark.slow
 def test_truncated_and_damaged_parquet_files(workdir, tiny_batches, capsys):
     rows = pa.table({"text": [f"text {i} {random.random()}" for i in range(3000)], "label": ["good", "bad"] * 1500})
     pq.write_table(rows, "t.parquet", row_group_size=500)
@@ -191,6 +194,7 @@ def test_truncated_and_damaged_parquet_files(workdir, tiny_batches, capsys):
     assert os.listdir() == ["t.parquet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_very_long_text(workdir, kind):
     rows = [*make_rows(300), ("huge " * 2_000_000, "good"), *[(f"after {text}", label) for text, label in make_rows(300)]]
@@ -329,6 +333,7 @@ def test_one_flipped_bit_in_a_part_is_detected(tmp_path):
             assert not part.path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", preprocessing.PART_CODE, ids=lambda module: module.__name__)
 def test_parts_of_other_code_versions_are_deleted(module, stopped_run, workdir, monkeypatch):
     changed = workdir / "changed.py"

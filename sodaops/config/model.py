@@ -1,0 +1,34 @@
+"""The section of the model (conf/model)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from sodaops.config.extensions import Extension
+from sodaops.config.sections import Count, Section
+from sodaops.text.limit import Limit
+
+
+class ModelConfig(Section):
+    """The pretrained encoder (conf/model)."""
+
+    name_or_path: str = Field(description="a folder, a hub name, or package:NAME for weights inside a Python package")
+    revision: str | None = Field(description="commit or tag of a hub model")
+    random_weights: bool = Field(description="architecture and tokenizer only, weights drawn at random (for tests)")
+    overrides: dict[str, Any] | None = Field(description="changes to the encoder's own configuration")
+    encoder: Extension | None = Field(None, description="an encoder class of your own, with the tokenizer of name_or_path")
+    pooling: Literal["mean", "cls"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    max_tokens: Annotated[int, Field(ge=3)] = Field(description="most tokens of a text, or of a window of it")
+    long_texts: Literal["truncate", "windows"] = Field(
+        "truncate", description="texts above max_tokens: the rest is cut, or they are read in windows"
+    )
+    stride: Annotated[int, Field(ge=0)] | None = Field(None, description="tokens that neighbouring windows share; null: 0")
+    max_windows: Count | None = Field(None, description="windows of a text, beyond which it is cut; null: 8")
+
+    @property
+    def limit(self) -> Limit:
+        """How much of a text is read."""
+        if self.long_texts == "truncate":
+            return Limit(self.max_tokens)
+        return Limit(self.max_tokens, self.stride or 0, self.max_windows or 8)
