@@ -90,11 +90,12 @@ class TextClassifier(L.LightningModule):
         seeds = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
-    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+    def logits_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """The logits of a batch, float [n_examples, n_outputs]."""
         return self.model(batch["input_ids"], batch["attention_mask"], batch.get("windows")).logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(self._logits(batch), batch["targets"])
+        loss = self.loss(self.logits_of(batch), batch["targets"])
         if self.trainer.fit_loop.epoch_loop.total_batch_idx == 0:
             check_loss(loss)
         synced = {"sync_dist": self.trainer.world_size > 1}
@@ -102,7 +103,7 @@ class TextClassifier(L.LightningModule):
         return loss * batch["share"]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        logits = self._logits(batch)
+        logits = self.logits_of(batch)
         if not batch["share"]:  # a copy of an example that another process counts
             return
         if hasattr(self.loss, "validate"):

@@ -242,7 +242,7 @@ def _fitted(module: TextClassifier, data: TextDataModule) -> Task:
     module.eval()
     with torch.inference_mode():
         for batch in TokenLoader(data.splits["val"], data.config.optim.batch_tokens, None):
-            logits = module._logits({key: value.to(module.device) for key, value in batch.items()})
+            logits = module.logits_of({key: value.to(module.device) for key, value in batch.items()})
             probs.append(task.torch_probs(logits).cpu().numpy())
             truth.append(batch["truth"].numpy())
     return task.fitted(np.concatenate(probs), np.concatenate(truth))
