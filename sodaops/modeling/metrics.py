@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.metric import jit_distributed_available
 
 from sodaops.config.extensions import accepts, build_subclass, load
 from sodaops.errors import ConfigError, reason_of
@@ -45,8 +46,15 @@ class OwnMetrics(nn.Module):
         for name, metric in zip(self._targets, self._metrics, strict=True):
             self._call(name, metric.update, probs, label_ids)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Name -> float, a scalar, over all batches since the last call."""
+    def compute(self, synced: bool = False) -> dict[str, Tensor]:
+        """Name -> float, a scalar, over all batches since the last call.
+
+        Args:
+            synced: count those of all processes of a training, which must all call it; else of this process alone.
+        """
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.distributed_available_fn = jit_distributed_available if synced else _never
         values = {}
         for name, metric in zip(self._targets, self._metrics, strict=True):
             value = values[name] = self._call(name, metric.compute)
@@ -64,6 +72,10 @@ class OwnMetrics(nn.Module):
                 f"metrics.{name}: {self._targets[name]} raised {type(error).__name__}: {reason_of(error)}. A metric "
                 "gets probabilities, float [n_examples, n_labels], and label ids, int64 [n_examples]."
             ) from error
+
+
+def _never() -> bool:
+    return False
 
 
 def _make(key: str, section: dict[str, Any], n_labels: int) -> Metric:
