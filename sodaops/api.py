@@ -269,14 +269,7 @@ class Registry(registry.Registry):
     def register(
         self, bundle_dir: Source, why: str = "", metrics: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()
     ) -> str:
-        """Adds a bundle and makes it the challenger; see :meth:`sodaops.registry.registry.Registry.register`.
-
-        Args:
-            bundle_dir: a bundle's or a run's folder, or gs://BUCKET/FOLDER.
-            why: a reason, for the history.
-            metrics: split -> metrics that are not in the bundle; None: those of its run.
-            overrides: of the configuration.
-        """
+        """Adds a bundle, also of a run's folder or at gs://; see :meth:`sodaops.registry.registry.Registry.register`."""
         with self._copied(overrides, registry.CHALLENGER):
             return register_bundle(registry.Registry(self.root), str(bundle_dir), why, metrics)
 

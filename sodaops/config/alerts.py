@@ -100,11 +100,11 @@ class AlertsConfig(Section):
 
     metrics_urls: list[MetricsUrl] = Field(min_length=1, description="read by `sodaops alerts check`")
     every_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(description="how often rules are evaluated")
-    window_s: Annotated[float, Field(allow_inf_nan=False)] = Field(description="rates are computed over this window")
+    window_s: Annotated[float, Field(allow_inf_nan=False)]
     traffic_offset_s: Annotated[float, Field(allow_inf_nan=False)] = Field(description="traffic is compared with this long ago")
-    traffic_min_requests: Count = Field(description="in that earlier window; with fewer, traffic has no value")
-    cooldown_s: Positive = Field(description="Alertmanager repeats a firing alert after this time")
-    webhook_url_file: str | None = Field(description="file with the URL of a Slack webhook, on Alertmanager's machine")
+    traffic_min_requests: Count
+    cooldown_s: Positive
+    webhook_url_file: str | None
     runbook_url: MetricsUrl | None = Field(None, description="where docs/incidents.md is published; alerts link to its #RULE")
     email: EmailConfig | None
     rules: dict[RuleName, AlertRule | None] = Field(description="null disables a rule")

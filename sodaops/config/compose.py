@@ -49,10 +49,9 @@ def compose(overrides: Sequence[str] = (), extra_dir: str | None = None) -> Conf
 
 def _check_names(folder: Path) -> None:
     """Refuses options with the names of built-in ones, which Hydra would take in their place."""
-    for file in sorted(folder.rglob("*/*.yaml")):
-        name = file.relative_to(folder)
-        own = conf_dir() / name
-        if own.is_file() and own.read_bytes() != file.read_bytes():
+    for built_in in sorted(conf_dir().rglob("*/*.yaml")):
+        name = built_in.relative_to(conf_dir())
+        if (file := folder / name).is_file() and file.read_bytes() != built_in.read_bytes():
             raise ConfigError(f"{file}: {name.parent}={name.stem} is built in, and would be used instead; rename the file.")
 
 

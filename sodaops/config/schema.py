@@ -50,12 +50,7 @@ class FilesConfig(Section):
 class DataConfig(Section):
     """The labelled texts, and how they are split (conf/data)."""
 
-    name: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder under data/processed; by default the name of the file"
-        ),
-    ]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     path: str | None = Field(None, description="one table, local or at gs://: .csv, .tsv, .jsonl or .parquet")
     files: FilesConfig = Field(description="given train, val and test tables, in place of path")
     source: Extension | None = Field(None, description="a function that gives Arrow record batches, in place of path")
@@ -65,13 +60,9 @@ class DataConfig(Section):
     encoding: Encoding | None = Field(None, description="of CSV, TSV and JSON lines, such as windows-1252; null: UTF-8")
     text_column: Name = Field(description="column with the texts")
     label_column: Name = Field(description="column with the labels")
-    labels: Annotated[list[Label] | None, FromJson] = Field(
-        None, description="the labels in order; null: those in the data, sorted"
-    )
+    labels: Annotated[list[Label] | None, FromJson] = None
     label_map: Annotated[dict[Label, Name] | None, FromJson] = Field(None, description="value in the table -> label")
-    vote_columns: Annotated[dict[Name, Name] | None, FromJson] = Field(
-        None, description="label -> column with its number of raters' votes"
-    )
+    vote_columns: Annotated[dict[Name, Name] | None, FromJson] = None
     slice_columns: Annotated[list[Name], FromJson] = Field([], description="columns to report metrics by")
     cleaning: Cleaning
     fractions: list[Fraction] = Field(description="shares of train, val, test", min_length=3, max_length=3)
@@ -99,9 +90,7 @@ class OptimConfig(Section):
     head_lr: Positive = Field(description="of the classification head")
     weight_decay: Annotated[float, Field(ge=0)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="lr factor per layer below the top")
-    frozen_layers: Annotated[int, Field(ge=0)] | None = Field(
-        description="lowest layers that are not trained, nor the embeddings; null: all are trained"
-    )
+    frozen_layers: Annotated[int, Field(ge=0)] | None
     batch_tokens: Count = Field(description="token budget of a batch, padding included")
     vote_weight: Fraction = Field(description="target = vote_weight * vote shares + (1 - vote_weight) * label")
 
@@ -118,7 +107,7 @@ class CheckpointConfig(Section):
 class EarlyStoppingConfig(Section):
     """When training stops before max_epochs."""
 
-    patience: Count | None = Field(description="validations without a better monitor; null: never")
+    patience: Count | None
 
 
 class CsvConfig(Section):
@@ -138,7 +127,7 @@ class WandbConfig(Section):
     name: str | None
     tags: list[str]
     mode: Literal["online", "offline"] | None
-    bundle: bool = Field(description="the bundle as an artifact of the run")
+    bundle: bool
 
 
 class LoggerConfig(Section):
@@ -160,7 +149,7 @@ class ExportConfig(Section):
 class EvaluateConfig(Section):
     """Evaluation of a bundle on a split (conf/evaluate)."""
 
-    bundle: str | None = Field(description="folder, gs:// or REGISTRY@ALIAS; null: the bundle just trained")
+    bundle: str | None
     variant: Literal["float32", "int8"]
     split: Literal["train", "val", "test", "none"]
     splits_dir: LocalPath | None = Field(description="null: data/processed/NAME, NAME being data.name or the bundle's")
@@ -176,27 +165,23 @@ class ServeConfig(ServerSection):
 
     port: Port = 8000
     variant: Literal["float32", "int8"] | None = Field(None, description="null: the bundle's choice")
-    n_workers: Count | None = Field(None, description="computing threads; null: one per core")
+    n_workers: Count | None = None
     max_batch_tokens: Count = Field(256, description="tokens per batch; a longer text is a batch of its own")
-    max_queue: Count = Field(256, description="texts in the queue; beyond it the answer is 429")
+    max_queue: Count = 256
     max_texts: Count = Field(128, description="texts per request")
     max_chars: Count = Field(20_000, description="characters per text")
     max_body_bytes: Count = Field(1_048_576, description="bytes of a request; beyond it the answer is 413")
     deadline_s: Positive = Field(10.0, description="seconds until the answer is 504")
     reload_s: Positive | None = Field(10.0, description="seconds between checks for a new bundle; null: only on request")
-    request_log: str | None = Field(None, description="folder or gs:// for the Parquet parts of the request log; null: none")
-    journal_dir: LocalPath | None = Field(
-        None, description="local folder for requests that are not in a part yet; null: request_log/journal"
-    )
-    log_texts: bool = Field(False, description="true: the texts in the request log; false: their SHA-256")
+    request_log: str | None = None
+    journal_dir: LocalPath | None = None
+    log_texts: bool = False
     redact: list[Kind] = Field(["email", "phone"], description="removed from texts before they are logged")
     keep_days: Days | None = Field(None, description="parts of the request log older than this are deleted; null: never")
-    feedback_store: LocalPath | None = Field(
-        None, description="annotation store that POST /feedback writes to; null: no feedback"
-    )
-    part_s: Annotated[float, Field(gt=0, le=86_400)] = Field(300.0, description="seconds between parts")
+    feedback_store: LocalPath | None = None
+    part_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     part_bytes: Count = Field(16_777_216, description="size of the journal at which a part is written earlier")
-    max_journal_bytes: Count = Field(1_073_741_824, description="limit of the journal while parts cannot be written")
+    max_journal_bytes: Count = 1_073_741_824
     cors_origins: list[str] = Field([], description="origins that may call the service from a browser")
 
 
@@ -212,11 +197,11 @@ class SharesConfig(Section):
 class AnnotateConfig(ServerSection):
     """Choosing and annotating texts (conf/annotate)."""
 
-    store: LocalPath = Field("data/annotation", description="folder of the annotation store")
+    store: LocalPath = "data/annotation"
     port: Port = 8001
     n: Count = Field(100, description="texts that one `sodaops annotate pick` adds")
     shares: SharesConfig = SharesConfig()
-    min_annotators: Count = Field(1, description="annotators that a text needs before it is merged")
+    min_annotators: Count = 1
     near_test: Fraction = Field(0.7, description="similarity to a test text at which a text is refused")
     text_key: str | None = Field(None, description="column or Label Studio key with the text; null: text, or the only one")
     label_key: str | None = Field(None, description="column or Label Studio control with the label; null: the only one")
@@ -231,10 +216,10 @@ class DriftConfig(ServerSection):
     until: str | None = Field(None, description="end; null: now")
     max_rows: Annotated[int, Field(ge=1000)] = Field(100_000, description="requests sampled from a longer window")
     min_rows: Annotated[int, Field(ge=20)] = Field(50, description="fewer requests give no verdict")
-    alpha: Annotated[float, Field(gt=0, le=0.2)] = Field(0.01, description="false alarm rate per window, over all features")
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.01
     min_effect: Fraction = Field(0.1, description="distance of distributions below which a change is not drift")
-    max_empty: Fraction = Field(0.05, description="largest share of empty texts")
-    max_repeated: Fraction = Field(0.1, description="largest share of one text")
+    max_empty: Fraction = 0.05
+    max_repeated: Fraction = 0.1
     n_permutations: Annotated[int, Field(ge=1000)] = Field(2000, description="permutations for the p-value of the embeddings")
     output_dir: str = Field("outputs/drift", description="folder or gs:// of the report")
     port: Port = 8002
@@ -263,7 +248,7 @@ class BehaviourConfig(Section):
 
     suite: str = Field(description="a table: ability, text, expect, changed")
     floors: dict[str, Fraction] = Field(description="ability -> lowest pass rate; other abilities have none")
-    max_drop: Fraction = Field(description="largest drop of a pass rate below the champion's")
+    max_drop: Fraction
 
 
 class GateConfig(Section):
@@ -272,11 +257,11 @@ class GateConfig(Section):
     min_gain: float | None = Field(description="the gain in macro-F1 over the champion exceeds this, with the given confidence")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(description="confidence of min_gain")
     n_bootstrap: Annotated[int, Field(ge=1000)] = Field(description="bootstrap draws for min_gain")
-    slice_floor: Fraction | None = Field(description="lowest macro-F1 of a slice, and F1 of a label")
+    slice_floor: Fraction | None
     slice_rows: Count = Field(description="slices with fewer rows are not checked")
     max_ece: Fraction | None = Field(description="largest expected calibration error")
     max_latency: Positive | None = Field(description="largest ratio of the time for one text to the champion's")
-    max_gap: Fraction | None = Field(description="largest difference of a probability between ONNX float32 and torch")
+    max_gap: Fraction | None
     min_agreement: Fraction | None = Field(description="lowest share of labels on which the serving variant and float32 agree")
     behaviour: BehaviourConfig | None
 
@@ -284,7 +269,7 @@ class GateConfig(Section):
 class RegistryConfig(Section):
     """The model registry and its gate (conf/registry)."""
 
-    path: str = Field(description="a folder, or gs://BUCKET/FOLDER")
+    path: str
     wandb: bool = Field(description="also log versions as artifacts with the same aliases, in logger.wandb's project")
     report_dir: str = Field(description="folder or gs:// of the gate's reports, each in a folder named after the version")
     gate: GateConfig
@@ -305,10 +290,8 @@ class Config(Section):
     trainer: dict[str, Any] = Field(description="Arguments of lightning.Trainer, checked when training starts.")
     checkpoint: CheckpointConfig
     early_stopping: EarlyStoppingConfig
-    callbacks: dict[str, Extension] = Field(description="more Lightning callbacks, each with its _target_")
-    metrics: dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_]*$")], Extension] = Field(
-        description="more metrics, each with its _target_: a torchmetrics class"
-    )
+    callbacks: dict[str, Extension]
+    metrics: dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_]*$")], Extension]
     logger: LoggerConfig
     export: ExportConfig
     evaluate: EvaluateConfig

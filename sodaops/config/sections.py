@@ -76,8 +76,6 @@ class ServerSection(Section):
 
     host: str = "127.0.0.1"
     port: Port
-    root_path: Annotated[str, Field(pattern=r"^(/[\w.~-]+)*$", description="prefix that a proxy takes off the path: /api")] = ""
+    root_path: Annotated[str, Field(pattern=r"^(/[\w.~-]+)*$")] = ""
     allowed_hosts: list[str] = Field([], description="host names that requests may name, also *.example.org; empty: any")
-    trusted_proxies: list[str] = Field(
-        [], description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed"
-    )
+    trusted_proxies: list[str] = []

@@ -129,7 +129,7 @@ class TextClassifier(L.LightningModule):
         self.log_dict(self.val_metrics.compute(), prog_bar=True, **synced)
         self.val_metrics.reset()
         if self.own_metrics is not None:
-            self.log_dict({f"val/{name}": value for name, value in self.own_metrics.compute().items()}, **synced)
+            self.log_dict({f"val/{name}": value for name, value in self.own_metrics.compute(synced=True).items()}, **synced)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         metrics = self.trainer.callback_metrics.items()

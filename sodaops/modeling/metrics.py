@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.metric import jit_distributed_available
 
 from sodaops.config.extensions import accepts, build_subclass, load
 from sodaops.errors import ConfigError, reason_of
@@ -50,8 +51,15 @@ class OwnMetrics(nn.Module):
         for name, metric in zip(self._targets, self._metrics, strict=True):
             self._call(name, metric.update, probs, truth)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Name -> float, a scalar, over all batches since the last call."""
+    def compute(self, synced: bool = False) -> dict[str, Tensor]:
+        """Name -> float, a scalar, over all batches since the last call.
+
+        Args:
+            synced: count those of all processes of a training, which must all call it; else of this process alone.
+        """
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.distributed_available_fn = jit_distributed_available if synced else _never
         values = {}
         for name, metric in zip(self._targets, self._metrics, strict=True):
             value = values[name] = self._call(name, metric.compute)
@@ -70,6 +78,10 @@ class OwnMetrics(nn.Module):
                 "gets the task's answers and targets: of one label per text probabilities, float [n_examples, n_labels], and "
                 "label ids, int64 [n_examples]."
             ) from error
+
+
+def _never() -> bool:
+    return False
 
 
 def _make(key: str, section: dict[str, Any], n_labels: int) -> Metric:

@@ -30,17 +30,7 @@ def mirror(config: Config, registry: Registry, version: str, aliases: Sequence[s
 
 
 def _log_artifact(folder: Path, version: str, aliases: Sequence[str], settings: WandbConfig) -> None:
-    """Logs a version's folder as an artifact; W&B stores equal content once, and moves the aliases.
-
-    Args:
-        folder: of the version.
-        version: its name, which becomes an alias too.
-        aliases: champion or challenger.
-        settings: project, entity and mode.
-
-    Raises:
-        ConfigError: no API key, no network, or W&B rejects it.
-    """
+    """Logs a version's folder as an artifact; W&B stores equal content once, and moves the aliases."""
     import wandb
 
     mode = settings.mode or os.environ.get("WANDB_MODE") or "online"

@@ -68,7 +68,7 @@ class Tracker:
             trial=self._trial, wandb_id=next((logger.experiment.id for logger in self._of(WandbLogger)), None),
         )  # fmt: skip
         for run in self._wandb_runs():
-            _log_files(run, f"splits-{self._config.data.name}", "dataset", self._splits() / "manifest.json", manifest)
+            _log_files(run, f"splits-{self._config.data.name}", "dataset", self._config.splits_dir / "manifest.json", manifest)
 
     def trained(self, info: BundleInfo, metrics: Mapping[str, float]) -> None:
         """Records the metrics of the best epoch on val."""
@@ -118,11 +118,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Raises errors of the user's loggers as a ConfigError with the logger's key; others as they are.
-
-        Raises:
-            ConfigError: an error that was raised in a method of such a logger, or below one.
-        """
+        """Raises an error from a method of a user's logger, or below one, as a ConfigError with the logger's key."""
         try:
             yield
         except Exception as error:
@@ -151,9 +147,6 @@ class Tracker:
             if method is not None:
                 run = {"run_id": logger.run_id} if accepts(method, "run_id") else {}
                 method(local_dir=str(folder), artifact_path=name, **run)
-
-    def _splits(self) -> Path:
-        return self._config.splits_dir
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NO_DROPOUT = ("model.dropout=0", *(f"+model.overrides.{key}_dropout_prob=0" for key in ("hidden", "attention_probs")))
 STEADY = (
     *NO_DROPOUT, "logger=csv", "optim.scheduler.decay=constant", "early_stopping.patience=null", "export.variants=[float32]",
+    "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa",
 )  # fmt: skip
 BARE = ("export.variants=[]", "evaluate.split=none")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "optim.batch_tokens=512")
