@@ -14,7 +14,7 @@ from tests.conftest import TINY, configured, made_once, table
 
 pytestmark = pytest.mark.slow
 WORDS = ("awful", "bad", "fair", "good", "great")
-GATE = ("slice_floor=null", "max_ece=null", "behaviour=null", "min_gain=-2", "max_latency=null", "n_bootstrap=200")
+GATE = ("slice_floor=null", "max_ece=null", "behaviour=null", "min_gain=-2", "max_latency=null", "n_bootstrap=1000")
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,15 @@ def rated(tmp_path_factory):
         values = rng.uniform(0, 5, 300)
         rows = [(f"text {i} was {WORDS[int(value)]} {WORDS[int(value)]}", f"{value:.3f}") for i, value in enumerate(values)]
         (folder / "rated.csv").write_text(table(rows, ("text", "stars")), encoding="utf-8")
-        train(configured(*overrides(folder), "evaluate.baselines=true", "optim.lr=1e-3"))
+        train(configured(*overrides(folder), "evaluate.baselines=true"))
 
     return made_once(tmp_path_factory, "rated", make)
 
 
 def overrides(folder):
     return [
-        *TINY, "trainer.max_epochs=10", "task=ordinal", "task.edges=[1,2,3,4]", "data=csv", f"data.path={folder / 'rated.csv'}",
+        *TINY, "trainer.max_epochs=4", "optim.lr=3e-3", "optim.layer_decay=1", "optim.head_lr=1e-2", "optim.batch_tokens=256",
+        "model.max_tokens=32", "task=ordinal", "task.edges=[1,2,3,4]", "data=csv", f"data.path={folder / 'rated.csv'}",
         "data.label_column=stars", f"run_dir={folder / 'run'}", f"evaluate.splits_dir={folder / 'splits'}",
     ]  # fmt: skip
 
@@ -73,7 +74,7 @@ def test_the_gate(rated, trained, workdir):
     models.register(str(rated / "run/bundle"), "first")
     rules = [f"registry.gate.{rule}" for rule in GATE] + [f"evaluate.splits_dir={rated / 'splits'}", "registry.wandb=false"]
     promotion = models.promote("challenger", overrides=rules)
-    assert promotion.gate.passed and set(promotion.gate.scores["challenger"]) >= {"quadratic_kappa", "mae"}
+    assert promotion.result.passed and set(promotion.result.scores["challenger"]) >= {"quadratic_kappa", "mae"}
     models.register(str(trained / "run/bundle"), "one of another task")
     with pytest.raises(RegistryError, match="ordinal"):
         models.promote("challenger", overrides=[*rules[:-2], f"evaluate.splits_dir={trained / 'splits'}"])
