@@ -68,8 +68,7 @@ def tfidf_label_sets(train: tuple[Sequence[str], np.ndarray], texts: Sequence[st
     Returns:
         Probabilities, float [n_texts, n_labels], and thresholds, float [n_labels].
     """
-    truth = train[1].astype(bool)
-    n_rows, n_labels = truth.shape
+    (n_rows, n_labels), truth = train[1].shape, train[1]
     order = np.random.default_rng(0).permutation(n_rows)[: min(_FIT_ROWS, max(1, _FIT_SIZE // n_labels))]
     features, truth = _features(), truth[order]
     rows = features.fit_transform([train[0][i] for i in order])
@@ -88,7 +87,7 @@ def _held_out(setting: tuple[str | None, float], rows: Any, truth: np.ndarray) -
     for k in range(min(_N_FOLDS, len(truth) - 1)):
         probs[fold == k] = _fit(setting, rows[fold != k], truth[fold != k]).predict_proba(rows[fold == k])
     thresholds = label_sets.best_thresholds(probs, truth)
-    return thresholds, float(label_sets.summary(truth, probs >= thresholds, np.ones((1, len(truth))))["macro_f1"][0])
+    return thresholds, float(label_sets.summary(truth, probs >= thresholds)["macro_f1"])
 
 
 def _features() -> FeatureUnion:

@@ -1,6 +1,6 @@
-"""Metrics of answers with any number of labels, and the thresholds that make them. All arrays are [n_rows, n_labels]."""
+"""Metrics of answers with any number of labels, and the thresholds that make them. Arrays are [n_rows, n_labels]."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,8 @@ import numpy as np
 from sodaops.tasks import metrics
 
 
-def summary(truth: np.ndarray, decided: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """F1 and Hamming loss of samples of the rows.
+def summary(truth: np.ndarray, decided: np.ndarray, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """F1 and Hamming loss.
 
     Macro-F1 is the mean over the labels that have rows or predictions, micro-F1 counts all decisions alike, and F1 per text is
     the mean over the rows; it is 1 for a row without labels and predictions. Hamming loss is the share of wrong decisions.
@@ -17,35 +17,34 @@ def summary(truth: np.ndarray, decided: np.ndarray, counts: np.ndarray) -> dict[
     Args:
         truth: bool.
         decided: bool.
-        counts: how often each row is in a sample, [n_samples, n_rows].
+        counts: of samples, how often each row is in them, [n_samples, n_rows]; None: once.
 
     Returns:
-        metric -> float [n_samples].
+        metric -> float [n_samples], or a scalar.
     """
-    counts = counts.astype(np.float64)
-    of_row = np.stack([(truth & decided).sum(1), truth.sum(1), decided.sum(1)]).astype(np.float64)
-    f1_of_row = np.where(of_row[1] + of_row[2], 2 * of_row[0] / np.maximum(of_row[1] + of_row[2], 1), 1.0)
+    counts = np.ones(len(truth)) if counts is None else counts.astype(np.float64)
     hits, support, predicted = (counts @ part.astype(np.float64) for part in (truth & decided, truth, decided))
-    present = (support + predicted) > 0
-    f1 = metrics.f1_of(hits, support, predicted)
-    n_rows = counts.sum(-1)
+    present, n_rows = (support + predicted) > 0, counts.sum(-1)
+    of_row = metrics.f1_of((truth & decided).sum(1), truth.sum(1), decided.sum(1))
+    of_row[~(truth | decided).any(1)] = 1
     return {
-        "macro_f1": (f1 * present).sum(-1) / np.maximum(present.sum(-1), 1),
+        "macro_f1": (metrics.f1_of(hits, support, predicted) * present).sum(-1) / np.maximum(present.sum(-1), 1),
         "micro_f1": metrics.f1_of(hits.sum(-1), support.sum(-1), predicted.sum(-1)),
-        "sample_f1": counts @ f1_of_row / n_rows,
+        "sample_f1": counts @ of_row / n_rows,
         "hamming_loss": counts @ (truth ^ decided).mean(1) / n_rows,
     }
 
 
-def samples(n_rows: int, n_samples: int) -> Iterator[np.ndarray]:
-    """Bootstrap samples of rows, as counts for :func:`summary`, in blocks."""
-    return metrics.draw_counts(np.ones(n_rows, np.int64), n_samples)
+def samples(truth: np.ndarray, decided: np.ndarray, n_samples: int) -> dict[str, np.ndarray]:
+    """The summary of bootstrap samples of the rows, metric -> float [n_samples]; of as many rows always the same samples."""
+    draws = metrics.draw_counts(np.ones(len(truth), np.int64), n_samples)
+    blocks = [summary(truth, decided, counts) for counts in draws]
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def intervals(truth: np.ndarray, decided: np.ndarray, n_samples: int) -> dict[str, dict[str, float]]:
-    """95 % bootstrap percentile intervals of :func:`summary`, metric -> low and high."""
-    blocks = [summary(truth, decided, counts) for counts in samples(len(truth), n_samples)]
-    bounds = {name: np.quantile(np.concatenate([block[name] for block in blocks]), [0.025, 0.975]) for name in blocks[0]}
+    """95 % bootstrap percentile intervals of the summary, metric -> low and high."""
+    bounds = {name: np.quantile(of, [0.025, 0.975]) for name, of in samples(truth, decided, n_samples).items()}
     return {name: {"low": float(low), "high": float(high)} for name, (low, high) in bounds.items()}
 
 

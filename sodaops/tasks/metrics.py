@@ -286,7 +286,7 @@ def calibration_gap(bins: dict[str, np.ndarray]) -> float:
 def curves(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """One-vs-rest ROC and precision-recall curves of each label that some rows have and others do not.
 
-    ``label_ids`` are int [n_rows], or 0 and 1 [n_rows, n_labels].
+    ``label_ids`` are int [n_rows], or of any number of labels bool [n_rows, n_labels].
 
     Returns:
         label -> fpr, tpr, roc_auc, precision, recall, average_precision.
@@ -295,7 +295,7 @@ def curves(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> d
 
     curves_of = {}
     for i, label in enumerate(labels):
-        positive = label_ids == i if label_ids.ndim == 1 else label_ids[:, i] > 0
+        positive = label_ids == i if label_ids.ndim == 1 else label_ids[:, i]
         if positive.all() or not positive.any():
             continue  # neither curve is defined
         fpr, tpr, _ = sk.roc_curve(positive, probs[:, i])

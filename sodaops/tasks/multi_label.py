@@ -13,15 +13,13 @@ from sodaops.config.schema import Config, DataConfig, EvaluateConfig, OptimConfi
 from sodaops.errors import ConfigError, DataError, nearest, some
 from sodaops.tasks import label_sets, metrics
 from sodaops.tasks.base import Metric, Targets, Task
-from sodaops.text.labels import label_ids, label_order, unknown_label_error
+from sodaops.tasks.label_cells import BETWEEN, Form, in_words, matrix_of, parsed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from sodaops.tasks.plots import Wanted
 
-_BETWEEN = "\x1f"  # between the cells of task.columns
-_FLAGS = {"0": False, "false": False, "1": True, "true": True}
 _LOSSES = "sodaops.modeling.losses."
 
 
@@ -65,22 +63,19 @@ class MultiLabel(Task):
         thresholds: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         if separator is not None and (not isinstance(separator, str) or not separator):
-            raise ConfigError(f"task.separator={separator!r}: expected a character between labels, such as ';', or null.")
+            raise ConfigError(f"task.separator={separator!r}: expected what is between labels, such as ';', or null.")
         is_list = isinstance(columns, Sequence) and not isinstance(columns, str)
         if columns is not None and (separator is not None or not is_list or len({*columns}) < max(2, len(columns))):
             raise ConfigError(f"task.columns={columns}: expected a list of two or more columns, and task.separator=null.")
         for label, threshold in (thresholds or {}).items():
             if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
                 raise ConfigError(f"task.thresholds.{label}={threshold!r}: expected a probability.")
-        self.separator, self.allow_none = separator, allow_none
-        self.flags = None if columns is None else [*columns]
+        self.form = Form(separator, columns and [*columns], allow_none)
         self.thresholds = {str(label): float(threshold) for label, threshold in (thresholds or {}).items()}
 
     def section(self) -> dict[str, Any]:
-        return {
-            "_target_": f"{type(self).__module__}.{type(self).__qualname__}", "separator": self.separator,
-            "columns": self.flags, "allow_none": self.allow_none, "thresholds": self.thresholds or None,
-        }  # fmt: skip
+        target = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"_target_": target, **self.form._asdict(), "thresholds": self.thresholds or None}
 
     def faults(self, config: Config) -> Iterator[str]:
         yield from super().faults(config)
@@ -91,87 +86,39 @@ class MultiLabel(Task):
     # Data
 
     def table_columns(self, config: DataConfig) -> dict[str, str]:
-        return super().table_columns(config) if self.flags is None else dict.fromkeys(self.flags, "task.columns")
+        columns = self.form.columns
+        return super().table_columns(config) if columns is None else dict.fromkeys(columns, "task.columns")
 
     def cells(self, raw: "pa.RecordBatch", config: DataConfig) -> "pa.Array":
         import pyarrow.compute as pc
 
-        if self.flags is None:
+        if self.form.columns is None:
             return raw[config.label_column]
-        return pc.binary_join_element_wise(*(raw[name] for name in self.flags), _BETWEEN)
-
-    def _names(self, cell: str) -> list[str] | None:
-        """The names of labels in a cell; None if it is not one."""
-        if self.flags is not None:
-            given = [_FLAGS.get(flag.lower()) for flag in cell.split(_BETWEEN)]
-            known = None not in given and len(given) == len(self.flags)
-            return [name for name, flag in zip(self.flags, given, strict=True) if flag] if known else None
-        if self.separator is not None:
-            return [name for part in cell.split(self.separator) if (name := part.strip())]
-        try:
-            names = json.loads(cell or "[]", parse_int=str, parse_float=str)
-        except ValueError:
-            return None
-        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+        return pc.binary_join_element_wise(*(raw[name] for name in self.form.columns), BETWEEN)
 
     def read_cells(self, place: str, counts: Mapping[str, int], config: DataConfig) -> Targets:
-        import pyarrow as pa
-
         from sodaops.tasks.label_checks import check_labels
 
-        parsed = [self._names(cell) for cell in counts]
-        n_rows = Counter(dict.fromkeys(self.flags or (), 0))
-        for names, n in zip(parsed, counts.values(), strict=True):
-            n_rows.update(dict.fromkeys(names or (), n))
-        labels = label_order(list(n_rows), config.labels, config.label_map)
-        if len(labels) < 2:
-            raise DataError(f"{place}: has {len(labels)} labels in {self._where(config)}; expected at least two.")
+        targets, n_rows = self.form.read(counts, config)
+        labels = targets.labels
         if strange := [label for label in self.thresholds if label not in labels]:
-            raise ConfigError(
-                f"task.thresholds.{strange[0]}: no such label{nearest(strange[0], labels)}; expected {some(labels)}."
-            )
+            near = nearest(strange[0], labels)
+            raise ConfigError(f"task.thresholds.{strange[0]}: no such label{near}; expected {some(labels)}.")
+        if len(labels) < 2 and n_rows:
+            where = self.form.place(config.label_column, config)
+            raise DataError(f"{place}: {where} has one label only ({some(labels)}); expected at least two.")
         if config.labels is None:
             check_labels(place, n_rows, labels, config)
-        id_of = dict(zip(n_rows, label_ids(list(n_rows), labels, config.label_map), strict=True))
-        targets: dict[tuple[int, ...], int] = {}  # the ids of a text's labels -> its target
-        ids = []
-        for names in parsed:
-            chosen = tuple(sorted({id_of[name] for name in names or ()}))
-            is_valid = names is not None and -1 not in chosen and bool(chosen or self.allow_none)
-            ids.append(targets.setdefault(chosen, len(targets)) if is_valid else -1)
-        matrix = np.zeros((len(targets), len(labels)), np.int8)
-        for i, chosen in enumerate(targets):
-            matrix[i, list(chosen)] = 1
-        columns = {
-            "label": pa.array(_in_words(matrix, labels), pa.string()),
-            "label_set": pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), len(labels)),
-        }
-        return Targets(labels, np.array(ids, np.int32), columns)
-
-    def _where(self, config: DataConfig) -> str:
-        return config.label_column if self.flags is None else f"{some(self.flags)} (task.columns)"
+        return targets
 
     def bad_cells(
         self, place: str, cells: Sequence[str], rows: Sequence[int], labels: Sequence[str], config: DataConfig
     ) -> DataError:
-        parsed = [self._names(cell) for cell in cells]
-        place = f"{place.removesuffix(config.label_column)}{self._where(config)}"
-        where = f"at row {rows[0]} ({len(rows)} bad rows: {some(rows)})"
-        if parsed[0] is None:
-            shown = cells[0].replace(_BETWEEN, ", ")
-            expected = "0 or 1" if self.flags else "a list of labels; for text such as 'a;b' set 'task.separator=;'"
-            return DataError(f"{place}={shown!r} {where}; expected {expected}.")
-        if not parsed[0]:
-            return DataError(
-                f"{place}: no label {where}; remove these rows, or allow texts without labels with task.allow_none=true."
-            )
-        unknown = [name for name in parsed[0] if label_ids([name], labels, config.label_map) == [-1]]
-        return unknown_label_error(place, unknown, rows, labels, config.label_map)
+        return self.form.error(place, cells, rows, labels, config)
 
     def label_counts(self, targets: Targets, ids: np.ndarray) -> dict[str, int]:
-        matrix = _matrix(targets.columns["label_set"])
-        counts = np.bincount(ids, minlength=len(matrix)) @ matrix
-        return dict(zip(targets.labels, counts.tolist(), strict=True))
+        sets = matrix_of(targets.columns["label_set"])
+        return dict(zip(targets.labels, (np.bincount(ids, minlength=len(sets)) @ sets).tolist(), strict=True))
 
     def check_train(self, place: str, targets: Targets, ids: np.ndarray, config: DataConfig) -> None:
         from sodaops.tasks.label_checks import check_each_label
@@ -179,11 +126,11 @@ class MultiLabel(Task):
         check_each_label(place, self.label_counts(targets, ids), config)
 
     def truth(self, table: "pa.Table") -> np.ndarray:
-        """int8 [n_rows, n_labels]."""
-        return _matrix(table["label_set"].combine_chunks())
+        """bool [n_rows, n_labels]."""
+        return matrix_of(table["label_set"].combine_chunks())
 
     def any_truth(self, n_rows: int, n_labels: int) -> np.ndarray:
-        return np.eye(n_rows, n_labels, dtype=np.int8)
+        return np.eye(n_rows, n_labels, dtype=bool)
 
     # Training
 
@@ -196,8 +143,7 @@ class MultiLabel(Task):
 
     def balanced_weights(self, truth: np.ndarray, n_labels: int) -> np.ndarray:
         """Texts without a label per text with it, float32 [n_labels]."""
-        positive = truth.sum(0, dtype=np.int64)
-        return ((len(truth) - positive) / np.maximum(positive, 1)).astype(np.float32)
+        return ((~truth).sum(0) / np.maximum(truth.sum(0), 1)).astype(np.float32)
 
     def val_metrics(self, n_labels: int) -> dict[str, dict[str, Any]]:
         prefix, bins = "torchmetrics.classification.Multilabel", (1 / (1 + np.exp(np.linspace(9, -9, 181)))).tolist()
@@ -208,10 +154,7 @@ class MultiLabel(Task):
 
     def fitted(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> Self:
         chosen = dict(zip(labels, label_sets.best_thresholds(probs, truth).tolist(), strict=True))
-        return type(self)(**{**self._arguments(), "thresholds": {**chosen, **self.thresholds}})
-
-    def _arguments(self) -> dict[str, Any]:
-        return {name: value for name, value in self.section().items() if name != "_target_"}
+        return type(self)(*self.form, {**chosen, **self.thresholds})
 
     # Answers
 
@@ -237,13 +180,9 @@ class MultiLabel(Task):
     def columns(self, probs: np.ndarray, labels: Sequence[str]) -> "dict[str, pa.Array]":
         import pyarrow as pa
 
-        decided = self.decide(probs)
-        offsets = np.append(0, decided.sum(1).cumsum()).astype(np.int32)
-        names = pa.array(np.array(labels, dtype=object)[np.nonzero(decided)[1]], pa.string())
-        return {
-            "labels": pa.ListArray.from_arrays(offsets, names),
-            **{f"prob_{label}": pa.array(probs[:, i]) for i, label in enumerate(labels)},
-        }
+        answers = [[label for label, has in zip(labels, row, strict=True) if has] for row in self.decide(probs)]
+        of_labels = {f"prob_{label}": pa.array(probs[:, i]) for i, label in enumerate(labels)}
+        return {"labels": pa.array(answers, pa.list_(pa.string())), **of_labels}
 
     def is_valid(self, probs: np.ndarray) -> bool:
         return bool(((probs >= 0) & (probs <= 1)).all())
@@ -253,8 +192,8 @@ class MultiLabel(Task):
     def agreement(self, before: np.ndarray, after: np.ndarray) -> float:
         """The mean overlap of the two answers: the labels in both, divided by those in either; 1 if there are none."""
         one, other = self.decide(before), self.decide(after)
-        either = (one | other).sum(1)
-        return float(np.where(either, (one & other).sum(1) / np.maximum(either, 1), 1.0).mean())
+        both, either = (one & other).sum(1), (one | other).sum(1)
+        return float(np.where(either, both / np.maximum(either, 1), 1.0).mean())
 
     # Evaluation and the gate
 
@@ -263,52 +202,44 @@ class MultiLabel(Task):
 
     def measure(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str], settings: EvaluateConfig) -> dict[str, Any]:
         metrics.check_inputs(probs, np.zeros(len(truth), np.int64))
-        true, decided = truth.astype(bool), self.decide(probs)
-        areas = metrics.curves(probs, truth, labels)
-        shown = {name: {key: of[key] for key in ("roc_auc", "average_precision")} for name, of in areas.items()}
-        levels = self.levels(len(labels)).tolist()
-        of_label = {
-            label: {**values, **shown.get(label, {}), "threshold": level}
-            for level, (label, values) in zip(levels, label_sets.per_label(true, decided, labels).items(), strict=True)
-        }
+        decided, areas = self.decide(probs), metrics.curves(probs, truth, labels)
+        of_label = label_sets.per_label(truth, decided, labels)
+        for (label, values), level in zip(of_label.items(), self.levels(len(labels)).tolist(), strict=True):
+            values |= {key: areas[label][key] for key in ("roc_auc", "average_precision") if label in areas}
+            values["threshold"] = level
         return {
             "n_rows": len(truth),
             **self.summary(probs, truth),
-            "average_precision": float(np.mean([of["average_precision"] for of in shown.values()] or 0.0)),
-            "ece": self.calibration_error(probs, truth, settings.n_bins),
-            "interval_95": label_sets.intervals(true, decided, settings.n_bootstrap),
+            "average_precision": float(np.mean([of["average_precision"] for of in areas.values()] or [0.0])),
+            "ece": metrics.calibration_gap(metrics.reliability_of(probs.ravel(), truth.ravel(), settings.n_bins)),
+            "interval_95": label_sets.intervals(truth, decided, settings.n_bootstrap),
             "labels": of_label,
         }
 
     def summary(self, probs: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-        values = label_sets.summary(truth.astype(bool), self.decide(probs), np.ones((1, len(truth))))
-        return {name: float(value[0]) for name, value in values.items()}
+        return {name: float(value) for name, value in label_sets.summary(truth, self.decide(probs)).items()}
 
     def label_scores(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, tuple[float, int]]:
-        of_label = label_sets.per_label(truth.astype(bool), self.decide(probs), labels)
+        of_label = label_sets.per_label(truth, self.decide(probs), labels)
         return {label: (values["f1"], values["n_rows"]) for label, values in of_label.items()}
 
     def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
-        true, decided = truth.astype(bool), [self.decide(probs) for probs in (challenger, champion)]
-        gains = []
-        for counts in label_sets.samples(len(true), n_samples):
-            own, other = (label_sets.summary(true, of, counts)["macro_f1"] for of in decided)
-            gains.append(own - other)
-        return np.concatenate(gains)
+        own, other = (label_sets.samples(truth, self.decide(of), n_samples)["macro_f1"] for of in (challenger, champion))
+        return own - other  # of the same samples
 
-    def calibration_error(self, probs: np.ndarray, truth: np.ndarray, n_bins: int = 15) -> float:
+    def calibration_error(self, probs: np.ndarray, truth: np.ndarray) -> float:
         """Of all decisions together: the gap between a probability and the share of texts that have the label."""
-        return metrics.calibration_gap(metrics.reliability_of(probs.ravel(), truth.ravel() > 0, n_bins))
+        return metrics.calibration_gap(metrics.reliability_of(probs.ravel(), truth.ravel(), 15))
 
     def baseline_probs(self, train: "pa.Table", texts: Sequence[str], labels: Sequence[str]) -> dict[str, np.ndarray]:
-        """Each with the decisions of thresholds of its own."""
+        """With the decisions of thresholds of their own."""
         from sodaops.tasks import baselines
 
         probs, thresholds = baselines.tfidf_label_sets((train["text"].to_pylist(), self.truth(train)), texts)
         return {"every": np.ones_like(probs), "tfidf": label_sets.moved(probs, thresholds, self.levels(len(labels)))}
 
     def support(self, probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        return np.stack([truth.sum(0, dtype=np.int64), self.decide(probs).sum(0)])
+        return np.stack([truth.sum(0), self.decide(probs).sum(0)])
 
     def plots(self, probs: np.ndarray, table: "pa.Table", labels: Sequence[str], n_bins: int) -> list["Wanted"]:
         from sodaops.tasks import plots
@@ -324,20 +255,18 @@ class MultiLabel(Task):
         severity = (wrong * (1 + np.abs(probs - self.levels(len(labels))))).sum(1)
         worst = np.argsort(-severity, kind="stable")[: min(n_worst, int(wrong.any(1).sum()))]
         rows, predicted = table.take(worst).select(["text", "label", "row"]).to_pylist(), self.decide(probs[worst])
-        return [{**row, "predicted": words} for row, words in zip(rows, _in_words(predicted, labels), strict=True)]
+        return [{**row, "predicted": words} for row, words in zip(rows, in_words(predicted, labels), strict=True)]
 
-    def meets(self, prediction: LabelSet, expected: str) -> bool:
-        return (expected.removeprefix("not ") in prediction.labels) != expected.startswith("not ")
-
-    # Service, drift and annotation
+    # Service, drift and annotation. An answer is kept as a JSON list, in label order.
 
     def shown(self, prediction: LabelSet) -> tuple[str, str]:
         probs = "  ".join(f"{label} {prob:.3f}" for label, prob in prediction.probs.items())
         return ", ".join(prediction.labels) or "(none)", probs
 
     def logged(self, prediction: LabelSet) -> tuple[str, float]:
-        """The labels as a JSON list, and the lowest probability of a decision."""
-        least = min(prob if label in prediction.labels else 1 - prob for label, prob in prediction.probs.items())
+        """The labels, and the lowest probability of a decision."""
+        chosen = {*prediction.labels}
+        least = min(prob if label in chosen else 1 - prob for label, prob in prediction.probs.items())
         return json.dumps(prediction.labels, ensure_ascii=False), least
 
     def counted(self, prediction: LabelSet) -> tuple[Sequence[str], float | None]:
@@ -351,28 +280,26 @@ class MultiLabel(Task):
         return {"labels": self.decide(probs)}
 
     def uncertainty(self, probs: np.ndarray) -> np.ndarray:
-        """Minus the distance to the nearest threshold, of the way from there to 0 or 1."""
+        """Minus the distance to the nearest threshold, as a share of the way from there to 0 or 1."""
         levels = self.levels(probs.shape[1])
         ways = np.where(probs < levels, levels, 1 - levels)
         return -(np.abs(probs - levels) / np.maximum(ways, 1e-6)).min(1)
 
     @property
     def question(self) -> dict[str, Any]:
-        return {"kind": "choices", "none": self.allow_none}
+        return {"kind": "choices", "none": self.form.allow_none}
 
     def labels_without_data(self, config: DataConfig) -> list[str]:
-        return [str(label) for label in config.labels or self.flags or []]
+        return [str(label) for label in config.labels or self.form.columns or []]
 
     def check_answer(self, answer: object, labels: Sequence[str]) -> str:
-        """A JSON list of labels, in their order."""
-        given = answer
-        if isinstance(answer, str):
-            given = json.loads(answer) if answer.startswith("[") else [answer]
+        given: Any = parsed(answer) if isinstance(answer, str) and answer.startswith("[") else answer
+        given = [given] if isinstance(given, str) else given
         unknown = [name for name in given if name not in labels] if isinstance(given, list) else [answer]
         if unknown:
             near = nearest(unknown[0], labels)
             raise DataError(f"labels={repr(answer)[:80]}; expected a list of {some(labels, 20)}{near}.")
-        if not given and not self.allow_none:
+        if not given and not self.form.allow_none:
             raise DataError("labels=[]; expected at least one label: task.allow_none=false.")
         return json.dumps([label for label in labels if label in given], ensure_ascii=False)
 
@@ -380,11 +307,11 @@ class MultiLabel(Task):
         return json.loads(answer)
 
     def table_cells(self, answer: str, config: DataConfig) -> dict[str, Any]:
-        names = self.answer_value(answer)
-        if self.flags is not None:
+        names, form = self.answer_value(answer), self.form
+        if form.columns is not None:
             label_of = {str(value): label for value, label in (config.label_map or {}).items()}
-            return {name: int(label_of.get(name, name) in names) for name in self.flags}
-        return {config.label_column: answer if self.separator is None else self.separator.join(names)}
+            return {name: int(label_of.get(name, name) in names) for name in form.columns}
+        return {config.label_column: answer if form.separator is None else form.separator.join(names)}
 
     def merged(self, answers: Sequence[str]) -> str | None:
         """The labels that more than half of the people gave; None if exactly half gave one."""
@@ -392,15 +319,3 @@ class MultiLabel(Task):
         if not answers or any(2 * n == len(answers) for n in n_given.values()):
             return None
         return json.dumps([label for label, n in n_given.items() if 2 * n > len(answers)], ensure_ascii=False)
-
-
-def _matrix(column: "pa.FixedSizeListArray") -> np.ndarray:
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
-
-
-def _in_words(matrix: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The labels of each row, as people read them."""
-    names: list[list[str]] = [[] for _ in range(len(matrix))]
-    for i, j in zip(*np.nonzero(matrix), strict=True):
-        names[i].append(labels[j])
-    return [", ".join(of) or "(none)" for of in names]

@@ -18,12 +18,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 from sodaops.errors import some
-from sodaops.tasks import label_sets, metrics
+from sodaops.tasks import metrics
 
 log = logging.getLogger(__name__)
 
-# Shown in one picture; of more labels those that matter most, as the caption says.
-_MAX_LABELS, _MAX_CURVES, _MAX_BARS = 12, 7, 30
+_MAX_LABELS, _MAX_CURVES = 12, 7  # shown in one picture; of more labels those that matter most, as the caption says
 _MAX_CHARS = 24  # of a name in a picture
 _MAX_SHARES = 5  # labels for whose cells of the confusion matrix there is room for shares as well as counts
 _MAX_INSIDE = 4  # curves whose legend is inside the axes
@@ -99,13 +98,9 @@ def _of_curves(curves: dict[str, dict]) -> list[Wanted]:
 def of_label_sets(
     probs: np.ndarray, truth: np.ndarray, decided: np.ndarray, labels: Sequence[str], n_bins: int
 ) -> list[Wanted]:
-    """F1 by label, labels per text, reliability, ROC and precision-recall curves; all arrays are [n_rows, n_labels]."""
-    scores = {label: of["f1"] for label, of in label_sets.per_label(truth > 0, decided, labels).items()}
-    lowest = sorted(scores, key=scores.__getitem__)[:_MAX_BARS]
-    bins = metrics.reliability_of(probs.ravel(), truth.ravel() > 0, n_bins)
+    """Labels per text, reliability, ROC and precision-recall curves; all arrays are [n_rows, n_labels]."""
+    bins = metrics.reliability_of(probs.ravel(), truth.ravel(), n_bins)
     return [
-        ("f1", "F1 by label", "F1 at the label's threshold." + _chosen(lowest, scores, "labels with the lowest F1"),
-         partial(_bars, {label: scores[label] for label in lowest})),
         ("n_labels", "Labels per text", "How many texts have so many labels, in the table and in the predictions.",
          partial(_label_numbers, truth.sum(1), decided.sum(1))),
         ("reliability", "Reliability", "The share of texts that have a label at each of its probabilities, over all labels.",
@@ -229,16 +224,6 @@ def _confusion(matrix: np.ndarray, labels: Sequence[str], chosen: Sequence[int],
         else:
             text = str(matrix[row, column] or "")
         axes.text(column, row, text, ha="center", va="center", color=colour)
-
-
-def _bars(scores: dict[str, float], axes: Axes) -> None:
-    axes.barh(range(len(scores)), list(scores.values()), color="#0072B2", alpha=0.85)
-    _name_ticks(axes.yaxis, range(len(scores)), _short(list(scores)))
-    for place, score in enumerate(scores.values()):
-        axes.text(score + 0.01, place, f"{score:.2f}", va="center", fontsize=7, color="#3a4454")
-    axes.figure.set_size_inches(5.2, max(4.2, 1 + 0.24 * len(scores)))
-    axes.set(xlim=(0, 1.08), xlabel="F1")
-    axes.invert_yaxis()
 
 
 def _label_numbers(true: np.ndarray, predicted: np.ndarray, axes: Axes) -> None:
