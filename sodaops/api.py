@@ -161,7 +161,10 @@ class Model:
         rows = with_predictions(
             pa.table({own: pa.nulls(len(data)) for own in columns}), probs, self.predictor.task, self.labels
         )
-        return data.assign(**{added: rows[added].to_numpy() for added in rows.column_names[len(columns) :]})
+        added = {name: rows[name] for name in rows.column_names[len(columns) :]}
+        return data.assign(
+            **{name: of.to_pylist() if pa.types.is_list(of.type) else of.to_numpy() for name, of in added.items()}
+        )
 
     def predict_file(self, path: Source, output: Source, text: str | None = None) -> "PredictedTable":
         """Predicts a table of any length; see :func:`sodaops.inference.table.predict_table`."""
@@ -215,6 +218,8 @@ def evaluate(model: Model | Source, data: Any = None, *, overrides: Iterable[str
         if "split" in keywords:
             raise ConfigError(f"split={keywords['split']!r}: all rows of a table are evaluated; leave it out.")
         config = compose([*_whole_table(model, data, keywords), *words])
+        if model.info.task:
+            config = config.model_copy(update={"task": model.info.task})
         pipeline.prepare(config)
         return pipeline.evaluate(config)
 
@@ -227,7 +232,8 @@ def _whole_table(model: Model, data: Any, keywords: Mapping[str, Any]) -> list[s
         trained = layout.read_config(folder, model.info)["data"]
     settings = {key: trained.get(key) for key in ("text_column", "label_column", "label_map")}
     settings |= {"labels": model.labels, "cleaning": model.info.cleaning, "fractions": [0, 0, 1], "added": None}
-    columns = [keywords.get(name, trained[f"{name}_column"]) for name in ("text", "label")]
+    names = ("text",) if model.info.task else ("text", "label")  # other tasks may read other columns
+    columns = [keywords.get(name, trained[f"{name}_column"]) for name in names]
     return [
         *_data_overrides(data, *columns),
         *(override(f"data.{key}", value) for key, value in settings.items()),

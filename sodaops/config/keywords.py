@@ -14,10 +14,10 @@ _COLUMNS = {"text": "data.text_column", "label": "data.label_column", "label_map
 KEYWORDS = {  # function -> keyword -> configuration key
     "train": _COLUMNS | {
         "labels": "data.labels", "slices": "data.slice_columns", "cleaning": "data.cleaning", "name": "data.name",
-        "model": "model", "max_tokens": "model.max_tokens", "lr": "optim.lr", "batch_tokens": "optim.batch_tokens",
-        "max_epochs": "trainer.max_epochs", "precision": "trainer.precision", "devices": "trainer.devices",
-        "patience": "early_stopping.patience", "logger": "logger", "experiment": "experiment", "seed": "seed",
-        "run_dir": "run_dir", "ckpt_path": "ckpt_path",
+        "task": "task", "model": "model", "max_tokens": "model.max_tokens", "lr": "optim.lr",
+        "batch_tokens": "optim.batch_tokens", "max_epochs": "trainer.max_epochs", "precision": "trainer.precision",
+        "devices": "trainer.devices", "patience": "early_stopping.patience", "logger": "logger",
+        "experiment": "experiment", "seed": "seed", "run_dir": "run_dir", "ckpt_path": "ckpt_path",
     },
     "evaluate": _COLUMNS | {
         "slices": "data.slice_columns", "variant": "evaluate.variant", "split": "evaluate.split",

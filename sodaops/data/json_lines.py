@@ -35,14 +35,14 @@ def json_names(path: str, encoding: str | None, block_bytes: int, required: Sequ
 
 
 def json_batches(
-    path: str, encoding: str | None, block_bytes: int, columns: Sequence[str], max_rows: int
+    path: str, encoding: str | None, block_bytes: int, columns: Sequence[str], max_rows: int, lists: Sequence[str] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """The cells of some columns as text; a missing key and null become empty.
+    """The cells of some columns as text; a missing key and null become empty, and lists in the columns ``lists`` JSON.
 
     Raises:
-        DataError: a line that is not an object, a repeated key, or a cell that is a list or an object.
+        DataError: a line that is not an object, a repeated key, or another cell that is a list or an object.
     """
-    for rows in _blocks_of_rows(path, encoding, block_bytes, lambda line: _as_text(line, columns)):
+    for rows in _blocks_of_rows(path, encoding, block_bytes, lambda line: _as_text(line, columns, lists)):
         for start in range(0, len(rows), max_rows):
             cells = [[row[name] for row in rows[start : start + max_rows]] for name in columns]
             yield pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in cells], list(columns))
@@ -79,7 +79,7 @@ def valid_unicode(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _as_text(line: str, columns: Sequence[str]) -> Row:
+def _as_text(line: str, columns: Sequence[str], lists: Sequence[str]) -> Row:
     members = _DECODER.decode(line)
     if type(members) is not tuple:
         raise ValueError("expected an object, {…}")
@@ -91,6 +91,8 @@ def _as_text(line: str, columns: Sequence[str]) -> Row:
     cells = {}
     for name in columns:
         value = row.get(name)
+        if isinstance(value, list) and name in lists:
+            value = json.dumps(value, ensure_ascii=False)
         if type(value) is not str:
             if isinstance(value, list | tuple):
                 kind = "a list" if isinstance(value, list) else "an object"

@@ -268,9 +268,10 @@ def check_table(config: DataConfig, path: str, task: Task = SINGLE_LABEL) -> Non
 def _read(config: DataConfig, path: str, digests: dict[str, str], task: Task) -> Iterator[pa.RecordBatch]:
     """The columns of a table or of ``data.source`` as strings; ``digests`` are as for :func:`read_source`."""
     keys = _keys_of_columns(config, task)
+    lists = list(task.table_columns(config)) if task.takes_lists else []
     if path == _source_name(config):
-        return read_source(path, config.source, keys, digests)
-    return read_batches(path, list(keys), _layout(config, path), keys)
+        return read_source(path, config.source, keys, digests, lists)
+    return read_batches(path, list(keys), _layout(config, path), keys, lists)
 
 
 def _layout(config: DataConfig, path: str) -> Layout:

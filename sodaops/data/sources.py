@@ -49,7 +49,7 @@ def open_table(
         raise _unreadable(path, layout.encoding, error, 0) from None
 
 
-def read_cells(source: Source, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def read_cells(source: Source, columns: Sequence[str] | None = None, lists: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
     """Reads a table in its own types, a few megabytes at a time; see :func:`sodaops.data.streams.stream_batches`.
 
     Raises:
@@ -57,7 +57,7 @@ def read_cells(source: Source, columns: Sequence[str] | None = None) -> Iterator
     """
     n_rows = 0
     try:
-        for batch in streams.stream_batches(source, columns):
+        for batch in streams.stream_batches(source, columns, lists):
             if batch.num_rows:
                 yield batch
             n_rows += batch.num_rows
@@ -68,8 +68,9 @@ def read_cells(source: Source, columns: Sequence[str] | None = None) -> Iterator
 
 
 def read_batches(
-    path: str, columns: Sequence[str], layout: Layout = DETECTED, keys: Mapping[str, str] | None = None
-) -> Iterator[pa.RecordBatch]:
+    path: str, columns: Sequence[str], layout: Layout = DETECTED, keys: Mapping[str, str] | None = None,
+    lists: Sequence[str] = (),
+) -> Iterator[pa.RecordBatch]:  # fmt: skip
     """Reads the named columns of a table as strings, a few megabytes at a time; missing cells become empty strings.
 
     Args:
@@ -78,6 +79,7 @@ def read_batches(
         columns: distinct names of columns.
         layout: delimiter and encoding of a text table.
         keys: column -> the configuration's key that names it, for the message about a missing one.
+        lists: columns whose cells may be lists, which become JSON.
 
     Yields:
         Batches of string columns, in the order of ``columns``. JSON numbers stay as they are written. Parquet floats that are
@@ -87,18 +89,20 @@ def read_batches(
         DataError: no such file, an empty one, a missing column, rows of different lengths, or text that is not UTF-8.
     """
     source = open_table(path, columns, layout, keys or "", all_names=False)
-    yield from texts_of(path, read_cells(source, columns), columns)
+    yield from texts_of(path, read_cells(source, columns, lists), columns, lists)
 
 
-def texts_of(path: str, batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Named columns of batches as strings; missing cells become empty.
+def texts_of(
+    path: str, batches: Iterable[pa.RecordBatch], columns: Sequence[str], lists: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Named columns of batches as strings; missing cells become empty, and lists in the columns ``lists`` JSON.
 
     Raises:
         DataError: see :func:`check_texts`.
     """
     n_rows = 0
     for batch in batches:
-        texts = [check_texts(path, batch, name, n_rows) for name in columns]
+        texts = [check_texts(path, batch, name, n_rows, name in lists) for name in columns]
         n_rows += batch.num_rows
         yield pa.record_batch(texts, names=list(columns))
 
@@ -113,8 +117,8 @@ def column_names(path: str, required: Sequence[str] = (), fix: str = "") -> list
     return open_table(path, required, fix=fix).names
 
 
-def check_texts(path: str, batch: pa.RecordBatch, name: str, n_before: int) -> pa.StringArray:
-    """A column as strings; null becomes empty.
+def check_texts(path: str, batch: pa.RecordBatch, name: str, n_before: int, may_be_lists: bool = False) -> pa.StringArray:
+    """A column as strings; null becomes empty, and lists JSON.
 
     Raises:
         DataError: cells that are no text: lists, objects, bytes that are not UTF-8.
@@ -122,7 +126,7 @@ def check_texts(path: str, batch: pa.RecordBatch, name: str, n_before: int) -> p
     field, column = batch.schema.field(name), batch[name]
     rows = f"rows {n_before + 1:,} to {n_before + batch.num_rows:,}"
     nested = pa.types.is_nested(field.type) or (is_json(field) and pc.any(pc.match_substring_regex(column, r"\A[\[{]")).as_py())
-    if nested:
+    if nested and not may_be_lists:
         kind = "lists or objects" if is_json(field) else field.type
         raise DataError(f"{path}: column {name} holds {kind} in {rows}; expected text, numbers or true and false.")
     try:

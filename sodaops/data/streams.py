@@ -73,11 +73,12 @@ def _unique_names(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def stream_batches(source: Source, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def stream_batches(source: Source, columns: Sequence[str] | None = None, lists: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
     """Reads a table.
 
     Args:
         source: the table.
+        lists: those of the columns whose JSON cells may be lists.
         columns: the columns to read; None: all, with JSON cells as JSON (:data:`sodaops.data.json_lines.JSON_CELLS`).
 
     Yields:
@@ -91,7 +92,7 @@ def stream_batches(source: Source, columns: Sequence[str] | None = None) -> Iter
         return _parquet(source, columns)
     if source.kind == "jsonl":
         if columns is not None:
-            return json_batches(source.path, source.encoding, BLOCK_BYTES, columns, MAX_BATCH_ROWS)
+            return json_batches(source.path, source.encoding, BLOCK_BYTES, columns, MAX_BATCH_ROWS, lists)
         return raw_json_batches(source.path, source.encoding, BLOCK_BYTES, source.names, source.required, MAX_BATCH_ROWS)
     return _csv(source, columns)
 

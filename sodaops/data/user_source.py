@@ -1,7 +1,7 @@
 """The stream of Arrow batches that a user's function gives (``data.source``), read as a table is."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sodaops.errors import DataError, SodaOpsError, reason_of
 
 
 def read_source(
-    name: str, section: Mapping[str, Any], keys: Mapping[str, str], digests: dict[str, str]
+    name: str, section: Mapping[str, Any], keys: Mapping[str, str], digests: dict[str, str], lists: Sequence[str] = ()
 ) -> Iterator[pa.RecordBatch]:
     """Calls the function of ``data.source`` and reads columns of what it gives as strings, see :func:`texts_of`.
 
@@ -24,13 +24,14 @@ def read_source(
         section: ``data.source``.
         keys: column -> the configuration's key that names it.
         digests: name -> SHA-256 of all cells, which does not depend on the batches. It is set, or compared if it is there.
+        lists: columns whose cells may be lists.
 
     Raises:
         ConfigError: the function cannot be imported or called.
         DataError: it raises, gives no rows, other rows than before, something else than batches, or a column is missing.
     """
     lengths, content = hashlib.sha256(), hashlib.sha256()
-    for batch in texts_of(name, _batches(name, section, keys), list(keys)):
+    for batch in texts_of(name, _batches(name, section, keys), list(keys), lists):
         # Row by row: the lengths say where each cell of the content ends.
         lengths.update(np.stack([pc.binary_length(column) for column in batch.columns], axis=1).tobytes())
         content.update("".join(pc.binary_join_element_wise(*batch.columns, "").to_pylist()).encode())

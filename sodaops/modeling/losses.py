@@ -56,6 +56,25 @@ class FocalLoss(nn.Module):
         return (terms if self.class_weights is None else terms * self.class_weights).sum(-1).mean()
 
 
+class BinaryCrossEntropyLoss(nn.Module):
+    """Binary cross-entropy of each label, for texts with any number of labels.
+
+    ``class_weights`` are the weights of texts that have a label, float [n_labels]; of the others it is 1.
+    """
+
+    def __init__(self, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over texts and labels, a scalar."""
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights)
+
+    def validate(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """The loss of each example, without weights, so that runs can be compared."""
+        return F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="none").mean(-1)
+
+
 class OrdinalLoss(nn.Module):
     """Cross-entropy of ordered labels under conditional chances (CORN, Shi et al. 2021, https://arxiv.org/abs/2111.08851).
 

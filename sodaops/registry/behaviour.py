@@ -74,11 +74,13 @@ def applicable(cases: Sequence[Case], labels: Sequence[str], path: str) -> tuple
 def run_suite(predictor: Predictor, cases: Sequence[Case]) -> np.ndarray:
     """Whether each case passed, bool [n_cases]."""
     texts = [case.text for case in cases] + [case.changed for case in cases if case.changed]
-    answers = predictor.predict(texts)
+    task, answers = predictor.task, predictor.predict(texts)
     of_changed = iter(answers[len(cases) :])
     return np.array(
         [
-            answer.label == next(of_changed).label if case.expect == "same" else predictor.task.meets(answer, case.expect)
+            task.counted(answer)[0] == task.counted(next(of_changed))[0]
+            if case.expect == "same"
+            else task.meets(answer, case.expect)
             for case, answer in zip(cases, answers, strict=False)
         ],
         dtype=bool,

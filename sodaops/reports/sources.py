@@ -103,7 +103,7 @@ def _evaluation(folder: Path, about: Any, info: BundleInfo, task: Task, fix: str
     errors = Counter(
         (row["label"], row["predicted"])
         for row in answers
-        if row["label"] != row["predicted"] and {row["label"], row["predicted"]} <= {*info.labels}
+        if row["label"] != row["predicted"] and row["label"] in info.labels and row["predicted"] in info.labels
     )
     return Evaluation(
         split=about.split,

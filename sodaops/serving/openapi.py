@@ -40,9 +40,11 @@ def schema(app: FastAPI, settings: ServeSettings, predictor: Predictor) -> dict[
     parts, labels = document["components"]["schemas"], predictor.info.labels
     answer = TypeAdapter(predictor.task.prediction_class).json_schema()
     changed = {name: _with_answer(parts[name], answer) for name in _ANSWERS}
-    feedback = parts["FeedbackRequest"]
-    label = _answer_type(predictor.task.question, labels) | feedback["properties"]["label"]
-    changed["FeedbackRequest"] = feedback | {"properties": {**feedback["properties"], "label": label}}
+    chosen = {"FeedbackRequest": _answer_type(predictor.task.question, labels), "ExplanationRequest": {"enum": [*labels, None]}}
+    for name, kind in chosen.items():
+        of = parts[name]["properties"]
+        label = {key: of["label"][key] for key in ("title", "description")} | kind
+        changed[name] = parts[name] | {"properties": of | {"label": label}}
     return document | {"components": document["components"] | {"schemas": parts | changed}}
 
 
@@ -58,7 +60,7 @@ def _answer_type(question: dict[str, Any], labels: list[str]) -> dict[str, Any]:
     if question["kind"] == "number":
         limits = {"minimum": question.get("min"), "maximum": question.get("max")}
         return {"type": "number", **{name: limit for name, limit in limits.items() if limit is not None}}
-    label = {"type": "string", "enum": list(labels)}
+    label = {"type": "string", "enum": list(labels), "examples": labels[:1]}
     return label if question["kind"] == "choice" else {"type": "array", "items": label, "uniqueItems": True}
 
 

@@ -47,7 +47,7 @@ class FeedbackRequest(_Request):
     """The right answer for a text: its label; or a list of labels, or a number, if the bundle predicts that."""
 
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="of the response", examples=["a1b2c3"])]
-    label: Annotated[Any, Field(description="one of the bundle's labels", examples=["negative"])]
+    label: Annotated[Any, Field(description="one of the bundle's labels")]
     place: Annotated[
         int,
         Field(ge=0, le=1_000_000, description="position of the text in its request, from 0"),

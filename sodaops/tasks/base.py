@@ -62,6 +62,7 @@ class Task(Operation):
     worst: ClassVar[str] = "The wrong predictions with the highest confidence."  # of `errors`, as a sentence
     slice_key: ClassVar[str] = "f1"  # of the first metric in the slices of gate.json
     takes_votes: ClassVar[bool] = False
+    takes_lists: ClassVar[bool] = False  # whether cells of table_columns may be lists, which `cells` gets as JSON
     max_cells: ClassVar[int] = 65_536  # distinct cells in the column of targets
 
     def section(self) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class Task(Operation):
 
     needs_val: ClassVar[bool] = False  # whether :meth:`fitted` is of use
 
-    def fitted(self, probs: np.ndarray, truth: np.ndarray) -> Self:
+    def fitted(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> Self:
         """This task with parameters from the answers of the trained model on val, such as thresholds."""
         return self
 
@@ -264,4 +265,4 @@ class Task(Operation):
 
     def meets(self, prediction: Prediction, expected: str) -> bool:
         """Whether a prediction is as a behavioural test expects: a label or "not LABEL"."""
-        return (prediction.label == expected.removeprefix("not ")) != expected.startswith("not ")
+        return (expected.removeprefix("not ") in self.counted(prediction)[0]) != expected.startswith("not ")

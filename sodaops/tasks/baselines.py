@@ -14,6 +14,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import FeatureUnion, make_union
 
 from sodaops.io.progress import progress
+from sodaops.tasks import label_sets
 
 log = logging.getLogger(__name__)
 _GRID = tuple(product((None, "balanced"), (1.0, 10.0, 100.0)))  # class weights, inverse regularisation strengths
@@ -57,6 +58,38 @@ def tfidf(train: tuple[Sequence[str], np.ndarray], texts: Sequence[str], n_label
     return probs
 
 
+def tfidf_label_sets(train: tuple[Sequence[str], np.ndarray], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`tfidf`, for any number of labels per text; a label's threshold has the highest F1 on held-out rows.
+
+    Args:
+        train: texts, and whether each has each label, [n_rows, n_labels].
+        texts: to predict.
+
+    Returns:
+        Probabilities, float [n_texts, n_labels], and thresholds, float [n_labels].
+    """
+    (n_rows, n_labels), truth = train[1].shape, train[1]
+    order = np.random.default_rng(0).permutation(n_rows)[: min(_FIT_ROWS, max(1, _FIT_SIZE // n_labels))]
+    features, truth = _features(), truth[order]
+    rows = features.fit_transform([train[0][i] for i in order])
+    found = {}
+    n_search = min(_SEARCH_ROWS, max(500, _SEARCH_SIZE // n_labels))
+    for setting in progress(_GRID, "TF-IDF baseline", unit="setting"):
+        found[setting] = _held_out(setting, rows[:n_search], truth[:n_search])[1]
+    best = max(_GRID, key=found.__getitem__)
+    thresholds = _held_out(best, rows[: _SEARCH_ROWS * 2], truth[: _SEARCH_ROWS * 2])[0]
+    return np.asarray(_fit(best, rows, truth).predict_proba(features.transform(texts))), thresholds
+
+
+def _held_out(setting: tuple[str | None, float], rows: Any, truth: np.ndarray) -> tuple[np.ndarray, float]:
+    """The best thresholds on held-out rows, and the macro-F1 with them."""
+    fold, probs = np.arange(len(truth)) % _N_FOLDS, np.zeros(truth.shape)
+    for k in range(min(_N_FOLDS, len(truth) - 1)):
+        probs[fold == k] = _fit(setting, rows[fold != k], truth[fold != k]).predict_proba(rows[fold == k])
+    thresholds = label_sets.best_thresholds(probs, truth)
+    return thresholds, float(label_sets.summary(truth, probs >= thresholds)["macro_f1"])
+
+
 def _features() -> FeatureUnion:
     # A word is a run of letters, or a single other character: emoji and punctuation count, so no vocabulary is empty.
     shared: dict[str, Any] = {"sublinear_tf": True, "max_features": _MAX_FEATURES, "dtype": np.float32}
@@ -66,14 +99,14 @@ def _features() -> FeatureUnion:
     )
 
 
-def _fit(setting: tuple[str | None, float], features: Any, label_ids: np.ndarray) -> OneVsRestClassifier:
+def _fit(setting: tuple[str | None, float], features: Any, targets: np.ndarray) -> OneVsRestClassifier:
     weights, strength = setting
     model = LogisticRegression(
         C=strength, class_weight=weights, solver="liblinear", dual=True, tol=0.01, max_iter=100, random_state=0
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about fits that have not converged, and labels that a fold lacks
-        return OneVsRestClassifier(model).fit(features, label_ids)
+        return OneVsRestClassifier(model).fit(features, targets)
 
 
 def _search(features: Any, label_ids: np.ndarray, n_labels: int) -> tuple[str | None, float]:

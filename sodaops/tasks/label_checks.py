@@ -47,6 +47,23 @@ def check_labels(place: str, counts: Mapping[str, int], labels: Sequence[str], c
         )  # fmt: skip
 
 
+def check_each_label(place: str, counts: Mapping[str, int], config: DataConfig) -> None:
+    """Refuses labels, label -> number of rows in train, that cannot be learnt.
+
+    Raises:
+        DataError: a label without rows, or one label only.
+    """
+    absent = [label for label, count in counts.items() if not count]
+    if len(counts) - len(absent) < 2:
+        raise DataError(f"{place}: train has one label only; expected at least two of {', '.join(counts)}.")
+    if absent:
+        more = f", or raise data.max_rows={config.max_rows}" if config.max_rows is not None else ""
+        raise DataError(
+            f"{place}: train has no row with label {', '.join(absent)}, so it cannot be learnt. Add rows with it{more}; "
+            "if it is a typing error, correct it, or list the labels in data.labels."
+        )
+
+
 def _thirds(counts: Mapping[str, int]) -> tuple[float, float] | None:
     """The values that divide the rows into thirds, if the cells are the values of a continuous quantity."""
     cells = [cell for cell in counts if cell]

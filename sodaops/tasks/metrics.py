@@ -41,10 +41,11 @@ def per_label_f1(matrix: np.ndarray) -> np.ndarray:
 
     0 for a label that has neither rows nor predictions.
     """
-    return _f1(np.diag(matrix), matrix.sum(1), matrix.sum(0))
+    return f1_of(np.diag(matrix), matrix.sum(1), matrix.sum(0))
 
 
-def _f1(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def f1_of(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """F1 from the numbers of correct predictions, of rows and of predictions; 0 without rows and predictions."""
     total = support + predicted  # rows of the label (TP + FN) and its predictions (TP + FP)
     return np.divide(2 * hits, total, out=np.zeros(hits.shape), where=total > 0)
 
@@ -60,7 +61,7 @@ def summary(matrix: np.ndarray) -> dict[str, Any]:
 
 def _summary(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """The summary from each label's correct rows, all rows and predictions, each [..., n_labels]."""
-    f1 = _f1(hits, support, predicted)
+    f1 = f1_of(hits, support, predicted)
     present = (support + predicted) > 0
     n_rows = support.sum(-1)
     return {
@@ -236,8 +237,12 @@ def reliability(probs: np.ndarray, label_ids: np.ndarray, n_bins: int = 15) -> d
         n_rows int, confidence and accuracy float, each [n_bins]; NaN where a bin is empty.
     """
     check_inputs(probs, label_ids)
-    confidence = probs.max(1).astype(np.float64)
-    correct = probs.argmax(1) == label_ids
+    return reliability_of(probs.max(1), probs.argmax(1) == label_ids, n_bins)
+
+
+def reliability_of(confidence: np.ndarray, correct: np.ndarray, n_bins: int) -> dict[str, np.ndarray]:
+    """The same of confidences, float [n_examples], and whether each answer is correct, bool [n_examples]."""
+    confidence = confidence.astype(np.float64)
     # Bins are closed on the right, so that a confidence of 1 falls into the last one.
     bins = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
     n_rows = np.bincount(bins, minlength=n_bins)
@@ -268,7 +273,11 @@ def expected_calibration_error(probs: np.ndarray, label_ids: np.ndarray, n_bins:
     >>> expected_calibration_error(np.array([[0.75, 0.25], [0.75, 0.25]]), np.array([0, 1]))
     0.25
     """
-    bins = reliability(probs, label_ids, n_bins)
+    return calibration_gap(reliability(probs, label_ids, n_bins))
+
+
+def calibration_gap(bins: dict[str, np.ndarray]) -> float:
+    """The expected calibration error of a reliability diagram."""
     # Empty bins are NaN; their gap becomes 0, and so is their weight.
     gaps = np.abs(np.nan_to_num(bins["confidence"]) - np.nan_to_num(bins["accuracy"]))
     return float((bins["n_rows"] / bins["n_rows"].sum() * gaps).sum())
@@ -277,6 +286,8 @@ def expected_calibration_error(probs: np.ndarray, label_ids: np.ndarray, n_bins:
 def curves(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """One-vs-rest ROC and precision-recall curves of each label that some rows have and others do not.
 
+    ``label_ids`` are int [n_rows], or of any number of labels bool [n_rows, n_labels].
+
     Returns:
         label -> fpr, tpr, roc_auc, precision, recall, average_precision.
     """
@@ -284,7 +295,7 @@ def curves(probs: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> d
 
     curves_of = {}
     for i, label in enumerate(labels):
-        positive = label_ids == i
+        positive = label_ids == i if label_ids.ndim == 1 else label_ids[:, i]
         if positive.all() or not positive.any():
             continue  # neither curve is defined
         fpr, tpr, _ = sk.roc_curve(positive, probs[:, i])

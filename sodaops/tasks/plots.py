@@ -74,19 +74,38 @@ def of_labels(
     """Confusion matrix, reliability, ROC and precision-recall curves of probabilities, float [n_rows, n_labels]."""
     matrix = metrics.confusion(label_ids, predicted, len(labels))
     confused = most_confused(matrix, _MAX_LABELS)
-    curves = metrics.curves(probs, label_ids, labels)
-    roc, precision_recall = (_lowest(curves, area) for area in ("roc_auc", "average_precision"))
     return [
         ("confusion", "Confusion matrix", "Rows are the true labels, columns the predicted ones; colours are shares of a row."
          + _chosen(confused, labels, "labels that are most often confused"), partial(_confusion, matrix, labels, confused)),
         ("reliability", "Reliability", "Accuracy at each confidence. Bars below the diagonal are overconfident.",
-         partial(_reliability, metrics.reliability(probs, label_ids, n_bins), n_bins)),
+         partial(_reliability, metrics.reliability(probs, label_ids, n_bins), n_bins, ("confidence", "accuracy"))),
+        *_of_curves(metrics.curves(probs, label_ids, labels)),
+    ]  # fmt: skip
+
+
+def _of_curves(curves: dict[str, dict]) -> list[Wanted]:
+    roc, precision_recall = (_lowest(curves, area) for area in ("roc_auc", "average_precision"))
+    return [
         ("roc", "ROC, one label against the rest", "True positive rate at each false positive rate."
          + _chosen(roc, curves, "labels with the smallest areas"),
          partial(_curves, roc, ("fpr", "tpr"), "roc_auc", ("false positive rate", "true positive rate"))),
         ("precision_recall", "Precision and recall, one label against the rest", "Precision at each recall."
          + _chosen(precision_recall, curves, "labels with the smallest areas"),
          partial(_curves, precision_recall, ("recall", "precision"), "average_precision", ("recall", "precision"))),
+    ]  # fmt: skip
+
+
+def of_label_sets(
+    probs: np.ndarray, truth: np.ndarray, decided: np.ndarray, labels: Sequence[str], n_bins: int
+) -> list[Wanted]:
+    """Labels per text, reliability, ROC and precision-recall curves; all arrays are [n_rows, n_labels]."""
+    bins = metrics.reliability_of(probs.ravel(), truth.ravel(), n_bins)
+    return [
+        ("n_labels", "Labels per text", "How many texts have so many labels, in the table and in the predictions.",
+         partial(_label_numbers, truth.sum(1), decided.sum(1))),
+        ("reliability", "Reliability", "The share of texts that have a label at each of its probabilities, over all labels.",
+         partial(_reliability, bins, n_bins, ("probability", "share with the label"))),
+        *_of_curves(metrics.curves(probs, truth, labels)),
     ]  # fmt: skip
 
 
@@ -207,14 +226,22 @@ def _confusion(matrix: np.ndarray, labels: Sequence[str], chosen: Sequence[int],
         axes.text(column, row, text, ha="center", va="center", color=colour)
 
 
-def _reliability(bins: dict[str, np.ndarray], n_bins: int, axes: Axes) -> None:
+def _label_numbers(true: np.ndarray, predicted: np.ndarray, axes: Axes) -> None:
+    numbers = np.arange(int(max(true.max(), predicted.max())) + 1)
+    for shift, values, name in ((-0.2, true, "table"), (0.2, predicted, "predicted")):
+        axes.bar(numbers + shift, np.bincount(values, minlength=len(numbers)), width=0.4, label=name)
+    axes.legend(frameon=False)
+    axes.set(xlabel="labels", ylabel="texts")
+
+
+def _reliability(bins: dict[str, np.ndarray], n_bins: int, names: tuple[str, str], axes: Axes) -> None:
     centres = (np.arange(n_bins) + 0.5) / n_bins
     axes.plot([0, 1], [0, 1], color="#8a94a6", linestyle="--", linewidth=1)
     axes.bar(centres, np.nan_to_num(bins["accuracy"]), width=0.9 / n_bins, color="#0072B2", alpha=0.85)
     for centre, accuracy, n_rows in zip(centres, bins["accuracy"], bins["n_rows"], strict=True):
         if n_rows:
             axes.text(centre, accuracy + 0.015, str(n_rows), ha="center", fontsize=6.5, color="#3a4454")
-    axes.set(xlim=(0, 1), ylim=(0, 1.08), xlabel="confidence", ylabel="accuracy (number of rows above)")
+    axes.set(xlim=(0, 1), ylim=(0, 1.08), xlabel=names[0], ylabel=f"{names[1]} (number of rows above)")
 
 
 def _curves(curves: dict[str, dict], keys: tuple[str, str], area: str, names: tuple[str, str], axes: Axes) -> None:

@@ -61,16 +61,9 @@ class SingleLabel(Task):
         return dict(zip(targets.labels, np.bincount(ids, minlength=len(targets.labels)).tolist(), strict=True))
 
     def check_train(self, place: str, targets: Targets, ids: np.ndarray, config: DataConfig) -> None:
-        counts = self.label_counts(targets, ids)
-        absent = [label for label, count in counts.items() if not count]
-        if len(counts) - len(absent) < 2:
-            raise DataError(f"{place}: train has one label only; expected at least two of {', '.join(counts)}.")
-        if absent:
-            more = f", or raise data.max_rows={config.max_rows}" if config.max_rows is not None else ""
-            raise DataError(
-                f"{place}: train has no row with label {', '.join(absent)}, so it cannot be learnt. Add rows with it{more}; "
-                "if it is a typing error, correct it, or list the labels in data.labels."
-            )
+        from sodaops.tasks.label_checks import check_each_label
+
+        check_each_label(place, self.label_counts(targets, ids), config)
 
     def truth(self, table: "pa.Table") -> np.ndarray:
         """int64 [n_rows]."""

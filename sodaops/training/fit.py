@@ -245,7 +245,7 @@ def _fitted(module: TextClassifier, data: TextDataModule) -> Task:
             logits = module.logits_of({key: value.to(module.device) for key, value in batch.items()})
             probs.append(task.torch_probs(logits).cpu().numpy())
             truth.append(batch["truth"].numpy())
-    return task.fitted(np.concatenate(probs), np.concatenate(truth))
+    return task.fitted(np.concatenate(probs), np.concatenate(truth), data.labels)
 
 
 def _load_best(path: str, module: TextClassifier) -> dict[str, float]:

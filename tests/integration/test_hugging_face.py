@@ -136,7 +136,7 @@ def test_cls_pooling_is_exported_without_code_where_possible(kind, is_plain, hea
     assert code == 0 and ("trust_remote_code" in out) != is_plain
     assert bool(list(Path("exported").glob("*.py"))) != is_plain
     assert ("trust_remote_code" in Path("exported/README.md").read_text()) != is_plain
-    info, model, tokenizer = load_bundle(bundle)
+    info, model, tokenizer, _ = load_bundle(bundle)
     options = {"truncation": True} if is_plain else {"trust_remote_code": True}
     cleaned = [clean(text, "social") for text in TEXTS]
     tokenizer.enable_truncation(info.max_tokens)

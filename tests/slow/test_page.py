@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sodaops.tasks import SINGLE_LABEL
 from tests.conftest import configured
 from tests.serving import Server
 from tests.slow.conftest import opened
@@ -123,7 +124,7 @@ def drawn(trained, tmp_path_factory):
     judged = gate.run_gate("challenger", bundle, ("champion", bundle), splits, GateConfig(**{**rules, "max_latency": 9.0}))
     return {
         "sweep": report.write_sweep_page(folder, study, "val/macro_f1"),
-        "gate": Path(gate.write_gate_report(str(folder / "gate"), judged, "")),
+        "gate": Path(gate.write_gate_report(str(folder / "gate"), judged, "", SINGLE_LABEL)),
         "evaluation": trained / "run/evaluation/report.html",
     }  # fmt: skip
 
