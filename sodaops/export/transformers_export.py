@@ -49,7 +49,8 @@ def export_transformers(
 
     Raises:
         BundleError: missing or damaged.
-        ConfigError: an encoder or a head of the user's own, whose code an export cannot contain, or windows of long texts.
+        ConfigError: an encoder or a head of the user's own, whose code an export cannot contain, windows of long texts, or
+            a task that transformers does not have.
         StorageError: the folder holds other files, or cannot be written to.
     """
     bundle = load_bundle(path)
@@ -57,6 +58,10 @@ def export_transformers(
         raise ConfigError(
             f"{path}: reads long texts in windows, which a model of transformers does not. Share the ONNX model, or train with "
             "model.long_texts=truncate."
+        )
+    if bundle.task.problem_type is None:
+        raise ConfigError(
+            f"{path}: transformers has no model whose answers are those of task={bundle.task.name}. Share the ONNX model."
         )
     info, own = bundle.info, _with_own_head(bundle)
     model = _with_code(path, bundle) if own is None else own
@@ -88,7 +93,7 @@ def _with_own_head(bundle: Loaded) -> PreTrainedModel | None:
     is_linear = bundle.model.head_section["_target_"] == LINEAR["_target_"]
     if layers is None or bundle.info.pooling != "cls" or not is_linear or 2 * n > head.in_features:
         return None
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**{**encoder, **_task(bundle.info)}))
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**{**encoder, **_settings(bundle)}))
     getattr(model, model.base_model_prefix).load_state_dict(transformer.state_dict())
     first, last = map(model.get_submodule, layers)
     with torch.no_grad():
@@ -112,7 +117,7 @@ def _with_code(path: str | Path, bundle: Loaded) -> PreTrainedModel:
         )
     head = {"class": target, "arguments": section}
     settings = modeling_sodaops.SodaOpsConfig(
-        encoder=encoder, head=head, pooling=bundle.info.pooling, dtype="float32", **_task(bundle.info)
+        encoder=encoder, head=head, pooling=bundle.info.pooling, dtype="float32", **_settings(bundle)
     )
     classes = {"AutoConfig": "SodaOpsConfig", "AutoModelForSequenceClassification": "SodaOpsClassifier"}
     settings.auto_map = {auto: f"modeling_sodaops.{name}" for auto, name in classes.items()}
@@ -122,6 +127,6 @@ def _with_code(path: str | Path, bundle: Loaded) -> PreTrainedModel:
     return model
 
 
-def _task(info: layout.BundleInfo) -> dict[str, Any]:
-    labels = dict(enumerate(info.labels))
-    return {"problem_type": "single_label_classification", "id2label": labels, "label2id": {v: k for k, v in labels.items()}}
+def _settings(bundle: Loaded) -> dict[str, Any]:
+    labels = dict(enumerate(bundle.info.labels))
+    return {"problem_type": bundle.task.problem_type, "id2label": labels, "label2id": {v: k for k, v in labels.items()}}

@@ -59,6 +59,7 @@ class Task(Operation):
     limits: ClassVar[str] = ""  # what a model of this task cannot do, as a sentence
     metrics: ClassVar[tuple[Metric, ...]]  # all numbers of `measure`; the first one decides: gate, warnings, titles
     baselines: ClassVar[Mapping[str, str]]  # name in metrics.json -> title, best last: the gate compares with that one
+    problem_type: ClassVar[str | None] = None  # of transformers, if its pipelines give this task's answers
     worst: ClassVar[str] = "The wrong predictions with the highest confidence."  # of `errors`, as a sentence
     slice_key: ClassVar[str] = "f1"  # of the first metric in the slices of gate.json
     takes_votes: ClassVar[bool] = False

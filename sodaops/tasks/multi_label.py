@@ -57,6 +57,7 @@ class MultiLabel(Task):
     needs_val = True
     prediction_class = LabelSet
     keeps_answers = True
+    problem_type = "multi_label_classification"  # probabilities only; thresholds stay in the bundle
 
     def __init__(
         self, separator: str | None = None, columns: Sequence[str] | None = None, allow_none: bool = False,

@@ -34,6 +34,7 @@ class Ordinal(SingleLabel):
         *SingleLabel.metrics,
     )
     slice_key = "quadratic_kappa"
+    problem_type = None
     worst = "The predictions that are the most ranks off, then those with the highest confidence."
 
     def __init__(self, edges: Sequence[float] | None = None) -> None:

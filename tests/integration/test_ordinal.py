@@ -80,6 +80,11 @@ def test_the_gate(rated, trained, workdir):
         models.promote("challenger", overrides=[*rules[:-2], f"evaluate.splits_dir={trained / 'splits'}"])
 
 
+def test_transformers_has_no_such_model(rated, workdir, capsys):
+    assert main(["export", str(rated / "run/bundle"), "--format=transformers", "--output=out"]) == 2
+    assert "ordinal" in capsys.readouterr().err and not (workdir / "out").exists()
+
+
 def test_a_checkpoint_of_another_task(rated, workdir, capsys):
     given = [one for one in overrides(rated) if "run_dir" not in one and one not in ("task=ordinal", "task.edges=[1,2,3,4]")]
     words = ["train", *given, "run_dir=other", f"ckpt_path={rated / 'run/checkpoints/last.ckpt'}", "trainer.max_epochs=20"]
