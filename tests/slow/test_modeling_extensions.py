@@ -13,6 +13,8 @@ from tests.extensions import forget
 np = lazy("numpy")
 torch = lazy("torch")
 pytestmark = pytest.mark.slow
+SHORT = ("trainer.max_epochs=1", "evaluate.split=none", "export.variants=[float32]")
+RESUMED = ("ckpt_path=last", "trainer.max_epochs=2", "export.variants=[]")
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def train(run, workdir, small_tweets, extensions):
     """Trains for one epoch with the options of the package, and returns exit code, standard error and bundle."""
 
     def command(*overrides):
-        settings = run_overrides(workdir, small_tweets, "trainer.max_epochs=1", "evaluate.split=none")
+        settings = run_overrides(workdir, small_tweets, *SHORT)
         code, _, err = run("train", "--config-dir", extensions, *settings, *overrides)
         return code, err, workdir / "run/bundle"
 
@@ -34,7 +36,7 @@ def test_a_head(train, run, workdir, monkeypatch):
     assert json.loads((bundle / layout.ENCODER).read_text())["head"] == section
     assert layout.read_info(bundle).onnx["float32"]["max_gap"] < 1e-5
     probs = Predictor(bundle, "float32").predict(["one text", "a much longer text " * 9])
-    code, err, _ = train("head=attention", "head.temperature=0.5", "ckpt_path=last", "trainer.max_epochs=2")
+    code, err, _ = train("head=attention", "head.temperature=0.5", *RESUMED)
     assert code == 2 and "head=" in err and "0.25" in err
     monkeypatch.undo()  # the package is no longer on the path
     monkeypatch.chdir(workdir)
@@ -43,7 +45,7 @@ def test_a_head(train, run, workdir, monkeypatch):
     assert run("predict", bundle, "a text")[0] == 0
     code, _, err = run("export", bundle, f"evaluate.splits_dir={workdir / 'splits'}")
     assert code == 2 and err.startswith("BundleError") and "textlab.attention.AttentionHead" in err
-    code, err, _ = train("head=attention", "ckpt_path=last", "trainer.max_epochs=2")
+    code, err, _ = train("head=attention", *RESUMED)
     assert code == 2 and "head._target_=textlab.attention.AttentionHead" in err
 
 
@@ -56,7 +58,7 @@ def test_a_loss(train, workdir):
     weights = counts.sum() / (len(counts) * counts)
     expected = 2.0 * (weights * (probs - np.eye(len(counts))[label_ids]) ** 2).sum(1).mean()
     assert layout.read_info(bundle).metrics["val"]["loss"] == pytest.approx(expected, rel=1e-3)
-    code, err, _ = train("loss=brier", "loss.scale=1.0", "optim.vote_weight=0.0", "ckpt_path=last", "trainer.max_epochs=2")
+    code, err, _ = train("loss=brier", "loss.scale=1.0", "optim.vote_weight=0.0", *RESUMED)
     assert code == 2 and "loss=" in err
 
 
