@@ -69,7 +69,6 @@ def test_the_notebook_is_stored_without_outputs_and_its_cells_compile():
 
 
 @pytest.mark.slow
-@pytest.mark.deep
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """In a kernel as Jupyter starts it: the log and the bar are shown, and a run as its report."""
     import nbclient
