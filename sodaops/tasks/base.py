@@ -68,7 +68,7 @@ class Task(Operation):
 
     def section(self) -> dict[str, Any]:
         """The section with which :func:`~sodaops.tasks.make.make_task` makes an equal task: ``_target_`` and arguments."""
-        raise NotImplementedError
+        return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"}
 
     def faults(self, config: Config) -> Iterator[str]:
         """Faults of the whole configuration that concern the task, as sentences with their keys."""

@@ -75,8 +75,7 @@ class MultiLabel(Task):
         self.thresholds = {str(label): float(threshold) for label, threshold in (thresholds or {}).items()}
 
     def section(self) -> dict[str, Any]:
-        target = f"{type(self).__module__}.{type(self).__qualname__}"
-        return {"_target_": target, **self.form._asdict(), "thresholds": self.thresholds or None}
+        return {**super().section(), **self.form._asdict(), "thresholds": self.thresholds or None}
 
     def faults(self, config: Config) -> Iterator[str]:
         yield from super().faults(config)

@@ -43,7 +43,7 @@ class Ordinal(SingleLabel):
         self.edges = None if edges is None else [float(edge) for edge in edges]
 
     def section(self) -> dict[str, Any]:
-        return {"_target_": "sodaops.tasks.ordinal.Ordinal", "edges": self.edges}
+        return {**super().section(), "edges": self.edges}
 
     # Data
 

@@ -33,7 +33,7 @@ class SingleLabel(Task):
     problem_type: ClassVar[str | None] = "single_label_classification"
 
     def section(self) -> dict[str, Any]:
-        return {}
+        return {} if type(self) is SingleLabel else super().section()  # as in bundles that are older than tasks
 
     # Data
 

@@ -11,7 +11,7 @@ from sodaops.errors import ConfigError, DataError
 from sodaops.tasks import SINGLE_LABEL, make_task
 from sodaops.tasks.metrics import rank_metrics
 from sodaops.tasks.ordinal import Ordinal
-from sodaops.tasks.single_label import softmax
+from sodaops.tasks.single_label import SingleLabel, softmax
 from tests.conftest import REPO, lazy
 
 torch = lazy("torch")
@@ -57,6 +57,7 @@ def test_a_task_chooses_loss_and_monitor_unless_they_are_given():
 def test_a_section_makes_an_equal_task():
     task = make_task(compose(["task=ordinal", "task.edges=[1,2.5]"]).task)
     assert make_task(task.section()).edges == [1.0, 2.5] and make_task(SINGLE_LABEL.section()) is SINGLE_LABEL
+    assert type("Own", (SingleLabel,), {"__module__": "mine"})().section() == {"_target_": "mine.Own"}
 
 
 def test_ordinal_chances_are_those_that_the_loss_learns():
