@@ -60,6 +60,7 @@ ONNX = {"float32": "model.onnx", "int8": "model.int8.onnx"}
 DRIFT = "drift.npz"
 NAMES = (*FILES_OF[FORMAT], OLDER_ENCODER, *ONNX.values(), DRIFT, INFO)  # the only files that a bundle may hold
 CARD = "card.md"  # for people; a registry writes it beside a bundle's files
+_LATER_FIELDS = ("task", "stride", "max_windows")  # without a value not written: earlier versions read such bundles
 _MIB = 2**20
 _MAX_BYTES = {  # a graph in one file has at most 2 GiB
     WEIGHTS: 2**36, **dict.fromkeys((HEAD, *ONNX.values()), 2**31), TOKENIZER: 256 * _MIB, DRIFT: 256 * _MIB,
@@ -128,7 +129,7 @@ def write_info(folder: Path, **fields: Any) -> BundleInfo:
     names += [*(ONNX[variant] for variant in fields.get("onnx", {})), *([DRIFT] if (folder / DRIFT).exists() else [])]
     files = {name: storage.sha256_of(folder / name) for name in names}
     info = BundleInfo(files=files, bundle_id=compute_bundle_id(files, **_settings(fields)), **fields)
-    written = {name: value for name, value in asdict(info).items() if name != "task" or value}
+    written = {name: value for name, value in asdict(info).items() if value or name not in _LATER_FIELDS}
     (folder / INFO).write_text(json.dumps(written, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return info
 
