@@ -1,7 +1,7 @@
 """The Python API. It calls what the command line calls; errors that the caller can fix are those of :mod:`sodaops.errors`."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from sodaops.io.progress import shown_log
 from sodaops.pipeline import Run
 from sodaops.registry import registry
 from sodaops.registry.bundles import bundle_at, predictor_files, register_bundle
+from sodaops.text.columns import names_of, text_of
 
 if TYPE_CHECKING:
     from sodaops.config.schema import Config
@@ -80,7 +81,7 @@ def _data_overrides(data: Any, *columns: Any) -> list[str]:
     if not isinstance(data, str | PathLike):
         from sodaops.data.frames import write_table
 
-        data = write_table(data, [str(name) for name in columns if name is not None])
+        data = write_table(data, [name for names in columns if names is not None for name in names_of(names)])
     return ["data=csv", override("data.path", data)] if table_format(str(data)) else [override("data", data)]
 
 
@@ -119,14 +120,15 @@ class Model:
             self.predictor = Predictor(folder, variant)
         self.info, self.variant = self.predictor.info, self.predictor.variant
         self.labels = self.info.labels
-        self.text_column = self.info.data.get("text_column", "text")  # older bundles do not have it
+        self.text_columns = self.info.text_columns
 
-    def predict(self, texts: Any, text: str | None = None) -> Any:
+    def predict(self, texts: Any, text: str | Sequence[str] | None = None) -> Any:
         """Predicts texts.
 
         Args:
-            texts: a list of texts; or a pandas Series; or a DataFrame.
-            text: the DataFrame's column with the texts; by default the one that the model was trained on.
+            texts: a list of texts; or a pandas Series; or a DataFrame. For a model that was trained on several text columns, a
+                list of dictionaries from column to text, or a DataFrame.
+            text: the DataFrame's column with the texts, or its columns; by default those that the model was trained on.
 
         Returns:
             For a list, a list of :class:`~sodaops.inference.predictor.Prediction` (label, score, probs). Else a DataFrame with
@@ -136,27 +138,24 @@ class Model:
             DataError: an item that is no text or is empty, or no such column.
         """
         if hasattr(texts, "iloc"):
-            return self._predict_pandas(texts, text or self.text_column)
-        if isinstance(texts, str):
-            raise DataError(f"{texts[:40]!r}: expected a list of texts; put it into a list.")
-        texts = list(texts)
-        for i, item in enumerate(texts, 1):
-            if not isinstance(item, str):
-                raise DataError(f"text {i}: expected text, got {type(item).__name__}; give a list of texts, or pandas.")
-        return self.predictor.predict(texts)
+            return self._predict_pandas(texts, text)
+        if isinstance(texts, str | Mapping):
+            raise DataError(f"{str(texts)[:40]!r}: expected a list of texts; put it into a list.")
+        return self.predictor.predict([text_of(item, self.text_columns, f"text {i}") for i, item in enumerate(texts, 1)])
 
-    def _predict_pandas(self, data: Any, name: str) -> Any:
+    def _predict_pandas(self, data: Any, text: str | Sequence[str] | None) -> Any:
         import pyarrow as pa
 
         from sodaops.data import frames
-        from sodaops.data.cells import as_text
-        from sodaops.inference.table import with_predictions
+        from sodaops.data.cells import as_text, join_texts
+        from sodaops.inference.table import text_columns_of, with_predictions
 
         if not frames.is_frame(data):
             return self._predict_pandas(data.to_frame("text"), "text").drop(columns="text")
-        columns = frames.named_columns(data)
-        frames.check_column(name, columns, data)
-        texts = as_text(frames.to_array(name, columns[name])).fill_null("").to_pylist()
+        columns, names = frames.named_columns(data), text_columns_of(self.info, text)
+        for name in names:
+            frames.check_column(name, columns, data)
+        texts = join_texts([as_text(frames.to_array(name, columns[name])) for name in names]).fill_null("").to_pylist()
         probs = self.predictor.probs_of_cleaned([self.predictor.clean(one) for one in texts])
         rows = with_predictions(
             pa.table({own: pa.nulls(len(data)) for own in columns}), probs, self.predictor.task, self.labels
@@ -166,14 +165,14 @@ class Model:
             **{name: of.to_pylist() if pa.types.is_list(of.type) else of.to_numpy() for name, of in added.items()}
         )
 
-    def predict_file(self, path: Source, output: Source, text: str | None = None) -> "PredictedTable":
+    def predict_file(self, path: Source, output: Source, text: str | Sequence[str] | None = None) -> "PredictedTable":
         """Predicts a table of any length; see :func:`sodaops.inference.table.predict_table`."""
         from sodaops.inference.table import bulk_predictor, predict_table
 
         with _explained():
             with bundle_at(self.bundle, predictor_files(self.variant)) as folder:
                 predictor = bulk_predictor(folder, self.variant)
-            return predict_table(predictor, str(path), text or self.text_column, str(output))
+            return predict_table(predictor, str(path), text, str(output))
 
 
 def load(bundle: Source, variant: str | None = None) -> Model:

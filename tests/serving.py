@@ -123,7 +123,8 @@ def rewrite_info(folder: Path, **changes: Any) -> None:
     fields = {**json.loads(path.read_text()), **changes}
     if "files" not in changes:
         fields["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in fields["files"]}
-    fields["bundle_id"] = layout.compute_bundle_id(fields["files"], **layout._settings(fields))
+    settings = layout._settings({**fields, "data": fields["data"] if isinstance(fields["data"], dict) else {}})
+    fields["bundle_id"] = layout.compute_bundle_id(fields["files"], **settings)
     path.write_text(json.dumps(fields))
 
 

@@ -1,7 +1,7 @@
 """The annotation service: the page on which people label texts, and its three routes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from sodaops.annotation.store import Store
-from sodaops.annotation.tasks import check_annotator
+from sodaops.annotation.tasks import Task, check_annotator
 from sodaops.errors import DataError, StorageError
+from sodaops.text.columns import split
 from sodaops.web.guard import Access, guard, problem_response
 from sodaops.web.metrics import HttpMetrics
 from sodaops.web.policy import page_response
@@ -103,7 +104,7 @@ def _page_state(store: Store, annotator: str, task: str | None = None) -> dict[s
     shown = next((each for each in state.tasks if each.task == task), None) or state.next_for(annotator)
     progress, agreements = state.progress(), state.agreements_of(annotator)
     return {
-        "task": {"task": shown.task, "text": shown.text} if shown else None,  # null: nothing is left for this annotator
+        "task": _shown(shown, state.text_columns) if shown else None,  # null: nothing is left for this annotator
         "labels": state.labels,
         "question": state.ml_task.question,
         "n_tasks": progress.tasks,
@@ -112,6 +113,14 @@ def _page_state(store: Store, annotator: str, task: str | None = None) -> dict[s
         "n_skipped": progress.skipped.get(annotator, 0),
         "agreements": [{"annotator": a.other, "n_shared": a.n_shared, "raw": a.raw, "kappa": a.kappa} for a in agreements],
     }
+
+
+def _shown(task: Task, columns: Sequence[str]) -> dict[str, Any]:
+    """What the page shows of a task: its text, or the name and the text of each part."""
+    if len(columns) == 1:
+        return {"task": task.task, "text": task.text}
+    parts = zip(columns, split(task.text, len(columns)), strict=True)
+    return {"task": task.task, "parts": [{"column": name, "text": part} for name, part in parts]}
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -45,14 +45,15 @@ _FIXES = {
 _BUSY_TIMEOUT_S = 10.0  # other processes write for milliseconds; after this time the page shows an error and retries
 
 
-def write_store_info(folder: Path, labels: Sequence[str], task: Mapping[str, Any]) -> None:
+def write_store_info(folder: Path, labels: Sequence[str], task: Mapping[str, Any], text_columns: Sequence[str]) -> None:
     """Writes store.json, which marks a folder as a store; ``task`` is the section of what people are asked."""
-    written = {"format": TASK_FORMAT, "labels": labels, "task": task} if task else {"format": FORMAT, "labels": labels}
-    storage.write_json(folder / INFO, written)
+    more: dict[str, Any] = {"task": task} if task else {}
+    more |= {"text_columns": list(text_columns)} if len(text_columns) > 1 else {}
+    storage.write_json(folder / INFO, {"format": TASK_FORMAT if more else FORMAT, "labels": labels, **more})
 
 
-def read_store_info(folder: Path) -> tuple[int, list[str], dict[str, Any]]:
-    """Reads the format, the ordered labels and the section of the task of the store in a folder.
+def read_store_info(folder: Path) -> tuple[int, list[str], dict[str, Any], list[str]]:
+    """Reads the format, the ordered labels, the section of the task and the text columns of the store in a folder.
 
     Raises:
         DataError: there is no store, or store.json is damaged.
@@ -64,15 +65,17 @@ def read_store_info(folder: Path) -> tuple[int, list[str], dict[str, Any]]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         version, labels, task = info["format"], info["labels"], info.get("task", {})
+        columns = info.get("text_columns", ["text"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: could not be read ({error!r}); restore it from a backup, or {_FIX}.") from None
-    if version not in range(1, TASK_FORMAT + 1) or not isinstance(labels, list) or not all(isinstance(a, str) for a in labels):
+    lists = isinstance(labels, list) and isinstance(columns, list)
+    if version not in range(1, TASK_FORMAT + 1) or not lists or not all(isinstance(a, str) for a in (*labels, *columns)):
         raise DataError(
             f"{path}: format={version!r}, labels={labels!r}; expected format 1 to {TASK_FORMAT} and a list of strings."
         )
     if not isinstance(task, dict) or (task and not is_allowed(str(task.get("_target_")))):
         raise DataError(f"{path}: task={task!r} may not be used here. If you trust it, name it in {VARIABLE}.")
-    return version, labels, task
+    return version, labels, task, columns
 
 
 def create_database(path: Path) -> None:

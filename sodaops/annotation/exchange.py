@@ -26,11 +26,11 @@ from sodaops.annotation.tasks import Task, check_annotator, check_text, normal_f
 from sodaops.config.schema import table_format
 from sodaops.errors import SHOWN, DataError, nearest
 from sodaops.io import storage
+from sodaops.text.columns import join, split
 
 if TYPE_CHECKING:
     from sodaops.data.sources import Layout
 
-COLUMNS = ("task", "text", "label", "annotator")
 _ANY = ImportKeys()
 _NONE = "[]"  # in a table: an answer, but no label
 _NOT_ANSWERED = "\0"  # no answer
@@ -70,8 +70,8 @@ def export_file(store: Store, path: str | Path) -> int:
     answer an annotation, a skip a cancelled annotation. Label Studio refuses a ``completed_by`` who is no member of its
     project, so the annotator's name is in the result's ``meta``, which it keeps.
 
-    **Table.** One row for each answer, with the columns task, text, label, annotator. A skip has no label, and the answer that
-    no label fits is []; a task without an answer has neither label nor annotator.
+    **Table.** One row for each answer, with the columns task, text (or its parts), label, annotator. A skip has no label, and
+    the answer that no label fits is []; a task without an answer has neither label nor annotator.
 
     Returns:
         The number of tasks.
@@ -83,7 +83,8 @@ def export_file(store: Store, path: str | Path) -> int:
     state, path = store.state(), Path(path)
     ending = path.suffix.lower()
     if ending == ".json":
-        storage.write_text(path.with_suffix(".xml"), labeling_config(store.labels, store.ml_task.question))
+        config = labeling_config(store.labels, store.ml_task.question, store.text_columns)
+        storage.write_text(path.with_suffix(".xml"), config)
         storage.write_json(path, [label_studio_task(state, task) for task in state.tasks])
     elif ending == ".csv":
         storage.write_text(path, _csv_text(state))
@@ -127,6 +128,7 @@ def read_import(
     """
     faults: list[str] = []
     kind = state.ml_task.question["kind"]
+    keys = keys._replace(text_columns=state.text_columns)
     if table_format(str(path)) is not None:
         rows = _table_rows(path, keys, layout)
     elif Path(path).suffix.lower() == ".json":
@@ -141,11 +143,12 @@ def read_import(
 def _csv_text(state: AnnotationState) -> str:
     lines = io.StringIO(newline="")
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(["task", *state.text_columns, "label", "annotator"])
     for task in state.tasks:
         answers: dict[str, str | None] = dict(sorted(state.answers.get(task.task, {}).items()))
         for name, label in (answers or {"": None}).items():
-            writer.writerow([task.task, task.text, _NONE if label == "" else label or "", name])
+            texts = split(task.text, len(state.text_columns))
+            writer.writerow([task.task, *texts, _NONE if label == "" else label or "", name])
     return lines.getvalue()
 
 
@@ -173,11 +176,12 @@ def _table_rows(path: str | Path, keys: ImportKeys, layout: "Layout | None") -> 
     if is_flat(columns):
         rows = read_table(str(path), columns, layout).to_pylist()
         return _in_file(path, lambda: list(flat_rows(rows, columns, keys, "row")))
-    text, label = keys.text or TEXT, keys.label or LABEL
-    expected = ("task", text, label, "annotator")
-    open_table(str(path), [text, *([label] if keys.label else [])], layout, f"Expected are {', '.join(expected)}.")
+    several = len(keys.text_columns) > 1
+    texts, label = keys.text_columns if several else [keys.text or TEXT], keys.label or LABEL
+    expected = ("task", *texts, label, "annotator")
+    open_table(str(path), [*texts, *([label] if keys.label else [])], layout, f"Expected are {', '.join(expected)}.")
     unknown = [name + nearest(name, expected) for name in columns if name not in expected]
-    if unknown and keys == _ANY:
+    if unknown and keys[:2] == _ANY[:2]:
         raise DataError(
             f"{path}: unknown column {', '.join(unknown)}; expected {', '.join(expected)}. Nothing was imported. Name the "
             "columns with annotate.text_key and annotate.label_key; the others are then left out."
@@ -185,9 +189,9 @@ def _table_rows(path: str | Path, keys: ImportKeys, layout: "Layout | None") -> 
     rows = []
     table = read_table(str(path), [name for name in columns if name in expected], layout)
     for number, cells in enumerate(table.to_pylist(), 1):
-        task, text_cell, label_cell, annotator = (cells.get(name) or "" for name in expected)
+        task, *text_cells, label_cell, annotator = (cells.get(name) or "" for name in expected)
         name = annotator or (_IMPORTER if label_cell else None)
-        rows.append(ImportedRow(f"row {number}", task, text_cell, label_cell or None, name))
+        rows.append(ImportedRow(f"row {number}", task, join(text_cells), label_cell or None, name))
     return rows
 
 

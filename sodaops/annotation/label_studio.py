@@ -8,6 +8,7 @@ from xml.sax.saxutils import quoteattr
 from sodaops.annotation.state import AnnotationState
 from sodaops.annotation.tasks import Task
 from sodaops.errors import DataError, nearest
+from sodaops.text.columns import join, split
 
 LABEL, TEXT = "label", "text"  # names of the tags in the labeling config, and the default keys of an import
 _OURS = ("task", "why")  # what an export puts into a task's data beside the text
@@ -33,10 +34,30 @@ class ImportKeys(NamedTuple):
 
     text: str | None = None
     label: str | None = None
+    text_columns: Sequence[str] = (TEXT,)  # of the store; several have their own names in the file
+
+    def choose_texts(self, candidates: Sequence[str], allowed: Iterable[str]) -> list[str]:
+        """The keys of the parts of a text.
+
+        Raises:
+            DataError: they are missing or in doubt.
+        """
+        if len(self.text_columns) == 1:
+            return [_choose("annotate.text_key", self.text, TEXT, candidates, allowed)]
+        allowed = list(allowed)
+        if missing := [name for name in self.text_columns if name not in allowed]:
+            raise DataError(f"text column {', '.join(missing)} is not in the file, which has {', '.join(allowed)}.")
+        return list(self.text_columns)
 
 
-def labeling_config(labels: Sequence[str], question: Mapping[str, Any]) -> str:
-    """Label Studio's labeling config: a text, and the question about it.
+def text_in(row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The text in a row: the value of its key, or its parts joined; None if a part is no text."""
+    parts: list[Any] = [row.get(name) for name in names]
+    return parts[0] if len(parts) == 1 else join(parts) if all(isinstance(part, str) for part in parts) else None
+
+
+def labeling_config(labels: Sequence[str], question: Mapping[str, Any], text_columns: Sequence[str] = (TEXT,)) -> str:
+    """Label Studio's labeling config: a text, or its parts under their names, and the question about it.
 
     >>> labeling_config(["bad", '"so so"'], {"kind": "choice"}).splitlines()[4]
     '    <Choice value=\\'"so so"\\' hotkey="2"/>'
@@ -45,15 +66,19 @@ def labeling_config(labels: Sequence[str], question: Mapping[str, Any]) -> str:
     """
     if question["kind"] == "number":
         limits = "".join(f" {name}={quoteattr(str(question[name]))}" for name in ("min", "max", "step") if name in question)
-        return _view(f'  <Number name="{LABEL}" toName="{TEXT}"{limits}/>')
+        return _view(text_columns, f'  <Number name="{LABEL}" toName={quoteattr(text_columns[0])}{limits}/>')
     keys = [f' hotkey="{n}"' if n < 10 else "" for n in range(1, len(labels) + 1)]
     choices = [f"    <Choice value={quoteattr(label)}{key}/>" for label, key in zip(labels, keys, strict=True)]
     number = "single" if question["kind"] == "choice" else "multiple"
-    return _view(f'  <Choices name="{LABEL}" toName="{TEXT}" choice="{number}">', *choices, "  </Choices>")
+    choices_tag = f'  <Choices name="{LABEL}" toName={quoteattr(text_columns[0])} choice="{number}">'
+    return _view(text_columns, choices_tag, *choices, "  </Choices>")
 
 
-def _view(*control: str) -> str:
-    return "\n".join(["<View>", f'  <Text name="{TEXT}" value="$text"/>', *control, "</View>", ""])
+def _view(text_columns: Sequence[str], *control: str) -> str:
+    headers = [[f"  <Header value={quoteattr(name)}/>"] if len(text_columns) > 1 else [] for name in text_columns]
+    texts = [f"  <Text name={quoteattr(name)} value={quoteattr('$' + name)}/>" for name in text_columns]
+    shown = [line for header, text in zip(headers, texts, strict=True) for line in (*header, text)]
+    return "\n".join(["<View>", *shown, *control, "</View>", ""])
 
 
 def label_studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
@@ -66,7 +91,8 @@ def label_studio_task(state: AnnotationState, task: Task) -> dict[str, Any]:
     for n, (name, label) in enumerate(sorted(state.answers.get(task.task, {}).items()), 1):
         result = [] if label is None else [{**_result(f"{task.task[:10]}-{n}", label, state), "meta": {"annotator": name}}]
         annotations.append({"annotator": name, "was_cancelled": label is None, "ground_truth": False, "result": result})
-    data = {"text": task.text, "task": task.task, "why": task.why}
+    texts = dict(zip(state.text_columns, split(task.text, len(state.text_columns)), strict=True))
+    data = {**texts, "task": task.task, "why": task.why}
     return {"data": data, "predictions": predictions, "annotations": annotations}
 
 
@@ -74,7 +100,7 @@ def _result(name: str, answer: str, state: AnnotationState) -> dict[str, Any]:
     value = state.ml_task.answer_value(answer)
     key = "number" if state.ml_task.question["kind"] == "number" else "choices"
     content = {key: [value] if isinstance(value, str) else value}
-    return {"id": name, "type": key, "from_name": LABEL, "to_name": TEXT, "value": content}
+    return {"id": name, "type": key, "from_name": LABEL, "to_name": state.text_columns[0], "value": content}
 
 
 def is_flat(columns: Iterable[str]) -> bool:
@@ -94,12 +120,12 @@ def json_rows(content: Any, keys: ImportKeys, kind: str, faults: list[str]) -> I
         return
     data = [item["data"] for item in items if isinstance(item, dict) and isinstance(item.get("data"), dict)]
     texts = [key for key in dict.fromkeys(key for one in data for key in one) if _holds_texts(key, data)]
-    text_key = _choose("annotate.text_key", keys.text, TEXT, texts, dict.fromkeys(key for one in data for key in one))
+    text_keys = keys.choose_texts(texts, dict.fromkeys(key for one in data for key in one))
     parts = [part for item in items for annotation in _annotations(item) for part in _answers(annotation)]
     controls = list(dict.fromkeys(str(part.get("from_name")) for part in parts))
     control = _choose("annotate.label_key", keys.label, None, controls, controls) if controls else None
     for number, item in enumerate(items, 1):
-        yield from _item_rows(f"task {number}", item, text_key, control, len(controls) > 1, kind, faults)
+        yield from _item_rows(f"task {number}", item, text_keys, control, len(controls) > 1, kind, faults)
 
 
 def _holds_texts(key: str, data: Sequence[Mapping[str, Any]]) -> bool:
@@ -136,14 +162,14 @@ def _answers(annotation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _item_rows(
-    position: str, item: Any, text_key: str, control: str | None, several: bool, kind: str, faults: list[str]
+    position: str, item: Any, text_keys: Sequence[str], control: str | None, several: bool, kind: str, faults: list[str]
 ) -> Iterator[ImportedRow]:
     data = item.get("data") if isinstance(item, dict) else None
     annotations = item.get("annotations", []) if isinstance(item, dict) else None
     if not isinstance(data, dict) or not isinstance(annotations, list):
         faults.append(f"{position}: has no 'data' with the text; export from Label Studio as JSON, JSON-MIN or CSV.")
         return
-    text, task = data.get(text_key), str(data.get("task") or "")
+    text, task = text_in(data, text_keys), str(data.get("task") or "")
     yield ImportedRow(position, task, text, None, None)
     for number, annotation in enumerate(annotations, 1):
         where = f"{position} annotation {number}"
@@ -187,8 +213,8 @@ def flat_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], keys: I
         DataError: the text or the control is in doubt.
     """
     other = [name for name in columns if name not in _FLAT]
-    text_key = _choose("annotate.text_key", keys.text, TEXT, [name for name in other if name != keys.label], columns)
-    controls = [name for name in other if name != text_key]
+    text_keys = keys.choose_texts([name for name in other if name != keys.label], columns)
+    controls = [name for name in other if name not in text_keys]
     label_key = _choose("annotate.label_key", keys.label, None, controls, columns)
     for number, row in enumerate(rows, 1):
         label = row.get(label_key)
@@ -202,7 +228,7 @@ def flat_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], keys: I
         yield ImportedRow(
             f"{kind} {number}",
             task,
-            row.get(text_key),
+            text_in(row, text_keys),
             None if chosen in ("", []) else chosen,
             member_name(row.get("annotator")),
         )

@@ -22,7 +22,8 @@ from sodaops.errors import DataError, some
 from sodaops.io import storage
 from sodaops.tasks import SINGLE_LABEL
 from sodaops.tasks.base import Task as MLTask
-from sodaops.text.cleaning import clean
+from sodaops.text.cleaning import cleaner
+from sodaops.text.columns import clean_parts, named, split
 
 _GRAM = 5
 _NOT_WORD = re.compile(r"[\W_]+")
@@ -97,6 +98,8 @@ def merge_answers(
         if foreign:
             expected = ", ".join(manifest["labels"])
             raise DataError(f"{store.folder}: {data.name} has no label {some(foreign)}; expected {expected}.")
+        if len(store.text_columns) != len(data.text_columns):
+            raise DataError(f"{store.folder}: texts of {some(store.text_columns)}; {data.name} has {some(data.text_columns)}.")
         return _merge(store, data, Path(data.added), splits_dir, manifest["labels"], min_annotators, near, ml_task)
 
 
@@ -112,7 +115,7 @@ def _merge(
     for task in state.tasks:
         answers = state.labels_of(task.task)
         label = ml_task.merged(list(answers.values()))
-        cleaned = clean(task.text, data.cleaning)
+        cleaned = clean_parts(task.text, len(data.text_columns), cleaner(data.cleaning))
         if len(answers) < min_annotators or label is None:
             n_open += 1
             n_tied += len(answers) >= min_annotators and bool(answers)
@@ -121,7 +124,7 @@ def _merge(
         elif cleaned in known or task.text_sha256 in known_hashes:
             n_known += 1
         elif (other := near_test.find(cleaned)) is not None:
-            leaking.append((cleaned, other))
+            leaking.append((named(cleaned, data.text_columns), named(other, data.text_columns)))
         else:
             known.add(cleaned)
             counts[label] += 1
@@ -173,9 +176,10 @@ def _row(
     task: Task, answers: dict[str, str], label: str, data: DataConfig, labels: Sequence[str], ml_task: MLTask
 ) -> dict[str, Any]:
     votes, voted = Counter(answers.values()), labels if ml_task.takes_votes else ()
+    texts = dict(zip(data.text_columns, split(task.text, len(data.text_columns)), strict=True))
     columns = data.vote_columns or {each: f"votes_{each}" for each in voted}
     return {
-        "id": task.task, data.text_column: task.text, **ml_task.table_cells(label, data),
+        "id": task.task, **texts, **ml_task.table_cells(label, data),
         **{columns[each]: votes[each] for each in voted}, **dict.fromkeys(data.slice_columns, ""),
         "source": "annotation", "why": task.why, "annotators": " ".join(sorted(answers)), "request_id": task.request_id or "",
     }  # fmt: skip

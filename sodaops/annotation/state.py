@@ -43,6 +43,7 @@ class AnnotationState:
         answers: task -> annotator -> label, or :data:`SKIP`; tasks without an answer are left out.
         n_strays: answers to tasks that were deleted; feedback on a request that is no task does not count.
         ml_task: what people are asked.
+        text_columns: with the parts of a text, if there are several (:mod:`sodaops.text.columns`).
     """
 
     labels: Sequence[str]
@@ -50,6 +51,7 @@ class AnnotationState:
     answers: Mapping[str, Mapping[str, str | None]]
     n_strays: int
     ml_task: MLTask = SINGLE_LABEL
+    text_columns: Sequence[str] = ("text",)
 
     def labels_of(self, task: str) -> dict[str, str]:
         """Annotator -> label, without skips."""

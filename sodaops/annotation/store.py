@@ -36,6 +36,7 @@ from sodaops.tasks import SINGLE_LABEL, make_task
 from sodaops.tasks.base import Task as MLTask
 
 DATABASE, LOCK = "annotations.sqlite", ".lock"
+_EXPORTED = ("task", "why", "label", "annotator")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SESSION = re.compile("[0-9a-f]{8,32}")
 
@@ -57,7 +58,7 @@ class Store:
     def __init__(self, folder: str | Path, labels: Sequence[str] | None = None, ml_task: MLTask | None = None) -> None:
         self.folder = Path(folder)
         self._path = self.folder / DATABASE
-        version, self.labels, section = read_store_info(self.folder)
+        version, self.labels, section, self.text_columns = read_store_info(self.folder)
         self.ml_task = make_task(section)
         if ml_task is not None and type(ml_task) is not type(self.ml_task):
             raise DataError(
@@ -78,18 +79,23 @@ class Store:
         self._tasks_version: tuple[int, int | None] = (0, None)
 
     @classmethod
-    def create(cls, folder: str | Path, labels: Sequence[str], ml_task: MLTask = SINGLE_LABEL) -> "Store":
-        """Creates a store, or opens the existing one.
+    def create(
+        cls, folder: str | Path, labels: Sequence[str], ml_task: MLTask = SINGLE_LABEL, text_columns: Sequence[str] = ("text",)
+    ) -> "Store":
+        """Creates a store, or opens the existing one. The name of a single text column does not matter.
 
         Raises:
-            DataError: there are fewer than two labels or a repeated one, the existing store has other labels or another task,
-                or the folder holds other files.
+            DataError: there are fewer than two labels or a repeated one, the existing store has other labels, another task or
+                other text columns, a column has the name of another one of an export, or the folder holds other files.
             StorageError: the store could not be written.
         """
         folder, labels = Path(folder), list(labels)
         least = 1 if ml_task.question["kind"] == "number" else 2  # the name of the number
         if len(set(labels)) < max(least, len(labels)) or not all(isinstance(label, str) and label.strip() for label in labels):
             raise DataError(f"labels={labels}; expected at least two labels, all different and none empty.")
+        columns = list(text_columns) if len(text_columns) > 1 else ["text"]
+        if taken := [name for name in columns if name in _EXPORTED]:
+            raise DataError(f"text column {some(taken)}: exports have another column of this name; rename it in the data.")
         with storage.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with storage.writing(folder), FileLock(folder / LOCK):
@@ -99,15 +105,21 @@ class Store:
                     raise DataError(f"{folder}: holds other files ({some(foreign)}); choose a new or empty folder.")
                 with storage.atomic_path(folder / DATABASE, 0o600) as temporary, database_errors(folder / DATABASE):
                     create_database(temporary)
-                write_store_info(folder, labels, ml_task.section())
-        return cls(folder, labels, ml_task)
+                write_store_info(folder, labels, ml_task.section(), columns)
+        store = cls(folder, labels, ml_task)
+        if store.text_columns != columns:
+            raise DataError(
+                f"{folder}: the store has texts of {some(store.text_columns)}; expected {some(columns)}. Choose another folder "
+                "with annotate.store."
+            )
+        return store
 
     def _convert(self) -> None:
         with storage.writing(self.folder), FileLock(self.folder / LOCK):
             if read_store_info(self.folder)[0] < FORMAT:  # another process may have converted it
                 with database_errors(self._path):
                     convert_files(self.folder, self._path, self.labels)
-                write_store_info(self.folder, self.labels, {})
+                write_store_info(self.folder, self.labels, {}, self.text_columns)
 
     def add_tasks(self, batch: str, tasks: Iterable[Mapping[str, Any]]) -> int:
         """Adds texts to annotate, except those that are already in the store.
@@ -211,7 +223,7 @@ class Store:
             version = database.execute("SELECT count(*), max(number) FROM tasks").fetchone()
             if version != self._tasks_version:
                 self._tasks, self._tasks_version = select_tasks(database), version
-            return AnnotationState(self.labels, self._tasks, dict(answers), n_strays, self.ml_task)
+            return AnnotationState(self.labels, self._tasks, dict(answers), n_strays, self.ml_task, self.text_columns)
 
     @contextlib.contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:

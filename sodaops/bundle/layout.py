@@ -35,11 +35,12 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict
 
 from sodaops.bundle.files import FIX, open_regular, parse_json, parsing, printable
-from sodaops.config.sections import Cleaning
+from sodaops.config.sections import Cleaning, TextColumn
 from sodaops.errors import BundleError, ConfigError, some
 from sodaops.io import storage
 from sodaops.tasks.base import Task
 from sodaops.tasks.make import GROUP, VARIABLE, is_allowed, make_task
+from sodaops.text.columns import names_of
 from sodaops.text.limit import Limit
 
 INFO = "bundle.json"
@@ -82,7 +83,7 @@ _Label = Annotated[str, Field(min_length=1)]
 class _Data(TypedDict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     fingerprint: str
-    text_column: NotRequired[str]
+    text_column: NotRequired[TextColumn]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -111,6 +112,11 @@ class BundleInfo:
     def limit(self) -> Limit:
         """How much of a text is read."""
         return Limit(self.max_tokens, self.stride, self.max_windows)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns with the parts of a text; mostly one. Older bundles do not name it."""
+        return names_of(self.data.get("text_column", "text"))
 
     @property
     def default_variant(self) -> str | None:
@@ -255,19 +261,26 @@ def _settings(fields: dict[str, Any]) -> dict[str, Any]:
     settings = {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
     if fields.get("max_windows") is not None:
         settings |= {key: fields[key] for key in ("stride", "max_windows")}
-    return settings | ({"task": fields["task"]} if fields.get("task") else {})
+    settings |= {"task": fields["task"]} if fields.get("task") else {}
+    columns = fields["data"].get("text_column")
+    return settings | ({"text_column": columns} if isinstance(columns, list) else {})  # then texts are tokenised in parts
 
 
 def check_splits(info: BundleInfo, manifest: Mapping[str, Any], splits_dir: Path) -> None:
     """Refuses splits that the bundle cannot be measured on.
 
     Raises:
-        ConfigError: they have other labels or another cleaning.
+        ConfigError: they have other labels, another cleaning, or texts of more or fewer columns.
     """
-    for key, of_bundle in (("labels", info.labels), ("cleaning", info.cleaning)):
-        if manifest[key] != of_bundle:
+    n_columns = len(manifest.get("text_columns", ["text"]))
+    for key, of_splits, of_bundle in (
+        ("labels", manifest["labels"], info.labels),
+        ("cleaning", manifest["cleaning"], info.cleaning),
+        ("number of text columns", n_columns, len(info.text_columns)),
+    ):
+        if of_splits != of_bundle:
             raise ConfigError(
-                f"{splits_dir}: {key}={manifest[key]}; the bundle has {of_bundle}. Name matching splits with "
+                f"{splits_dir}: {key}={of_splits}; the bundle has {of_bundle}. Name matching splits with "
                 f"evaluate.splits_dir=FOLDER, or preprocess again with the bundle's {key}."
             )
 

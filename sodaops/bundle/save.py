@@ -21,7 +21,7 @@ from sodaops.bundle.files import parsing, printable
 from sodaops.config.schema import Config
 from sodaops.errors import BundleError, ConfigError
 from sodaops.io import storage
-from sodaops.modeling.encoder import LINEAR, TextEncoder, from_settings, settings_of
+from sodaops.modeling.encoder import LINEAR, TextEncoder, from_settings, separator_of, settings_of
 from sodaops.tasks.base import Task
 from sodaops.tasks.make import SINGLE_LABEL
 from sodaops.text import cleaning
@@ -76,7 +76,8 @@ def save_bundle(
             folder / layout.ENCODER, _without_paths({**settings_of(model.transformer), "head": model.head_section})
         )
         (folder / layout.TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-        settings = tokenizer_settings(tokenizer, pad_token_id, config.model.max_tokens)
+        n_columns = len(config.data.text_columns)
+        settings = tokenizer_settings(tokenizer, pad_token_id, config.model.max_tokens, n_columns, model.separator)
         storage.write_json(folder / layout.TOKENIZER_SETTINGS, settings)
         settings = _without_paths(config.model_copy(update={"run_dir": None}).model_dump(mode="json"))
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -106,13 +107,17 @@ def save_bundle(
         )
 
 
-def tokenizer_settings(tokenizer: Tokenizer, pad_token_id: int, max_tokens: int) -> dict[str, Any]:
-    """What transformers needs to know about a tokenizer besides tokenizer.json."""
+def tokenizer_settings(
+    tokenizer: Tokenizer, pad_token_id: int, max_tokens: int, n_columns: int, separator: int | None
+) -> dict[str, Any]:
+    """What transformers needs to know about a tokenizer besides tokenizer.json; ``separator`` as of :class:`TextEncoder`."""
+    types = [] if separator is None else ["token_type_ids"]
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.id_to_token(pad_token_id),
         "model_max_length": max_tokens,
-        "model_input_names": ["input_ids", "attention_mask"],
+        "model_input_names": ["input_ids", "attention_mask", *types],
+        **({"split_special_tokens": True} if n_columns > 1 else {}),
     }
 
 
@@ -155,6 +160,7 @@ def load_bundle(path: str | Path) -> Loaded:
         model.load_state_dict(weights)
     with parsing(Path(path) / layout.TOKENIZER):
         tokenizer = Tokenizer.from_buffer(layout.read_file(path, info, layout.TOKENIZER))
+        model.separator = separator_of(model.transformer, tokenizer, len(info.text_columns))
     return Loaded(info, model.eval(), tokenizer, task)
 
 

@@ -89,14 +89,15 @@ def run_annotate_import(options: argparse.Namespace) -> None:
         given = "labels" in explicit_keys(options, "data")  # else data.labels are those of the default data
         state = Store(folder, labels if given else None).state()
     elif labels:
-        state = AnnotationState(labels, [], {}, 0, ml_task)
+        columns = config.data.text_columns if len(config.data.text_columns) > 1 else ["text"]
+        state = AnnotationState(labels, [], {}, 0, ml_task, columns)
     else:
         raise ConfigError(f"{folder}: there is no store yet; give its labels with data.labels=[A,B].")
     keys = ImportKeys(config.annotate.text_key, config.annotate.label_key)
     layout = Layout(config.data.delimiter, config.data.encoding)
     planned = read_import(options.file, state, keys, config.data.label_map, layout)
     result = planned.write(
-        Store.create(folder, state.labels, state.ml_task)
+        Store.create(folder, state.labels, state.ml_task, state.text_columns)
     )  # only now, so that a refused file leaves no store
     print(f"{folder}: {result.n_tasks:,} new texts, {result.n_answers:,} new answers")
 
@@ -116,7 +117,7 @@ def run_annotate_pick(options: argparse.Namespace) -> None:
     window = read_window(
         request_log_path(config), config.drift.last, config.drift.since, config.drift.until, config.drift.max_rows
     )
-    store = Store.create(config.annotate.store, info.labels, task_of(options.bundle, info))
+    store = Store.create(config.annotate.store, info.labels, task_of(options.bundle, info), info.text_columns)
     splits_dir = config.splits_of(info.data["name"])
     known = {text_hash(text) for split in SPLITS for text in read_split(splits_dir, split)["text"].to_pylist()}
     settings = config.annotate

@@ -84,9 +84,12 @@ COMMANDS = {
     "predict": _command(
         "answer for texts, a table or standard input", 'sodaops predict outputs/first "I love this"',
         _arg("bundle", metavar="BUNDLE", help=_PLACES),
-        _arg("texts", nargs="*", metavar="TEXT", help="a text; -: standard input, a text on each line"),
+        _arg("texts", nargs="*", metavar="TEXT", help="a text, or JSON for several columns; -: standard input, one a line"),
         _arg("--file", metavar="TABLE", help="input table, local or at gs://: .csv, .tsv, .jsonl or .parquet"),
-        _arg("--text-column", metavar="NAME", help="the column with the texts (default: that of the training)"),
+        _arg(
+            "--text-column", metavar="NAME", action="append",
+            help="the column with the texts, once for each of several (default: that of the training)",
+        ),
         _arg("--delimiter", metavar="CHARACTER", help="of a CSV or TSV table, or tab (default: detected)"),
         _arg("--encoding", metavar="NAME", help="of the table, such as windows-1252 (default: UTF-8)"),
         _arg("--output", metavar="TABLE", help="local file for the table with label, score and probabilities added"),

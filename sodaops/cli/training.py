@@ -4,13 +4,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sodaops.cli.console import configure_logging
 from sodaops.errors import ConfigError, DataError
 from sodaops.io import remote
+from sodaops.text.columns import text_of_word
 
 if TYPE_CHECKING:
     from sodaops.config.schema import Config
@@ -160,16 +161,24 @@ def run_predict(options: argparse.Namespace) -> None:
     with bundle_at(options.bundle, predictor_files(options.variant)) as folder:
         predictor = (bulk_predictor if options.file else Predictor)(folder, options.variant)
     if options.file:
-        text_column = options.text_column or predictor.info.data.get("text_column", "text")  # older bundles do not have it
         layout = layout_of(options.delimiter, options.encoding)
-        written = predict_table(predictor, options.file, text_column, options.output, layout=layout)
+        written = predict_table(predictor, options.file, options.text_column, options.output, layout=layout)
         resumed = f", {written.n_resumed:,} of them predicted by an earlier run" if written.n_resumed else ""
         print(f"{options.output}: {written.n_rows:,} rows{resumed}")
     elif options.texts == ["-"]:
+        n_lines = 0
         for lines in _lines_of_stdin():
-            _print_predictions(predictor, [line for line in lines if predictor.clean(line)])  # an empty line is no text
+            numbered = {number: line for number, line in enumerate(lines, n_lines + 1) if line.strip()}
+            texts = _texts_of(predictor, numbered, "standard input, line")
+            _print_predictions(predictor, [(line, text) for line, text in texts if predictor.clean(text)])  # no empty lines
+            n_lines += len(lines)
     else:
-        _print_predictions(predictor, options.texts)
+        _print_predictions(predictor, _texts_of(predictor, dict(enumerate(options.texts, 1)), "text"))
+
+
+def _texts_of(predictor: "Predictor", words: Mapping[int, str], place: str) -> list[tuple[str, str]]:
+    """Numbered words of the command line or lines, each with its raw text."""
+    return [(word, text_of_word(word, predictor.info.text_columns, f"{place} {i}")) for i, word in words.items()]
 
 
 def _lines_of_stdin() -> Iterator[list[str]]:
@@ -190,8 +199,8 @@ def _decoded(line: bytes, number: int) -> str:
         raise DataError(f"standard input, line {number}: not UTF-8 ({error}); convert it, for example with iconv.") from None
 
 
-def _print_predictions(predictor: "Predictor", texts: Sequence[str]) -> None:
-    """Prints a line for each text."""
-    for text, answer in zip(texts, predictor.predict(texts), strict=True):
+def _print_predictions(predictor: "Predictor", texts: Sequence[tuple[str, str]]) -> None:
+    """Prints a line for each text, as it was given."""
+    for (given, _), answer in zip(texts, predictor.predict([text for _, text in texts]), strict=True):
         shown, details = predictor.task.shown(answer)
-        print(f"{shown}\t{text}\t({details})", flush=True)
+        print(f"{shown}\t{given}\t({details})", flush=True)

@@ -26,7 +26,9 @@ from sodaops.config.sections import (
     Positive,
     Section,
     ServerSection,
+    TextColumn,
 )
+from sodaops.text.columns import names_of
 from sodaops.text.redaction import KINDS
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -58,7 +60,7 @@ class DataConfig(Section):
     added: LocalPath | None = Field(None, description="folder with more tables, whose rows never go to test; it may be missing")
     delimiter: Delimiter | None = Field(None, description="between the columns of CSV and TSV, or tab; null: detected")
     encoding: Encoding | None = Field(None, description="of CSV, TSV and JSON lines, such as windows-1252; null: UTF-8")
-    text_column: Name = Field(description="column with the texts")
+    text_column: TextColumn = Field(description="column with the texts, or several: [title, body]")
     label_column: Name = Field(description="column with the labels")
     labels: Annotated[list[Label] | None, FromJson] = None
     label_map: Annotated[dict[Label, Name] | None, FromJson] = Field(None, description="value in the table -> label")
@@ -70,6 +72,11 @@ class DataConfig(Section):
     max_chars: Count = Field(description="longest text accepted, in characters")
     max_rows: Count | None = Field(description="use a sample of so many rows of each table, by their hashes; null: all")
     ray: str | None = Field(None, description="Ray cluster to clean the table on: local, auto or HOST:PORT; null: none")
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns of ``text_column``."""
+        return names_of(self.text_column)
 
     @property
     def sources(self) -> dict[str, str]:

@@ -3,10 +3,11 @@
 import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from sodaops.config.extensions import IMPORT_PATH
+from sodaops.text.columns import MAX_COLUMNS
 from sodaops.text.policies import POLICIES
 
 
@@ -52,8 +53,20 @@ def _cleaning(name: str) -> str:
     return name
 
 
+def _text_column(value: Any) -> str | list[str]:
+    """The name of one column, or the names of several, each once."""
+    value = _collection(value)
+    names = [_name(name) for name in value] if isinstance(value, list) else [_name(value)]
+    if not isinstance(value, list) and not isinstance(names[0], str):
+        raise PydanticCustomError("string_type", "expected a column, or a list of columns")
+    if not all(isinstance(name, str) for name in names) or not 0 < len(set(names)) == len(names) <= MAX_COLUMNS:
+        raise PydanticCustomError("text_column", f"expected a column, or a list of 1 to {MAX_COLUMNS} columns, each once")
+    return names[0] if len(names) == 1 else names
+
+
 FromJson = BeforeValidator(_collection)
 Name = Annotated[str, BeforeValidator(_name)]  # a label or the name of a column, which may be a number
+TextColumn = Annotated[str | list[str], PlainValidator(_text_column, json_schema_input_type=str | list[str])]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -89,7 +89,7 @@ def _keep_in_tree(node: yaml.Node | None) -> None:
     for key, value in node.value:
         if key.value in _NAMES:
             _keep(value)
-        elif key.value in _COLLECTIONS:
+        if key.value in (*_COLLECTIONS, *_NAMES):
             members = value.value if isinstance(value, yaml.CollectionNode) else ()
             for member in members:
                 for scalar in member if isinstance(member, tuple) else (member,):

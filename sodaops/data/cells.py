@@ -1,12 +1,14 @@
 """Cells of any type as text or as JSON, for the readers and writers of tables."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sodaops.data.json_lines import JSON_CELLS, text_of_json, valid_unicode
+from sodaops.text.columns import SEPARATOR
 
 _JSON_FLOATS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
@@ -41,6 +43,15 @@ def as_text(column: pa.Array | pa.ChunkedArray, field: pa.Field | None = None) -
         return pa.array([None if cell is None else str(cell) for cell in column.to_pylist()], pa.string())
     text.validate(full=True)  # the reader of Parquet does not check UTF-8
     return text
+
+
+def join_texts(columns: Sequence[pa.StringArray]) -> pa.StringArray:
+    """Columns of texts as one, in which the parts are joined as by :func:`sodaops.text.columns.join`; one stays as it is."""
+    if len(columns) == 1:
+        return columns[0]
+    return pc.binary_join_element_wise(
+        *(pc.replace_substring(pc.fill_null(column, ""), SEPARATOR, "") for column in columns), SEPARATOR
+    )
 
 
 def as_json(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[str | None]:

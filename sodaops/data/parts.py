@@ -3,6 +3,7 @@
 Parts can be made in any order and by any process. After a crash the next run uses those that are finished.
 """
 
+import functools
 import hashlib
 import json
 import zlib
@@ -15,10 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sodaops.config.schema import DataConfig
+from sodaops.data.cells import join_texts
 from sodaops.errors import SHOWN, DataError
 from sodaops.io import storage
 from sodaops.tasks.base import Task
 from sodaops.text.bulk_cleaning import clean_many
+from sodaops.text.columns import SEPARATOR
 
 PART_ROWS = 65_536
 PART_BYTES = 8 * 2**20  # of raw cells; a part has at least one row
@@ -72,17 +75,20 @@ def prepare_rows(raw: pa.RecordBatch, first: int, config: DataConfig, task: Task
 
     Returns:
         The columns hash_hi and hash_lo (uint64: the first 128 bits of the clean text's SHA-256), label (dictionary of
-        strings: the cells of the targets), text (clean), and vote_LABEL (int64) and slice_NAME (string) for the configured
-        ones. The schema's metadata hold the faults as JSON: too long texts, which become empty, and votes that are not numbers.
+        strings: the cells of the targets), text (clean; several columns are joined, see :mod:`sodaops.text.columns`), and
+        vote_LABEL (int64) and slice_NAME (string) for the configured ones. The schema's metadata hold the faults as JSON: too
+        long texts, which become empty, and votes that are not numbers.
     """
     faults: dict[str, Fault] = {}
-    texts = raw[config.text_column]
-    n_chars = pc.utf8_length(texts)
+    texts = [raw[name] for name in config.text_columns]
+    n_chars = functools.reduce(pc.add, map(pc.utf8_length, texts))
     too_long = pc.greater(n_chars, config.max_chars)
     if pc.any(too_long).as_py():
         faults["long"] = _fault(too_long, n_chars, first)
-        texts = pc.if_else(too_long, "", texts)
-    clean = clean_many(texts, config.cleaning)
+        texts = [pc.if_else(too_long, "", text) for text in texts]
+    clean = join_texts([clean_many(text, config.cleaning) for text in texts])
+    if len(texts) > 1:
+        clean = pc.if_else(pc.equal(pc.utf8_trim(clean, SEPARATOR), ""), "", clean)  # no part has anything left
     hashes = hash_many(clean)
     columns = {
         "hash_hi": pa.array(hashes[:, 0]),

@@ -30,13 +30,13 @@ from sodaops.io.progress import progress
 from sodaops.io.remote import local_copy
 from sodaops.tasks.base import Targets, Task
 from sodaops.tasks.make import SINGLE_LABEL
-from sodaops.text import bulk_cleaning, cleaning, policies
+from sodaops.text import bulk_cleaning, cleaning, columns, policies
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 2  # increase it when the same table would give other splits, which makes existing splits stale
 _LATER_KEYS = ("delimiter", "encoding", "source")  # without a value the splits are those of earlier versions
-PART_CODE = (bulk_cleaning, cleaning, parts, policies)  # the modules that determine the content of a part
+PART_CODE = (bulk_cleaning, cleaning, columns, parts, policies)  # the modules that determine the content of a part
 _RARE = 5  # a label with fewer rows may be a typing error
 # Keys that do not change the content of the splits.
 _UNUSED_KEYS = {"name", "path", "files", "watch", "added", "ray"}
@@ -47,8 +47,9 @@ def preprocess(
 ) -> dict[str, Any]:
     """Writes train.parquet, val.parquet, test.parquet and manifest.json to ``splits_dir``, all or none.
 
-    The splits have the columns source, row (int64, from 1), text (cleaned), label and what else the task needs, such as
-    label_id (int32), votes (list<int64> in label order, null without votes) and slice_NAME for each slice column.
+    The splits have the columns source, row (int64, from 1), text (cleaned; several columns are joined, see
+    :mod:`sodaops.text.columns`), label and what else the task needs, such as label_id (int32), votes (list<int64> in label
+    order, null without votes) and slice_NAME for each slice column.
 
     Args:
         config: conf/data.
@@ -78,6 +79,7 @@ def preprocess(
             "name": config.name,
             "fingerprint": current,
             "cleaning": config.cleaning,
+            **({"text_columns": config.text_columns} if len(config.text_columns) > 1 else {}),
             "labels": targets.labels,
             **({"task": task.section()} if task.section() else {}),
             "slice_columns": config.slice_columns,
@@ -253,7 +255,7 @@ def _keys_of_columns(config: DataConfig, task: Task) -> dict[str, str]:
     """Column -> the key that names it."""
     votes = (config.vote_columns or {}).values()
     keys = dict.fromkeys(config.slice_columns, "data.slice_columns") | dict.fromkeys(votes, "data.vote_columns")
-    return {config.text_column: "data.text_column"} | task.table_columns(config) | keys
+    return dict.fromkeys(config.text_columns, "data.text_column") | task.table_columns(config) | keys
 
 
 def check_table(config: DataConfig, path: str, task: Task = SINGLE_LABEL) -> None:

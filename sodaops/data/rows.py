@@ -102,7 +102,7 @@ def _check_cells(
     """Raises an error for the first fault in a table's cells."""
     if long := faults.get("long"):
         raise DataError(
-            f"{path} row {long.rows[0]}: {config.text_column} has {long.value:,} characters; at most "
+            f"{path} row {long.rows[0]}: {', '.join(config.text_columns)} has {long.value:,} characters; at most "
             f"{config.max_chars:,} are allowed ({long.n_rows} rows: {_list_first(long.rows, long.n_rows)}). "
             "The usual cause is an unclosed quote; if the texts are that long, set data.max_chars."
         )

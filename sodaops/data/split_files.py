@@ -17,6 +17,7 @@ from sodaops.data.splits import SPLITS
 from sodaops.io import storage
 from sodaops.io.progress import progress
 from sodaops.tasks.base import Targets, Task
+from sodaops.text.columns import SEPARATOR
 
 _GROUP_ROWS = 131_072
 _GROUP_BYTES = 32 * 2**20
@@ -116,8 +117,9 @@ class _SplitFile:
 
     def add(self, table: pa.Table) -> None:
         """Adds rows."""
-        _count(self._n_chars, pc.utf8_length(table["text"]))
-        _count(self._n_words, pc.add(pc.count_substring(table["text"], " "), 1))  # clean texts have single spaces
+        texts = pc.replace_substring(table["text"], SEPARATOR, " ")
+        _count(self._n_chars, pc.utf8_length(texts))
+        _count(self._n_words, pc.add(pc.count_substring(texts, " "), 1))  # clean texts have single spaces
         self._pending.append(table)
         if sum(t.num_rows for t in self._pending) >= _GROUP_ROWS or sum(t.nbytes for t in self._pending) >= _GROUP_BYTES:
             self.flush()

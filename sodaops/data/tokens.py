@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from sodaops.data.pairs import PartsTokenizer
+from sodaops.text.columns import SEPARATOR
 from sodaops.text.limit import Limit
 
 MANY_CUT = 0.05  # share of cut texts that causes a warning
@@ -47,15 +49,21 @@ def ids_of(encoding: Encoding, limit: Limit) -> list[int]:
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], limit: Limit) -> Tokens:
     """Token ids of cleaned texts within a limit."""
+    n_columns = 1 + max((text.count(SEPARATOR) for text in texts), default=0)
+    parts = PartsTokenizer(tokenizer, n_columns, limit.max_tokens) if n_columns > 1 else None
     set_limit(tokenizer, limit)
-    n_special = len(tokenizer.encode("").ids)
+    n_special = parts.n_special if parts else len(tokenizer.encode("").ids)
     tokens, lengths = [np.empty(0, dtype=np.int32)], [np.zeros(1, dtype=np.int64)]
     cut = [np.empty(0, dtype=bool)]
     for first in range(0, len(texts), _BLOCK):
-        encodings = tokenizer.encode_batch_fast(list(texts[first : first + _BLOCK]))
-        encoded = [ids_of(encoding, limit) for encoding in encodings]
-        n_read = limit.max_windows or 1
-        cut.append(np.array([len(e) == limit.max_tokens and len(e.overflowing) >= n_read for e in encodings], dtype=bool))
+        block = list(texts[first : first + _BLOCK])
+        if parts:
+            encoded, is_cut = map(list, zip(*parts.encode(block), strict=True))
+        else:
+            encodings, n_read = tokenizer.encode_batch_fast(block), limit.max_windows or 1
+            encoded = [ids_of(encoding, limit) for encoding in encodings]
+            is_cut = [len(e) == limit.max_tokens and len(e.overflowing) >= n_read for e in encodings]
+        cut.append(np.array(is_cut, dtype=bool))
         lengths.append(np.fromiter(map(len, encoded), dtype=np.int64))
         tokens.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32))
     n_tokens = np.concatenate(lengths)

@@ -1,6 +1,7 @@
 """Measures drift: compares requests with the reference of the bundle that answered them."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from sodaops.drift.statistics import EmbeddingTest, chi_square_p, embedding_test
 from sodaops.errors import BundleError
 from sodaops.request_log.window import Window, count_by_bundle
 from sodaops.tasks.base import Task
+from sodaops.text.columns import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +74,7 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
         message="; ".join(cause.message for cause in causes) or "like the reference",
         causes=causes,
         features=features,
-        examples=_examples(answered, embedding) if causes and embedding else [],
+        examples=_examples(answered, embedding, info.text_columns) if causes and embedding else [],
         **facts,
     )
     return result, snapshot
@@ -82,7 +84,7 @@ def _window_facts(info: BundleInfo, window: Window, own_rows: pa.Table) -> dict[
     """The fields of the result that describe the window."""
     created = datetime.now(UTC)
     times = pc.min_max(window.rows["time"]).as_py()
-    n_repeated, text = _most_frequent(own_rows)
+    n_repeated, text = _most_frequent(own_rows, info.text_columns)
     return {
         "bundle_id": info.bundle_id,
         "n_rows": len(own_rows),
@@ -99,7 +101,7 @@ def _window_facts(info: BundleInfo, window: Window, own_rows: pa.Table) -> dict[
     }
 
 
-def _most_frequent(rows: pa.Table) -> tuple[int, str | None]:
+def _most_frequent(rows: pa.Table, columns: Sequence[str]) -> tuple[int, str | None]:
     """The count of the most frequent non-empty text, and the text itself, or its hash if texts are not logged."""
     texts = rows.filter(pc.not_equal(rows["text_sha256"], _EMPTY_SHA256))
     if not len(texts):
@@ -109,7 +111,7 @@ def _most_frequent(rows: pa.Table) -> tuple[int, str | None]:
     largest = int(np.argmax(counts))
     digest = value_counts.field("values")[largest].as_py()
     row = texts.filter(pc.equal(texts["text_sha256"], digest)).slice(0, 1).to_pylist()[0]
-    return int(counts[largest]), row["text"] or digest
+    return int(counts[largest]), named(row["text"], columns) if row["text"] else digest
 
 
 def _distinct_texts(rows: pa.Table) -> pa.Table:
@@ -241,11 +243,12 @@ def _compare_embeddings(settings: DriftConfig, reference: Reference, rows: pa.Ta
     )
 
 
-def _examples(rows: pa.Table, embedding: EmbeddingTest) -> list[Example]:
+def _examples(rows: pa.Table, embedding: EmbeddingTest, columns: Sequence[str]) -> list[Example]:
     """The rows whose embeddings have the highest drift scores."""
     order = embedding.indices[np.argsort(-embedding.scores)][:_N_EXAMPLES]
     names = ["text", "text_sha256", "label", "score", "request_id"]
-    return [Example(**row) for row in rows.select(names).take(order).to_pylist()]
+    examples = rows.select(names).take(order).to_pylist()
+    return [Example(**{**row, "text": row["text"] and named(row["text"], columns)}) for row in examples]
 
 
 def _compare_other_bundle(settings: DriftConfig, reference: Reference, rows: pa.Table, level: float) -> dict[str, Any]:

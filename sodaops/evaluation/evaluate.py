@@ -23,6 +23,7 @@ from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.tasks import plots
 from sodaops.tasks.base import Task
+from sodaops.text.columns import named
 
 
 def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
@@ -114,7 +115,10 @@ def _result(
         same_data=same_data,
         labels=labels,
         charts=task.charts(probs, truth, labels),
-        errors=task.errors(table, probs, labels, settings.n_worst),
+        errors=[
+            {**error, "text": named(error["text"], predictor.info.text_columns)}
+            for error in task.errors(table, probs, labels, settings.n_worst)
+        ],
     )
 
 

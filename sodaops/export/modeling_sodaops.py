@@ -34,9 +34,12 @@ class SodaOpsClassifier(PreTrainedModel):
         self.head = head(settings.hidden_size, config.num_labels, **arguments)
         self.post_init()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> SequenceClassifierOutput:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None, **_: Any
+    ) -> SequenceClassifierOutput:
         """Logits, float [n_texts, n_labels], of a padded batch, int64 [n_texts, n_tokens]."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}  # of pairs
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # [n_texts, n_tokens, 1]
         mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
         return SequenceClassifierOutput(logits=self.head(hidden[:, 0] if self.config.pooling == "cls" else mean))
@@ -48,7 +51,10 @@ class SodaOpsTokenizer(PreTrainedTokenizerFast):
     It has no constructor: with one, transformers would build another tokenizer than that of tokenizer.json.
     """
 
-    def __call__(self, text: Any = None, *args: Any, truncation: Any = True, **kwargs: Any) -> Any:
+    def __call__(self, text: Any = None, text_pair: Any = None, *args: Any, truncation: Any = True, **kwargs: Any) -> Any:
         clean = POLICIES.get(self.init_kwargs["cleaning"], str)
-        cleaned = clean(text) if isinstance(text, str) else [clean(one) for one in text]
-        return super().__call__(cleaned, *args, truncation=truncation, **kwargs)
+        cleaned = [
+            texts if texts is None else clean(texts) if isinstance(texts, str) else [clean(one) for one in texts]
+            for texts in (text, text_pair)
+        ]
+        return super().__call__(*cleaned, *args, truncation=truncation, **kwargs)

@@ -49,8 +49,8 @@ def export_transformers(
 
     Raises:
         BundleError: missing or damaged.
-        ConfigError: an encoder or a head of the user's own, whose code an export cannot contain, windows of long texts, or
-            a task that transformers does not have.
+        ConfigError: an encoder or a head of the user's own, whose code an export cannot contain, windows of long texts, more
+            than two text columns, or a task that transformers does not have.
         StorageError: the folder holds other files, or cannot be written to.
     """
     bundle = load_bundle(path)
@@ -65,7 +65,12 @@ def export_transformers(
         )
     info, own = bundle.info, _with_own_head(bundle)
     model = _with_code(path, bundle) if own is None else own
-    settings = tokenizer_settings(bundle.tokenizer, info.pad_token_id, info.max_tokens)
+    if len(info.text_columns) > 2:
+        raise ConfigError(
+            f"{path}: texts of {len(info.text_columns)} columns; tokenizers of transformers take a text or a pair."
+        )
+    n_columns, separator = len(info.text_columns), bundle.model.separator
+    settings = tokenizer_settings(bundle.tokenizer, info.pad_token_id, info.max_tokens, n_columns, separator)
     if own is None:
         auto_map = {"AutoTokenizer": [None, "modeling_sodaops.SodaOpsTokenizer"]}
         settings |= {"tokenizer_class": "SodaOpsTokenizer", "auto_map": auto_map}

@@ -1,7 +1,7 @@
 """Predictions for the chunks of a table, on all cores: while one chunk is computed, the next is cleaned and tokenised."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sodaops.data.cells import as_text
+from sodaops.data.cells import as_text, join_texts
 from sodaops.data.workers import n_cores
 from sodaops.errors import BundleError
 from sodaops.inference.predictor import Predictor
@@ -103,7 +103,7 @@ def rechunk(batches: Iterable[pa.RecordBatch], n_rows: int, n_bytes: int) -> Ite
 def predict_chunks(
     predictor: Predictor,
     chunks: Iterable[pa.Table],
-    text_column: str,
+    text_columns: Sequence[str],
     parts: PredictionParts,
     progress: Callable[[int], object],
 ) -> Generator[ChunkPredictions, None, None]:
@@ -114,7 +114,7 @@ def predict_chunks(
     Args:
         predictor: with one thread per batch; as many batches as there are cores are computed at once.
         chunks: in the table's order.
-        text_column: the column with the raw texts.
+        text_columns: the columns with the parts of the raw texts.
         parts: of an earlier run.
         progress: called with the number of rows that were computed since the last call.
 
@@ -130,7 +130,7 @@ def predict_chunks(
     try:
         first = 0
         for rows in chunks:
-            waiting.append(_start(predictor, pool, first, rows, text_column, parts, progress))
+            waiting.append(_start(predictor, pool, first, rows, text_columns, parts, progress))
             first += rows.num_rows
             if len(waiting) > _AHEAD:
                 yield waiting.popleft()()
@@ -145,7 +145,7 @@ def _start(
     pool: ThreadPoolExecutor,
     first: int,
     rows: pa.Table,
-    text_column: str,
+    text_columns: Sequence[str],
     parts: PredictionParts,
     progress: Callable[[int], object],
 ) -> Callable[[], ChunkPredictions]:
@@ -153,7 +153,7 @@ def _start(
     known = parts.read(first, rows.num_rows)
     if known is not None:
         return lambda: ChunkPredictions(rows, known)
-    texts = as_text(rows[text_column], rows.schema.field(text_column))
+    texts = join_texts([as_text(rows[name], rows.schema.field(name)) for name in text_columns])
     cleaned = [predictor.clean(text or "") for text in texts.to_pylist()]
     # Each distinct text is computed once; -1 stands for an empty one.
     id_of = {text: i for i, text in enumerate(dict.fromkeys(filter(None, cleaned)))}

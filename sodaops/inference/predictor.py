@@ -11,11 +11,12 @@ from tokenizers import Tokenizer
 
 from sodaops.bundle import layout, reference
 from sodaops.bundle.files import parsing
+from sodaops.data.pairs import PartsTokenizer
 from sodaops.data.tokens import Tokens, batch_inputs, ids_of, padded_lengths, plan_batches, set_limit, tokenise
 from sodaops.errors import BundleError, ConfigError, DataError, nearest, some
 from sodaops.io.progress import progress
 from sodaops.tasks.base import Prediction
-from sodaops.text import cleaning
+from sodaops.text import cleaning, columns
 
 log = logging.getLogger(__name__)
 _UNKNOWN = ("[UNK]", "<unk>")
@@ -56,6 +57,8 @@ class Predictor:
         self._tokenizer_name = f"{path}/{layout.TOKENIZER}"
         with parsing(self._tokenizer_name):
             self._tokenizer = Tokenizer.from_buffer(content)
+            n_columns = len(self.info.text_columns)
+            self._parts = PartsTokenizer(self._tokenizer, n_columns, self.limit.max_tokens) if n_columns > 1 else None
             set_limit(self._tokenizer, self.limit)
         self._n_special = len(self.encode(""))
         model = layout.ONNX[self.variant]
@@ -67,13 +70,14 @@ class Predictor:
         self._axes = reference.read_axes(path, self.info) if layout.DRIFT in self.info.files else None
 
     def clean(self, text: str) -> str:
-        """One text, cleaned as the training texts were.
+        """One raw text, cleaned as the training texts were; for several columns see :mod:`sodaops.text.columns`.
 
         Raises:
             BundleError: a user's cleaning fails on this text.
+            DataError: it does not have as many parts as the bundle has text columns.
         """
         try:
-            return self._clean(text)
+            return columns.clean_parts(text, len(self.info.text_columns), self._clean)
         except ConfigError as error:  # its message may quote the text
             cause = type(error.__cause__ or error).__name__
             raise BundleError(
@@ -87,6 +91,8 @@ class Predictor:
             BundleError: the tokenizer fails on this text.
         """
         try:
+            if self._parts:
+                return np.array(next(self._parts.encode([cleaned]))[0], dtype=np.int64)
             if self.has_patterns:  # it may take long; unlike encode, this releases the GIL
                 return np.array(ids_of(self._tokenizer.encode_batch_fast([cleaned])[0], self.limit), dtype=np.int64)
             return np.array(ids_of(self._tokenizer.encode(cleaned), self.limit), dtype=np.int64)
@@ -113,7 +119,9 @@ class Predictor:
     def descriptors(self, cleaned: str, row: np.ndarray) -> reference.Descriptors:
         """The descriptors of a cleaned text, given its token ids; of a truncated one, those of words within the limit."""
         within_limit, limit = cleaned, self.limit
-        if len(row) >= limit.max_tokens:
+        if len(row) >= limit.max_tokens and self._parts:
+            within_limit = self._parts.within_limit(cleaned)
+        elif len(row) >= limit.max_tokens:
             first = self._tokenizer.encode_batch([cleaned])[0]
             windows = [first, *(first.overflowing[: limit.max_windows - 1] if limit.max_windows else [])]
             within_limit = cleaned[: max(end for window in windows for _, end in window.offsets)]

@@ -4,15 +4,16 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from sodaops.bundle.layout import BundleInfo
 from sodaops.config.schema import FORMATS, table_format
-from sodaops.data import cells, tokens
+from sodaops.data import cells, pairs, tokens
 from sodaops.data.cells import is_text
 from sodaops.data.sources import DETECTED, Layout, Source, check_texts, open_table, read_cells, table_writer
 from sodaops.data.work_folder import work_folder
@@ -23,13 +24,14 @@ from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.io.progress import progress
 from sodaops.tasks.base import Task
-from sodaops.text import cleaning
+from sodaops.text import cleaning, columns
 
 log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 8192  # a killed run loses at most two chunks of work
 BATCH_TOKENS = 512  # the fastest of 256 to 4,096, in float32 and in int8
 _CHUNK_BYTES = 32 * 2**20
+_CODE = (bulk, cells, Predictor, cleaning, columns, pairs, tokens)  # whose changes make parts of earlier runs stale
 
 
 class PredictedTable(NamedTuple):
@@ -53,7 +55,12 @@ def bulk_predictor(bundle: str | Path, variant: str | None = None) -> Predictor:
 
 
 def predict_table(
-    predictor: Predictor, path: str, text_column: str, output: str, chunk_rows: int = CHUNK_ROWS, layout: Layout = DETECTED
+    predictor: Predictor,
+    path: str,
+    text_column: str | Sequence[str] | None,
+    output: str,
+    chunk_rows: int = CHUNK_ROWS,
+    layout: Layout = DETECTED,
 ) -> PredictedTable:
     """Predicts the rows of a table, and writes its columns with label, score and prob_LABEL beside them.
 
@@ -67,7 +74,7 @@ def predict_table(
     Args:
         predictor: :func:`bulk_predictor` makes a fast one.
         path: .csv, .tsv, .jsonl or .parquet, local or at gs://.
-        text_column: the column with the raw texts.
+        text_column: the column with the raw texts, or the columns with their parts; None: those of the training.
         output: .csv, .tsv, .jsonl or .parquet; written whole or not at all.
         chunk_rows: rows that are predicted together, at most.
         layout: delimiter and encoding of a text table.
@@ -76,20 +83,22 @@ def predict_table(
         How many rows were written, and how many of them an earlier run had predicted.
 
     Raises:
-        DataError: a table that cannot be read or that changes meanwhile, or an unknown output format.
+        DataError: a table that cannot be read or that changes meanwhile, an unknown output format, or another number of columns
+            than the bundle's.
         StorageError: the output cannot be written, or another process is writing it.
     """
     _check_output(output)
-    source = open_table(path, [text_column], layout, "Set --text-column.")
+    names = text_columns_of(predictor.info, text_column)
+    source = open_table(path, names, layout, "Set --text-column.")
     table = _identity(path)
-    n_rows, binary = _check_rows(source, text_column)
+    n_rows, binary = _check_rows(source, names)
     dropped = binary if table_format(output) != "parquet" else []
     if dropped:
         log.warning("%s: left out %s, whose bytes are not UTF-8 text; write .parquet to keep them", output, some(dropped))
     target = Path(output).resolve()
     bundle = {"bundle_id": predictor.info.bundle_id, "variant": predictor.variant}
-    shape = {"text_column": text_column, "chunk": [chunk_rows, _CHUNK_BYTES], "layout": layout}
-    code = [storage.sha256_of(inspect.getfile(part)) for part in (bulk, cells, Predictor, cleaning, tokens)]
+    shape = {"text_column": names[0] if len(names) == 1 else names, "chunk": [chunk_rows, _CHUNK_BYTES], "layout": layout}
+    code = [storage.sha256_of(inspect.getfile(part)) for part in _CODE]
     own_code = cleaning.code_of(predictor.info.cleaning)
     fingerprint = storage.sha256_of_json({**table, **bundle, **shape, "code": code, **own_code})
     with work_folder(target, fingerprint, wait=False, kept_after=StorageError) as folder:
@@ -97,12 +106,20 @@ def predict_table(
         try:
             with _replacing(folder / "output", target) as file:
                 chunks = rechunk(read_cells(source), chunk_rows, _CHUNK_BYTES)
-                _write(predictor, chunks, text_column, parts, file, table_format(output), n_rows, dropped)
+                _write(predictor, chunks, names, parts, file, table_format(output), n_rows, dropped)
                 if _identity(path) != table:
                     raise DataError(f"{path}: was changed while it was read; run it again.")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the same command resumes after {parts.n_rows:,} of {n_rows:,} rows") from None
     return PredictedTable(n_rows, parts.n_resumed)
+
+
+def text_columns_of(info: BundleInfo, given: str | Sequence[str] | None) -> list[str]:
+    """The columns of a table with the parts of its texts, by default those of the training; a DataError if they are too few."""
+    names, trained = columns.names_of(given) if given else info.text_columns, ", ".join(info.text_columns)
+    if len(names) != len(info.text_columns):
+        raise DataError(f"text columns {', '.join(names)}: the bundle was trained on {trained}; give as many.")
+    return names
 
 
 def _check_output(output: str) -> None:
@@ -122,7 +139,7 @@ def _identity(path: str) -> dict[str, Any]:
     return {"path": str(table.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _check_rows(source: Source, text_column: str) -> tuple[int, list[str]]:
+def _check_rows(source: Source, text_columns: Sequence[str]) -> tuple[int, list[str]]:
     """Reads the table, to find a damaged row before hours of computing.
 
     Returns:
@@ -132,7 +149,8 @@ def _check_rows(source: Source, text_column: str) -> tuple[int, list[str]]:
     binary: set[str] = set()
     with progress(desc=f"reading {source.path}", unit="row") as bar:
         for batch in read_cells(source):
-            check_texts(source.path, batch, text_column, n_rows)
+            for name in text_columns:
+                check_texts(source.path, batch, name, n_rows)
             if source.kind == "parquet":
                 names = [field.name for field in batch.schema if _may_be_binary(field.type)]
                 binary.update(name for name in names if name not in binary and not is_text(batch[name]))
@@ -162,7 +180,7 @@ def _replacing(file: Path, target: Path) -> Iterator[Path]:
 def _write(
     predictor: Predictor,
     chunks: Iterator[pa.Table],
-    text_column: str,
+    names: Sequence[str],
     parts: PredictionParts,
     file: Path,
     kind: str,
@@ -171,7 +189,7 @@ def _write(
 ) -> None:
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress(total=n_rows, initial=parts.n_rows, desc="predicting", unit="text"))
-        predicted = stack.enter_context(contextlib.closing(predict_chunks(predictor, chunks, text_column, parts, bar.update)))
+        predicted = stack.enter_context(contextlib.closing(predict_chunks(predictor, chunks, names, parts, bar.update)))
         write_chunk = None
         for rows, probs in predicted:
             table = with_predictions(rows, probs, predictor.task, predictor.info.labels).drop_columns(dropped)

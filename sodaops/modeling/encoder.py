@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from sodaops.config.extensions import accepts, build_subclass
+from sodaops.data.pairs import template_of
 from sodaops.errors import ConfigError
 
 Pooling = Literal["mean", "cls"]
@@ -40,6 +41,7 @@ class TextEncoder(nn.Module):
         pooling: ``mean`` over the tokens, or ``cls``, the first token's vector.
         dropout: of the embedding, before the head.
         head: its section of the configuration (:mod:`sodaops.modeling.heads`).
+        separator: the token that ends the first part of a pair, see :func:`separator_of`; None: no token types are given.
 
     Raises:
         ConfigError: the head cannot be made.
@@ -52,8 +54,10 @@ class TextEncoder(nn.Module):
         pooling: Pooling = "mean",
         dropout: float = 0.1,
         head: Mapping[str, Any] = LINEAR,
+        separator: int | None = None,
     ) -> None:
         super().__init__()
+        self.separator = separator
         self.transformer = transformer
         self.n_labels = n_labels
         self.pooling = pooling
@@ -73,8 +77,9 @@ class TextEncoder(nn.Module):
         Returns:
             logits, float [n_examples, n_labels], and embeddings, float [n_examples, hidden_size].
         """
+        types = {} if self.separator is None else {"token_type_ids": token_types(input_ids, self.separator)}
         # [n_rows, n_tokens, hidden_size]
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
         tokens = {"hidden_states": hidden, "attention_mask": attention_mask}
         if windows is not None:
             embeddings = pool_windows(hidden, attention_mask, windows, self.pooling)
@@ -129,6 +134,26 @@ def pool_windows(hidden: Tensor, attention_mask: Tensor, windows: Tensor, poolin
 def by_example(rows: Tensor, windows: Tensor) -> Tensor:
     """The rows of each example, [n_examples, n_windows, ...], of rows [n_rows, ...]; zeros where ``windows`` is -1."""
     return torch.cat([rows, rows.new_zeros((1, *rows.shape[1:]))])[windows]
+
+
+def token_types(input_ids: Tensor, separator: int) -> Tensor:
+    """Token types of pairs, int64 as ``input_ids``: 0 up to the first separator, 1 after it.
+
+    They are computed in the model, so that training, the ONNX graph and the checks of an export get the same ones.
+
+    >>> token_types(torch.tensor([[101, 7, 102, 8, 102]]), 102).tolist()
+    [[0, 0, 0, 1, 1]]
+    """
+    is_separator = (input_ids == separator).long()
+    return (is_separator.cumsum(-1) - is_separator).clamp(max=1)
+
+
+def separator_of(transformer: nn.Module, tokenizer: Any, n_columns: int) -> int | None:
+    """The token that ends the first part of a pair, if tokenizer and encoder tell the parts apart by token types; else None."""
+    n_types = getattr(getattr(transformer, "config", None), "type_vocab_size", 2)
+    if n_columns != 2 or n_types < 2 or not accepts(transformer.forward, "token_type_ids"):
+        return None
+    return template_of(tokenizer).separator
 
 
 def from_settings(settings: dict[str, Any]) -> nn.Module:

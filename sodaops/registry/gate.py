@@ -152,6 +152,7 @@ def _load_champion(path: Path, challenger: Predictor) -> Predictor:
         ("task", champion.task.name, challenger.task.name),
         ("data set", champion.info.data["name"], challenger.info.data["name"]),
         ("labels", champion.info.labels, challenger.info.labels),
+        ("number of text columns", len(champion.info.text_columns), len(challenger.info.text_columns)),
     ):
         if champion_value != challenger_value:
             same_data = f", or train again with data.name={champion_value} if it is the same task" if name == "data set" else ""
@@ -219,6 +220,8 @@ def _abilities(challenger: Predictor, champion: Predictor | None, rules: GateCon
                 f"registry.gate.behaviour.floors.{ability}: {suite} has no such ability"
                 f"{nearest(ability, abilities)}; it has {some(sorted(abilities))}."
             )
+    if len(challenger.info.text_columns) > 1:
+        return {}, f"skipped: {suite} has texts of one column"
     cases, skipped = behaviour.applicable(cases, challenger.info.labels, suite)
     rates = behaviour.pass_rates(cases, behaviour.run_suite(challenger, cases))
     champion_rates = behaviour.pass_rates(cases, behaviour.run_suite(champion, cases)) if champion else {}

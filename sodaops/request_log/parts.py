@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from sodaops.errors import StorageError
 from sodaops.io import remote, storage
+from sodaops.text.columns import SEPARATOR
 
 SCHEMA = pa.schema(
     {
@@ -43,6 +44,10 @@ SCHEMA = pa.schema(
         "unknown": pa.float32(),
     }
 )
+
+
+_TEXT_COLUMNS = pa.field("text_columns", pa.list_(pa.string()))  # in the journal, of texts of several columns
+PART = "part_"  # and the name of a column: the texts' parts in that column, in place of `text`
 
 
 def write_parts(folder: str | Path, destination: str) -> int:
@@ -101,10 +106,19 @@ def _read_rows(content: bytes) -> pa.Table:
     complete = content[: content.rfind(b"\n") + 1]
     if not complete:
         return SCHEMA.empty_table()
-    options = pa.json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error")
+    options = pa.json.ParseOptions(explicit_schema=SCHEMA.append(_TEXT_COLUMNS), unexpected_field_behavior="error")
     one_block = pa.json.ReadOptions(block_size=max(len(complete), 1 << 20), use_threads=False)
     table = pa.json.read_json(io.BytesIO(complete), one_block, options)
-    return table.set_column(0, "time", table["time"].cast(pa.timestamp("us", "UTC")))
+    return _with_parts(table.set_column(0, "time", table["time"].cast(pa.timestamp("us", "UTC"))))
+
+
+def _with_parts(table: pa.Table) -> pa.Table:
+    """The rows with a column for each part of a text, if texts have several; all texts of a segment are of one service."""
+    names: list[str] = next(filter(None, table["text_columns"].to_pylist()), [])
+    parts, table = pc.split_pattern(table["text"], SEPARATOR), table.drop_columns("text_columns")
+    for i, name in enumerate(names):
+        table = table.append_column(PART + name, pc.list_element(parts, i))
+    return table.drop_columns("text") if names else table
 
 
 def part_addresses(log: str) -> list[str]:

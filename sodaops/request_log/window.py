@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from sodaops.errors import ConfigError, StorageError, some
 from sodaops.io.progress import progress
-from sodaops.request_log.parts import SCHEMA, day_of, open_part, part_addresses
+from sodaops.request_log.parts import PART, SCHEMA, day_of, open_part, part_addresses
+from sodaops.text.columns import SEPARATOR
 
 _REQUIRED = {"time", "request_id", "bundle_id", "label", "score", "text_sha256"}
 _SCHEMA = pa.schema(
@@ -135,7 +136,7 @@ def _read_part(path: str, window: Window) -> Iterator[pa.Table]:
             if missing:
                 window.skipped[path] = f"not a part of a request log: without {some(sorted(missing))}"
                 return
-            names = [name for name in _SCHEMA.names if name in part.schema_arrow.names]
+            names = [name for name in part.schema_arrow.names if name in _SCHEMA.names or name.startswith(PART)]
             for batch in part.iter_batches(_BATCH_ROWS, columns=names):
                 yield _conform(pa.Table.from_batches([batch]))
     except (pa.ArrowException, OSError, StorageError) as error:
@@ -143,7 +144,10 @@ def _read_part(path: str, window: Window) -> Iterator[pa.Table]:
 
 
 def _conform(table: pa.Table) -> pa.Table:
-    """Brings a batch to the current columns; parts of older versions lack some."""
+    """Brings a batch to the current columns; parts of older versions lack some, and texts of several columns are joined."""
+    parts = [table[name] for name in table.column_names if name.startswith(PART)]
+    if parts:
+        table = table.append_column("text", pc.binary_join_element_wise(*parts, SEPARATOR))
     columns = [
         table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
         for field in _SCHEMA

@@ -1,9 +1,11 @@
 """Routes of the predictor: ``sodaops serve``, or ``python -m sodaops.serving``."""
 
 import contextlib
+import html
 import logging
+import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from sodaops.serving.batcher import EmptyText, QueueFull, WorkerDied
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.service import ClientDisconnected, DeadlineExceeded, Service
 from sodaops.serving.settings import ServeSettings
+from sodaops.text.columns import join
 from sodaops.web.guard import Access, guard, problem_response, route_path
 from sodaops.web.keys import client_of
 from sodaops.web.log import configure_json_logging
@@ -30,6 +33,7 @@ from sodaops.web.policy import page_response
 from sodaops.web.traces import telemetry_config
 
 _PAGE = Path(__file__).parent / "page.html"
+_FIELD = re.compile('<label for="text".*</textarea>', re.DOTALL)
 _HINT = (
     "Set SODAOPS_BUNDLE to the bundle to serve: a folder, gs://BUCKET/FOLDER or REGISTRY@ALIAS. In a container, mount the "
     "folder: -v RUN/bundle:/bundle:ro."
@@ -64,10 +68,11 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
         redirect_slashes=False, telemetry=traces,
     )  # fmt: skip
     app.state.service = service
-    _add_predictions(app, service)
-    _add_explanations(app, service)
+    text_request, explanation_request, batch_request = schemas.request_models(service.models.current.info.text_columns)
+    _add_predictions(app, service, text_request, batch_request)
+    _add_explanations(app, service, explanation_request)
     _add_operations(app, service)
-    _add_pages(app)
+    _add_pages(app, service.models.current.info.text_columns)
     _add_error_handlers(app, service.metrics)
     access = Access(settings.api_keys, settings.admin_keys, settings.allowed_hosts, settings.cors_origins)
     guard(app, service.metrics, access, settings.max_body_bytes, settings.deadline_s)
@@ -91,8 +96,8 @@ def _load(settings: ServeSettings | None) -> tuple[ServeSettings, Service, Any]:
         raise SystemExit(error.exit_code) from None
 
 
-def _add_predictions(app: FastAPI, service: Service) -> None:
-    settings = service.settings
+def _add_predictions(app: FastAPI, service: Service, text_request: Any, batch_request: Any) -> None:
+    settings, columns = service.settings, service.models.current.info.text_columns
 
     async def predict_texts(request: Request, texts: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
         _check_sizes(texts, settings)
@@ -106,37 +111,41 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/predict", tags=["predict"], summary="Classify one text", response_model=schemas.TextResponse,
-        openapi_extra={"parameters": schemas.QUERY},
+        openapi_extra={"parameters": schemas.query(columns)},
     )  # fmt: skip
     async def predict_get(request: Request) -> Response:
         items = request.query_params.multi_items()  # parsing by FastAPI would take a fifth of the request's time
+        if len(columns) > 1:
+            if sorted(name for name, _ in items) != sorted(columns):
+                raise HTTPException(422, f"expected the query parameters {', '.join(columns)}, each once")
+            return await predict_text(request, join([dict(items)[name] for name in columns]))
         if len(items) != 1 or items[0][0] not in ("text", "review"):
             raise HTTPException(422, "expected exactly one query parameter, text or review")
         return await predict_text(request, items[0][1])
 
     @app.post("/predict", tags=["predict"], summary="Classify one text", response_model=schemas.TextResponse)
-    async def predict(request: Request, body: schemas.TextRequest) -> Response:
-        return await predict_text(request, body.text)
+    async def predict(request: Request, body: text_request) -> Response:
+        return await predict_text(request, _raw(body, columns)[0])
 
     @app.post("/predict/batch", tags=["predict"], summary="Classify several texts", response_model=schemas.BatchResponse)
-    async def predict_batch(request: Request, body: schemas.BatchRequest) -> Response:
-        predictions, ids = await predict_texts(request, body.texts)
+    async def predict_batch(request: Request, body: batch_request) -> Response:
+        predictions, ids = await predict_texts(request, _raw(body, columns))
         return _json({"predictions": predictions, **ids})
 
 
-def _add_explanations(app: FastAPI, service: Service) -> None:
-    settings = service.settings
+def _add_explanations(app: FastAPI, service: Service, explanation_request: Any) -> None:
+    settings, columns = service.settings, service.models.current.info.text_columns
 
     @app.post(
         "/explain", tags=["predict"], summary="Classify one text, and show the effect of its pieces",
         response_model=schemas.Explanation,
     )  # fmt: skip
-    async def explain(request: Request, body: schemas.ExplanationRequest) -> Response:
-        _check_sizes([body.text], settings)
+    async def explain(request: Request, body: explanation_request) -> Response:
+        (raw,) = texts = _raw(body, columns)
+        _check_sizes(texts, settings)
         state = request.state
         disconnection = _disconnection(request.receive)
-        prediction, pieces, info = await service.explain(body.text, body.label, state.request_id, disconnection, state.began)
-        spans = [{"text": text, "effect": effect} for text, effect in pieces]
+        prediction, spans, info = await service.explain(raw, body.label, state.request_id, disconnection, state.began)
         return _json({**prediction, "bundle_version": info.bundle_id, "request_id": state.request_id, "spans": spans})
 
     @app.post("/feedback", tags=["predict"], summary="Correct or confirm a prediction")
@@ -188,8 +197,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return schemas.BundleChange(changed=True, bundle_version=models.current.info.bundle_id)
 
 
-def _add_pages(app: FastAPI) -> None:
-    page = page_response(_PAGE.read_text(encoding="utf-8"))
+def _add_pages(app: FastAPI, columns: Sequence[str]) -> None:
+    page = page_response(_page(columns))
     swagger = get_swagger_ui_html(  # relative links, since the Host header is not to be trusted
         openapi_url="openapi.json", title=f"{app.title} API", swagger_js_url="swagger/swagger-ui-bundle.js",
         swagger_css_url="swagger/swagger-ui.css", swagger_favicon_url="swagger/favicon-32x32.png",
@@ -205,6 +214,24 @@ def _add_pages(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def api_docs() -> Response:
         return docs
+
+
+def _page(columns: Sequence[str]) -> str:
+    """The page for trying the service, with a field for each part of a text."""
+    content = _PAGE.read_text(encoding="utf-8")
+    if len(columns) == 1:
+        return content
+    fields = [
+        f'<label for="text-{i}" class="hint">{name}</label>\n    <textarea id="text-{i}" name="{name}"></textarea>'
+        for i, name in enumerate(map(html.escape, columns))
+    ]
+    return _FIELD.sub(lambda _: "\n    ".join(fields), content, count=1)
+
+
+def _raw(body: Any, columns: Sequence[str]) -> list[str]:
+    """The raw texts of a valid request."""
+    texts = body.texts if hasattr(body, "texts") else [body.text]
+    return texts if len(columns) == 1 else [join([text[name] for name in columns]) for text in texts]
 
 
 def _json(body: dict[str, Any]) -> Response:

@@ -52,6 +52,11 @@ class Models:
                 if bundle_id == self.current.info.bundle_id or (bundle_id in self._rolled_back and not force):
                     return False
                 fresh = await self._try_and_load()
+                new, old = fresh.info.text_columns, self.current.info.text_columns
+                if new != old and (len(new) > 1 or len(old) > 1):  # the service's schema names them
+                    raise BundleError(
+                        f"{self.source}: texts of {', '.join(new)}, not of {', '.join(old)}; restart the service."
+                    )
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # whatever a bundle brings about

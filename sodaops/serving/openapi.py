@@ -69,9 +69,13 @@ def _add_limits(document: dict[str, Any], settings: ServeSettings) -> None:
     parts = document["components"]["schemas"]
     texts = parts["BatchRequest"]["properties"]["texts"]
     texts["maxItems"] = settings.max_request_texts
-    (query,) = document["paths"]["/predict"]["get"]["parameters"]
+    query = [parameter["schema"] for parameter in document["paths"]["/predict"]["get"]["parameters"]]
+    if "Text" in parts:  # of several columns, of which one may be empty
+        for place in (*parts["Text"]["properties"].values(), *query):
+            place["maxLength"] = settings.max_chars
+        return
     requests = [parts[name]["properties"]["text"] for name in ("TextRequest", "ExplanationRequest")]
-    for place in (*requests, texts["items"], query["schema"]):
+    for place in (*requests, texts["items"], *query):
         place.update(text)
 
 

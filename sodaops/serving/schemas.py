@@ -1,15 +1,20 @@
 """Bodies of requests and responses, as the OpenAPI schema shows them."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, create_model, model_validator
+from typing_extensions import TypedDict
 
-QUERY: list[dict[str, Any]] = [  # of GET /predict
-    {
-        "name": "text", "in": "query", "required": True, "schema": {"type": "string"}, "example": "I love this",
-        "description": "raw; the bundle's own cleaning is applied. It may also be named review.",
-    }
-]  # fmt: skip
+
+def query(columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The parameters of GET /predict: the text, or its parts."""
+    cleaned = "raw; the bundle's own cleaning is applied."
+    of_all = {"in": "query", "required": True, "example": "I love this", "description": cleaned}
+    if len(columns) == 1:
+        description = f"{cleaned} It may also be named review."
+        return [{"name": "text", **of_all, "schema": {"type": "string"}, "description": description}]
+    return [{"name": name, **of_all, "schema": {"type": "string"}} for name in columns]
 
 
 class _Request(BaseModel):
@@ -41,6 +46,22 @@ class BatchRequest(_Request):
     """Several texts."""
 
     texts: Annotated[list[str], FailFast(), Field(min_length=1, examples=[["I love this", "the train is late again"]])]
+
+
+def request_models(columns: Sequence[str]) -> tuple[Any, Any, Any]:
+    """The requests for a text, an explanation and several texts; a text of several columns is an object of strings."""
+    if len(columns) == 1:
+        return TextRequest, ExplanationRequest, BatchRequest
+    typed: Any = TypedDict
+    parts = typed("Text", dict.fromkeys(columns, str))
+    parts.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    example = {name: f"some {name}" for name in columns}
+    one: Any = Annotated[parts, Field(description="raw; one of them may be empty", examples=[example])]
+    several: Any = Annotated[list[one], FailFast(), Field(min_length=1, examples=[[example]])]
+    of_one, of_explanation = (
+        create_model(base.__name__, __base__=base, text=one) for base in (TextRequest, ExplanationRequest)
+    )
+    return of_one, of_explanation, create_model("BatchRequest", __base__=BatchRequest, texts=several)
 
 
 class FeedbackRequest(_Request):
@@ -85,6 +106,7 @@ class Span(BaseModel):
 
     text: str
     effect: Annotated[float, Field(description="how much lower the probability of the label, or the value, is without it")]
+    column: Annotated[str, Field(description="of a text of several columns: where the piece stands")] = ""
 
 
 class Explanation(TextResponse):
@@ -115,6 +137,7 @@ class ModelCard(BaseModel):
     variant: Annotated[str, Field(description="float32 or int8")]
     labels: list[str]
     cleaning: str
+    text_columns: Annotated[list[str], Field(description="the parts of a text; mostly one")]
     max_tokens: Annotated[int, Field(description="of a text, or of a window of a long one")]
     max_windows: Annotated[int | None, Field(description="windows of a text; null: it is cut at max_tokens")]
     stride: Annotated[int, Field(description="tokens that neighbouring windows share")]

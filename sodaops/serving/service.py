@@ -24,6 +24,7 @@ from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
 from sodaops.text.cleaning import clean
+from sodaops.text.columns import each, join, split
 from sodaops.text.redaction import redact
 
 if TYPE_CHECKING:
@@ -107,11 +108,11 @@ class Service:
 
     async def explain(
         self, text: str, label: str | None, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
-    ) -> tuple[dict[str, Any], list[tuple[str, float]], BundleInfo]:
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], BundleInfo]:
         """Predicts a text and explains the prediction by occlusion.
 
         The effect of a piece is the label's probability, or the value, with the piece minus that without it. A piece is one
-        word, or several words if the text has more than 32.
+        word, or several words of one part if the text has more than 32.
 
         Args:
             text: raw.
@@ -119,7 +120,7 @@ class Service:
             request_id: as for :meth:`predict`, like ``disconnected`` and ``began``.
 
         Returns:
-            The fields of the prediction, each piece with its effect, and the bundle.
+            The fields of the prediction, those of each piece (text, effect, and of several columns the column), and the bundle.
 
         Raises:
             HTTPException: the bundle has no such label.
@@ -128,21 +129,30 @@ class Service:
         predictor = self.models.current
         check_label(label, predictor.info.labels)
         cleaned = (await self._prepare(predictor, [text], began)).cleaned[0]
+        columns = predictor.info.text_columns
+        parts = [re.findall(r"\S+\s*", part) for part in split(cleaned, len(columns))]
+        words = [(name, word) for name, part in zip(columns, parts, strict=True) for word in part]
         # Pieces of about equal length, as many as the queue can hold; piece i is words[bounds[i]:bounds[i + 1]].
-        words = re.findall(r"\S+\s*", cleaned)
-        n_pieces = min(len(words), _MAX_PIECES, self.settings.max_queue - 1)
+        n_pieces = max(0, min(len(words), _MAX_PIECES, self.settings.max_queue - len(columns)))
         bounds = [len(words) * i // n_pieces for i in range(n_pieces + 1)] if n_pieces else [0]
-        pieces = ["".join(words[start:end]) for start, end in itertools.pairwise(bounds)]
+        if n_pieces:  # a piece ends where its part does
+            bounds = sorted({*bounds, *itertools.accumulate(map(len, parts))} | {0})
+        spans = list(itertools.pairwise(bounds))
         # Predict the whole text, and the text without each of the pieces.
-        occluded = ["".join(words[:start] + words[end:]).strip() for start, end in itertools.pairwise(bounds)]
+        occluded = [_joined([*words[:start], *words[end:]], columns) for start, end in spans]
         prepared = await self._prepare(predictor, [cleaned, *occluded], began, cleaned=True)
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         prediction = predictor.prediction(outputs[0].probs)
         await self._record(predictor, [text], prepared, [prediction], outputs[:1], request_id, began)
         labels = predictor.info.labels
-        column = predictor.task.explained(prediction, labels) if label is None else labels.index(label)
-        probs = np.array([output.probs[column] for output in outputs], dtype=float)
-        return vars(prediction), list(zip(pieces, (probs[0] - probs[1:]).tolist(), strict=True)), predictor.info
+        explained = predictor.task.explained(prediction, labels) if label is None else labels.index(label)
+        probs = np.array([output.probs[explained] for output in outputs], dtype=float)
+        pieces = [
+            {"text": "".join(word for _, word in words[start:end]), "effect": effect}
+            | ({"column": words[start][0]} if len(columns) > 1 else {})
+            for (start, end), effect in zip(spans, (probs[0] - probs[1:]).tolist(), strict=True)
+        ]
+        return vars(prediction), pieces, predictor.info
 
     async def store_feedback(self, request_id: str, place: int, answer: object, client: str) -> None:
         """Stores the correct answer for an answered text; :meth:`Feedback.add` lists what else it raises.
@@ -230,12 +240,14 @@ class Service:
     def _append_to_journal(self, predictor: Predictor, rows: Sequence[dict[str, Any]], request_id: str, began: float) -> None:
         if not self.journal:
             return
+        columns = predictor.info.text_columns
         shared = {
             "time": time.time_ns() // 1000,
             "request_id": request_id,
             "bundle_id": predictor.info.bundle_id,
             "variant": predictor.variant,
             "labels": predictor.info.labels,
+            **({"text_columns": columns} if len(columns) > 1 else {}),
             "latency_ms": round(1000 * (time.perf_counter() - began), 3),
         }
         self.journal.append([{**shared, **row} for row in rows])
@@ -248,7 +260,13 @@ class Service:
         if not self.settings.log_texts:
             return None
         text = text.encode("utf-8", "replace").decode()
-        return redact(clean(text), self.settings.redact) if self.settings.redact else text
+        n_columns, kinds = len(self.models.current.info.text_columns), self.settings.redact
+        return each(text, n_columns, lambda part: redact(clean(part), kinds)) if kinds else text
+
+
+def _joined(words: Sequence[tuple[str, str]], columns: Sequence[str]) -> str:
+    """A text of words, each with its column."""
+    return join(["".join(word for name, word in words if name == column).strip() for column in columns])
 
 
 def prediction_fields(
@@ -303,7 +321,8 @@ def _open_feedback(settings: ServeSettings, predictor: Predictor) -> "Feedback |
     from sodaops.annotation.store import Store  # imported only if feedback is on
     from sodaops.serving.feedback import Feedback
 
-    store = Store.create(settings.feedback_store, predictor.info.labels, predictor.task)
+    info = predictor.info
+    store = Store.create(settings.feedback_store, info.labels, predictor.task, info.text_columns)
     return Feedback(store, settings.journal, settings.request_log, settings.deadline_s)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from sodaops.bundle.files import FIX, parsing
 from sodaops.errors import BundleError, SodaOpsError
 from sodaops.inference.predictor import Predictor
+from sodaops.text.columns import join
 
 LIMIT_S = 120.0
 _MAX_BYTES = 2**32  # of memory, and five times the size of the bundle
@@ -28,12 +29,14 @@ def load(path: str | Path, variant: str | None) -> Predictor:
     """
     with parsing(path):
         predictor = Predictor(path, variant, n_threads=1)
+        as_text = lambda word: join([word] * len(predictor.info.text_columns))  # noqa: E731
         for text in _HARD_TEXTS:
-            predictor.encode(text)
+            predictor.encode(as_text(text))
     shape = (2, len(predictor.info.labels))
     n_words = 20 if predictor.info.max_windows is None else predictor.info.max_tokens + 1  # of more than one window
     with parsing(f"{path}: {predictor.info.bundle_id} on a test text"):
-        probs = predictor.run([predictor.encode(predictor.clean(text)) for text in ("a word", "word " * n_words)]).probs
+        texts = [as_text("a word"), as_text("word " * n_words)]
+        probs = predictor.run([predictor.encode(predictor.clean(text)) for text in texts]).probs
         if probs.shape != shape or not predictor.task.is_valid(probs):
             raise ValueError(f"the output is no answer of shape {shape} for the task; it has shape {probs.shape}")
     return predictor

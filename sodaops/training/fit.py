@@ -28,7 +28,7 @@ from sodaops.export.onnx_export import Exported, export_onnx
 from sodaops.io import ranks, storage
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
-from sodaops.modeling.encoder import Pretrained, TextEncoder
+from sodaops.modeling.encoder import Pretrained, TextEncoder, separator_of
 from sodaops.modeling.losses import make_loss
 from sodaops.modeling.metrics import OwnMetrics
 from sodaops.modeling.optim import freeze
@@ -165,7 +165,8 @@ def _module_and_data(
 ) -> tuple[TextClassifier, TextDataModule]:
     n_labels, task = len(manifest["labels"]), make_task(config.task)
     n_outputs = task.n_outputs(n_labels)
-    model = TextEncoder(pretrained.transformer, n_outputs, config.model.pooling, config.model.dropout, config.head)
+    separator = separator_of(pretrained.transformer, pretrained.tokenizer, len(config.data.text_columns))
+    model = TextEncoder(pretrained.transformer, n_outputs, config.model.pooling, config.model.dropout, config.head, separator)
     check_head_and_loss(model, make_loss(config.loss, lambda: torch.ones(n_outputs)), task.example_targets(n_labels))
     metrics = OwnMetrics(config.metrics, n_labels, task) if config.metrics else None
     if config.model.random_weights and config.optim.frozen_layers is not None:

@@ -26,13 +26,13 @@ from sodaops.export import onnx_export, packing, quantization
 from sodaops.io import ranks, remote, storage
 from sodaops.io.runs import flatten
 from sodaops.modeling import encoder, heads
-from sodaops.modeling.encoder import Pretrained, TextEncoder, from_settings, random_encoder, settings_of
+from sodaops.modeling.encoder import Pretrained, TextEncoder, from_settings, random_encoder, separator_of, settings_of
 from sodaops.modeling.losses import make_loss
 from sodaops.modeling.optim import freeze, make_optimizer, make_scheduler, parameter_groups
 from sodaops.modeling.pretrained import load_pretrained
 from sodaops.modeling.probe import TEXT, check_head_and_loss, name_of
 from sodaops.tasks.make import make_task
-from sodaops.text import cleaning
+from sodaops.text import cleaning, columns
 from sodaops.training.resume import run_dir_of
 from sodaops.training.tracking import check_loggers
 from sodaops.training.trainer import trainer_arguments
@@ -156,20 +156,22 @@ def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None
     name = name_of(config.model)
     task = make_task(config.task)
     n_outputs = task.n_outputs(n_labels)
-    copied = TextEncoder(_shallow(pretrained.transformer), n_outputs, config.model.pooling, 0.0, config.head)
+    n_columns = len(config.data.text_columns)
+    separator = separator_of(pretrained.transformer, pretrained.tokenizer, n_columns)
+    copied = TextEncoder(_shallow(pretrained.transformer), n_outputs, config.model.pooling, 0.0, config.head, separator)
     check_head_and_loss(copied, make_loss(config.loss, lambda: torch.ones(n_outputs)), task.example_targets(n_labels))
     copied.eval()
     variants = sorted(config.export.variants)
     versions = [*map(version, _PACKAGES), *(storage.sha256_of(str(module.__file__)) for module in _CODE)]
     limit, has_windows = config.model.limit, config.model.limit.max_windows is not None
     settings = [settings_of(copied.transformer), config.model.pooling, config.head, n_labels, config.task, has_windows]
-    record = storage.cache_dir() / "exported" / storage.sha256_of_json([*settings, variants, versions])
+    texts = [columns.join([TEXT[:n_chars]] * n_columns) for n_chars in (len(TEXT), 1, len(TEXT) // 2)]
+    tokens = tokenise(pretrained.tokenizer, texts, limit)
+    record = storage.cache_dir() / "exported" / storage.sha256_of_json([*settings, separator, variants, versions])
     is_own = config.model.encoder is not None or not config.head["_target_"].startswith("sodaops.")
     if record.exists() and not is_own:
         return
     manifest = {"labels": [str(i) for i in range(n_labels)], "fingerprint": ""}
-    texts = [TEXT[:n_chars] for n_chars in (len(TEXT), 1, len(TEXT) // 2)]
-    tokens = tokenise(pretrained.tokenizer, texts, limit)
     rows = [tokens.rows[i] for i in tokens.kept]
     if has_windows:
         rows.append(np.resize(rows[0], limit.max_tokens + len(rows[0])))  # two windows
