@@ -10,7 +10,7 @@ import pytest
 from sodaops.data import parts, workers
 from sodaops.data.preprocess import ensure_splits, preprocess, read_split
 from sodaops.errors import BundleError, ConfigError
-from sodaops.text import cleaning
+from sodaops.text import cleaning, trust
 from sodaops.text.bulk_cleaning import clean_many
 from sodaops.text.cleaning import clean
 from tests.conftest import configured, lazy, make_rows, table
@@ -25,7 +25,7 @@ TEXTS = [*(f"{i} &amp;amp;  see http://t.co/{i}\x07 !" for i in range(9)), "", "
 def own(tmp_path, monkeypatch):
     """Writes a module with the function ``own``, each time under a new name; gives its import path."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(cleaning, "configured", set())
+    monkeypatch.setattr(trust, "configured", set())
 
     def make(body):
         name = f"cleaning{len(list(tmp_path.glob('cleaning*.py')))}_{abs(hash(str(tmp_path)))}"
@@ -107,7 +107,7 @@ def test_what_is_no_function_is_found_before_the_training(extensions, write, run
 
 
 def test_a_bundle_cleans_with_an_installed_packages_function(extensions, bundle, monkeypatch, caplog):
-    monkeypatch.setattr(cleaning, "configured", set())
+    monkeypatch.setattr(trust, "configured", set())
     expected = predictor.Predictor(bundle).probs(["so good"])
     model = predictor.Predictor(with_cleaning(bundle, LINKS))
     assert model.info.cleaning == LINKS and model.clean("so http://t.co/x good") == "so good"
