@@ -200,6 +200,7 @@ def test_tables_and_python(tagged, workdir):
 
 
 def test_annotated_rows_come_back(tagged, workdir, run):
+    from sodaops.annotation.exchange import export_file, import_file
     from sodaops.annotation.store import Store
     from tests.annotation import task
 
@@ -209,6 +210,12 @@ def test_annotated_rows_come_back(tagged, workdir, run):
     for each, answer in zip(store.state().tasks, (["clean", "cheap"], []), strict=True):
         session.answer(each.task, answer)
     shutil.copy(tagged / "table.parquet", "table.parquet")
+    for name in ("answers.csv", "answers.json"):
+        export_file(store, name)
+        other = Store.create(f"of-{name}", LABELS, MultiLabel(allow_none=True))
+        assert import_file(other, name) == (2, 2)
+        assert list(other.state().answers.values()) == [{"ann": '["cheap", "clean"]'}, {"ann": "[]"}]
+    assert 'choice="multiple"' in Path("answers.xml").read_text()
     more = ["data.added=added", "annotate.store=store", "annotate.near_test=1.0"]
     for form in ([], ["data.label_column=joined", 'task.separator=";"'], ["task.columns=[cheap,clean,late,rude]"]):
         shutil.rmtree("added", ignore_errors=True)
