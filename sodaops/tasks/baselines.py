@@ -72,11 +72,11 @@ def tfidf_label_sets(train: tuple[Sequence[str], np.ndarray], texts: Sequence[st
     order = np.random.default_rng(0).permutation(n_rows)[: min(_FIT_ROWS, max(1, _FIT_SIZE // n_labels))]
     features, truth = _features(), truth[order]
     rows = features.fit_transform([train[0][i] for i in order])
-    found = {}
-    n_search = min(_SEARCH_ROWS, max(500, _SEARCH_SIZE // n_labels))
-    for setting in progress(_GRID, "TF-IDF baseline", unit="setting"):
+    n_search, found = min(_SEARCH_ROWS, max(500, _SEARCH_SIZE // n_labels)), {}
+    settings = [setting for setting in _GRID if setting[0] is None]  # the thresholds do what class weights would
+    for setting in progress(settings, "TF-IDF baseline", unit="setting"):
         found[setting] = _held_out(setting, rows[:n_search], truth[:n_search])[1]
-    best = max(_GRID, key=found.__getitem__)
+    best = max(found, key=found.__getitem__)
     thresholds = _held_out(best, rows[: _SEARCH_ROWS * 2], truth[: _SEARCH_ROWS * 2])[0]
     return np.asarray(_fit(best, rows, truth).predict_proba(features.transform(texts))), thresholds
 

@@ -232,6 +232,7 @@ def _label_numbers(true: np.ndarray, predicted: np.ndarray, axes: Axes) -> None:
         axes.bar(numbers + shift, np.bincount(values, minlength=len(numbers)), width=0.4, label=name)
     axes.legend(frameon=False)
     axes.set(xlabel="labels", ylabel="texts")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _reliability(bins: dict[str, np.ndarray], n_bins: int, names: tuple[str, str], axes: Axes) -> None:
