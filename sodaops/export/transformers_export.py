@@ -18,6 +18,7 @@ from sodaops.export.hub import PLOTS, hub_card
 from sodaops.io import storage
 from sodaops.modeling import heads
 from sodaops.modeling.encoder import LINEAR, settings_of
+from sodaops.tasks import make_task
 from sodaops.text import policies
 
 _CARD = "README.md"
@@ -49,10 +50,13 @@ def export_transformers(
 
     Raises:
         BundleError: missing or damaged.
-        ConfigError: an encoder or a head of the user's own, whose code an export cannot contain, or windows of long texts.
+        ConfigError: a task that transformers does not have, an encoder or a head of the user's own, whose code an export
+            cannot contain, or windows of long texts.
         StorageError: the folder holds other files, or cannot be written to.
     """
     bundle = load_bundle(path)
+    if bundle.task.problem_type is None:
+        raise ConfigError(f"{path}: transformers has no pipeline for task={bundle.task.name}; share the bundle.")
     if bundle.info.max_windows is not None:
         raise ConfigError(
             f"{path}: reads long texts in windows, which a model of transformers does not. Share the ONNX model, or train with "
@@ -124,4 +128,5 @@ def _with_code(path: str | Path, bundle: Loaded) -> PreTrainedModel:
 
 def _task(info: layout.BundleInfo) -> dict[str, Any]:
     labels = dict(enumerate(info.labels))
-    return {"problem_type": "single_label_classification", "id2label": labels, "label2id": {v: k for k, v in labels.items()}}
+    label2id = {label: i for i, label in labels.items()}
+    return {"problem_type": make_task(info.task).problem_type, "id2label": labels, "label2id": label2id}

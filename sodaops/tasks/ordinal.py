@@ -27,6 +27,7 @@ class Ordinal(SingleLabel):
     """
 
     name = "ordinal"
+    problem_type = None
     metrics = (
         Metric("quadratic_kappa", "quadratic kappa", note="agreement beyond chance, far errors count more"),
         Metric("mae", "error in ranks", False, "on average; 0 is best"),
