@@ -131,8 +131,9 @@ class Model:
             text: the DataFrame's column with the texts, or its columns; by default those that the model was trained on.
 
         Returns:
-            For a list, a list of :class:`~sodaops.inference.predictor.Prediction` (label, score, probs). Else a DataFrame with
-            the columns label, score and prob_LABEL, beside those of a DataFrame; they are empty for an empty text.
+            For a list, a list of predictions, for labels with label, score and probs, for numbers with value, low and high.
+            Else a DataFrame with columns of these names, of probs prob_LABEL, beside those of a DataFrame; they are empty for
+            an empty text.
 
         Raises:
             DataError: an item that is no text or is empty, or no such column.
@@ -228,14 +229,19 @@ def _whole_table(model: Model, data: Any, keywords: Mapping[str, Any]) -> list[s
     from sodaops.config.keywords import override
 
     with bundle_at(model.bundle, lambda info: [layout.CONFIG]) as folder:
-        trained = layout.read_config(folder, model.info)["data"]
+        config = layout.read_config(folder, model.info)
+    trained = config["data"]
     settings = {key: trained.get(key) for key in ("text_column", "label_column", "label_map")}
-    settings |= {"labels": model.labels, "cleaning": model.info.cleaning, "fractions": [0, 0, 1], "added": None}
+    labels = None if model.predictor.task.question["kind"] == "number" else model.labels
+    settings |= {"labels": labels, "cleaning": model.info.cleaning, "fractions": [0, 0, 1], "added": None}
     names = ("text",) if model.info.task else ("text", "label")  # other tasks may read other columns
     columns = [keywords.get(name, trained[f"{name}_column"]) for name in names]
     return [
         *_data_overrides(data, *columns),
         *(override(f"data.{key}", value) for key, value in settings.items()),
+        *(override(f"++task.{key}", value) for key, value in config.get("task", {}).items()),  # older bundles have none
+        *(override(f"++loss.{key}", value) for key, value in config.get("loss", {}).items()),
+        "checkpoint.monitor=val/loss",  # which every task has
         "evaluate.splits_dir=data/processed/${data.name}-evaluation",
         "evaluate.output_dir=outputs/evaluation/${data.name}",
         "evaluate.baselines=false",

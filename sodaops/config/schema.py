@@ -261,7 +261,7 @@ class BehaviourConfig(Section):
 class GateConfig(Section):
     """What a version must pass to become champion; null disables a rule."""
 
-    min_gain: float | None = Field(description="the gain in macro-F1 over the champion exceeds this, with the given confidence")
+    min_gain: float | None = Field(description="the first metric exceeds the champion's by more, with the given confidence")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(description="confidence of min_gain")
     n_bootstrap: Annotated[int, Field(ge=1000)] = Field(description="bootstrap draws for min_gain")
     slice_floor: Fraction | None
@@ -269,7 +269,7 @@ class GateConfig(Section):
     max_ece: Fraction | None = Field(description="largest expected calibration error")
     max_latency: Positive | None = Field(description="largest ratio of the time for one text to the champion's")
     max_gap: Fraction | None
-    min_agreement: Fraction | None = Field(description="lowest share of labels on which the serving variant and float32 agree")
+    min_agreement: Fraction | None = Field(description="lowest share of answers on which the serving variant and float32 agree")
     behaviour: BehaviourConfig | None
 
 

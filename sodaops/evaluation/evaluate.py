@@ -55,7 +55,8 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     probs = predictor.probs_of_cleaned(table["text"].to_pylist())
     output_dir = settings.output_dir or str(Path(bundle_dir).parent / FOLDERS[settings.split])
     same_data = manifest["fingerprint"] == predictor.info.data["fingerprint"]
-    own = _own_metrics({**_metrics_of(bundle_dir, predictor.info), **config.metrics}, predictor.task.truth(table), probs)
+    sections = {**_metrics_of(bundle_dir, predictor.info), **config.metrics}
+    own = _own_metrics(sections, predictor.task, predictor.task.truth(table), probs)
     result = _result(settings, predictor, table, probs, cut_share, splits_dir, output_dir, same_data, own)
     with remote.output_folder(output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(predictor, table, probs), folder / "predictions.parquet", compression="zstd")
@@ -73,7 +74,9 @@ def _metrics_of(bundle_dir: str | Path, info: BundleInfo) -> dict[str, dict[str,
         return TypeAdapter(dict[str, Extension]).validate_python(config.get("metrics", {}))
 
 
-def _own_metrics(sections: Mapping[str, dict[str, Any]], truth: np.ndarray, probs: np.ndarray) -> dict[str, float | None]:
+def _own_metrics(
+    sections: Mapping[str, dict[str, Any]], task: Task, truth: np.ndarray, probs: np.ndarray
+) -> dict[str, float | None]:
     """Name -> value, None where it is not finite. Only where there are such metrics, torch is imported."""
     if not sections:
         return {}
@@ -81,7 +84,7 @@ def _own_metrics(sections: Mapping[str, dict[str, Any]], truth: np.ndarray, prob
 
     from sodaops.modeling.metrics import OwnMetrics
 
-    own = OwnMetrics(sections, probs.shape[1])
+    own = OwnMetrics(sections, probs.shape[1], task)
     own.update(torch.from_numpy(probs), torch.from_numpy(truth))
     values = {name: float(value) for name, value in own.compute().items()}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -18,6 +18,7 @@ from sodaops.export.hub import PLOTS, hub_card
 from sodaops.io import storage
 from sodaops.modeling import heads
 from sodaops.modeling.encoder import LINEAR, settings_of
+from sodaops.tasks import make_task
 from sodaops.text import policies
 
 _CARD = "README.md"
@@ -54,14 +55,12 @@ def export_transformers(
         StorageError: the folder holds other files, or cannot be written to.
     """
     bundle = load_bundle(path)
+    if bundle.task.problem_type is None:
+        raise ConfigError(f"{path}: transformers has no pipeline for task={bundle.task.name}; share the bundle.")
     if bundle.info.max_windows is not None:
         raise ConfigError(
             f"{path}: reads long texts in windows, which a model of transformers does not. Share the ONNX model, or train with "
             "model.long_texts=truncate."
-        )
-    if bundle.task.problem_type is None:
-        raise ConfigError(
-            f"{path}: transformers has no model whose answers are those of task={bundle.task.name}. Share the ONNX model."
         )
     info, own = bundle.info, _with_own_head(bundle)
     model = _with_code(path, bundle) if own is None else own

@@ -1,5 +1,6 @@
 """The LightningModule that trains a text classifier: loss, metrics, optimizer."""
 
+import warnings
 from typing import Any
 
 import lightning as L
@@ -69,9 +70,10 @@ class TextClassifier(L.LightningModule):
         self.task = task
         self.val_loss = MeanMetric(nan_strategy="disable")
         sections = task.val_metrics(n_labels or model.n_labels)
-        self.val_metrics = MetricCollection(
-            {name: build(f"metrics.{name}", section) for name, section in sections.items()}, prefix="val/"
-        )
+        with warnings.catch_warnings():  # such as that Spearman's needs all rows
+            warnings.simplefilter("ignore")
+            built_in = {name: build(f"metrics.{name}", section) for name, section in sections.items()}
+        self.val_metrics = MetricCollection(built_in, prefix="val/")
         self.own_metrics = metrics
 
     def configure_model(self) -> None:

@@ -34,7 +34,7 @@ class OwnMetrics(nn.Module):
         super().__init__()
         self._targets = {name: section["_target_"] for name, section in sections.items()}
         self._metrics = nn.ModuleList(_make(f"metrics.{name}", section, n_labels) for name, section in sections.items())
-        n_rows = min(n_labels, _MAX_ROWS)
+        n_rows = min(max(2, n_labels), _MAX_ROWS)
         with warnings.catch_warnings():  # such as that there are few rows
             warnings.simplefilter("ignore")
             probs = task.torch_probs(torch.eye(n_rows, task.n_outputs(n_labels)))
@@ -48,6 +48,7 @@ class OwnMetrics(nn.Module):
             probs: float [n_examples, n_labels].
             truth: as the task reads it, such as label ids, int64 [n_examples].
         """
+        probs = probs[:, 0] if probs.shape[1:] == (1,) and truth.ndim == 1 else probs  # numbers, as metrics expect them
         for name, metric in zip(self._targets, self._metrics, strict=True):
             self._call(name, metric.update, probs, truth)
 

@@ -59,11 +59,11 @@ class Task(Operation):
     limits: ClassVar[str] = ""  # what a model of this task cannot do, as a sentence
     metrics: ClassVar[tuple[Metric, ...]]  # all numbers of `measure`; the first one decides: gate, warnings, titles
     baselines: ClassVar[Mapping[str, str]]  # name in metrics.json -> title, best last: the gate compares with that one
-    problem_type: ClassVar[str | None] = None  # of transformers, if its pipelines give this task's answers
     worst: ClassVar[str] = "The wrong predictions with the highest confidence."  # of `errors`, as a sentence
     slice_key: ClassVar[str] = "f1"  # of the first metric in the slices of gate.json
     takes_votes: ClassVar[bool] = False
     takes_lists: ClassVar[bool] = False  # whether cells of table_columns may be lists, which `cells` gets as JSON
+    problem_type: ClassVar[str | None] = None  # of transformers, whose pipeline then gives the same ``probs`` of logits
     max_cells: ClassVar[int] = 65_536  # distinct cells in the column of targets
 
     def section(self) -> dict[str, Any]:

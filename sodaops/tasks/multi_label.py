@@ -54,10 +54,10 @@ class MultiLabel(Task):
     baselines: ClassVar = {"every": "every label for every text", "tfidf": "TF-IDF + logistic regression"}
     max_cells = 2**20
     takes_lists = True
+    problem_type = "multi_label_classification"
     needs_val = True
     prediction_class = LabelSet
     keeps_answers = True
-    problem_type = "multi_label_classification"  # probabilities only; thresholds stay in the bundle
 
     def __init__(
         self, separator: str | None = None, columns: Sequence[str] | None = None, allow_none: bool = False,

@@ -141,6 +141,19 @@ def of_confidence(probs: np.ndarray, predicted: np.ndarray, table: pa.Table, lab
         yield file_name, f"Confidence by {title}", caption, partial(_confidence, confidence, values, shown)
 
 
+def of_values(values: np.ndarray, truth: np.ndarray, name: str, radius: float) -> list[Wanted]:
+    """Answers against the truth, errors against the answers, and the distribution of the errors, of numbers, float [n_rows]."""
+    within = "Dashed lines: the interval of an answer."
+    return [
+        ("predicted", f"Predicted and true {name}", f"A point is a row; the diagonal is the truth. {within}",
+         partial(_points, truth, values, 1, radius, (f"{name} in the table", "predicted"))),
+        ("residuals", "Errors", f"The prediction minus the truth; a trend shows answers that are too cautious. {within}",
+         partial(_points, values, values - truth, 0, radius, ("predicted", "predicted minus true"))),
+        ("errors", "Distribution of the errors", f"The number of rows with each error. {within}",
+         partial(_error_histogram, values - truth, radius)),
+    ]  # fmt: skip
+
+
 def most_confused(matrix: np.ndarray, n: int) -> list[int]:
     """The ids of at most ``n`` labels with the largest numbers of confusions, in the labels' order.
 
@@ -232,6 +245,7 @@ def _label_numbers(true: np.ndarray, predicted: np.ndarray, axes: Axes) -> None:
         axes.bar(numbers + shift, np.bincount(values, minlength=len(numbers)), width=0.4, label=name)
     axes.legend(frameon=False)
     axes.set(xlabel="labels", ylabel="texts")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _reliability(bins: dict[str, np.ndarray], n_bins: int, names: tuple[str, str], axes: Axes) -> None:
@@ -258,6 +272,22 @@ def _curves(curves: dict[str, dict], keys: tuple[str, str], area: str, names: tu
     # Matplotlib leaves out names that begin with an underscore, so they are set afterwards.
     for text, name, values in zip(legend.get_texts(), _short(list(curves)), curves.values(), strict=True):
         text.set_text(f"{name} ({values[area]:.2f})")
+
+
+def _points(x: np.ndarray, y: np.ndarray, slope: float, radius: float, names: tuple[str, str], axes: Axes) -> None:
+    ends = np.array([x.min(), x.max()])
+    axes.scatter(x, y, s=9, alpha=max(0.08, min(0.6, 150 / len(x))), color="#0072B2", linewidths=0)
+    axes.plot(ends, slope * ends, color="#3a4454", linewidth=1)
+    for sign in (-1, 1):
+        axes.plot(ends, slope * ends + sign * radius, color="#8a94a6", linestyle="--", linewidth=1)
+    axes.set(xlabel=names[0], ylabel=names[1])
+
+
+def _error_histogram(errors: np.ndarray, radius: float, axes: Axes) -> None:
+    axes.hist(errors, bins=30, color="#0072B2", alpha=0.85)
+    for edge in (-radius, radius):
+        axes.axvline(edge, color="#8a94a6", linestyle="--", linewidth=1)
+    axes.set(xlabel="predicted minus true", ylabel="rows")
 
 
 def _confidence(confidence: np.ndarray, groups: np.ndarray, names: Sequence[str], axes: Axes) -> None:

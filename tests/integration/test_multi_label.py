@@ -200,15 +200,26 @@ def test_tables_and_python(tagged, workdir):
 
 
 def test_annotated_rows_come_back(tagged, workdir, run):
+    from sodaops.annotation.exchange import export_file, import_file
     from sodaops.annotation.store import Store
     from tests.annotation import task
 
-    store = Store.create("store", LABELS, MultiLabel(allow_none=True))
-    store.add_tasks("some", [task(text, why="random") for text in ("a cheap and clean room", "nothing of the kind")])
+    def made_store(name):
+        store = Store.create(name, LABELS, MultiLabel(allow_none=True))
+        store.add_tasks("some", [task(text, why="random") for text in ("a cheap and clean room", "nothing of the kind")])
+        return store
+
+    store = made_store("store")
     session = store.session("ann")
     for each, answer in zip(store.state().tasks, (["clean", "cheap"], []), strict=True):
         session.answer(each.task, answer)
     shutil.copy(tagged / "table.parquet", "table.parquet")
+    for name in ("answers.csv", "answers.json"):
+        export_file(store, name)
+        other = made_store(f"of-{name}")
+        assert import_file(other, name) == (0, 2)
+        assert list(other.state().answers.values()) == [{"ann": '["cheap", "clean"]'}, {"ann": "[]"}]
+    assert 'choice="multiple"' in Path("answers.xml").read_text()
     more = ["data.added=added", "annotate.store=store", "annotate.near_test=1.0"]
     for form in ([], ["data.label_column=joined", 'task.separator=";"'], ["task.columns=[cheap,clean,late,rude]"]):
         shutil.rmtree("added", ignore_errors=True)
