@@ -18,7 +18,6 @@ from sodaops.export.hub import PLOTS, hub_card
 from sodaops.io import storage
 from sodaops.modeling import heads
 from sodaops.modeling.encoder import LINEAR, settings_of
-from sodaops.tasks import make_task
 from sodaops.text import policies
 
 _CARD = "README.md"
