@@ -1,8 +1,5 @@
 """Metrics of answers with any number of labels, and the thresholds that make them. Arrays are [n_rows, n_labels]."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from sodaops.tasks import metrics
@@ -46,19 +43,6 @@ def intervals(truth: np.ndarray, decided: np.ndarray, n_samples: int) -> dict[st
     """95 % bootstrap percentile intervals of the summary, metric -> low and high."""
     bounds = {name: np.quantile(of, [0.025, 0.975]) for name, of in samples(truth, decided, n_samples).items()}
     return {name: {"low": float(low), "high": float(high)} for name, (low, high) in bounds.items()}
-
-
-def per_label(truth: np.ndarray, decided: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Precision, recall, F1 and number of rows of each label; 0 where one is not defined."""
-    hits, support, predicted = (part.sum(0) for part in (truth & decided, truth, decided))
-    f1 = metrics.f1_of(hits, support, predicted)
-    return {
-        label: {
-            "precision": float(hits[i] / max(predicted[i], 1)), "recall": float(hits[i] / max(support[i], 1)),
-            "f1": float(f1[i]), "n_rows": int(support[i]),
-        }
-        for i, label in enumerate(labels)
-    }  # fmt: skip
 
 
 def best_thresholds(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:

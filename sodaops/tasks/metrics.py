@@ -36,16 +36,8 @@ def confusion(label_ids: np.ndarray, predicted: np.ndarray, n_labels: int) -> np
     return np.bincount(label_ids * n_labels + predicted, minlength=n_labels**2).reshape(n_labels, n_labels)
 
 
-def per_label_f1(matrix: np.ndarray) -> np.ndarray:
-    """F1 = 2 TP / (2 TP + FP + FN) of each label, from a confusion matrix.
-
-    0 for a label that has neither rows nor predictions.
-    """
-    return f1_of(np.diag(matrix), matrix.sum(1), matrix.sum(0))
-
-
 def f1_of(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """F1 from the numbers of correct predictions, of rows and of predictions; 0 without rows and predictions."""
+    """F1 = 2 TP / (2 TP + FP + FN) from the numbers of correct predictions, of rows and of predictions; 0 without either."""
     total = support + predicted  # rows of the label (TP + FN) and its predictions (TP + FP)
     return np.divide(2 * hits, total, out=np.zeros(hits.shape), where=total > 0)
 
@@ -211,9 +203,18 @@ def wilson(share: float, n_rows: float) -> tuple[float, float]:
 
 
 def per_label(matrix: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and number of rows of each label, from a confusion matrix; 0 where one is not defined."""
-    hits, support, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    f1 = per_label_f1(matrix)
+    """The :func:`label_table` of a confusion matrix."""
+    return label_table(np.diag(matrix), matrix.sum(1), matrix.sum(0), labels)
+
+
+def label_table(
+    hits: np.ndarray, support: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and number of rows of each label; 0 where one is not defined.
+
+    The numbers of correct predictions, of rows and of predictions are int [n_labels].
+    """
+    f1 = f1_of(hits, support, predicted)
     return {
         label: {
             "precision": float(hits[i] / predicted[i]) if predicted[i] else 0.0,

@@ -202,8 +202,7 @@ class MultiLabel(Task):
 
     def measure(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str], settings: EvaluateConfig) -> dict[str, Any]:
         metrics.check_inputs(probs, np.zeros(len(truth), np.int64))
-        decided, areas = self.decide(probs), metrics.curves(probs, truth, labels)
-        of_label = label_sets.per_label(truth, decided, labels)
+        areas, of_label = metrics.curves(probs, truth, labels), self._label_table(probs, truth, labels)
         for (label, values), level in zip(of_label.items(), self.levels(len(labels)).tolist(), strict=True):
             values |= {key: areas[label][key] for key in ("roc_auc", "average_precision") if label in areas}
             values["threshold"] = level
@@ -212,7 +211,7 @@ class MultiLabel(Task):
             **self.summary(probs, truth),
             "average_precision": float(np.mean([of["average_precision"] for of in areas.values()] or [0.0])),
             "ece": metrics.calibration_gap(metrics.reliability_of(probs.ravel(), truth.ravel(), settings.n_bins)),
-            "interval_95": label_sets.intervals(truth, decided, settings.n_bootstrap),
+            "interval_95": label_sets.intervals(truth, self.decide(probs), settings.n_bootstrap),
             "labels": of_label,
         }
 
@@ -220,8 +219,12 @@ class MultiLabel(Task):
         return {name: float(value) for name, value in label_sets.summary(truth, self.decide(probs)).items()}
 
     def label_scores(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, tuple[float, int]]:
-        of_label = label_sets.per_label(truth, self.decide(probs), labels)
-        return {label: (values["f1"], values["n_rows"]) for label, values in of_label.items()}
+        of_label = self._label_table(probs, truth, labels)
+        return {label: (values["f1"], int(values["n_rows"])) for label, values in of_label.items()}
+
+    def _label_table(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+        decided = self.decide(probs)
+        return metrics.label_table((truth & decided).sum(0), truth.sum(0), decided.sum(0), labels)
 
     def gains(self, truth: np.ndarray, challenger: np.ndarray, champion: np.ndarray, n_samples: int) -> np.ndarray:
         own, other = (label_sets.samples(truth, self.decide(of), n_samples)["macro_f1"] for of in (challenger, champion))

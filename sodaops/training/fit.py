@@ -111,7 +111,8 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     module = _module_and_data(config, job.manifest, load_pretrained(config.model))[0] if sharded else job.module
     metrics = _load_best(job.best.best_model_path, module)
     tokenizer, pad_token_id = job.pretrained.tokenizer, job.pretrained.pad_token_id
-    task = _fitted(module, job.data)
+    task, measured = _fitted(module, job.data)
+    metrics |= {name: measured[name] for name in metrics.keys() & measured.keys()}
     info = save_bundle(run_dir / "bundle", module.model, tokenizer, pad_token_id, config, job.manifest, {"val": metrics}, task)
     tracker.trained(info, metrics)
     exported = export_onnx(run_dir / "bundle", config.splits_dir, config.export.variants) if config.export.variants else None
@@ -234,11 +235,11 @@ def _has_best(job: _Job) -> bool:
     )
 
 
-def _fitted(module: TextClassifier, data: TextDataModule) -> Task:
-    """The task with the parameters that depend on the model's answers on val."""
+def _fitted(module: TextClassifier, data: TextDataModule) -> tuple[Task, dict[str, float]]:
+    """The task with the parameters that depend on the model's answers on val, and the metrics of val that they change."""
     task = data.task
     if not task.needs_val:
-        return task
+        return task, {}
     probs, truth = [], []
     module.eval()
     with torch.inference_mode():
@@ -246,7 +247,9 @@ def _fitted(module: TextClassifier, data: TextDataModule) -> Task:
             logits = module.logits_of({key: value.to(module.device) for key, value in batch.items()})
             probs.append(task.torch_probs(logits).cpu().numpy())
             truth.append(batch["truth"].numpy())
-    return task.fitted(np.concatenate(probs), np.concatenate(truth), data.labels)
+    answers, true = np.concatenate(probs), np.concatenate(truth)
+    task = task.fitted(answers, true, data.labels)
+    return task, task.summary(answers, true)
 
 
 def _load_best(path: str, module: TextClassifier) -> dict[str, float]:

@@ -12,15 +12,18 @@ import pytest
 
 import sodaops
 from sodaops import pipeline
-from sodaops.bundle import layout
+from sodaops.bundle import layout, reference
 from sodaops.cli import main
+from sodaops.config.schema import DriftConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import DataError
 from sodaops.inference.predictor import Predictor
 from sodaops.registry.registry import Registry
+from sodaops.request_log.window import Window
 from sodaops.tasks.multi_label import MultiLabel
 from tests.conftest import configured, made_once
 from tests.integration.test_gate import EASY
+from tests.requests import log_rows
 from tests.serving import copy_bundle, detail
 
 pytestmark = pytest.mark.slow
@@ -77,7 +80,9 @@ def test_the_bundle_answers_with_its_thresholds(tagged):
         predictor.predict(["late and rude", "clean"]), predictor.probs(["late and rude", "clean"]), strict=True
     ):
         assert answer.labels == [label for label, p in zip(LABELS, row, strict=True) if p >= thresholds[label]]
-    assert {variant: of["macro_f1"] for variant, of in predictor.info.onnx.items()}.keys() == {"float32", "int8"}
+    measured = {variant: of["macro_f1"] for variant, of in predictor.info.onnx.items()}
+    assert measured.keys() == {"float32", "int8"}
+    assert predictor.info.metrics["val"]["macro_f1"] == pytest.approx(measured["float32"], abs=1e-3), "not that at 0.5"
     manifest = read_manifest(tagged / "splits")
     counts = {label: sum(of["labels"][label] for of in manifest["splits"].values()) for label in LABELS}
     assert counts == {label: made()[label].to_pandas().sum() for label in LABELS}
@@ -174,6 +179,24 @@ def test_the_service(tagged, serve, tmp_path):
     assert client.post("/predict", json={"text": ["late", "rude"]}).status_code == 422
     schema = client.get("/openapi.json").json()["components"]["schemas"]["TextResponse"]["properties"]
     assert schema["labels"]["type"] == "array" and "label" not in schema
+
+
+def test_drift_is_that_of_label_rates(tagged):
+    from sodaops.drift.measure import measure_drift
+
+    predictor = Predictor(tagged / "run/bundle")
+    known, rows = reference.read_reference(tagged / "run/bundle", predictor.info), made(1000).to_pylist()[360:]
+    of_both = {}
+    for name, texts in {
+        "like": [row["text"] for row in rows[:150]],
+        "late": [row["text"] for row in rows if row["late"]][:150],
+    }.items():
+        window = Window(log_rows(predictor, texts), len(texts))
+        result, _ = measure_drift(DriftConfig(n_permutations=1000), predictor.info, known, window)
+        (of_both[name],) = [feature for feature in result.features if feature.name == "labels"]
+    assert of_both["late"].drifted and not of_both["like"].drifted
+    rates = {one.start: one.current - one.reference for one in of_both["late"].bins}
+    assert list(rates) == LABELS and max(rates, key=rates.get) == "late"
 
 
 def test_tables_and_python(tagged, workdir):
