@@ -127,8 +127,9 @@ def _merge(
             leaking.append((named(cleaned, data.text_columns), named(other, data.text_columns)))
         else:
             known.add(cleaned)
+            label = ml_task.check_answer(label, labels)  # in the order of the data's labels
             counts[label] += 1
-            rows.append(_row(task, answers, ml_task.check_answer(label, labels), data, labels, ml_task))
+            rows.append(_row(task, answers, label, data, labels, ml_task))
     path = _write_rows(rows, added) if rows else None
     return MergeResult(path, dict(counts.most_common()), n_open, n_tied, n_known, n_empty, leaking)
 

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sodaops.bundle.layout import BundleInfo
-from sodaops.tasks import make_task
+from sodaops.bundle.layout import BundleInfo, task_of
 from sodaops.tasks.base import Task
 
 LIMITS = "It is meant for texts like those that it was trained on; on others its confidence is not reliable."
@@ -18,7 +17,7 @@ def render_card(info: BundleInfo, config: Mapping[str, Any], metrics: Mapping[st
         config: the configuration of its training.
         metrics: split -> metric -> value.
     """
-    model, optim, task = config["model"], config["optim"], make_task(info.task)
+    model, optim, task = config["model"], config["optim"], task_of(info.bundle_id, info)
     metric, purpose = task.metrics[0], task.purpose(", ".join(f"`{label}`" for label in info.labels))
     lines = [
         f"# {info.data['name']} {info.bundle_id}",

@@ -192,7 +192,7 @@ def task_of(path: str | Path, info: BundleInfo) -> Task:
     """The task of a bundle.
 
     Raises:
-        BundleError: it is a class that bundles may not name here, or it cannot be made.
+        BundleError: it is a class that bundles may not name here, it cannot be made, or it is for other labels.
     """
     target = str(info.task.get("_target_", ""))
     if info.task and not is_allowed(target):
@@ -201,7 +201,9 @@ def task_of(path: str | Path, info: BundleInfo) -> Task:
             f"{VARIABLE}={printable(target)}, or install a package with this entry point in the group {GROUP}."
         )
     try:
-        return make_task(info.task)
+        task = make_task(info.task)
+        task.check_labels(info.labels)
+        return task
     except ConfigError as error:
         raise BundleError(f"{path}: {printable(str(error))}") from error
 
@@ -270,10 +272,12 @@ def check_splits(info: BundleInfo, manifest: Mapping[str, Any], splits_dir: Path
     """Refuses splits that the bundle cannot be measured on.
 
     Raises:
-        ConfigError: they have other labels, another cleaning, or texts of more or fewer columns.
+        ConfigError: they have another task, other labels, another cleaning, or texts of more or fewer columns.
     """
     n_columns = len(manifest.get("text_columns", ["text"]))
+    tasks = (section.get("_target_", "one label per text") for section in (manifest.get("task", {}), info.task))
     for key, of_splits, of_bundle in (
+        ("task", *tasks),
         ("labels", manifest["labels"], info.labels),
         ("cleaning", manifest["cleaning"], info.cleaning),
         ("number of text columns", n_columns, len(info.text_columns)),

@@ -87,15 +87,17 @@ def build(key: str, section: Mapping[str, Any], *arguments: Any, kind: type | No
     return result
 
 
-def construct(key: str, section: Mapping[str, Any]) -> Any:
+def construct(key: str, section: Mapping[str, Any], base: type = object) -> Any:
     """Calls the class of a section with the section's arguments, as :func:`build`, but without Hydra, which services lack.
 
     Raises:
-        ConfigError: it cannot be imported, takes other arguments, or raises an error.
+        ConfigError: it cannot be imported, is not derived from ``base``, takes other arguments, or raises an error.
     """
     own = {name: value for name, value in section.items() if name != "_target_"}
     target = section["_target_"]
     function = load(f"{key}._target_", target)
+    if not (isinstance(function, type) and issubclass(function, base)):  # before it is called: the section may be anyone's
+        raise ConfigError(f"{key}._target_={target}: expected a class derived from {base.__module__}.{base.__qualname__}.")
     _check_arguments(key, target, function, own, {})
     if own and not _parameters(function):
         raise ConfigError(f"{key}.{next(iter(own))} is not an argument of {target}, which has none.")

@@ -9,9 +9,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResul
 from huggingface_hub.errors import HTTPError
 
 from sodaops.bundle.card import render_card
-from sodaops.bundle.layout import BundleInfo
+from sodaops.bundle.layout import BundleInfo, task_of
 from sodaops.errors import StorageError, reason_of
-from sodaops.tasks import make_task
 
 PLOTS = "plots"
 _METRICS = {"macro_f1": "f1", "weighted_f1": "f1", "accuracy": "accuracy"}  # our names -> the hub's
@@ -22,7 +21,7 @@ def hub_card(
 ) -> str:
     """The model card of an export with the hub's metadata; ``tokenizer`` is its tokenizer_config.json."""
     name, task = info.data["name"], "text-classification"
-    titles = {metric.name: metric.title for metric in make_task(info.task).metrics}
+    titles = {metric.name: metric.title for metric in task_of(info.bundle_id, info).metrics}
     results = [
         EvalResult(task, name, name, _METRICS[key], value, dataset_split=split, metric_name=titles[key])
         for split, values in metrics.items()

@@ -81,17 +81,18 @@ def run_gate(
     truth, probs = task.truth(table), challenger.probs_of_cleaned(texts)
     if champion is None:
         *_, (baseline, other_probs) = task.baseline_probs(read_split(splits_dir, "train"), texts, labels).items()
-        against, champion_model = task.baselines[baseline], None
+        against, champion_model, other_task = task.baselines[baseline], None, task
     else:
         against, champion_model = champion[0], _load_champion(champion[1], challenger)
+        other_task = champion_model.task
         same_cleaning = champion_model.info.cleaning == challenger.info.cleaning  # then the texts are clean already
         other_probs = champion_model.probs_of_cleaned(texts) if same_cleaning else champion_model.probs(texts)
         test["also_kept_from_champion"] = _test_hash(champion[1], champion_model) == test["sha256"]
-    gain, histogram = _gain(task, truth, probs, other_probs, rules)
+    gain, histogram = _gain(task, truth, probs, task.as_of_own(other_probs, other_task), rules)
     slices = _slices(task, table, probs, truth, labels, rules.slice_rows)
     abilities, skipped = _abilities(challenger, champion_model, rules)
-    compared = {"challenger": probs, "champion" if champion else "baseline": other_probs}
-    scores = {name: _scores(task, answers, truth) for name, answers in compared.items()}
+    compared = {"challenger": (task, probs), "champion" if champion else "baseline": (other_task, other_probs)}
+    scores = {name: _scores(of, answers, truth) for name, (of, answers) in compared.items()}
     configured: list[tuple[Any, Callable[[], Verdict]]] = [  # (limit, check); a check whose limit is null is skipped
         (rules.min_gain, lambda: checks.check_gain(gain, against, task.metrics[0], rules)),
         (rules.slice_floor, lambda: checks.check_slices(slices, task, rules.slice_floor)),

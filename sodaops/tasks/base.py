@@ -70,8 +70,17 @@ class Task(Operation):
         """The section with which :func:`~sodaops.tasks.make.make_task` makes an equal task: ``_target_`` and arguments."""
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"}
 
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Refuses labels, those of a bundle, which the task's parameters are not for.
+
+        Raises:
+            ConfigError: for example, thresholds of other labels.
+        """
+
     def faults(self, config: Config) -> Iterator[str]:
         """Faults of the whole configuration that concern the task, as sentences with their keys."""
+        for name in config.task.keys() - {"_target_", *self.section()}:
+            yield f"task.{name}: {type(self).__qualname__}.section() lacks it, so that bundles would lose it."
         if config.data.vote_columns is not None and not self.takes_votes:
             yield f"data.vote_columns: task={self.name} has no votes; set data.vote_columns=null."
         built_in = [*self.val_metrics(2), "loss"]
@@ -189,6 +198,10 @@ class Task(Operation):
         return bool(np.isfinite(probs).all())
 
     # Comparing two models, or two variants of one
+
+    def as_of_own(self, probs: np.ndarray, other: Self) -> np.ndarray:
+        """Answers of another model of this task, which has other parameters, such as this one's would give its predictions."""
+        return probs
 
     def gap(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Differences of answers, in the unit of a probability."""

@@ -17,11 +17,11 @@ def make_task(section: Mapping[str, Any]) -> Task:
     """The task of a section; of an empty one it is :data:`SINGLE_LABEL`, as in older bundles.
 
     Raises:
-        ConfigError: it cannot be imported, or takes other arguments.
+        ConfigError: it cannot be imported, is no task, or takes other arguments.
     """
     if not section:
         return SINGLE_LABEL
-    return construct("task", section)
+    return construct("task", section, Task)
 
 
 def is_allowed(target: str) -> bool:

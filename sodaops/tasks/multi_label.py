@@ -1,5 +1,6 @@
 """Any number of labels per text."""
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,6 +78,10 @@ class MultiLabel(Task):
     def section(self) -> dict[str, Any]:
         return {**super().section(), **self.form._asdict(), "thresholds": self.thresholds or None}
 
+    def check_labels(self, labels: Sequence[str]) -> None:
+        if self.thresholds and [*self.thresholds] != [*labels]:
+            raise ConfigError(f"task.thresholds is for {some([*self.thresholds])}; expected one for each of {some(labels)}.")
+
     def faults(self, config: Config) -> Iterator[str]:
         yield from super().faults(config)
         target = config.loss["_target_"]
@@ -153,8 +158,10 @@ class MultiLabel(Task):
         }
 
     def fitted(self, probs: np.ndarray, truth: np.ndarray, labels: Sequence[str]) -> Self:
-        chosen = dict(zip(labels, label_sets.best_thresholds(probs, truth).tolist(), strict=True))
-        return type(self)(*self.form, {**chosen, **self.thresholds})
+        chosen = zip(labels, label_sets.best_thresholds(probs, truth).tolist(), strict=True)
+        fitted = copy.copy(self)
+        fitted.thresholds = {label: self.thresholds.get(label, threshold) for label, threshold in chosen}
+        return fitted
 
     # Answers
 
@@ -188,6 +195,9 @@ class MultiLabel(Task):
         return bool(((probs >= 0) & (probs <= 1)).all())
 
     # Comparing two models
+
+    def as_of_own(self, probs: np.ndarray, other: Self) -> np.ndarray:
+        return label_sets.moved(probs, other.levels(probs.shape[1]), self.levels(probs.shape[1]))
 
     def agreement(self, before: np.ndarray, after: np.ndarray) -> float:
         """The mean overlap of the two answers: the labels in both, divided by those in either; 1 if there are none."""
@@ -296,7 +306,8 @@ class MultiLabel(Task):
         return [str(label) for label in config.labels or self.form.columns or []]
 
     def check_answer(self, answer: object, labels: Sequence[str]) -> str:
-        given: Any = parsed(answer) if isinstance(answer, str) and answer.startswith("[") else answer
+        is_list = isinstance(answer, str) and answer.startswith("[") and answer not in labels
+        given: Any = parsed(str(answer)) if is_list else answer
         given = [given] if isinstance(given, str) else given
         unknown = [name for name in given if name not in labels] if isinstance(given, list) else [answer]
         if unknown:
@@ -317,8 +328,8 @@ class MultiLabel(Task):
         return {config.label_column: answer if form.separator is None else form.separator.join(names)}
 
     def merged(self, answers: Sequence[str]) -> str | None:
-        """The labels that more than half of the people gave; None if exactly half gave one."""
+        """The labels that more than half of the people gave; None if exactly half gave one, or if none is no answer."""
         n_given = Counter(label for answer in answers for label in self.answer_value(answer))
-        if not answers or any(2 * n == len(answers) for n in n_given.values()):
-            return None
-        return json.dumps([label for label, n in n_given.items() if 2 * n > len(answers)], ensure_ascii=False)
+        labels = [label for label, n in n_given.items() if 2 * n > len(answers)]
+        is_tie = any(2 * n == len(answers) for n in n_given.values()) or not (labels or self.form.allow_none)
+        return None if is_tie or not answers else json.dumps(labels, ensure_ascii=False)

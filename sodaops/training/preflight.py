@@ -5,7 +5,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from sodaops.modeling.losses import make_loss
 from sodaops.modeling.optim import freeze, make_optimizer, make_scheduler, parameter_groups
 from sodaops.modeling.pretrained import load_pretrained
 from sodaops.modeling.probe import TEXT, check_head_and_loss, name_of
+from sodaops.tasks.base import Task
 from sodaops.tasks.make import make_task
 from sodaops.text import cleaning, columns
 from sodaops.training.resume import run_dir_of
@@ -168,10 +169,12 @@ def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None
     texts = [columns.join([TEXT[:n_chars]] * n_columns) for n_chars in (len(TEXT), 1, len(TEXT) // 2)]
     tokens = tokenise(pretrained.tokenizer, texts, limit)
     record = storage.cache_dir() / "exported" / storage.sha256_of_json([*settings, separator, variants, versions])
-    is_own = config.model.encoder is not None or not config.head["_target_"].startswith("sodaops.")
+    targets = [config.head["_target_"], config.task["_target_"]]
+    is_own = config.model.encoder is not None or not all(target.startswith("sodaops.") for target in targets)
     if record.exists() and not is_own:
         return
     manifest = {"labels": [str(i) for i in range(n_labels)], "fingerprint": ""}
+    task = _fitted(task, manifest["labels"])
     rows = [tokens.rows[i] for i in tokens.kept]
     if has_windows:
         rows.append(np.resize(rows[0], limit.max_tokens + len(rows[0])))  # two windows
@@ -187,6 +190,14 @@ def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None
     with contextlib.suppress(OSError):  # without a cache it is done again
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         record.touch()
+
+
+def _fitted(task: Task, labels: Sequence[str]) -> Task:
+    """The task with parameters as after a training, of made answers."""
+    truth = task.any_truth(2, len(labels))
+    task = task.fitted_on_train(truth)
+    answers = task.probs(np.zeros((2, task.n_outputs(len(labels))), np.float32))
+    return task.fitted(answers, truth, labels) if task.needs_val else task
 
 
 def _shallow(transformer: nn.Module) -> nn.Module:

@@ -51,6 +51,7 @@ def overrides(folder, *more):
     return [
         "data=csv", f"data.path={folder / 'table.parquet'}", "data.label_column=tags", "task=multi_label",
         "task.allow_none=true", "data.slice_columns=[city]", "model=tiny", "trainer.max_epochs=8", "trainer.precision=32-true",
+        "+metrics.wrong._target_=torchmetrics.classification.MultilabelHammingDistance",
         "optim.lr=0.003", "optim.head_lr=0.01", "evaluate.n_bootstrap=200", "logger=none", f"run_dir={folder / 'run'}",
         f"evaluate.splits_dir={folder / 'splits'}", *more,
     ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_the_report_and_the_metrics(tagged):
     evaluation = tagged / "run/evaluation"
     content = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))["test"]
     assert {metric.name for metric in MultiLabel.metrics} <= content.keys()
-    assert content["baselines"].keys() == MultiLabel.baselines.keys()
+    assert content["baselines"].keys() == MultiLabel.baselines.keys() and 0 < content["wrong"] < 1
     assert content["baselines"]["tfidf"]["macro_f1"] > 0.9, "each label has two words of its own"
     assert content["slices"]["city"]["Oslo"].keys() >= {"n_rows", "macro_f1", "micro_f1"}
     page = (evaluation / "report.html").read_text(encoding="utf-8")
@@ -252,6 +253,13 @@ def test_annotated_rows_come_back(tagged, workdir, run):
         splits = pa.concat_tables([read_split("splits", name) for name in ("train", "val")])
         rows = {row["text"]: row["label"] for row in splits.to_pylist()}
         assert rows["a cheap and clean room"] == "cheap, clean" and rows["nothing of the kind"] == "(none)"
+
+
+def test_splits_of_another_task_are_refused(tagged, workdir, run):
+    words = ["data=csv", f"data.path={tagged / 'table.parquet'}", "data.label_column=city", "evaluate.splits_dir=splits"]
+    assert run("preprocess", *words)[0] == 0
+    code, _, err = run("evaluate", tagged / "run/bundle", "evaluate.splits_dir=splits")
+    assert code == 2 and err.startswith("ConfigError") and "task=" in err and "MultiLabel" in err
 
 
 def test_a_damaged_threshold_is_refused(tagged, tmp_path):

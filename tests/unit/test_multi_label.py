@@ -137,6 +137,23 @@ def test_thresholds_have_the_highest_f1():
     assert label_sets.best_thresholds(np.full((4, 2), 0.3), np.array([[False, True]] * 4)).tolist() == [0.5, 0.15]
 
 
+def test_thresholds_of_other_labels_are_refused():
+    task = MultiLabel(thresholds={"a": 0.3, "b": 0.5})
+    task.check_labels(["a", "b"])
+    for labels in (["b", "a"], ["a", "b", "c"], ["a"]):
+        with pytest.raises(ConfigError, match=r"task\.thresholds"):
+            task.check_labels(labels)
+    probs, truth = scores()
+    fitted = MultiLabel(thresholds={"c": 0.2, "other": 0.5}).fitted(probs, truth, LABELS)
+    assert list(fitted.thresholds) == LABELS and fitted.thresholds["c"] == 0.2
+
+
+def test_another_model_is_compared_by_its_own_thresholds():
+    probs, truth = scores()
+    own, other = (MultiLabel(thresholds=dict.fromkeys(LABELS, level)) for level in (0.5, 0.25))
+    assert own.score(own.as_of_own(probs, other), truth) == other.score(probs, truth) != own.score(probs, truth)
+
+
 def test_moved_probabilities_keep_decisions_and_order():
     probs, _ = scores()
     own, to = np.array([0.2, 0.5, 0.9]), np.array([0.7, 0.5, 0.1])
@@ -201,6 +218,8 @@ def test_answers_of_people():
         MultiLabel().check_answer([], LABELS)
     assert task.merged(['["a"]', '["a", "b"]', "[]"]) == '["a"]' and task.merged(['["a"]', "[]"]) is None
     assert task.merged([]) is None and task.merged(["[]", "[]"]) == "[]"
+    assert MultiLabel().merged(['["a"]', '["b"]', '["c"]']) is None
+    assert task.check_answer("[a]", ["[a]", "b"]) == '["[a]"]'
 
 
 def test_the_loss_is_the_binary_cross_entropy():

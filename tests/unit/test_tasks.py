@@ -47,6 +47,25 @@ def test_settings_that_are_refused(overrides, key):
         compose(overrides)
 
 
+def test_only_tasks_are_called():
+    code = {"_target_": "os.system", "command": "exit 1"}
+    for target, more in (("make.construct", {"key": "", "section": code}), ("base.Metric", {"name": "", "title": ""})):
+        with pytest.raises(ConfigError, match=f"{target}.*sodaops.tasks.base.Task"):
+            make_task({"_target_": f"sodaops.tasks.{target}", **more})
+
+
+class Forgetful(Ordinal):
+    """Bundles would lose its argument."""
+
+    def __init__(self, edges=None, weight=1.0):
+        super().__init__(edges)
+
+
+def test_arguments_that_bundles_would_lose_are_refused():
+    with pytest.raises(ConfigError, match=r"task\.weight.*section"):
+        compose(["task=ordinal", f"task._target_={__name__}.Forgetful", "+task.weight=2"])
+
+
 def test_a_task_chooses_loss_and_monitor_unless_they_are_given():
     config = compose(["task=ordinal"])
     assert config.loss["_target_"].endswith("OrdinalLoss") and config.checkpoint.monitor == "val/quadratic_kappa"
