@@ -128,7 +128,11 @@ class TextClassifier(L.LightningModule):
             )
         synced = {"sync_dist": self.trainer.world_size > 1}  # torchmetrics has synchronized them; Lightning warns without it
         self.log("val/loss", loss, **synced)
-        self.log_dict(self.val_metrics.compute(), prog_bar=True, **synced)
+        try:
+            values = self.val_metrics.compute()
+        except ValueError as error:  # R² of one row is not defined
+            raise ModelError(f"val has too few rows ({error}); give it more rows, see data.fractions.") from error
+        self.log_dict(values, prog_bar=True, **synced)
         self.val_metrics.reset()
         if self.own_metrics is not None:
             self.log_dict({f"val/{name}": value for name, value in self.own_metrics.compute(synced=True).items()}, **synced)

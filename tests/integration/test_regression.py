@@ -16,7 +16,7 @@ from sodaops.annotation.store import Store
 from sodaops.bundle import reference
 from sodaops.config.schema import DriftConfig
 from sodaops.data.preprocess import ensure_splits, read_manifest, read_split
-from sodaops.errors import ConfigError, DataError
+from sodaops.errors import ConfigError, DataError, ModelError
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.window import Window
 from sodaops.tasks.regression import Estimate, Regression
@@ -192,6 +192,17 @@ def test_people_give_numbers_and_these_become_rows(estimated, tmp_path, monkeypa
     assert sum(after["splits"][split]["n_rows"] - before["splits"][split]["n_rows"] for split in ("train", "val")) == 3
     with pytest.raises(DataError, match=r"task=regression.*task=single_label"):
         merge_answers(store, config.data, Path("splits"), 1, 0.7)
+
+
+@pytest.mark.slow
+def test_a_val_split_of_one_row_is_refused(write, tmp_path):
+    from sodaops.pipeline import train
+
+    for name, rows in (("train", ROWS[:40]), ("val", ROWS[40:41]), ("test", ROWS[41:45])):
+        write(f"{name}.csv", table(rows, ("text", "stars")))
+    files = ("data.files={train: train.csv, val: val.csv, test: test.csv}", "data.added=null", "data.name=one")
+    with pytest.raises(ModelError, match=r"val .*data\.fractions"):
+        train(settings(tmp_path, "null", *files, "evaluate.split=none", "export.variants=[]"))
 
 
 def test_intervals_cover_the_share_that_was_asked_for():
