@@ -199,7 +199,7 @@ COMMANDS = {
     "select": _command(
         "the best run of a sweep, on validation", "sodaops select multirun/smoke",
         _arg("sweep", metavar="SWEEP", help="a sweep's folder, any folder with runs, or wandb:ENTITY/PROJECT/SWEEP"),
-        _arg("--metric", default="val/macro_f1", help="on validation (default: val/macro_f1)"),
+        _arg("--metric", help="on validation (default: the runs' checkpoint.monitor, of a W&B sweep val/macro_f1)"),
         _arg("--direction", choices=["maximize", "minimize"], help="default: by the metric's name"),
         _arg("--tolerance", type=float, default=0.0, help="differences up to this count as equal; the fastest is chosen"),
         _JSON,

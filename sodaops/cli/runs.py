@@ -73,9 +73,10 @@ def run_select(args: argparse.Namespace) -> None:
     """`sodaops select SWEEP`."""
     from sodaops.search import selection
 
-    candidates = selection.read_candidates(args.sweep, args.metric)
-    direction = args.direction or selection.direction_of(args.metric, candidates)
-    choice = selection.choose_run(candidates, args.metric, direction, args.tolerance)
+    metric = args.metric or selection.monitored(args.sweep)
+    candidates = selection.read_candidates(args.sweep, metric)
+    direction = args.direction or selection.direction_of(metric, candidates)
+    choice = selection.choose_run(candidates, metric, direction, args.tolerance)
     if args.json:
         print(json.dumps(choice.as_dict(), indent=2))
         return

@@ -108,8 +108,10 @@ def format_runs(runs: Sequence[Run], n_params: int = 4) -> str:
     """A table of runs: metrics, and at most ``n_params`` of the parameters in which they differ."""
     params = varying_params(runs)
     own = dict.fromkeys(key.split(".")[1] for run in runs for key in run.params if key.startswith("metrics."))
-    names = ["val/macro_f1", "val/loss", "test/macro_f1", *(f"{split}/{name}" for name in own for split in ("val", "test"))]
-    metrics = [name for name in names if any(name in run.metrics for run in runs)]
+    monitored = dict.fromkeys(run.params.get("checkpoint.monitor") or "val/macro_f1" for run in runs)
+    names = [*monitored, "val/loss", *(name.replace("val/", "test/") for name in monitored)]
+    names += [f"{split}/{name}" for name in own for split in ("val", "test")]
+    metrics = [name for name in dict.fromkeys(names) if any(name in run.metrics for run in runs)]
     columns = ["seconds", *metrics, *params[:n_params]]
     rows = [[str(run.folder), run.status, *(_cell(run.values.get(key)) for key in columns)] for run in runs]
     table = _align([["run", "status", *columns], *rows])

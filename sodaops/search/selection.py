@@ -99,6 +99,12 @@ def read_candidates(source: str, metric: str) -> list[Candidate]:
     return _of_wandb(source.removeprefix(WANDB), metric) if source.startswith(WANDB) else _of_folder(source, metric)
 
 
+def monitored(source: str) -> str:
+    """The metric that the runs of a sweep chose their epochs by; of a sweep of W&B ``val/macro_f1``."""
+    found = [] if source.startswith(WANDB) else runs.find_runs([source])
+    return next((name for run in found if (name := run.params.get("checkpoint.monitor"))), "val/macro_f1")
+
+
 def direction_of(metric: str, candidates: Sequence[Candidate]) -> str:
     """``minimize`` or ``maximize``, as the configuration of these runs says, or the metric's class.
 

@@ -76,6 +76,17 @@ def test_a_sweep_of_run_folders(workdir, capsys):
     assert json.loads(capsys.readouterr().out)["best"]["value"] == pytest.approx(0.7), "studies of one name stay apart"
 
 
+def test_the_default_metric_is_what_the_runs_monitored(workdir, capsys):
+    for name, rmse in (("a", 0.5), ("b", 0.4)):
+        record = RunRecord(workdir / "s" / name, {"checkpoint": {"monitor": "val/rmse"}})
+        record.add_metrics("val", {"rmse": rmse, "macro_f1": rmse})
+        record.finish("finished")
+    assert main(["select", "s"]) == 0 and "s/b: val/rmse 0.4000" in capsys.readouterr().out
+    assert main(["runs", "s"]) == 0
+    header = capsys.readouterr().out.splitlines()[0]
+    assert "val/rmse" in header and "macro_f1" not in header
+
+
 @pytest.mark.slow
 def test_a_sweep_on_wandb(monkeypatch):
     """W&B's servers cannot be reached here, so their answer is a stub."""
