@@ -334,11 +334,6 @@ def seconds_to_goal(run: dict[str, Any]) -> float:
     return next((seconds for seconds, score in run["curve"] if score >= GOAL), float("inf"))
 
 
-def best_of(results: dict[str, list[dict[str, Any]]], precision: str) -> str:
-    """The Trainer's fastest variant in a precision."""
-    return max((name for name in results if f"{precision}, length" in name), key=lambda name: median(results[name], speed))
-
-
 def format_tables(
     results: dict[str, list[dict[str, Any]]], goals: dict[str, list[dict[str, Any]]], args: argparse.Namespace
 ) -> str:
@@ -353,10 +348,10 @@ def format_tables(
         f"Written by `make bench-train`. {os.cpu_count()} cores, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; medians of {args.rounds} interleaved rounds. MiniLM on "
         f"{results['ours, float32'][0]['examples']} tweets of the train split. The default on this machine is "
-        f"{precisions[-1]}. GEMM: the share of the machine's rate in large matrix products that forward and backward reach, "
-        "counting only the gradients that are computed.", "",
-        "| side | examples/s | tokens/s without padding | padding | GEMM | memory, MB | ours, same precision | the default |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"{precisions[-1]}. GEMM: the share of the machine's rate in large matrix products that forward and backward reach.",
+        "",
+        "| side | examples/s | padding | GEMM | memory, MB | ours, same precision | the default |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for name, runs in results.items():
         share = median(
@@ -364,22 +359,13 @@ def format_tables(
         )
         rate, same = median(runs, speed), median(results[f"ours, {runs[0]['precision']}"], speed)
         lines.append(
-            f"| {name} | {rate:.1f} | {median(runs, lambda run: run['tokens'] / run['seconds']):,.0f} | "
-            f"{median(runs, lambda run: 1 - run['tokens'] / run['padded']):.0%} | {share:.0%} | "
+            f"| {name} | {rate:.1f} | {median(runs, lambda run: 1 - run['tokens'] / run['padded']):.0%} | {share:.0%} | "
             f"{median(runs, lambda run: run['memory_mb']):.0f} | {same / rate:.2f} times | {default / rate:.2f} times |"
         )
     lines.append("")
     for precision in precisions:
         rates = [run["gemm"] for runs in results.values() for run in runs if run["precision"] == precision]
         lines.append(f"The GEMM rate (1024 × 1024, {precision}) was {min(rates):.0f} to {max(rates):.0f} GFLOP/s.")
-    lines += ["", "Milliseconds per example by part:", "",
-              "| side | " + " | ".join(PARTS) + " | optimizer steps |", "| --- " * (len(PARTS) + 2) + "|"]  # fmt: skip
-    shown = [f"ours, {precision}" for precision in precisions] + [name for name in results if "padded" in name]
-    for name in [*shown, *(best_of(results, precision) for precision in precisions)]:
-        cells = [
-            f"{median(results[name], lambda run, part=part: 1000 * run['parts'][part] / run['examples']):.2f}" for part in PARTS
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {median(results[name], lambda run: run['steps']):.0f} |")
     return "\n".join([*lines, *to_goal_table(goals, args), ""])
 
 
@@ -387,15 +373,23 @@ def to_goal_table(goals: dict[str, list[dict[str, Any]]], args: argparse.Namespa
     """The lines of the table of seconds to the goal."""
     if not goals:
         return []
-    title = f"Seconds until macro-F1 on val is {GOAL}, checked every quarter epoch, at most 3 epochs; {args.seeds} seeds:"
-    lines = ["", title, "",
+    title = f"Seconds until macro-F1 on val is {GOAL}, checked every quarter epoch, at most 3 epochs; {args.seeds} seeds"
+    lines = ["", f"{title}, of each batch size the best of three learning rates:", "",
              "| side | seconds, each seed | median | ours is |", "| --- | --- | --- | --- |"]  # fmt: skip
     ours = next(median(runs, seconds_to_goal) for runs in goals.values())
-    for name, runs in goals.items():
+    for name, runs in best_rates(goals):
         each = ", ".join("never" if seconds_to_goal(run) == float("inf") else f"{seconds_to_goal(run):.0f}" for run in runs)
         typical = median(runs, seconds_to_goal)
         lines.append(f"| {name} | {each} | {typical:.0f} | {typical / ours:.2f} times |")
     return lines
+
+
+def best_rates(goals: dict[str, list[dict[str, Any]]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Of each batch size the runs with the learning rate that reached the goal first, fastest first."""
+    best: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+    for name, runs in sorted(goals.items(), key=lambda side: median(side[1], seconds_to_goal)):
+        best.setdefault(name.partition(", lr")[0], (name, runs))
+    return list(best.values())
 
 
 def draw(goals: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -403,10 +397,8 @@ def draw(goals: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes, shown = figure.subplots(), {}
-    for name, runs in sorted(goals.items(), key=lambda side: median(side[1], seconds_to_goal)):
-        shown.setdefault(name.partition(", lr")[0], (name, runs))  # of each batch size the best learning rate
-    for number, (name, runs) in enumerate(shown.values()):
+    axes = figure.subplots()
+    for number, (name, runs) in enumerate(best_rates(goals)):
         for k, run in enumerate(runs):
             seconds, scores = zip(*run["curve"], strict=True)
             axes.plot(seconds, scores, marker="o", color=f"C{number}", label=name if not k else None)
