@@ -84,12 +84,14 @@ def run_registry_list(args: argparse.Namespace) -> None:
     if not state.versions:
         print(f"{registry.root}: empty; `sodaops register BUNDLE` adds a version")
         return
-    print(f"{'version':<14}{'aliases':<24}{'registered':<22}{'val macro-F1':>13}{'test':>8}  data")
+    print(f"{'version':<14}{'aliases':<24}{'registered':<22}{'metric':<10}{'val':>7}{'test':>8}  data")
     for version, about in sorted(state.versions.items(), key=lambda item: item[1]["when"]):
-        val, test = ((about["metrics"].get(split) or {}).get("macro_f1") for split in ("val", "test"))
-        numbers = [f"{value:.3f}" if value is not None else "–" for value in (val, test)]
+        on_val, on_test = (about["metrics"].get(split) or {} for split in ("val", "test"))
+        metric = next((name for name in ("macro_f1", "r2", *on_val) if name in on_val), "–")
+        numbers = [f"{of[metric]:.3f}" if metric in of else "–" for of in (on_val, on_test)]
         names, when = ", ".join(aliases[version]), about["when"][:16].replace("T", " ")
-        print(f"{version:<14}{names:<24}{when:<22}{numbers[0]:>13}{numbers[1]:>8}  {about['data'].get('name', '–')}")
+        line = f"{version:<14}{names:<24}{when:<22}{metric:<10}{numbers[0]:>7}{numbers[1]:>8}"
+        print(f"{line}  {about['data'].get('name', '–')}")
 
 
 def _format_event(entry: dict[str, Any]) -> str:
