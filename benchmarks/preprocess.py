@@ -15,8 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -130,17 +129,17 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def cleaned_by(mapped: Callable[..., Iterable[pa.StringArray]], parts: Sequence[pa.StringArray], policy: str) -> None:
-    """Cleans parts with ``map`` or that of a pool."""
-    for _ in mapped(partial(clean_many, policy=policy), parts):
-        pass
+def cleaned_by(parts: Sequence[pa.StringArray], policy: str) -> None:
+    """Cleans parts."""
+    for part in parts:
+        clean_many(part, policy=policy)
 
 
 def cleaning(rounds: int) -> list[str]:
     """A Markdown table of the speed of cleaning, by texts and policy."""
     lines = [
-        "| texts | policy | one core | two threads | pandas apply | one core is | two threads are |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| texts | policy | one core | pandas apply | one core is |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, path in TABLES.items():
         texts = [text for text, _ in texts_of(path)]
@@ -148,16 +147,10 @@ def cleaning(rounds: int) -> list[str]:
         array, series = pa.array(texts), pd.Series(texts)
         parts = [array.slice(start, PART_ROWS) for start in range(0, len(array), PART_ROWS)]
         for policy in POLICIES:
-            with ThreadPoolExecutor(2) as two:
-                sides = (
-                    partial(cleaned_by, map, parts, policy),
-                    partial(cleaned_by, two.map, parts, policy),
-                    partial(series.apply, clean, policy=policy),
-                )
-                rates = [[len(texts) / seconds(side) for side in sides] for _ in range(rounds)]
-            one, both, other = np.median(rates, axis=0)
-            rest = f"{one / other:.1f} times | {both / other:.1f} times"
-            lines.append(f"| {name} | {policy} | {one:,.0f} /s | {both:,.0f} /s | {other:,.0f} /s | {rest} |")
+            sides = partial(cleaned_by, parts, policy), partial(series.apply, clean, policy=policy)
+            rates = [[len(texts) / seconds(side) for side in sides] for _ in range(rounds)]
+            one, other = np.median(rates, axis=0)
+            lines.append(f"| {name} | {policy} | {one:,.0f} /s | {other:,.0f} /s | {one / other:.1f} times |")
     return lines
 
 
