@@ -68,8 +68,10 @@ def name_of(config: ModelConfig) -> str:
     return f"model.name_or_path={config.name_or_path.partition('#')[0]}"
 
 
-def check_head_and_loss(model: TextEncoder, loss: Loss, targets: np.ndarray) -> None:
-    """Computes logits and loss of two made-up texts, with targets float32 [2, ...], with a model in training mode.
+def check_head_and_loss(model: TextEncoder, loss: Loss, targets: np.ndarray, truth: np.ndarray) -> None:
+    """Computes logits and loss of two made-up texts, with a model in training mode.
+
+    The targets of the loss are float32 [2, ...], and the truth of its method ``validate`` [2, ...].
 
     No random numbers are drawn.
 
@@ -92,8 +94,13 @@ def check_head_and_loss(model: TextEncoder, loss: Loss, targets: np.ndarray) -> 
             )
         try:
             value = loss(logits.requires_grad_(), torch.from_numpy(targets))
+            if hasattr(loss, "validate"):
+                loss.validate(logits.detach(), torch.from_numpy(truth))
         except Exception as error:  # a user's loss may raise anything
-            raise ConfigError(f"loss: it raised {type(error).__name__}: {reason_of(error)}") from error
+            raise ConfigError(
+                f"loss: {type(loss).__name__} raised {type(error).__name__}: {reason_of(error)} (logits {[*logits.shape]}, "
+                f"targets {[*targets.shape]}); choose a loss for the task."
+            ) from error
     check_loss(value)
 
 

@@ -73,7 +73,7 @@ class Form(NamedTuple):
         where = f"at row {rows[0]} ({len(rows)} bad rows: {some(rows)})"
         if names is None:
             expected = "0 or 1" if self.columns else "a list of labels; for text such as a;b set 'task.separator=\";\"'"
-            return DataError(f"{place}={cells[0].replace(BETWEEN, ', ')!r} {where}; expected {expected}.")
+            return DataError(f"{place}={repr(cells[0].replace(BETWEEN, ', '))[:80]} {where}; expected {expected}.")
         if not names:
             return DataError(f"{place}: no label {where}; remove these rows, or set task.allow_none=true.")
         unknown = [name for name in names if label_ids([name], labels, config.label_map) == [-1]]

@@ -54,7 +54,6 @@ class MultiLabel(Task):
     )
     baselines: ClassVar = {"every": "every label for every text", "tfidf": "TF-IDF + logistic regression"}
     max_cells = 2**20
-    takes_lists = True
     problem_type = "multi_label_classification"
     needs_val = True
     prediction_class = LabelSet
@@ -69,10 +68,15 @@ class MultiLabel(Task):
         is_list = isinstance(columns, Sequence) and not isinstance(columns, str)
         if columns is not None and (separator is not None or not is_list or len({*columns}) < max(2, len(columns))):
             raise ConfigError(f"task.columns={columns}: expected a list of two or more columns, and task.separator=null.")
+        if not isinstance(allow_none, bool) or not isinstance(thresholds, Mapping | None):
+            raise ConfigError(
+                f"task.allow_none={allow_none!r}, task.thresholds={thresholds!r}: expected true or false, and a mapping."
+            )
         for label, threshold in (thresholds or {}).items():
             if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
                 raise ConfigError(f"task.thresholds.{label}={threshold!r}: expected a probability.")
-        self.form = Form(separator, columns and [*columns], allow_none)
+        self.form = Form(separator, columns and [*map(str, columns)], allow_none)
+        self.takes_lists = separator is None and columns is None
         self.thresholds = {str(label): float(threshold) for label, threshold in (thresholds or {}).items()}
 
     def section(self) -> dict[str, Any]:
@@ -109,9 +113,9 @@ class MultiLabel(Task):
         if strange := [label for label in self.thresholds if label not in labels]:
             near = nearest(strange[0], labels)
             raise ConfigError(f"task.thresholds.{strange[0]}: no such label{near}; expected {some(labels)}.")
-        if len(labels) < 2 and n_rows:
+        if len(labels) < 2 and (targets.ids >= 0).any():
             where = self.form.place(config.label_column, config)
-            raise DataError(f"{place}: {where} has one label only ({some(labels)}); expected at least two.")
+            raise DataError(f"{place}: {where} has {len(labels)} labels ({some(labels) or 'none'}); expected at least two.")
         if config.labels is None:
             check_labels(place, n_rows, labels, config)
         return targets

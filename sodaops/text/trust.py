@@ -16,6 +16,6 @@ def is_trusted(path: str, group: str, variable: str) -> bool:
         group: of entry points, such as ``sodaops.cleaning``.
         variable: its import paths are separated by commas.
     """
-    if path in configured or path in os.environ.get(variable, "").split(","):
+    if path in configured or path in filter(None, os.environ.get(variable, "").split(",")):
         return True
     return any(entry.value.replace(":", ".") == path for entry in entry_points(group=group))

@@ -168,7 +168,8 @@ def _module_and_data(
     n_outputs = task.n_outputs(n_labels)
     separator = separator_of(pretrained.transformer, pretrained.tokenizer, len(config.data.text_columns))
     model = TextEncoder(pretrained.transformer, n_outputs, config.model.pooling, config.model.dropout, config.head, separator)
-    check_head_and_loss(model, make_loss(config.loss, lambda: torch.ones(n_outputs)), task.example_targets(n_labels))
+    loss = make_loss(config.loss, lambda: torch.ones(n_outputs))
+    check_head_and_loss(model, loss, task.example_targets(n_labels), task.any_truth(2, n_labels))
     metrics = OwnMetrics(config.metrics, n_labels, task) if config.metrics else None
     if config.model.random_weights and config.optim.frozen_layers is not None:
         raise ConfigError(

@@ -160,7 +160,8 @@ def _check_export(config: Config, pretrained: Pretrained, n_labels: int) -> None
     n_columns = len(config.data.text_columns)
     separator = separator_of(pretrained.transformer, pretrained.tokenizer, n_columns)
     copied = TextEncoder(_shallow(pretrained.transformer), n_outputs, config.model.pooling, 0.0, config.head, separator)
-    check_head_and_loss(copied, make_loss(config.loss, lambda: torch.ones(n_outputs)), task.example_targets(n_labels))
+    loss = make_loss(config.loss, lambda: torch.ones(n_outputs))
+    check_head_and_loss(copied, loss, task.example_targets(n_labels), task.any_truth(2, n_labels))
     copied.eval()
     variants = sorted(config.export.variants)
     versions = [*map(version, _PACKAGES), *(storage.sha256_of(str(module.__file__)) for module in _CODE)]

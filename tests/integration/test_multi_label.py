@@ -128,6 +128,7 @@ def test_the_other_forms_of_labels_give_the_same_splits(tagged, workdir):
         (["task.allow_none=false"], ["DataError", "no label", "task.allow_none"]),
         (["data.labels=[cheap,clean,late]"], ["DataError", "'rude'"]),
         (["data.label_column=joined"], ["DataError", "task.separator"]),
+        (['task.separator=";"'], ["DataError", "column tags", "list"]),
         (["task.columns=[cheap,city]"], ["DataError", "0 or 1", "cheap, city"]),
         (["task.columns=[cheap,cleen]"], ["DataError", "task.columns", "did you mean clean"]),
         (["task.thresholds={lat:0.4}"], ["ConfigError", "task.thresholds.lat", "did you mean late"]),

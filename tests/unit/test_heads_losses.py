@@ -96,7 +96,7 @@ def checked(n_labels, head=None, loss=None):
     made = losses.make_loss(loss or configured().loss, lambda: torch.ones(n_labels))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    probe.check_head_and_loss(model, made, SINGLE_LABEL.example_targets(n_labels))
+    probe.check_head_and_loss(model, made, SINGLE_LABEL.example_targets(n_labels), SINGLE_LABEL.any_truth(2, n_labels))
     assert torch.equal(state, torch.get_rng_state()) and all(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return model, made
@@ -136,6 +136,7 @@ def test_heads_that_are_refused(own, workdir, section, message):
         ({"fault": "nan"}, "loss: .*nan"),
         ({"fault": "number"}, "loss: .*float"),
         ({"fault": "detached"}, "loss: .*gradient"),
+        ({"_target_": "sodaops.modeling.losses.BinaryCrossEntropyLoss"}, "loss: BinaryCrossEntropyLoss .*task"),
         ({"_target_": "own.Loos"}, r"loss\._target_=own\.Loos: .*did you mean Loss"),
         ({"_target_": "own.Trained"}, r"loss\._target_=own\.Trained: .*parameters"),
         ({"_target_": "fractions.Fraction"}, r"loss\._target_=fractions\.Fraction: .*callable.*Fraction"),

@@ -30,6 +30,8 @@ FLAGS = [flags.replace(" ", "\x1f") for flags in ("1 1 0", "1 True 0", "0 0 0", 
         (["task.columns=a"], "task.columns"),
         (["task.thresholds={a:1.5}"], "task.thresholds.a"),
         (["task.thresholds={a:high}"], "task.thresholds.a"),
+        (["task.thresholds=[0.5]"], "task.thresholds"),
+        (["task.allow_none=maybe"], "task.allow_none"),
         (["loss=cross_entropy"], "loss=binary_cross_entropy"),
         (["checkpoint.monitor=val/accuracy"], "val/average_precision"),
         (["data=tweets"], "data.vote_columns"),
@@ -70,6 +72,7 @@ def test_equal_sets_are_one_target(task, cells):
 
 
 def test_cells_of_columns_and_label_maps():
+    assert MultiLabel(columns=[2019, 2020]).form.columns == ["2019", "2020"]
     task = MultiLabel(columns=["is_a", "is_b"])
     raw = pa.record_batch({"text": ["x", "y"], "is_b": ["1", "0"], "is_a": ["0", "1"]})
     cells = task.cells(raw, None).to_pylist()
@@ -107,8 +110,9 @@ def test_labels_in_no_list():
     assert isinstance(error, DataError) and "'bb'" in str(error) and "row 2" in str(error)
     with pytest.raises(ConfigError, match=r"task\.thresholds\.aa.*did you mean"):
         read(MultiLabel(";", thresholds={"aa": 0.5}), ["aaa;b"])
-    with pytest.raises(DataError, match="one label only"):
-        read(MultiLabel(";"), ["a", "a;a"])
+    for cells in (["a", "a;a"], ["", ";"]):
+        with pytest.raises(DataError, match="tags.*expected at least two"):
+            read(MultiLabel(";", allow_none=True), cells)
 
 
 def test_a_label_that_train_lacks():

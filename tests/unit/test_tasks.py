@@ -9,6 +9,7 @@ import pytest
 from sodaops.config.compose import compose
 from sodaops.errors import ConfigError, DataError
 from sodaops.tasks import SINGLE_LABEL, make_task
+from sodaops.tasks.make import is_allowed
 from sodaops.tasks.metrics import rank_metrics
 from sodaops.tasks.ordinal import Ordinal
 from sodaops.tasks.single_label import SingleLabel, softmax
@@ -48,6 +49,7 @@ def test_settings_that_are_refused(overrides, key):
 
 
 def test_only_tasks_are_called():
+    assert not is_allowed("") and not is_allowed("os.system") and is_allowed("sodaops.tasks.ordinal.Ordinal")
     code = {"_target_": "os.system", "command": "exit 1"}
     for target, more in (("make.construct", {"key": "", "section": code}), ("base.Metric", {"name": "", "title": ""})):
         with pytest.raises(ConfigError, match=f"{target}.*sodaops.tasks.base.Task"):
