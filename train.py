@@ -1,4 +1,4 @@
-"""Trains a text classifier: `python train.py model=distilbert trainer.max_epochs=3`. The same as `sodaops train`."""
+"""Trains a model: `python train.py model=distilbert trainer.max_epochs=3`. The same as `sodaops train`."""
 
 import sys
 

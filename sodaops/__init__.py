@@ -1,4 +1,4 @@
-"""SoDaOps trains, deploys and monitors text classifiers.
+"""SoDaOps trains, serves and monitors models that predict labels or numbers from texts.
 
 The names below are the Python API. They are loaded when they are first used, and only training imports torch.
 """

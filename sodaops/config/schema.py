@@ -94,7 +94,7 @@ class OptimConfig(Section):
         description="a class of torch.optim.lr_scheduler, or one like it, and its arguments; null: constant learning rates"
     )
     lr: Positive
-    head_lr: Positive = Field(description="of the classification head")
+    head_lr: Positive = Field(description="of the head")
     weight_decay: Annotated[float, Field(ge=0)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="lr factor per layer below the top")
     frozen_layers: Annotated[int, Field(ge=0)] | None

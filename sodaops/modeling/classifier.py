@@ -1,4 +1,4 @@
-"""The LightningModule that trains a text classifier: loss, metrics, optimizer."""
+"""The LightningModule that trains a model: loss, metrics, optimizer."""
 
 import warnings
 from typing import Any
