@@ -33,7 +33,7 @@ def schema(app: FastAPI, settings: ServeSettings, predictor: Predictor) -> dict[
     document = app.openapi_schema
     if document is None:
         document = app.openapi_schema = get_openapi(
-            title=app.title, version=version("sodaops"), description="Text classification from a bundle.", routes=app.routes
+            title=app.title, version=version("sodaops"), description="Predictions for texts from a bundle.", routes=app.routes
         )
         _add_limits(document, settings)
         _add_errors_and_keys(document, bool(settings.api_keys))
