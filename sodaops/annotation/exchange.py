@@ -130,13 +130,13 @@ def read_import(
     kind = state.ml_task.question["kind"]
     keys = keys._replace(text_columns=state.text_columns)
     if table_format(str(path)) is not None:
-        rows = _table_rows(path, keys, layout)
+        rows = _table_rows(path, keys, layout, kind)
     elif Path(path).suffix.lower() == ".json":
         rows = _in_file(path, lambda: list(json_rows(_read_json(path), keys, kind, faults)))
     else:
         raise DataError(f"{path}: expected a name that ends in .json or .csv (Label Studio), .tsv, .jsonl or .parquet.")
     mapping = {str(value): label for value, label in (label_map or {}).items()}
-    rows = [row._replace(label=mapping.get(row.label, row.label)) if isinstance(row.label, str) else row for row in rows]
+    rows = [row._replace(label=_mapped(row.label, mapping)) for row in rows]
     return _plan(path, state, rows, faults)
 
 
@@ -168,7 +168,13 @@ def _in_file(path: str | Path, read: Callable[[], list[ImportedRow]]) -> list[Im
         raise DataError(f"{path}: {error}") from None
 
 
-def _table_rows(path: str | Path, keys: ImportKeys, layout: "Layout | None") -> list[ImportedRow]:
+def _mapped(label: Any, mapping: Mapping[str, str]) -> Any:
+    if isinstance(label, list):
+        return [_mapped(one, mapping) for one in label]
+    return mapping.get(label, label) if isinstance(label, str) else label
+
+
+def _table_rows(path: str | Path, keys: ImportKeys, layout: "Layout | None", kind: str) -> list[ImportedRow]:
     from sodaops.data.sources import DETECTED, open_table, read_table  # pyarrow
 
     layout = layout or DETECTED
@@ -187,12 +193,23 @@ def _table_rows(path: str | Path, keys: ImportKeys, layout: "Layout | None") -> 
             "columns with annotate.text_key and annotate.label_key; the others are then left out."
         )
     rows = []
-    table = read_table(str(path), [name for name in columns if name in expected], layout)
+    lists = [label] if kind == "choices" else []
+    table = read_table(str(path), [name for name in columns if name in expected], layout, lists)
     for number, cells in enumerate(table.to_pylist(), 1):
         task, *text_cells, label_cell, annotator = (cells.get(name) or "" for name in expected)
         name = annotator or (_IMPORTER if label_cell else None)
-        rows.append(ImportedRow(f"row {number}", task, join(text_cells), label_cell or None, name))
+        answer = _list_of(label_cell) if lists else label_cell
+        rows.append(ImportedRow(f"row {number}", task, join(text_cells), answer if label_cell else None, name))
     return rows
+
+
+def _list_of(cell: str) -> Any:
+    """The list in a cell with JSON; any other cell as it is."""
+    try:
+        value = json.loads(cell) if cell.startswith("[") else cell
+    except (ValueError, RecursionError):
+        return cell
+    return value if isinstance(value, list) else cell
 
 
 def _plan(path: str | Path, state: AnnotationState, rows: Iterable[ImportedRow], faults: list[str]) -> Import:

@@ -1,5 +1,6 @@
 """Label Studio's formats: its JSON in both directions, its CSV and JSON-MIN exports, and its labeling config."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -219,7 +220,8 @@ def flat_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], keys: I
     for number, row in enumerate(rows, 1):
         label = row.get(label_key)
         if isinstance(label, str) and label.startswith(('{"choices"', '[{"number"')):
-            label = json.loads(label)
+            with contextlib.suppress(ValueError):  # else it is no answer, which is reported with its row
+                label = json.loads(label)
         label = label[0] if isinstance(label, list) and len(label) == 1 else label
         chosen = label.get("choices", label.get("number")) if isinstance(label, dict) else label
         if isinstance(chosen, list) and len(chosen) == 1:

@@ -107,9 +107,9 @@ def texts_of(
         yield pa.record_batch(texts, names=list(columns))
 
 
-def read_table(path: str, columns: Sequence[str], layout: Layout = DETECTED) -> pa.Table:
+def read_table(path: str, columns: Sequence[str], layout: Layout = DETECTED, lists: Sequence[str] = ()) -> pa.Table:
     """Reads the named columns of a whole table; otherwise as :func:`read_batches`."""
-    return pa.Table.from_batches(list(read_batches(path, columns, layout)))
+    return pa.Table.from_batches(list(read_batches(path, columns, layout, lists=lists)))
 
 
 def column_names(path: str, required: Sequence[str] = (), fix: str = "") -> list[str]:

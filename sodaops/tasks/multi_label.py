@@ -312,7 +312,8 @@ class MultiLabel(Task):
     def check_answer(self, answer: object, labels: Sequence[str]) -> str:
         is_list = isinstance(answer, str) and answer.startswith("[") and answer not in labels
         given: Any = parsed(str(answer)) if is_list else answer
-        given = [given] if isinstance(given, str) else given
+        if isinstance(given, str):
+            given = [given] if given in labels or self.form.separator is None else self.form.names(given)
         unknown = [name for name in given if name not in labels] if isinstance(given, list) else [answer]
         if unknown:
             near = nearest(unknown[0], labels)

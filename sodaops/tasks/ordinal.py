@@ -57,6 +57,10 @@ class Ordinal(SingleLabel):
             )
         return super().read_cells(place, counts, config)
 
+    def labels_without_data(self, config: DataConfig) -> list[str]:
+        numbers = [] if self.edges is None else [str(number) for number in range(1, len(self.edges) + 2)]
+        return super().labels_without_data(config) or numbers
+
     def bad_cells(
         self, place: str, cells: Sequence[str], rows: Sequence[int], labels: Sequence[str], config: DataConfig
     ) -> DataError:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sodaops.annotation.exchange import export_file, import_file, labeling_config
+from sodaops.annotation.exchange import export_file, import_file, labeling_config, read_import
 from sodaops.annotation.state import SKIP
 from sodaops.annotation.store import Store
 from sodaops.errors import DataError
+from sodaops.tasks.multi_label import MultiLabel
 from tests.annotation import LABELS, store_of, task
 
 ODD = 'He said "so, so"\nand <b>left</b> & 😀'
@@ -274,3 +275,27 @@ def test_a_spreadsheet_keeps_the_order_and_the_odd_text(store):
     assert [(row["text"], row["label"], row["annotator"]) for row in rows] == [
         (ODD, "negative", "ann"), (ODD, "positive", "ben"), ("two", "neutral", "ann"), ("three", "", "ann"), ("four", "", ""),
     ]  # fmt: skip
+
+
+FLAT = "annotation_id,annotator,text,label\n1,2,one,"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kept"),
+    [
+        ("rows.jsonl", '{"text": "one", "label": ["b", "x"]}\n{"text": "two", "label": []}\n', ['["a", "b"]', "[]"]),
+        ("rows.csv", 'text,label\none,"[""b"", ""x""]"\ntwo,b\n', ['["a", "b"]', '["b"]']),
+        ("flat.csv", FLAT + '"{""choices"": [""b"", ""x""]}"\n', ['["a", "b"]']),
+        ("flat.csv", FLAT + '"{""choices"": [""b"""\n', None),
+        ("rows.csv", 'text,label\none,"[""b"""\n', None),
+    ],
+)
+def test_lists_of_labels(write, name, content, kept):
+    made = Store.create("lists", ["a", "b"], MultiLabel(allow_none=True))
+    path = write(name, content)
+    if kept is None:
+        with pytest.raises(DataError, match="row 1: labels="):
+            read_import(path, made.state())
+        return
+    read_import(path, made.state(), label_map={"x": "a"}).write(made)
+    assert [label for given in made.state().answers.values() for label in given.values()] == kept

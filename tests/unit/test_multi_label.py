@@ -218,6 +218,7 @@ def test_answers_of_people():
     for wrong in (["x"], "x", 3, [3], None, '["x"]', "[", {"a": 1}):
         with pytest.raises(DataError, match="labels="):
             task.check_answer(wrong, LABELS)
+    assert MultiLabel(";").check_answer("c; a", LABELS) == MultiLabel(";").check_answer(["c", "a"], LABELS)
     with pytest.raises(DataError, match="allow_none"):
         MultiLabel().check_answer([], LABELS)
     assert task.merged(['["a"]', '["a", "b"]', "[]"]) == '["a"]' and task.merged(['["a"]', "[]"]) is None

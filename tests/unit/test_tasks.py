@@ -128,6 +128,7 @@ def test_ordered_labels_of_a_column():
 
 def test_a_numeric_column_by_edges():
     targets, config = read(Ordinal([0.0, 2.0]), ["-1.5", "0", "1.99", "2", "inf", "nan", "", "x"])
+    assert Ordinal([0.0, 2.0]).labels_without_data(config) == targets.labels
     assert targets.labels == ["1", "2", "3"] and targets.ids.tolist() == [0, 1, 1, 2, -1, -1, -1, -1]
     assert isinstance(targets.columns["label"], pa.Array) and targets.columns["label_id"].to_pylist() == [0, 1, 2]
     assert "'inf'" in str(Ordinal([0.0]).bad_cells("t.csv stars", ["inf"], [5], targets.labels, config))
