@@ -239,7 +239,8 @@ def _whole_table(model: Model, data: Any, keywords: Mapping[str, Any]) -> list[s
     return [
         *_data_overrides(data, *columns),
         *(override(f"data.{key}", value) for key, value in settings.items()),
-        *(override(f"++task.{key}", value) for key, value in config.get("task", {}).items()),  # older bundles have none
+        # Older bundles have no task. Hydra takes no dictionary with any key, such as thresholds; the bundle's own follow.
+        *(override(f"++task.{key}", of) for key, of in config.get("task", {}).items() if not isinstance(of, dict)),
         *(override(f"++loss.{key}", value) for key, value in config.get("loss", {}).items()),
         "checkpoint.monitor=val/loss",  # which every task has
         "evaluate.splits_dir=data/processed/${data.name}-evaluation",

@@ -110,10 +110,10 @@ class MultiLabel(Task):
 
         targets, n_rows = self.form.read(counts, config)
         labels = targets.labels
-        if strange := [label for label in self.thresholds if label not in labels]:
+        if labels and (strange := [label for label in self.thresholds if label not in labels]):
             near = nearest(strange[0], labels)
             raise ConfigError(f"task.thresholds.{strange[0]}: no such label{near}; expected {some(labels)}.")
-        if len(labels) < 2 and (targets.ids >= 0).any():
+        if len(labels) < 2 and (targets.ids >= 0).all():  # else the cells are the fault
             where = self.form.place(config.label_column, config)
             raise DataError(f"{place}: {where} has {len(labels)} labels ({some(labels) or 'none'}); expected at least two.")
         if config.labels is None:

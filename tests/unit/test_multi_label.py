@@ -110,6 +110,7 @@ def test_labels_in_no_list():
     assert isinstance(error, DataError) and "'bb'" in str(error) and "row 2" in str(error)
     with pytest.raises(ConfigError, match=r"task\.thresholds\.aa.*did you mean"):
         read(MultiLabel(";", thresholds={"aa": 0.5}), ["aaa;b"])
+    assert read(MultiLabel(thresholds={"a": 0.5}), ["a;b"])[0].ids.tolist() == [-1], "the cells are the fault"
     for cells in (["a", "a;a"], ["", ";"]):
         with pytest.raises(DataError, match="tags.*expected at least two"):
             read(MultiLabel(";", allow_none=True), cells)
