@@ -262,7 +262,7 @@ def read_config(path: str | Path, info: BundleInfo) -> dict[str, Any]:
 def _settings(fields: dict[str, Any]) -> dict[str, Any]:
     settings = {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
     if fields.get("max_windows") is not None:
-        settings |= {key: fields[key] for key in ("stride", "max_windows")}
+        settings |= {"stride": fields.get("stride", 0), "max_windows": fields["max_windows"]}
     settings |= {"task": fields["task"]} if fields.get("task") else {}
     columns = fields["data"].get("text_column")
     return settings | ({"text_column": columns} if isinstance(columns, list) else {})  # then texts are tokenised in parts
