@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from sodaops.config.schema import DataConfig, table_format
-from sodaops.data import parts
+from sodaops.data import cells, parts
 from sodaops.data.parts import Part, split_batch
 from sodaops.data.rows import Rows, assign_splits, read_rows, select_rows
 from sodaops.data.sources import Layout, open_table, read_batches
@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 FORMAT = 2  # increase it when the same table would give other splits, which makes existing splits stale
 _LATER_KEYS = ("delimiter", "encoding", "source")  # without a value the splits are those of earlier versions
-PART_CODE = (bulk_cleaning, cleaning, columns, parts, policies)  # the modules that determine the content of a part
+# The modules that determine the content of a part.
+PART_CODE = (bulk_cleaning, cells, cleaning, columns, parts, policies)
 _RARE = 5  # a label with fewer rows may be a typing error
 # Keys that do not change the content of the splits.
 _UNUSED_KEYS = {"name", "path", "files", "watch", "added", "ray"}

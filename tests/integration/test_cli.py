@@ -122,7 +122,7 @@ def test_jobs_of_a_launcher_are_logged_once(tmp_path, capsys):
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("sodaops.data.preprocess.preprocess", lambda *_: 1 / 0)
+    monkeypatch.setattr("sodaops.data.preprocess.preprocess", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["preprocess"])
 

@@ -10,7 +10,7 @@ import pytest
 
 from sodaops.bundle import layout
 from sodaops.data.preprocess import read_manifest
-from sodaops.text import cleaning
+from sodaops.text import cleaning, trust
 from tests.conftest import TINY, make_rows, table
 from tests.serving import detail, refresh_info
 
@@ -59,7 +59,7 @@ def test_a_search_path_plugin_brings_a_source_and_a_cleaning(write, tmp_path):
 @pytest.mark.slow
 def test_a_training_from_a_source_with_a_cleaning(run, extensions, write, monkeypatch):
     """One run after the other: preprocess, train, evaluate, resume the evaluation elsewhere, predict."""
-    monkeypatch.setattr(cleaning, "configured", set())
+    monkeypatch.setattr(trust, "configured", set())
     write("rows.py", "import pyarrow as pa\ndef rows(n):\n    for i in range(n):\n        yield pa.record_batch("
                      "{'text': [f'good {i} http://t.co/{i}', f'bad {i}'], 'label': ['good', 'bad']})\n")  # fmt: skip
     monkeypatch.syspath_prepend(".")
@@ -74,7 +74,7 @@ def test_a_training_from_a_source_with_a_cleaning(run, extensions, write, monkey
     assert code == 0, error
     assert run("predict", "run/bundle", "so good")[1].split("\t")[:2] == out.split("\t")[:2]
     monkeypatch.setattr("sodaops.text.cleaning.GROUP", "none")
-    monkeypatch.setattr(cleaning, "configured", set())
+    monkeypatch.setattr(trust, "configured", set())
     code, _, error = run("predict", "run/bundle", "so good")
     assert code == 2 and error.startswith("BundleError: ") and "SODAOPS_CLEANING=textlab.cleaning.without_links" in error
 

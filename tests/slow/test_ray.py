@@ -12,6 +12,7 @@ import pytest
 from sodaops.data import parts, workers
 from sodaops.data.preprocess import preprocess
 from sodaops.errors import ConfigError, StorageError
+from sodaops.tasks import SINGLE_LABEL
 from tests.conftest import configured, make_rows, table
 
 pytestmark = [
@@ -67,5 +68,5 @@ def test_no_cluster_there(config):
 
 def test_a_worker_that_does_not_see_the_folder(config, tmp_path):
     part = parts.Part(tmp_path / "elsewhere/0.arrow", "t.csv", 0, 1, 1)
-    error = workers._make_serialized(part, None, b"", config())
+    error = workers._make_serialized(part, None, b"", config(), SINGLE_LABEL)
     assert isinstance(error, StorageError) and str(part.path.parent) in str(error)
