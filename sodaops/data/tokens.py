@@ -103,7 +103,8 @@ def batch_inputs(rows: Sequence[np.ndarray], pad_token_id: int, limit: Limit) ->
     [[0, 1], [2, -1]]
     """
     if limit.max_windows is None:
-        return dict(zip(("input_ids", "attention_mask"), pad(rows, pad_token_id), strict=True))
+        input_ids, attention_mask = pad(rows, pad_token_id)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
     width, n_windows = limit.max_tokens, np.array([limit.n_windows(len(row)) for row in rows])
     cut = [row[first : first + width] for row in rows for first in range(0, len(row), width)]
     windows = np.full((len(rows), n_windows.max()), -1, dtype=np.int64)

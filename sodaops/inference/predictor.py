@@ -57,7 +57,7 @@ class Predictor:
         self._tokenizer_name = f"{path}/{layout.TOKENIZER}"
         with parsing(self._tokenizer_name):
             self._tokenizer = Tokenizer.from_buffer(content)
-            n_columns = len(self.info.text_columns)
+            n_columns = self._n_columns = len(self.info.text_columns)
             self._parts = PartsTokenizer(self._tokenizer, n_columns, self.limit.max_tokens) if n_columns > 1 else None
             set_limit(self._tokenizer, self.limit)
         self._n_special = len(self.encode(""))
@@ -77,7 +77,7 @@ class Predictor:
             DataError: it does not have as many parts as the bundle has text columns.
         """
         try:
-            return columns.clean_parts(text, len(self.info.text_columns), self._clean)
+            return self._clean(text) if self._parts is None else columns.clean_parts(text, self._n_columns, self._clean)
         except ConfigError as error:  # its message may quote the text
             cause = type(error.__cause__ or error).__name__
             raise BundleError(
@@ -125,10 +125,11 @@ class Predictor:
             first = self._tokenizer.encode_batch([cleaned])[0]
             windows = [first, *(first.overflowing[: limit.max_windows - 1] if limit.max_windows else [])]
             within_limit = cleaned[: max(end for window in windows for _, end in window.offsets)]
-        n_windows = limit.n_windows(len(row))
-        n_read = len(row) - n_windows * self._n_special
-        n_pieces = n_read - (n_windows - 1) * limit.stride  # without those that windows share
-        n_unknown = round(int((row == self._unknown_id).sum()) * n_pieces / max(1, n_read))
+        n_pieces, n_unknown = len(row) - self._n_special, int((row == self._unknown_id).sum())
+        if (n_windows := limit.n_windows(len(row))) > 1:
+            n_read = len(row) - n_windows * self._n_special
+            n_pieces = n_read - (n_windows - 1) * limit.stride  # without those that windows share
+            n_unknown = round(n_unknown * n_pieces / max(1, n_read))
         return reference.describe_text(cleaned, n_pieces, n_unknown, len(within_limit.split()))
 
     def sketch(self, embeddings: np.ndarray) -> np.ndarray | None:
