@@ -29,7 +29,7 @@ TEXTS = [dict(zip(COLUMNS, pair, strict=True)) for pair in PAIRS]
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """A run on pairs, in which body and title must be told apart: ``run``, ``splits`` and the table ``pairs.csv``."""
+    """A run on pairs, in which body and title must be distinguished: ``run``, ``splits`` and the table ``pairs.csv``."""
 
     def make(folder):
         rows = [(f"{a} number {i}", f"{b} number {i}", label) for i in range(60) for a, b, label in
