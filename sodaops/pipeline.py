@@ -1,8 +1,10 @@
 """The pipeline's stages as functions, called by the Python API and the command line: preprocess, train, export, evaluate."""
 
+import contextlib
 import html
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,8 +121,8 @@ def _train_locally(config: Config) -> Run:
         return Run(config.run_dir, launch.launch(config, n_processes, n_nodes))
     config = with_precision(config)
     trial = trial_of(os.environ) if ranks.is_rank_zero(os.environ) else None
-    with tracked(config, trial.as_dict() if trial else None) as tracker:
-        trained = fit(config, tracker, trial_callbacks(trial, config.checkpoint.monitor))
+    with _teacher_folders(config) as teachers, tracked(config, trial.as_dict() if trial else None) as tracker:
+        trained = fit(config, tracker, trial_callbacks(trial, config.checkpoint.monitor), teachers)
         if trained.bundle_dir is None:
             if ranks.is_rank_zero(os.environ):
                 log.warning("no bundle was written, because no epoch was validated with checkpoints enabled")
@@ -128,9 +130,30 @@ def _train_locally(config: Config) -> Run:
         evaluated = None
         if config.evaluate.split != "none":
             settings = config.evaluate.model_copy(update={"bundle": None})
-            evaluated = evaluate_split(config.model_copy(update={"evaluate": settings}), trained.bundle_dir)
+            evaluated = evaluate_split(config.model_copy(update={"evaluate": settings}), trained.bundle_dir, teachers)
             tracker.evaluated(evaluated)
     return Run(config.run_dir, trained.score, trained.bundle_dir, trained.info, trained.exported, evaluated)
+
+
+@contextlib.contextmanager
+def _teacher_folders(config: Config) -> Iterator[list[Path]]:
+    """Local copies of the bundles of ``teacher``, checked as far as is possible without the splits."""
+    if not config.teachers:
+        yield []
+        return
+    from sodaops.bundle import layout
+    from sodaops.registry.bundles import bundle_at
+    from sodaops.training.teacher import check_teacher
+
+    def files(info: "BundleInfo") -> list[str]:
+        models = [layout.ONNX[variant] for variant in {"float32", config.evaluate.variant}]
+        return [name for name in (layout.TOKENIZER, layout.DATA, layout.DRIFT, *models) if name in info.files]
+
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(bundle_at(name, files)) for name in config.teachers]
+        for name, folder in zip(config.teachers, folders, strict=True):
+            check_teacher(config, name, folder)
+        yield folders
 
 
 def export_bundle(config: Config, bundle: str | Path) -> "Exported":
@@ -156,7 +179,7 @@ def evaluate(config: Config) -> "Evaluated":
     Raises:
         BundleError, ConfigError, DataError, RegistryError, StorageError: a problem that the user can fix.
     """
-    from sodaops.bundle.layout import CONFIG
+    from sodaops.bundle.layout import CONFIG, DATA
     from sodaops.evaluation.evaluate import evaluate_split
     from sodaops.registry.bundles import bundle_at, predictor_files
 
@@ -166,8 +189,11 @@ def evaluate(config: Config) -> "Evaluated":
     output_dir = settings.output_dir or _output_dir_of(settings.bundle, settings.split)
     settings = settings.model_copy(update={"bundle": None, "output_dir": output_dir})
     files = predictor_files(settings.variant)
-    with bundle_at(config.evaluate.bundle, lambda info: [*files(info), CONFIG]) as folder:
-        return evaluate_split(config.model_copy(update={"evaluate": settings}), folder)
+    with (
+        bundle_at(config.evaluate.bundle, lambda info: [*files(info), CONFIG, DATA]) as folder,
+        _teacher_folders(config) as teachers,
+    ):
+        return evaluate_split(config.model_copy(update={"evaluate": settings}), folder, teachers)
 
 
 def _output_dir_of(bundle: str, split: str) -> str | None:

@@ -1,8 +1,7 @@
 """Writes accepted labels to a new raw table, without texts that are like one of the test split."""
 
-import re
 import secrets
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,9 +23,7 @@ from sodaops.tasks import SINGLE_LABEL
 from sodaops.tasks.base import Task as MLTask
 from sodaops.text.cleaning import cleaner
 from sodaops.text.columns import clean_parts, named, split
-
-_GRAM = 5
-_NOT_WORD = re.compile(r"[\W_]+")
+from sodaops.text.near import NearTexts
 
 
 @dataclass(frozen=True)
@@ -132,45 +129,6 @@ def _merge(
             rows.append(_row(task, answers, label, data, labels, ml_task))
     path = _write_rows(rows, added) if rows else None
     return MergeResult(path, dict(counts.most_common()), n_open, n_tied, n_known, n_empty, leaking)
-
-
-class NearTexts:
-    """Finds near duplicates: texts with the same words and small changes.
-
-    Args:
-        texts: where to look.
-        near: the least Jaccard similarity of the sets of character 5-grams, in lower case and without punctuation.
-    """
-
-    def __init__(self, texts: Sequence[str], near: float) -> None:
-        self._texts, self._near = texts, near
-        self._sizes: list[int] = []  # 5-grams of each text
-        self._index: dict[str, list[int]] = defaultdict(list)  # 5-gram -> indices of the texts that have it
-        for number, text in enumerate(texts):
-            grams = _char_grams(text)
-            self._sizes.append(len(grams))
-            for gram in grams:
-                self._index[gram].append(number)
-
-    def find(self, text: str) -> str | None:
-        """The most similar text, or None if none is similar enough.
-
-        >>> NearTexts(["the train is late again", "I love this"], 0.7).find("The train is late again!!")
-        'the train is late again'
-        >>> NearTexts(["the train is late again"], 0.7).find("the plane is late again") is None
-        True
-        """
-        grams = _char_grams(text)
-        shared = Counter(number for gram in grams for number in self._index.get(gram, ()))
-        # Jaccard similarity: shared 5-grams / (all 5-grams of both)
-        similarities = [(n / (len(grams) + self._sizes[number] - n), number) for number, n in shared.items()]
-        similarity, number = max(similarities, default=(0.0, -1))
-        return self._texts[number] if number >= 0 and similarity >= self._near else None
-
-
-def _char_grams(text: str) -> set[str]:
-    padded = f" {_NOT_WORD.sub(' ', text.lower()).strip() or text} "
-    return {padded[i : i + _GRAM] for i in range(max(1, len(padded) - _GRAM + 1))}
 
 
 def _row(

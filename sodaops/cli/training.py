@@ -53,7 +53,7 @@ def show_evaluation(evaluated: "Evaluated") -> None:
     first, *others = task.metrics
     low, high = (m["interval_95"][first.name][end] for end in ("low", "high"))
     rows = [("this model", m, f"{low:.3f} to {high:.3f}")]
-    rows += [(task.baselines[name], values, "") for name, values in evaluated.baselines.items()]
+    rows += [(title, values, "") for title, values in evaluated.others]
     table = [[f"{evaluated.split} split, {m['n_rows']:,} rows", first.title, "95 % interval", *(one.title for one in others)]]
     for title, values, interval in rows:
         cells = [f"{values[metric.name]:.3f}" if metric.name in values else "" for metric in task.metrics]
@@ -62,6 +62,10 @@ def show_evaluation(evaluated: "Evaluated") -> None:
     print()
     for title, *cells in table:
         print(f"{title:<{widths[0]}}" + "".join(f"   {cell:>{n}}" for cell, n in zip(cells, widths[1:], strict=True)).rstrip())
+    if teacher := m.get("teacher"):
+        low, high = teacher["gain"]["low"], teacher["gain"]["high"]
+        difference = f"{first.title} {teacher['gain']['measured']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+        print(f"against its teacher: {difference}, {teacher['speed']:.2f} times as fast")
     if own := own_metrics(task, m):
         print("  ".join(f"{name} {'–' if value is None else format(value, '.4g')}" for name, value in own.items()))
     if not evaluated.same_data:

@@ -16,6 +16,9 @@ class ModelConfig(Section):
     revision: str | None = Field(description="commit or tag of a hub model")
     random_weights: bool = Field(description="architecture and tokenizer only, weights drawn at random (for tests)")
     overrides: dict[str, Any] | None = Field(description="changes to the encoder's own configuration")
+    layers: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="the encoder's first layers, by number, or those with these indices, from 0; null: all"
+    )
     encoder: Extension | None = Field(None, description="an encoder class of your own, with the tokenizer of name_or_path")
     pooling: Literal["mean", "cls"]
     dropout: Annotated[float, Field(ge=0, lt=1)]

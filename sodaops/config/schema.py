@@ -34,7 +34,7 @@ from sodaops.text.redaction import KINDS
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BUILT_IN_METRICS = {  # and the other names beside them in metrics.json and run.json
     "macro_f1", "accuracy", "weighted_f1", "loss", "log_loss", "ece", "n_rows", "interval_95", "labels", "cut_share", "slices",
-    "baselines", "epoch",
+    "baselines", "epoch", "teacher",
 }  # fmt: skip
 Label = str | int
 Kind = Literal[*KINDS]  # type: ignore[valid-type]
@@ -70,6 +70,7 @@ class DataConfig(Section):
     fractions: list[Fraction] = Field(description="shares of train, val, test", min_length=3, max_length=3)
     conflicts: Literal["error", "drop"] = Field(description="the same text with two labels")
     max_chars: Count = Field(description="longest text accepted, in characters")
+    unlabelled: str | None = Field(None, description="table, or local folder of tables, with more texts for teacher to label")
     max_rows: Count | None = Field(description="use a sample of so many rows of each table, by their hashes; null: all")
     ray: str | None = Field(None, description="Ray cluster to clean the table on: local, auto or HOST:PORT; null: none")
 
@@ -151,6 +152,13 @@ class ExportConfig(Section):
     """Which ONNX models go into the bundle."""
 
     variants: list[Literal["float32", "int8"]] = Field(description="[]: none; int8 only where it passes its gate")
+
+
+class DistillConfig(Section):
+    """How a model learns from ``teacher``."""
+
+    weight: Fraction = Field(0.5, description="target = weight * the teachers' mean answer + (1 - weight) * label and votes")
+    near: Fraction = Field(0.7, description="similarity to a val or test text at which a text of data.unlabelled is left out")
 
 
 class EvaluateConfig(Section):
@@ -297,6 +305,10 @@ class Config(Section):
     trainer: dict[str, Any] = Field(description="Arguments of lightning.Trainer, checked when training starts.")
     checkpoint: CheckpointConfig
     early_stopping: EarlyStoppingConfig
+    teacher: str | list[str] | None = Field(
+        None, description="bundle, or several, whose answers are learnt: a folder, gs://BUCKET/FOLDER, or REGISTRY@champion"
+    )
+    distill: DistillConfig = DistillConfig()
     callbacks: dict[str, Extension]
     metrics: dict[Annotated[str, Field(pattern="^[A-Za-z][A-Za-z0-9_]*$")], Extension]
     logger: LoggerConfig
@@ -308,6 +320,11 @@ class Config(Section):
     drift: DriftConfig
     alerts: AlertsConfig
     search: SearchConfig | None = None
+
+    @property
+    def teachers(self) -> list[str]:
+        """The bundles of ``teacher``."""
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
 
     @property
     def splits_dir(self) -> Path:

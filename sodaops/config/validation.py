@@ -82,6 +82,10 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"{key}={path!r}: expected a name that ends in {', '.join(FORMATS)}, with or without .gz."
     if abs(sum(data.fractions) - 1) > 1e-9:
         yield f"data.fractions={data.fractions}: they sum to {sum(data.fractions):g}; expected 1."
+    if data.unlabelled is not None and not config.teachers:
+        yield f"data.unlabelled={data.unlabelled} has no effect without teacher; set teacher=RUN/bundle."
+    if isinstance(layers := config.model.layers, list) and (not layers or layers != sorted(set(layers))):
+        yield f"model.layers={layers}: expected increasing indices of layers, such as [0, 2, 4], or a number of layers."
     shares = config.annotate.shares.model_dump()
     if abs(sum(shares.values()) - 1) > 1e-9:
         yield f"annotate.shares={shares}: they sum to {sum(shares.values()):g}; expected 1."
@@ -115,6 +119,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"model.{key}={value} has no effect without model.long_texts=windows; set that, or model.{key}=null."
     if config.model.encoder is not None and config.model.overrides:
         yield "model.overrides has no effect on model.encoder; set model.overrides=null."
+    if config.model.encoder is not None and config.model.layers is not None:
+        yield f"model.layers={config.model.layers} has no effect on model.encoder; set model.layers=null."
     if config.optim.batch_tokens < config.model.max_tokens:
         yield (
             f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "

@@ -2,9 +2,12 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import lightning as L
+import numpy as np
 import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
@@ -31,15 +34,19 @@ class TextDataModule(L.LightningDataModule):
         pad_token_id: the token that pads a batch.
         labels: in order.
         task: reads the targets; with train it gets parameters, see :meth:`Task.fitted_on_train`.
+        taught: more cleaned texts for train, and answers for the train rows and them, float32 [n_train + n_texts, n_labels].
     """
 
     def __init__(
-        self, config: Config, tokenizer: Tokenizer, pad_token_id: int, labels: Sequence[str], task: Task = SINGLE_LABEL
-    ) -> None:
+        self, config: Config, tokenizer: Tokenizer, pad_token_id: int, labels: Sequence[str], task: Task = SINGLE_LABEL,
+        taught: tuple[Sequence[str], np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.taught = taught
         self.config, self.tokenizer = config, tokenizer
         self.pad_token_id, self.labels, self.task = pad_token_id, labels, task
         self.splits: dict[str, Tokenised] = {}
+        self._balanced_weights: Callable[[], np.ndarray]
         self.cut_shares: dict[str, float] = {}  # split -> share of its texts that are longer than model.limit
         self._train: TokenLoader | None = None
         self._resumed: dict[str, int] | None = None
@@ -56,11 +63,12 @@ class TextDataModule(L.LightningDataModule):
         if not table.num_rows:
             raise DataError(f"{split}: has no rows; data.fractions={self.config.data.fractions} is for an evaluation.")
         tokens = tokenise(self.tokenizer, table["text"].to_pylist(), limit)
+        kept = tokens.kept
         if tokens.is_empty.any():
             empty = table.filter(pa.array(tokens.is_empty))
             where = [f"{row['source']} row {row['row']}" for row in empty.to_pylist()]
             log.warning("%s: %d texts have no tokens and are left out: %s", split, empty.num_rows, some(where))
-            table = table.take(tokens.kept)
+            table = table.take(kept)
             if not table.num_rows:
                 raise DataError(f"{split}: no text has tokens; choose a model for texts of this language (model.name_or_path).")
             tokens = tokenise(self.tokenizer, table["text"].to_pylist(), limit)
@@ -68,7 +76,31 @@ class TextDataModule(L.LightningDataModule):
         if split == "train":
             self.task = self.task.fitted_on_train(self.task.truth(table))
         truth, targets = self.task.truth(table), self.task.targets(table, self.labels, self.config.optim)
-        return Tokenised(tokens.ids, tokens.offsets, truth, targets, self.pad_token_id, limit)
+        own = Tokenised(tokens.ids, tokens.offsets, truth, targets, self.pad_token_id, limit)
+        if split != "train":
+            return own
+        self._balanced_weights = partial(self.task.balanced_weights, truth, len(self.labels))
+        return own if self.taught is None else self._with_answers(own, kept, *self.taught)
+
+    def _with_answers(self, own: Tokenised, kept: np.ndarray, texts: Sequence[str], answers: np.ndarray) -> Tokenised:
+        """The train rows, int64 ``kept`` of them, with the teachers' answers in their targets, and the texts without labels."""
+        weight, targets = self.config.distill.weight, own.targets
+        soft = self.task.soft_targets(answers)
+        n_train = len(soft) - len(texts)
+        has_answer = ~np.isnan(answers).any(axis=tuple(range(1, answers.ndim)))
+        mixed = np.where(has_answer[kept], weight, 0).reshape(-1, *[1] * (targets.ndim - 1)).astype(np.float32)
+        targets = (1 - mixed) * targets + mixed * np.nan_to_num(soft[kept])
+        more = tokenise(self.tokenizer, texts, own.limit)
+        usable = np.flatnonzero(has_answer[n_train:] & ~more.is_empty)
+        rows = more.rows
+        lengths = np.concatenate([np.diff(own.offsets), np.diff(more.offsets)[usable]])
+        return replace(
+            own,
+            tokens=np.concatenate([own.tokens, *(rows[i] for i in usable)]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            truth=np.concatenate([own.truth, np.zeros((len(usable), *own.truth.shape[1:]), own.truth.dtype)]),  # not read
+            targets=np.concatenate([targets, soft[n_train:][usable]]),
+        )
 
     def log_cut_shares(self) -> None:
         """Logs how many texts are cut, as a warning if they are many."""
@@ -83,7 +115,7 @@ class TextDataModule(L.LightningDataModule):
 
     def balanced_weights(self) -> torch.Tensor:
         """Weights that give all labels the same total, float32 [n_labels]."""
-        return torch.from_numpy(self.task.balanced_weights(self.splits["train"].truth, len(self.labels)))
+        return torch.from_numpy(self._balanced_weights())
 
     def enough_epochs(self, n_processes: int) -> int:
         """What ``trainer.max_epochs=auto`` stands for: 3, or up to 10 where these have fewer than 100 steps."""

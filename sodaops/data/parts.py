@@ -79,16 +79,9 @@ def prepare_rows(raw: pa.RecordBatch, first: int, config: DataConfig, task: Task
         vote_LABEL (int64) and slice_NAME (string) for the configured ones. The schema's metadata hold the faults as JSON: too
         long texts, which become empty, and votes that are not numbers.
     """
-    faults: dict[str, Fault] = {}
-    texts = [raw[name] for name in config.text_columns]
-    n_chars = functools.reduce(pc.add, map(pc.utf8_length, texts))
+    clean, n_chars = clean_texts(raw, config)
     too_long = pc.greater(n_chars, config.max_chars)
-    if pc.any(too_long).as_py():
-        faults["long"] = _fault(too_long, n_chars, first)
-        texts = [pc.if_else(too_long, "", text) for text in texts]
-    clean = join_texts([clean_many(text, config.cleaning) for text in texts])
-    if len(texts) > 1:
-        clean = pc.if_else(pc.equal(pc.utf8_trim(clean, SEPARATOR), ""), "", clean)  # no part has anything left
+    faults = {"long": _fault(too_long, n_chars, first)} if pc.any(too_long).as_py() else {}
     hashes = hash_many(clean)
     columns = {
         "hash_hi": pa.array(hashes[:, 0]),
@@ -106,6 +99,19 @@ def prepare_rows(raw: pa.RecordBatch, first: int, config: DataConfig, task: Task
     columns |= {f"slice_{name}": raw[name] for name in config.slice_columns}
     faults_json = json.dumps({name: asdict(fault) for name, fault in faults.items()})
     return pa.RecordBatch.from_pydict(columns).replace_schema_metadata({"faults": faults_json})
+
+
+def clean_texts(raw: pa.RecordBatch, config: DataConfig) -> tuple[pa.StringArray, pa.IntegerArray]:
+    """Texts, clean, of several columns joined; and their characters before that. Too long ones become empty."""
+    texts = [raw[name] for name in config.text_columns]
+    n_chars = functools.reduce(pc.add, map(pc.utf8_length, texts))
+    too_long = pc.greater(n_chars, config.max_chars)
+    if pc.any(too_long).as_py():
+        texts = [pc.if_else(too_long, "", text) for text in texts]
+    clean = join_texts([clean_many(text, config.cleaning) for text in texts])
+    if len(texts) > 1:
+        clean = pc.if_else(pc.equal(pc.utf8_trim(clean, SEPARATOR), ""), "", clean)  # no part has anything left
+    return clean, n_chars
 
 
 def hash_many(texts: pa.StringArray) -> np.ndarray:

@@ -40,7 +40,7 @@ _LATER_KEYS = ("delimiter", "encoding", "source")  # without a value the splits 
 PART_CODE = (bulk_cleaning, cells, cleaning, columns, parts, policies)
 _RARE = 5  # a label with fewer rows may be a typing error
 # Keys that do not change the content of the splits.
-_UNUSED_KEYS = {"name", "path", "files", "watch", "added", "ray"}
+_UNUSED_KEYS = {"name", "path", "files", "watch", "added", "ray", "unlabelled"}
 
 
 def preprocess(

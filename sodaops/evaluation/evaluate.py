@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
+from sodaops.bundle import layout
 from sodaops.bundle.files import parsing
 from sodaops.bundle.layout import CONFIG, BundleInfo, check_splits, read_config
 from sodaops.config.extensions import Extension
@@ -19,6 +20,8 @@ from sodaops.errors import ConfigError, DataError
 from sodaops.evaluation import report
 from sodaops.evaluation.quality_warnings import quality_warnings
 from sodaops.evaluation.result import FOLDERS, METRICS, REPORT, WRITTEN, Evaluated
+from sodaops.evaluation.teacher import check_teachers, compare_with_teacher
+from sodaops.inference.ensemble import Ensemble
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.tasks import plots
@@ -26,7 +29,7 @@ from sodaops.tasks.base import Task
 from sodaops.text.columns import named
 
 
-def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Evaluated:
+def evaluate_split(config: Config, bundle_dir: str | Path | None = None, teachers: Sequence[Path] = ()) -> Evaluated:
     """Measures a bundle on ``evaluate.split`` and writes metrics, predictions, plots and a report.
 
     Of the configuration only ``evaluate`` and ``metrics`` are read; the metrics that the bundle's configuration names are
@@ -36,6 +39,7 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     Args:
         config: the whole configuration.
         bundle_dir: the bundle; ``evaluate.bundle`` takes precedence.
+        teachers: local folders of the bundles of ``teacher``, with which it is compared.
 
     Raises:
         ConfigError: no bundle named, splits with other labels or another cleaning, or a metric that cannot be computed.
@@ -58,6 +62,10 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None) -> Eval
     sections = {**_metrics_of(bundle_dir, predictor.info), **config.metrics}
     own = _own_metrics(sections, predictor.task, predictor.task.truth(table), probs)
     result = _result(settings, predictor, table, probs, cut_share, splits_dir, output_dir, same_data, own)
+    if teachers:
+        ensemble = Ensemble(teachers, predictor.variant)
+        check_teachers(layout.read_json(bundle_dir, predictor.info, layout.DATA), ensemble.ids)
+        result.metrics["teacher"] = compare_with_teacher(predictor, ensemble, table, probs, settings.n_bootstrap)
     with remote.output_folder(output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(predictor, table, probs), folder / "predictions.parquet", compression="zstd")
         wanted = predictor.task.plots(probs, table, predictor.info.labels, settings.n_bins)

@@ -24,7 +24,7 @@ def render_report(
         pictures: to embed.
     """
     task = result.task
-    rows = [(task.baselines[name], values, False) for name, values in result.baselines.items()]
+    rows = [(title, values, False) for title, values in result.others]
     rows.append(("this model", result.metrics, True))
     return pages.render_page(
         "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows,

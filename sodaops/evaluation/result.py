@@ -51,6 +51,14 @@ class Evaluated:
     errors: list[dict[str, Any]]  # the worst answers, as the task gives them
 
     @property
+    def others(self) -> list[tuple[str, dict[str, float]]]:
+        """What the model is compared with, as title and metrics: the baselines, and its teacher."""
+        rows = [(self.task.baselines[name], values) for name, values in self.baselines.items()]
+        if teacher := self.metrics.get("teacher"):
+            rows.append(("its teacher" if len(teacher["bundle_ids"]) == 1 else "its teachers together", teacher["summary"]))
+        return rows
+
+    @property
     def report_path(self) -> str:
         """The HTML report."""
         return remote.join(self.output_dir, REPORT)

@@ -52,6 +52,8 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
         with _loading_errors(name):
             _apply_overrides(settings, config.overrides or {})
             transformer = random_encoder(settings) if config.random_weights else _load_weights(name, source, options, settings)
+        if config.layers is not None:
+            keep_layers(transformer, config.layers)
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -77,6 +79,36 @@ def _load_weights(name: str, source: str, options: dict[str, Any], settings: Pre
             "check model.overrides, or choose a model with a complete checkpoint."
         )
     return model
+
+
+def keep_layers(transformer: nn.Module, layers: int | list[int]) -> None:
+    """Removes all other layers from an encoder of Hugging Face.
+
+    Args:
+        transformer: changed in place, with its configuration.
+        layers: how many of the first ones stay, or their indices, from 0.
+
+    Raises:
+        ConfigError: layers that it does not have.
+    """
+    lists = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.ModuleList)}
+    stacks = [stack for name, stack in lists.items() if name.endswith(("layer", "layers"))]
+    settings: Any = transformer.config
+    n_all = settings.num_hidden_layers
+    if len(stacks) != 1 or len(stacks[0]) != n_all:
+        raise ConfigError(f"model.layers={layers}: {settings.model_type} has no list of {n_all} layers; set model.layers=null.")
+    kept = list(range(layers)) if isinstance(layers, int) else layers
+    if kept[-1] >= n_all:
+        raise ConfigError(
+            f"model.layers={layers}: the encoder has {n_all}; expected null, 1 to {n_all}, or indices from 0 to {n_all - 1}."
+        )
+    for index in reversed(range(n_all)):
+        if index not in kept:
+            del stacks[0][index]
+    for key, value in list(vars(settings).items()):
+        if isinstance(value, list) and len(value) == n_all:  # a value for each layer
+            settings.update({key: [value[index] for index in kept]})
+    settings.update({"num_hidden_layers": len(kept)})
 
 
 def _locate(config: ModelConfig) -> tuple[str, str]:

@@ -1,7 +1,6 @@
 """The checks of the gate. Each compares a number with a limit of conf/registry."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,10 @@ import numpy as np
 
 from sodaops.config.schema import GateConfig
 from sodaops.data.tokens import batch_inputs
+from sodaops.inference.ensemble import median_times_s
 from sodaops.inference.predictor import Predictor
 from sodaops.tasks.base import Metric, Task
 
-_N_WARM_UP = 8  # texts that are predicted before the latency is measured
-_N_TIMED = 120  # texts on which the latency is measured
 _N_PARITY = 64  # texts on which ONNX is compared with torch
 
 
@@ -73,17 +71,9 @@ def check_latency(challenger: Predictor, champion: Predictor | None, texts: Sequ
     """The challenger's median time per text, divided by the champion's, is not above the ceiling."""
     if champion is None:
         return Verdict("latency", True, None, f"≤ {ceiling:g}", "no champion to compare with")
-    timed = [texts[i] for i in np.linspace(0, len(texts) - 1, min(_N_TIMED, len(texts))).astype(int)]
-    times_s: tuple[list[float], list[float]] = ([], [])
-    # The models alternate, so that other load on the machine affects both.
-    for text in timed[:_N_WARM_UP] + timed:
-        for predictor, elapsed_s in zip((challenger, champion), times_s, strict=True):
-            start_s = time.perf_counter()
-            predictor.run([predictor.encode(text)])
-            elapsed_s.append(time.perf_counter() - start_s)
-    own_s, champion_s = (float(np.median(elapsed_s[_N_WARM_UP:])) for elapsed_s in times_s)
+    (own_s, champion_s), n_timed = median_times_s([[challenger], [champion]], texts)
     ratio = own_s / champion_s
-    text = f"{1000 * own_s:.2f} ms for a text, the champion {1000 * champion_s:.2f} ms (medians of {len(timed)}, one thread)"
+    text = f"{1000 * own_s:.2f} ms for a text, the champion {1000 * champion_s:.2f} ms (medians of {n_timed}, one thread)"
     accept = f"registry.gate.max_latency={_up(1.1 * ratio)}"  # the next measurement differs
     return Verdict("latency", ratio <= ceiling, ratio, f"≤ {ceiling:g}", text, (accept,))
 

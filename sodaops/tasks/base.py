@@ -149,6 +149,10 @@ class Task(Operation):
         """What the loss compares logits with, float32 [n_rows, ...]."""
         raise NotImplementedError
 
+    def soft_targets(self, probs: np.ndarray) -> np.ndarray:
+        """The targets of :meth:`targets` that stand for answers of another model, float32 [n_rows, ...]."""
+        return probs
+
     def example_targets(self, n_labels: int) -> np.ndarray:
         """Targets of two texts, float32 [2, ...], to try a loss before the training."""
         raise NotImplementedError

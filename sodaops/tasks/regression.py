@@ -142,6 +142,9 @@ class Regression(Task):
     def targets(self, table: "pa.Table", labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
         return ((self.truth(table) - self.mean) / self.deviation).astype(np.float32)[:, None]
 
+    def soft_targets(self, probs: np.ndarray) -> np.ndarray:
+        return ((probs - self.mean) / self.deviation).astype(np.float32)
+
     def example_targets(self, n_labels: int) -> np.ndarray:
         return np.array([[0], [1]], np.float32)
 

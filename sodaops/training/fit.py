@@ -41,6 +41,7 @@ from sodaops.training.callbacks import Checkpoint, Terminate, make_profiler, pro
 from sodaops.training.peers import Peers
 from sodaops.training.precision import with_precision
 from sodaops.training.preflight import check_bundle, check_targets
+from sodaops.training.teacher import TeacherAnswers, teacher_answers
 from sodaops.training.tracking import Tracker, tracked
 from sodaops.training.trainer import make_callbacks, make_checkpoints, make_trainer, silence_loggers, trainer_arguments
 
@@ -73,7 +74,9 @@ class _Job(NamedTuple):
     best: Checkpoint
 
 
-def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Callback] = ()) -> Trained:
+def fit(
+    config: Config, tracker: Tracker | None = None, callbacks: Sequence[Callback] = (), teachers: Sequence[Path] = ()
+) -> Trained:
     """Preprocesses if needed, trains, and writes the bundle of the best epoch to ``run_dir/bundle``.
 
     The bundle holds the ONNX models of ``export.variants``, and :class:`sodaops.inference.predictor.Predictor` loads it.
@@ -82,6 +85,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
         config: the whole configuration.
         tracker: receives parameters and metrics; None: one is made, and closed at the end.
         callbacks: of Lightning, in addition to those of the configuration.
+        teachers: local folders of the bundles that ``teacher`` names.
 
     Raises:
         ConfigError, DataError, ModelError: an error in configuration, data or model.
@@ -92,10 +96,10 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     if tracker is None:
         check_targets(config)
         with tracked(config) as tracker:
-            return fit(config, tracker, callbacks)
+            return fit(config, tracker, callbacks, teachers)
     run_dir, peers = tracker.run_dir, Peers(os.environ)
     with peers.preparing():
-        job = _prepare(config, tracker, callbacks)
+        job = _prepare(config, tracker, callbacks, teachers)
         config = job.config
         peers.agree(_shared_settings(config, job.module.run_signature))
     with storage.writing(run_dir):
@@ -121,7 +125,7 @@ def fit(config: Config, tracker: Tracker | None = None, callbacks: Sequence[Call
     return Trained(run_dir, run_dir / "bundle", info, exported, metrics, float(job.best.best_model_score))
 
 
-def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) -> _Job:
+def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback], teachers: Sequence[Path]) -> _Job:
     """Checks everything that can be checked before the first step, and builds the trainer."""
     silence_loggers()
     run_dir, arguments = tracker.run_dir, trainer_arguments(config.trainer)
@@ -138,7 +142,11 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
     if not n_labels:
         check_bundle(config, pretrained, len(manifest["labels"]))
     log.info("%s", summarize_manifest(manifest))
-    module, data = _module_and_data(config, manifest, pretrained)
+    taught = teacher_answers(config, manifest, teachers)
+    if taught is not None:
+        manifest = {**manifest, "distillation": taught.record}
+        log.info("%s", taught.summary())
+    module, data = _module_and_data(config, manifest, pretrained, taught)
     data.log_cut_shares()
     if arguments.get("max_epochs") == "auto":
         arguments["max_epochs"] = data.enough_epochs(ranks.world_size(os.environ))
@@ -162,7 +170,7 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback]) ->
 
 
 def _module_and_data(
-    config: Config, manifest: Mapping[str, Any], pretrained: Pretrained
+    config: Config, manifest: Mapping[str, Any], pretrained: Pretrained, taught: TeacherAnswers | None = None
 ) -> tuple[TextClassifier, TextDataModule]:
     n_labels, task = len(manifest["labels"]), make_task(config.task)
     n_outputs = task.n_outputs(n_labels)
@@ -178,7 +186,8 @@ def _module_and_data(
         )
     freeze(model, config.optim.frozen_layers)
     use_cpu_dropout(model)
-    data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, manifest["labels"], task)
+    more = (taught.texts, taught.probs) if taught else None
+    data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, manifest["labels"], task, more)
     data.setup()
     signature = resume.run_signature(config, manifest)
     if config.ckpt_path is not None:

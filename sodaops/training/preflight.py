@@ -21,6 +21,7 @@ from sodaops.config.monitor import monitor_mode
 from sodaops.config.schema import Config
 from sodaops.data.preprocess import check_table
 from sodaops.data.tokens import tokenise
+from sodaops.data.unlabelled import check_unlabelled
 from sodaops.errors import ModelError, SodaOpsError, StorageError, joined, reason_of
 from sodaops.export import onnx_export, packing, quantization
 from sodaops.io import ranks, remote, storage
@@ -96,6 +97,7 @@ def _target_checks(config: Config) -> Iterable[Callable[[], object]]:
     yield partial(monitor_mode, config)
     for path in config.data.sources.values():
         yield partial(check_table, config.data, path, make_task(config.task))
+    yield partial(check_unlabelled, config.data)
     if remote.is_address(config.run_dir):
         yield partial(check_address, config.run_dir)
     else:

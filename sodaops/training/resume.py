@@ -76,6 +76,7 @@ def run_signature(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]
         config: of this run.
         manifest: of the splits.
     """
+    distilled = manifest.get("distillation")
     return {
         "seed": config.seed,
         "data.labels": list(manifest["labels"]),
@@ -88,6 +89,9 @@ def run_signature(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]
         "trainer.accumulate_grad_batches": config.trainer["accumulate_grad_batches"],
         "processes": ranks.world_size(os.environ),  # an optimizer step sees the batches of all processes
         "trainer.precision": config.trainer["precision"] or FULL_PRECISION,
+        "teacher": distilled and distilled["teachers"],
+        "data.unlabelled": distilled and sorted(distilled["unlabelled"].values()),
+        "distill": distilled and config.distill.model_dump(),
         "trainer.strategy=fsdp": config.trainer["strategy"] == "fsdp",  # it numbers the optimizer's state differently
     }
 
