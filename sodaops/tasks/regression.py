@@ -54,7 +54,6 @@ class Regression(Task):
     radius: float = 0.0
 
     name: ClassVar[str] = "regression"
-    kind: ClassVar[str] = "regression"
     answers: ClassVar[str] = "values"
     gap_unit: ClassVar[str] = "a standard deviation"
     limits: ClassVar[str] = "An interval is as wide for every text, and holds its coverage only for texts like those of val."

@@ -122,16 +122,18 @@ class Tracker:
         try:
             yield
         except Exception as error:
-            settings = self._config.logger
-            n_built_in = sum(getattr(settings, name) is not None for name in type(settings).model_fields)
             for origin in filter(None, (error, error.__cause__)):  # a StorageError may have been an OSError of the logger
-                callers = [frame.f_locals.get("self") for frame, _ in walk_tb(origin.__traceback__)]
-                for (name, section), logger in zip(
-                    (settings.model_extra or {}).items(), self.loggers[n_built_in:], strict=False
-                ):
-                    if any(caller is logger for caller in callers):
-                        raise _logger_error(name, section, origin) from error
+                if (section := self._section_of(origin)) is not None:
+                    raise _logger_error(*section, origin) from error
             raise
+
+    def _section_of(self, error: BaseException) -> tuple[str, Mapping[str, Any]] | None:
+        """Name and section of the user's logger that an error passed through."""
+        settings = self._config.logger
+        n_built_in = sum(getattr(settings, name) is not None for name in type(settings).model_fields)
+        callers = {id(frame.f_locals.get("self")) for frame, _ in walk_tb(error.__traceback__)}
+        sections = zip((settings.model_extra or {}).items(), self.loggers[n_built_in:], strict=False)
+        return next((section for section, logger in sections if id(logger) in callers), None)
 
     def _of(self, kind: type[Logger]) -> list[Any]:
         return [logger for logger in self.loggers if isinstance(logger, kind)]
