@@ -41,18 +41,19 @@ class Gate:
     """What a variant was measured at, against the model that it replaces: float32 against torch, int8 against float32."""
 
     metric: Metric  # the task's first one
+    unit: str  # of differences of answers
     score: float  # on val
     score_change: float
     agreement: float  # share of val with equal answers
-    mean_gap: float  # mean difference of a probability on val
-    max_gap: float  # largest difference, on val and on texts of every length, alone and in padded batches
+    mean_gap: float  # mean difference of an answer on val
+    max_gap: float  # largest one, on val and on texts of every length, alone and in padded batches
     n_texts: int  # rows of val
 
     def as_text(self) -> str:
         """The numbers in one line."""
         return (
             f"{self.metric.title} on val {self.score:.4f} ({self.score_change:+.4f}), {self.agreement:.1%} of answers equal, "
-            f"probabilities differ by {self.mean_gap:.1e} on average, by at most {self.max_gap:.1e}"
+            f"differences of {self.unit}: {self.mean_gap:.1e} on average, at most {self.max_gap:.1e}"
         )
 
     def fields(self) -> dict[str, float]:
@@ -186,7 +187,7 @@ def _write_float32(bundle: Loaded, file: Path) -> None:
     inputs = {name: torch.from_numpy(x) for name, x in batch_inputs(rows, bundle.info.pad_token_id, limit).items()}
     for name in ("torch.onnx", "torch.fx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they report their own progress, and print whole graphs
-    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=bundle.info.max_tokens)
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=max(9, bundle.info.max_tokens))
     shapes = {name: {0: batch, 1: tokens} for name in inputs}
     if "windows" in shapes:
         shapes["windows"] = {0: torch.export.Dim("texts"), 1: torch.export.Dim("windows")}
@@ -250,6 +251,7 @@ def _measure(variant: str, task: Task, expected: Predict, candidate: Predict, te
     score_before, score_after = (task.score(probs, texts.truth) for probs in (before, after))
     return Gate(
         metric=task.metrics[0],
+        unit=task.gap_unit,
         score=score_after,
         score_change=score_after - score_before,
         agreement=task.agreement(before, after),

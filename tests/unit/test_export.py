@@ -274,13 +274,15 @@ def test_bad_configuration(run):
 @pytest.mark.parametrize(("change", "written"), [(0.02, True), (-0.0049, True), (-0.0051, False)])
 def test_int8_may_gain_but_not_lose_much(bundle, exporting, trained, monkeypatch, change, written):
     gate = exporting.Gate(
-        metric=SINGLE_LABEL.metrics[0], score=0.8, score_change=change, agreement=0.99, mean_gap=0.001, max_gap=1e-5, n_texts=10
-    )
+        metric=SINGLE_LABEL.metrics[0], unit="a degree", score=0.8, score_change=change, agreement=0.99, mean_gap=0.001,
+        max_gap=1e-5, n_texts=10,
+    )  # fmt: skip
     same = replace(gate, score_change=0.0)
     monkeypatch.setattr(exporting, "_measure", lambda variant, *_: gate if variant == "int8" else same)
     exported = exporting.export_onnx(bundle, trained / "splits", ["int8", "float32"])  # in any order
     assert ("int8" in exported.info.onnx) is written and exported.gates["int8"] == gate
     assert "0.8000" in gate.as_text() and f"{change:+.4f}" in gate.as_text() and "99.0%" in gate.as_text()
+    assert "a degree" in gate.as_text()
 
 
 def test_splits_with_another_cleaning_are_refused(bundle, exporting, trained, tmp_path):

@@ -67,7 +67,8 @@ def test_too_little_disk_space(workdir, monkeypatch):
 
 @pytest.mark.slow
 def test_an_encoder_that_can_be_exported(workdir, monkeypatch):
-    config, pretrained = configured("model=tiny", "model.overrides.num_hidden_layers=4", "seed=1"), pretrained_tiny()
+    deep, short = "model.overrides.num_hidden_layers=4", ("model.long_texts=windows", "model.max_tokens=3")
+    config, pretrained = configured("model=tiny", deep, *short, "seed=1"), pretrained_tiny()
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     preflight.check_bundle(config, pretrained, 2)
