@@ -87,7 +87,7 @@ def run_registry_list(args: argparse.Namespace) -> None:
     print(f"{'version':<14}{'aliases':<24}{'registered':<22}{'metric':<10}{'val':>7}{'test':>8}  data")
     for version, about in sorted(state.versions.items(), key=lambda item: item[1]["when"]):
         on_val, on_test = (about["metrics"].get(split) or {} for split in ("val", "test"))
-        metric = next((name for name in ("macro_f1", "r2", *on_val) if name in on_val), "–")
+        metric = about.get("metric", "macro_f1")
         numbers = [f"{of[metric]:.3f}" if metric in of else "–" for of in (on_val, on_test)]
         names, when = ", ".join(aliases[version]), about["when"][:16].replace("T", " ")
         line = f"{version:<14}{names:<24}{when:<22}{metric:<10}{numbers[0]:>7}{numbers[1]:>8}"

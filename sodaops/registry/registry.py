@@ -77,12 +77,11 @@ class Registry:
         layout.verify(bundle_dir, info)
         if info.default_variant is None:
             raise RegistryError(f"{bundle_dir}: no ONNX model to serve; add one with `sodaops export {bundle_dir}`.")
-        version, all_metrics = (
-            info.bundle_id,
-            {**info.metrics, **(run_metrics(bundle_dir, info) if metrics is None else metrics)},
-        )
+        version = info.bundle_id
+        all_metrics = {**info.metrics, **(run_metrics(bundle_dir, info) if metrics is None else metrics)}
         fields = {
-            "when": timestamp(), "who": author(), "why": why, "metrics": all_metrics, "data": info.data, "created": info.created
+            "when": timestamp(), "who": author(), "why": why, "metric": layout.task_of(bundle_dir, info).metrics[0].name,
+            "metrics": all_metrics, "data": info.data, "created": info.created,
         }  # fmt: skip
         with parsing(Path(bundle_dir) / layout.CONFIG):
             card = render_card(info, layout.read_config(bundle_dir, info), all_metrics)
