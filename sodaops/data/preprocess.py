@@ -82,7 +82,7 @@ def preprocess(
             "cleaning": config.cleaning,
             **({"text_columns": config.text_columns} if len(config.text_columns) > 1 else {}),
             "labels": targets.labels,
-            **({"task": task.section()} if task.section() else {}),
+            **({"task": task.splits_section()} if task.section() else {}),
             "slice_columns": config.slice_columns,
             "sources": [{"path": path, "sha256": digests[path]} for path in dict.fromkeys(sources.values())],
             **({"source": config.source} if config.source is not None else {}),
@@ -168,7 +168,7 @@ def _fingerprint(config: DataConfig, sources: dict[str, str], digests: dict[str,
     names = {name if name in ("all", *SPLITS) else Path(name).name: path for name, path in sources.items()}
     tables = {name: digests[path] for name, path in names.items()}
     changes = {key: 2 for key, used in (("jsonl", _has_json(sources)), ("max_rows", config.max_rows is not None)) if used}
-    code = cleaning.code_of(config.cleaning) | ({"task": task.section()} if task.section() else {})
+    code = cleaning.code_of(config.cleaning) | ({"task": task.splits_section()} if task.section() else {})
     return storage.sha256_of_json({"format": FORMAT, "config": keys, "tables": tables, **changes, **code})
 
 

@@ -35,11 +35,18 @@ class OwnMetrics(nn.Module):
         self._targets = {name: section["_target_"] for name, section in sections.items()}
         self._metrics = nn.ModuleList(_make(f"metrics.{name}", section, n_labels) for name, section in sections.items())
         n_rows = min(max(2, n_labels), _MAX_ROWS)
+        eye, truth = torch.eye(n_rows, task.n_outputs(n_labels)), torch.from_numpy(task.any_truth(n_rows, n_labels))
+        values = []
         with warnings.catch_warnings():  # such as that there are few rows
             warnings.simplefilter("ignore")
-            probs = task.torch_probs(torch.eye(n_rows, task.n_outputs(n_labels)))
-            self.update(probs, torch.from_numpy(task.any_truth(n_rows, n_labels)))
-            self.compute()
+            for logits in (eye, -eye, torch.ones_like(eye))[: 3 if truth.ndim > 1 else 1]:
+                self.update(task.torch_probs(logits), truth)
+                values.append(self.compute())
+        # Metrics for one label per text take answers with several labels for something else, without an error.
+        for name, value in values[0].items():
+            if len(values) > 1 and all(float(value) == float(of[name]) for of in values):
+                fault = f"{self._targets[name]} is {float(value):g} for right and wrong answers alike"
+                raise ConfigError(f"metrics.{name}: {fault}; choose a metric for task={task.name}.")
 
     def update(self, probs: Tensor, truth: Tensor) -> None:
         """Counts a batch.

@@ -53,7 +53,6 @@ class Task(Operation):
     """The protocol, and what most tasks share. A task is immutable, and its arguments are JSON values."""
 
     name: ClassVar[str]
-    kind: ClassVar[str] = "classification"  # in sentences: a model for ...
     answers: ClassVar[str] = "labels"  # in sentences: ... of its labels are those of float32
     gap_unit: ClassVar[str] = "a probability"  # of `gap`
     limits: ClassVar[str] = ""  # what a model of this task cannot do, as a sentence
@@ -69,6 +68,10 @@ class Task(Operation):
     def section(self) -> dict[str, Any]:
         """The section with which :func:`~sodaops.tasks.make.make_task` makes an equal task: ``_target_`` and arguments."""
         return {"_target_": f"{type(self).__module__}.{type(self).__qualname__}"}
+
+    def splits_section(self) -> dict[str, Any]:
+        """What of the section the splits depend on."""
+        return self.section()
 
     def check_labels(self, labels: Sequence[str]) -> None:
         """Refuses labels, those of a bundle, which the task's parameters are not for.

@@ -82,6 +82,9 @@ class MultiLabel(Task):
     def section(self) -> dict[str, Any]:
         return {**super().section(), **self.form._asdict(), "thresholds": self.thresholds or None}
 
+    def splits_section(self) -> dict[str, Any]:
+        return {**self.section(), "thresholds": None}
+
     def check_labels(self, labels: Sequence[str]) -> None:
         if self.thresholds and [*self.thresholds] != [*labels]:
             raise ConfigError(f"task.thresholds is for {some([*self.thresholds])}; expected one for each of {some(labels)}.")
@@ -110,15 +113,19 @@ class MultiLabel(Task):
 
         targets, n_rows = self.form.read(counts, config)
         labels = targets.labels
-        if labels and (strange := [label for label in self.thresholds if label not in labels]):
-            near = nearest(strange[0], labels)
-            raise ConfigError(f"task.thresholds.{strange[0]}: no such label{near}; expected {some(labels)}.")
+        if labels:
+            self._check_thresholds(labels)
         if len(labels) < 2 and (targets.ids >= 0).all():  # else the cells are the fault
             where = self.form.place(config.label_column, config)
             raise DataError(f"{place}: {where} has {len(labels)} labels ({some(labels) or 'none'}); expected at least two.")
         if config.labels is None:
             check_labels(place, n_rows, labels, config)
         return targets
+
+    def _check_thresholds(self, labels: Sequence[str]) -> None:
+        if strange := [label for label in self.thresholds if label not in labels]:
+            near = nearest(strange[0], labels)
+            raise ConfigError(f"task.thresholds.{strange[0]}: no such label{near}; expected {some(labels)}.")
 
     def bad_cells(
         self, place: str, cells: Sequence[str], rows: Sequence[int], labels: Sequence[str], config: DataConfig
@@ -144,6 +151,7 @@ class MultiLabel(Task):
     # Training
 
     def targets(self, table: "pa.Table", labels: Sequence[str], optim: OptimConfig) -> np.ndarray:
+        self._check_thresholds(labels)  # again, since the splits may be older
         return self.truth(table).astype(np.float32)
 
     def example_targets(self, n_labels: int) -> np.ndarray:

@@ -2,18 +2,21 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from sodaops.config.compose import compose
+from sodaops.data.preprocess import ensure_splits, read_split
 from sodaops.errors import ConfigError, DataError
 from sodaops.tasks import label_sets, make_task
 from sodaops.tasks.multi_label import LabelSet, MultiLabel
 from tests.conftest import lazy
 
 losses = lazy("sodaops.modeling.losses")
+own_metrics = lazy("sodaops.modeling.metrics")
 sk = lazy("sklearn.metrics")
 torch = lazy("torch")
 LABELS = ["a", "b", "c"]
@@ -140,6 +143,26 @@ def test_thresholds_have_the_highest_f1():
     again = make_task(json.loads(json.dumps(task.section())))
     assert (again.decide(probs) == task.decide(probs)).all() and (MultiLabel().decide(probs) == (probs >= 0.5)).all()
     assert label_sets.best_thresholds(np.full((4, 2), 0.3), np.array([[False, True]] * 4)).tolist() == [0.5, 0.15]
+
+
+def test_thresholds_do_not_make_the_splits_again(write):
+    rows = [json.dumps({"text": f"text {i}", "tags": ["a", "bc"[i % 2]][: 1 + i % 3]}) for i in range(60)]
+    config = compose(["data=csv", f"data.path={write('t.jsonl', chr(10).join(rows))}", "data.label_column=tags"]).data
+    made = ensure_splits(config, "splits", MultiLabel())
+    before = Path("splits/train.parquet").stat().st_mtime_ns
+    assert ensure_splits(config, "splits", MultiLabel(thresholds={"b": 0.9})) == made
+    assert Path("splits/train.parquet").stat().st_mtime_ns == before
+    assert ensure_splits(config, "splits", MultiLabel(allow_none=True))["fingerprint"] != made["fingerprint"]
+    with pytest.raises(ConfigError, match=r"task\.thresholds\.bb"):  # splits that exist are not read for their labels
+        MultiLabel(thresholds={"bb": 0.9}).targets(read_split("splits", "val"), made["labels"], None)
+
+
+@pytest.mark.parametrize("name", ["MulticlassF1Score", "MulticlassMatthewsCorrCoef", "MulticlassExactMatch"])
+def test_metrics_for_one_label_per_text_are_refused(name):
+    kept = {"kept": {"_target_": "torchmetrics.classification.MultilabelRankingLoss"}}
+    own_metrics.OwnMetrics(kept, 3, MultiLabel())
+    with pytest.raises(ConfigError, match=rf"metrics\.x: .*{name}.*task=multi_label"):
+        own_metrics.OwnMetrics({**kept, "x": {"_target_": f"torchmetrics.classification.{name}"}}, 3, MultiLabel())
 
 
 def test_thresholds_of_other_labels_are_refused():
