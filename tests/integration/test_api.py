@@ -24,9 +24,9 @@ frames = lazy("sodaops.data.frames")
 pd = lazy("pandas")
 
 ROWS = [{"review": text, "stars": label} for text, label in make_rows()]
-SHORT = [*(word for word in TINY if not word.startswith("trainer.")), "trainer.precision=32-true", "export.variants=[float32]"]
-SHORT.append("optim.batch_tokens=256")  # several batches in an epoch
-SAME = [layout.WEIGHTS, layout.TOKENIZER, layout.ENCODER, layout.ONNX["float32"], layout.CONFIG, layout.DATA]
+SHORT = [*(word for word in TINY if not word.startswith("trainer.")), "trainer.precision=32-true", "export.variants=[]"]
+SHORT += ["evaluate.split=none", "optim.batch_tokens=256"]  # several batches in an epoch
+SAME = [layout.WEIGHTS, layout.TOKENIZER, layout.ENCODER, layout.CONFIG, layout.DATA]
 
 
 def files_of(folder):
@@ -52,18 +52,16 @@ def test_python_trains_what_the_command_line_trains(write, capsys):
     assert files_of("api") == files_of("cli") and digests("api") == digests("cli")
     records = [json.loads(Path(folder, "run.json").read_text()) for folder in ("api", "cli")]
     assert records[0]["params"] == records[1]["params"] and records[0]["metrics"] == records[1]["metrics"]
-    assert run.metrics == records[1]["metrics"] and 0 < run.metrics["test"]["macro_f1"] <= 1
-    assert Path(run.report) == Path("api/evaluation/report.html") and Path(run.bundle) == Path("api/bundle")
+    assert run.metrics == records[1]["metrics"] and run.report is None and Path(run.bundle) == Path("api/bundle")
 
     # A table in memory, and a run that is interrupted and resumed: the same weights again.
-    bare = [*SHORT[:-2], SHORT[-1], "export.variants=[]", "evaluate.split=none"]
-    stop = [*bare, "+callbacks.stop._target_=tests.integration.stop.Interrupt"]
+    stop = [*SHORT, "+callbacks.stop._target_=tests.integration.stop.Interrupt"]
     with pytest.raises(KeyboardInterrupt, match="ckpt_path=last"):
         sodaops.train(pd.DataFrame(ROWS), **call, run_dir="stopped", overrides=stop)
     assert json.loads(Path("stopped/run.json").read_text())["status"] == "interrupted"
-    resumed = sodaops.train(iter(ROWS), **call, run_dir="stopped", ckpt_path="last", overrides=bare)
+    resumed = sodaops.train(iter(ROWS), **call, run_dir="stopped", ckpt_path="last", overrides=SHORT)
     assert digests(resumed.run_dir, SAME[:3]) == digests("cli", SAME[:3])
-    assert resumed.report is None and resumed.metrics.keys() == {"val"}
+    assert resumed.metrics.keys() == {"val"}
     assert list(resumed.metrics["val"].items()) == list(run.metrics["val"].items())
 
 

@@ -127,8 +127,9 @@ KAPPA = "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKapp
 @pytest.mark.slow
 def test_metrics_are_everywhere_and_choose_the_epoch(config_of, tmp_path, capsys):
     config = config_of(
-        "measured", "+metrics=distance", KAPPA, "checkpoint.monitor=val/distance", "logger=csv", "optim.head_lr=0.05"
-    )
+        "measured", "+metrics=distance", KAPPA, "checkpoint.monitor=val/distance", "logger=csv", "optim.head_lr=0.05",
+        "export.variants=[float32]",
+    )  # fmt: skip
     result, run = pipeline.train(config), tmp_path / "measured/run"
     with open(run / "metrics/metrics.csv", newline="") as file:
         epochs = [row for row in csv.DictReader(file) if row["val/distance"]]

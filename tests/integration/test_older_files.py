@@ -58,7 +58,8 @@ def test_a_checkpoint_resumes_and_a_bundle_is_evaluated_and_exported(older, work
     import torch
 
     older("preprocess")
-    older("train", *TRAINING, "trainer.max_epochs=2", "ckpt_path=run/checkpoints/last.ckpt", "run_dir=resumed")
+    bare = ("export.variants=[]", "evaluate.split=none")
+    older("train", *TRAINING, *bare, "trainer.max_epochs=2", "ckpt_path=run/checkpoints/last.ckpt", "run_dir=resumed")
     first, last = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("run", "resumed"))
     assert (first["epoch"], last["epoch"]) == (0, 1) and last["global_step"] == 2 * first["global_step"] > 0
     output = ("evaluate.split=val", "evaluate.n_bootstrap=200", "evaluate.output_dir=evaluation")

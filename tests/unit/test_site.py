@@ -68,7 +68,7 @@ def test_the_notebook_is_stored_without_outputs_and_its_cells_compile():
     assert all(compile("".join(cell["source"]), NOTEBOOK.name, "exec") for cell in code)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """In a kernel as Jupyter starts it: the log and the bar are shown, and a run as its report."""
     import nbclient
