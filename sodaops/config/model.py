@@ -2,11 +2,24 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sodaops.config.extensions import Extension
-from sodaops.config.sections import Count, Section
+from sodaops.config.sections import Count, Positive, Section
 from sodaops.text.limit import Limit
+
+Targets = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)]
+
+
+class LoraConfig(Section):
+    """Adapters of low rank, which are trained in place of the encoder's weights and merged into the bundle's."""
+
+    r: Count = Field(8, description="rank; by default 8")
+    alpha: Positive = Field(16.0, description="an adapter's output is multiplied by alpha / r; by default 16")
+    target_modules: Targets | None = Field(
+        None, description="names of layers, or all-linear; null: the attention's projections that peft chooses, else all-linear"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="before an adapter; by default 0")
 
 
 class ModelConfig(Section):
@@ -28,6 +41,11 @@ class ModelConfig(Section):
     )
     stride: Annotated[int, Field(ge=0)] | None = Field(None, description="tokens that neighbouring windows share; null: 0")
     max_windows: Count | None = Field(None, description="windows of a text, beyond which it is cut; null: 8")
+    lora: LoraConfig | None = Field(None, description="train only adapters and the head; {} for the defaults; null: all")
+    gradient_checkpointing: bool = Field(False, description="less memory for a slower step: activations are computed twice")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="implementation in training; null: what transformers chooses"
+    )
 
     @property
     def limit(self) -> Limit:

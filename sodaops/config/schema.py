@@ -100,6 +100,9 @@ class OptimConfig(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(description="lr factor per layer below the top")
     frozen_layers: Annotated[int, Field(ge=0)] | None
     batch_tokens: Count = Field(description="token budget of a batch, padding included")
+    batch_texts: Count | None = Field(
+        None, description="texts per optimizer step, about, by accumulating batches of all processes; null: one batch"
+    )
     vote_weight: Fraction = Field(description="target = vote_weight * vote shares + (1 - vote_weight) * label")
 
 

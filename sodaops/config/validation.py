@@ -121,6 +121,15 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "model.overrides has no effect on model.encoder; set model.overrides=null."
     if config.model.encoder is not None and config.model.layers is not None:
         yield f"model.layers={config.model.layers} has no effect on model.encoder; set model.layers=null."
+    if config.model.lora is not None and config.optim.frozen_layers is not None:
+        yield f"model.lora freezes the encoder; set optim.frozen_layers=null, not {config.optim.frozen_layers}."
+    if config.model.lora is not None and config.trainer.get("strategy") == "fsdp":
+        yield "model.lora: not with trainer.strategy=fsdp; set trainer=ddp."
+    if config.optim.batch_texts is not None and config.trainer.get("accumulate_grad_batches", 1) != 1:
+        yield (
+            f"optim.batch_texts={config.optim.batch_texts} sets trainer.accumulate_grad_batches; "
+            "set trainer.accumulate_grad_batches=1, or optim.batch_texts=null."
+        )
     if config.optim.batch_tokens < config.model.max_tokens:
         yield (
             f"optim.batch_tokens={config.optim.batch_tokens} is under model.max_tokens={config.model.max_tokens}; "

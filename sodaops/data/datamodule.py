@@ -126,8 +126,25 @@ class TextDataModule(L.LightningDataModule):
 
     def _n_steps(self, n_processes: int) -> int:
         """Optimizer steps in an epoch over the whole table."""
-        n_batches = len(TokenLoader(self.splits["train"], self.config.optim.batch_tokens, None, n_ranks=n_processes))
-        return math.ceil(n_batches / (self.config.trainer.get("accumulate_grad_batches") or 1))
+        return math.ceil(self._n_batches(n_processes) / self.batches_per_step(n_processes))
+
+    def _n_batches(self, n_processes: int) -> int:
+        return len(TokenLoader(self.splits["train"], self.config.optim.batch_tokens, None, n_ranks=n_processes))
+
+    def batches_per_step(self, n_processes: int) -> int:
+        """Batches whose gradients are accumulated: ``trainer.accumulate_grad_batches``, or those of ``optim.batch_texts``."""
+        wanted = self.config.optim.batch_texts
+        if wanted is None:
+            return self.config.trainer.get("accumulate_grad_batches") or 1
+        return max(1, round(wanted * self._n_batches(n_processes) / len(self.splits["train"].truth)))
+
+    def log_batches_per_step(self, n_processes: int) -> int:
+        """Logs and returns :meth:`batches_per_step` for ``optim.batch_texts``."""
+        n_batches = self.batches_per_step(n_processes)
+        n_texts = n_batches * len(self.splits["train"].truth) / self._n_batches(n_processes)
+        message = "optim.batch_texts=%d: %d batches, with about %.0f texts, per optimizer step"
+        log.info(message, self.config.optim.batch_texts, n_batches, n_texts)
+        return n_batches
 
     def few_steps_note(self, n_processes: int) -> str | None:
         """A note if large batches, as in the presets for GPUs, leave few steps per epoch on a small table; else None."""

@@ -15,6 +15,7 @@ from sodaops.config.extensions import build
 from sodaops.config.schema import OptimConfig
 from sodaops.errors import ModelError
 from sodaops.modeling.encoder import TextEncoder
+from sodaops.modeling.large import frozen_weights
 from sodaops.modeling.losses import Loss
 from sodaops.modeling.metrics import OwnMetrics
 from sodaops.modeling.optim import layers_of, make_optimizer, make_scheduler, parameter_groups
@@ -137,7 +138,14 @@ class TextClassifier(L.LightningModule):
         if self.own_metrics is not None:
             self.log_dict({f"val/{name}": value for name, value in self.own_metrics.compute(synced=True).items()}, **synced)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the frozen weights, which :meth:`on_save_checkpoint` left out."""
+        if frozen := frozen_weights(self, self.model.transformer):  # with fsdp the checkpoint has no state_dict any more
+            checkpoint["state_dict"] = frozen | checkpoint["state_dict"]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = frozen_weights(self, self.model.transformer)
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
         metrics = self.trainer.callback_metrics.items()
         checkpoint[SIGNATURE_KEY] = self.run_signature
         checkpoint["val_metrics"] = {name.removeprefix("val/"): float(v) for name, v in metrics if name.startswith("val/")}

@@ -15,6 +15,7 @@ from sodaops.errors import ConfigError
 from sodaops.modeling.encoder import TextEncoder
 
 _LAYER = re.compile(r"\blayers?\.(\d+)\.")  # in parameter names: encoder.layer.2., layers.2.
+_BELOW = re.compile("embed|relative_attention_bias")  # MPNet's, which all layers use
 
 
 def layer_of(name: str, n_layers: int) -> int:
@@ -26,7 +27,7 @@ def layer_of(name: str, n_layers: int) -> int:
     layer = _LAYER.search(name)
     if layer:
         return int(layer[1]) + 1
-    return 0 if "embed" in name else n_layers
+    return 0 if _BELOW.search(name) else n_layers
 
 
 def layers_of(transformer: nn.Module) -> list[nn.Module]:
@@ -55,7 +56,7 @@ def freeze(model: TextEncoder, n_layers: int | None) -> None:
     if n_layers > n_all:
         raise ConfigError(f"optim.frozen_layers={n_layers}: the encoder has {n_all}; expected null or 0 to {n_all}.")
     for name, parameter in model.transformer.named_parameters():
-        if _LAYER.search(name) or "embed" in name:  # a norm after the layers is always trained
+        if _LAYER.search(name) or _BELOW.search(name):  # a norm after the layers is always trained
             parameter.requires_grad_(layer_of(name, n_all) > n_layers)
 
 

@@ -21,15 +21,17 @@ from sodaops.config.model import ModelConfig
 from sodaops.errors import ConfigError, ModelError, nearest, reason_of, some
 from sodaops.io.storage import sha256_of
 from sodaops.modeling.encoder import Pretrained, from_settings, random_encoder, without_pooler
+from sodaops.modeling.large import prepare
 from sodaops.modeling.probe import check_pretrained
 
 _NO_LIMIT = 10**6  # tokenizers without a limit have a huge number in its place
+_MADE = {"all-mpnet-base-v2": "run `make model-mpnet`"}  # folder -> how it is made
 
 
 def load_pretrained(config: ModelConfig) -> Pretrained:
     """Loads or builds the encoder of conf/model, loads the tokenizer, and runs a batch through them.
 
-    Weights are read from safetensors only, and must be complete. Random numbers are drawn only for random weights.
+    Weights are read from safetensors only, and must be complete. Random numbers are drawn only for random weights and adapters.
 
     Raises:
         ModelError: the package, folder or hub model is missing, has another hash, lacks weights, or cannot classify texts.
@@ -60,6 +62,7 @@ def load_pretrained(config: ModelConfig) -> Pretrained:
     pretrained = Pretrained(transformer.train(), backend, tokenizer.pad_token_id or 0)
     limits = getattr(settings, "max_position_embeddings", None), tokenizer.model_max_length
     check_pretrained(config, pretrained, min([limit for limit in limits if limit and 0 < limit < _NO_LIMIT], default=None))
+    prepare(transformer, config)
     return pretrained
 
 
@@ -128,7 +131,8 @@ def _locate(config: ModelConfig) -> tuple[str, str]:
     elif name.startswith((".", "/", "~")) or Path(name).exists():
         source = str(Path(name).expanduser())
         if not (Path(source) / "config.json").is_file():
-            raise ModelError(f"model.name_or_path={name}: no folder with a config.json; give one that save_pretrained wrote.")
+            fix = _MADE.get(Path(name).name, "give one that save_pretrained wrote")
+            raise ModelError(f"model.name_or_path={name}: no folder with a config.json; {fix}.")
     if expected and not config.random_weights:
         weights = Path(source) / "model.safetensors"
         actual = sha256_of(weights) if weights.is_file() else "no such file"

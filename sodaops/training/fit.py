@@ -29,6 +29,7 @@ from sodaops.io import ranks, storage
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
 from sodaops.modeling.encoder import Pretrained, TextEncoder, separator_of
+from sodaops.modeling.large import adapter_signature, attention, merge_adapters
 from sodaops.modeling.losses import make_loss
 from sodaops.modeling.metrics import OwnMetrics
 from sodaops.modeling.optim import freeze
@@ -114,6 +115,7 @@ def fit(
     sharded = config.trainer["strategy"] == "fsdp"
     module = _module_and_data(config, job.manifest, load_pretrained(config.model))[0] if sharded else job.module
     metrics = _load_best(job.best.best_model_path, module)
+    merge_adapters(module.model.transformer)
     tokenizer, pad_token_id = job.pretrained.tokenizer, job.pretrained.pad_token_id
     task, measured = _fitted(module, job.data)
     metrics |= {name: measured[name] for name in metrics.keys() & measured.keys()}
@@ -148,6 +150,8 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback], te
         log.info("%s", taught.summary())
     module, data = _module_and_data(config, manifest, pretrained, taught)
     data.log_cut_shares()
+    if config.optim.batch_texts is not None:
+        arguments["accumulate_grad_batches"] = data.log_batches_per_step(ranks.world_size(os.environ))
     if arguments.get("max_epochs") == "auto":
         arguments["max_epochs"] = data.enough_epochs(ranks.world_size(os.environ))
         config = config.model_copy(update={"trainer": {**config.trainer, "max_epochs": arguments["max_epochs"]}})
@@ -189,7 +193,7 @@ def _module_and_data(
     more = (taught.texts, taught.probs) if taught else None
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, manifest["labels"], task, more)
     data.setup()
-    signature = resume.run_signature(config, manifest)
+    signature = resume.run_signature(config, manifest) | adapter_signature(model.transformer)
     if config.ckpt_path is not None:
         resume.check_signature(config.ckpt_path, signature)
     loss = make_loss(config.loss, data.balanced_weights)
@@ -208,7 +212,8 @@ def _run(job: _Job, run_dir: Path) -> None:
     """Trains, and turns errors of Lightning and torch into those of SoDaOps."""
     trainer, ckpt_path = job.trainer, job.config.ckpt_path
     try:
-        trainer.fit(job.module, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
+        with attention(job.module.model.transformer, job.config.model.attention):
+            trainer.fit(job.module, datamodule=job.data, ckpt_path=ckpt_path, weights_only=True)
     except SystemExit as stop:
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
@@ -265,5 +270,6 @@ def _fitted(module: TextClassifier, data: TextDataModule) -> tuple[Task, dict[st
 def _load_best(path: str, module: TextClassifier) -> dict[str, float]:
     """Loads the best epoch's weights into the module, and returns that epoch's metrics on val."""
     best = torch.load(path, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(best)
     module.load_state_dict(best["state_dict"])
     return {"epoch": best["epoch"] + 1, **best["val_metrics"]}

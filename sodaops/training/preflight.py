@@ -129,7 +129,8 @@ def _check_disk(config: Config, pretrained: Pretrained) -> None:
     freeze(model, config.optim.frozen_layers)
     n_all = sum(parameter.numel() for parameter in model.parameters())
     n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    checkpoint = 4 * (n_all + 2 * n_trained)  # bytes: float32 weights, and two moments of each trained one
+    n_kept = n_trained if config.model.lora is not None else n_all
+    checkpoint = 4 * (n_kept + 2 * n_trained)  # bytes: float32 weights, and two moments of each trained one
     n_checkpoints = 3 + (config.checkpoint.every_n_train_steps is not None)  # best, last, and one that is being written
     # The export writes a second bundle, with its models, before the first one is deleted.
     bundles = 4 * n_all * 2 + sum({"float32": 4, "int8": 1}[variant] * n_all for variant in set(config.export.variants))

@@ -81,6 +81,7 @@ def run_signature(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]
         "seed": config.seed,
         "data.labels": list(manifest["labels"]),
         "model.encoder": config.model.encoder,
+        "model.lora": config.model.lora and config.model.lora.model_dump(),
         "task": config.task,
         "head": config.head,
         "loss": config.loss,

@@ -12,11 +12,11 @@ from tests.conftest import make_rows, table
     (
         ["train", "optim.lrr=1"],
         "ConfigError: optim.lrr is not a key (did you mean lr?); optim has: optimizer, scheduler, lr, head_lr, "
-        "weight_decay, layer_decay, frozen_layers, batch_tokens, vote_weight.\n",
+        "weight_decay, layer_decay, frozen_layers, batch_tokens, batch_texts, vote_weight.\n",
     ),
     (
         ["train", "model=tinny"],
-        "ConfigError: model=tinny: no such option (did you mean tiny?); model has: distilbert, minilm, roberta_twitter, "
+        "ConfigError: model=tinny: no such option (did you mean tiny?); model has: distilbert, minilm, mpnet, roberta_twitter, "
         "tiny, or set model.name_or_path to a hub name or a folder.\n",
     ),
     (
