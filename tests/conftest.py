@@ -1,6 +1,7 @@
 """Shared fixtures and helpers: small tables of real tweets, and a trained run that many tests use."""
 
 import contextlib
+import copy
 import functools
 import importlib
 import logging
@@ -159,6 +160,18 @@ def configured(*overrides: str) -> Any:
     from sodaops.config.compose import compose
 
     return compose(list(overrides))
+
+
+@functools.cache
+def _tiny_once() -> Any:
+    from sodaops.modeling.pretrained import load_pretrained
+
+    return load_pretrained(configured("model=tiny").model)
+
+
+def tiny_pretrained() -> Any:
+    """The encoder of model=tiny, always with the same random weights, and its tokenizer: a copy of one that is loaded once."""
+    return copy.deepcopy(_tiny_once())
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] = ("text", "label")) -> str:

@@ -12,7 +12,7 @@ from sodaops.config.validation import build_config
 from sodaops.errors import BundleError, ConfigError
 from sodaops.pipeline import train
 from sodaops.tasks import SINGLE_LABEL
-from tests.conftest import configured, lazy, run_overrides
+from tests.conftest import configured, lazy, run_overrides, tiny_pretrained
 from tests.unit.test_bundle import rewrite_info
 from tests.unit.test_config import tree
 
@@ -85,13 +85,9 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("own", None)
 
 
-def tiny(*overrides):
-    return pretrained_module.load_pretrained(configured("model=tiny", *overrides).model)
-
-
 def checked(n_labels, head=None, loss=None):
     """Builds model and loss, and checks them as a training does."""
-    transformer = tiny().transformer
+    transformer = tiny_pretrained().transformer
     model = encoder_module.TextEncoder(transformer, n_labels, **({"head": head} if head else {}))
     made = losses.make_loss(loss or configured().loss, lambda: torch.ones(n_labels))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -170,7 +166,7 @@ def test_a_function_is_a_loss(own):
 def test_encoders_that_are_refused(own, section, message):
     text = json.dumps({"_target_": "own.Encoder", **section}).replace('"', "")
     with pytest.raises(Exception, match=message) as raised:
-        tiny("model.overrides=null", f"model.encoder={text}")
+        pretrained_module.load_pretrained(configured("model=tiny", "model.overrides=null", f"model.encoder={text}").model)
     assert raised.value.__class__.__name__ in ("ConfigError", "ModelError")
 
 
@@ -248,7 +244,7 @@ def test_cross_entropy_and_focal_loss():
 
 
 def test_the_default_head_is_a_linear_layer_with_the_same_random_numbers():
-    transformer = tiny().transformer
+    transformer = tiny_pretrained().transformer
     torch.manual_seed(3)
     model = encoder_module.TextEncoder(transformer, 3)
     torch.manual_seed(3)

@@ -6,7 +6,7 @@ import pytest
 from sodaops.config.schema import OptimConfig
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, ModelError
-from tests.conftest import configured, lazy
+from tests.conftest import configured, lazy, tiny_pretrained
 
 datamodule = lazy("sodaops.data.datamodule")
 encoder_module = lazy("sodaops.modeling.encoder")
@@ -25,7 +25,7 @@ def model_config(*overrides):
 
 def saved(folder, kind="distilbert"):
     """A checkpoint as a user's own: real architecture, small, random weights, MiniLM's tokenizer."""
-    tokenizer = pretrained_module.load_pretrained(model_config("model=tiny")).tokenizer
+    tokenizer = tiny_pretrained().tokenizer
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=64)
     fast.save_pretrained(folder)
     size = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 66}
@@ -74,7 +74,7 @@ def test_minilm_is_pretrained_and_tiny_is_not():
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_padding_changes_nothing(pooling):
     torch.manual_seed(0)
-    loaded = pretrained_module.load_pretrained(model_config("model=tiny"))
+    loaded = tiny_pretrained()
     model = encoder_module.TextEncoder(loaded.transformer, 3, pooling).eval()
     texts = ["good", "a much longer text about nothing in particular, with many words"]
     ids = [loaded.tokenizer.encode(text).ids for text in texts]
@@ -185,7 +185,7 @@ def test_frozen_layers_are_not_trained_and_the_others_are(n_frozen):
 
 
 def test_more_frozen_layers_than_there_are():
-    encoder = encoder_module.TextEncoder(pretrained_module.load_pretrained(model_config("model=tiny")).transformer, 2)
+    encoder = encoder_module.TextEncoder(tiny_pretrained().transformer, 2)
     with pytest.raises(ConfigError, match=r"optim\.frozen_layers=9"):
         optim_module.freeze(encoder, 9)
 
@@ -263,7 +263,7 @@ def test_without_a_scheduler_the_rates_are_constant():
 
 @pytest.mark.slow
 def test_the_datamodule_mixes_votes_into_targets(trained, small_tweets):
-    pretrained = pretrained_module.load_pretrained(model_config("model=tiny"))
+    pretrained = tiny_pretrained()
     for weight in (0.0, 0.5):
         config = configured(
             f"data.path={small_tweets}", f"evaluate.splits_dir={trained / 'splits'}", f"optim.vote_weight={weight}"

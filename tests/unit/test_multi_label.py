@@ -13,7 +13,7 @@ from sodaops.data.preprocess import ensure_splits, read_split
 from sodaops.errors import ConfigError, DataError
 from sodaops.tasks import label_sets, make_task
 from sodaops.tasks.multi_label import LabelSet, MultiLabel
-from tests.conftest import lazy
+from tests.conftest import configured, lazy
 
 losses = lazy("sodaops.modeling.losses")
 own_metrics = lazy("sodaops.modeling.metrics")
@@ -47,7 +47,7 @@ def test_settings_that_are_refused(overrides, key):
 
 def read(task, cells, **data):
     given = {"label_column": "tags", "labels": None, "label_map": None}
-    config = compose(["data=csv", "data.path=t.csv"]).data.model_copy(update=given | data)
+    config = configured("data=csv", "data.path=t.csv").data.model_copy(update=given | data)
     return task.read_cells("t.csv", dict.fromkeys(cells, 3), config), config
 
 
@@ -200,7 +200,7 @@ def test_metrics_are_those_of_scikit_learn():
     assert {name: measured[name] for name in known} == pytest.approx(known)
     sample = sk.f1_score(truth, decided, average="samples", zero_division=1)
     assert measured["sample_f1"] == pytest.approx(sample)
-    settings = compose([]).evaluate
+    settings = configured().evaluate
     of = MultiLabel().measure(probs, truth, LABELS, settings)
     assert of["average_precision"] == pytest.approx(sk.average_precision_score(truth, probs, average="macro"))
     assert {metric.name for metric in MultiLabel.metrics} <= of.keys() and of["labels"]["b"]["threshold"] == 0.5

@@ -8,20 +8,15 @@ import numpy as np
 import pytest
 
 from sodaops.errors import ModelError, StorageError
-from tests.conftest import configured, lazy, make_rows, table
+from tests.conftest import configured, lazy, make_rows, table, tiny_pretrained
 
 encoder_module = lazy("sodaops.modeling.encoder")
 preflight = lazy("sodaops.training.preflight")
-pretrained_module = lazy("sodaops.modeling.pretrained")
 torch = lazy("torch")
 transformers = lazy("transformers")
 
 UNEXPORTED = ("export.variants=[]", "evaluate.split=none")
 Usage = namedtuple("Usage", "total used free")
-
-
-def pretrained_tiny(*overrides):
-    return pretrained_module.load_pretrained(configured("model=tiny", *overrides).model)
 
 
 @pytest.mark.slow
@@ -50,7 +45,7 @@ def test_targets_without_faults_are_left_as_they_are(workdir, write):
 
 
 def test_too_little_disk_space(workdir, monkeypatch):
-    config, pretrained = configured("model=tiny", "run_dir=run", *UNEXPORTED), pretrained_tiny()
+    config, pretrained = configured("model=tiny", "run_dir=run", *UNEXPORTED), tiny_pretrained()
     n = sum(p.numel() for p in pretrained.transformer.parameters()) + 2 * 33
     needed = 3 * 12 * n + 8 * n
     for free, fits in ((needed, True), (needed - 1, False)):
@@ -68,7 +63,7 @@ def test_too_little_disk_space(workdir, monkeypatch):
 @pytest.mark.slow
 def test_an_encoder_that_can_be_exported(workdir, monkeypatch):
     deep, short = "model.overrides.num_hidden_layers=4", ("model.long_texts=windows", "model.max_tokens=3")
-    config, pretrained = configured("model=tiny", deep, *short, "seed=1"), pretrained_tiny()
+    config, pretrained = configured("model=tiny", deep, *short, "seed=1"), tiny_pretrained()
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     preflight.check_bundle(config, pretrained, 2)
@@ -90,7 +85,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "i
     [("longformer", {**SMALL, "attention_window": 8, "pad_token_id": 1, "max_position_embeddings": 66}, "LongformerModel")],
 )
 def test_an_encoder_that_cannot_be_exported(kind, settings, cause, workdir):
-    config, tiny = configured("model=tiny", "model.max_tokens=32"), pretrained_tiny()
+    config, tiny = configured("model=tiny", "model.max_tokens=32"), tiny_pretrained()
     settings = transformers.AutoConfig.for_model(kind, vocab_size=tiny.tokenizer.get_vocab_size(), **settings)
     pretrained = encoder_module.Pretrained(encoder_module.random_encoder(settings), tiny.tokenizer, 1)
     with pytest.raises(ModelError, match=cause) as raised:
@@ -102,7 +97,7 @@ def test_an_encoder_that_cannot_be_exported(kind, settings, cause, workdir):
 
 def test_an_encoder_whose_weights_share_memory(workdir, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
-    pretrained = pretrained_tiny()
+    pretrained = tiny_pretrained()
     shallow = preflight._shallow
 
     def shared(transformer):
@@ -131,4 +126,4 @@ def test_the_copy_has_two_layers_of_the_same_kind(kind):
 def test_arguments_that_make_no_bundle(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 0))
     for more in ("trainer.fast_dev_run=true", "trainer.enable_checkpointing=false"):
-        preflight.check_bundle(configured("model=tiny", more), pretrained_tiny(), 2)
+        preflight.check_bundle(configured("model=tiny", more), tiny_pretrained(), 2)

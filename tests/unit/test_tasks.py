@@ -13,7 +13,7 @@ from sodaops.tasks.make import is_allowed
 from sodaops.tasks.metrics import rank_metrics
 from sodaops.tasks.ordinal import Ordinal
 from sodaops.tasks.single_label import SingleLabel, softmax
-from tests.conftest import REPO, lazy
+from tests.conftest import REPO, configured, lazy
 
 torch = lazy("torch")
 losses = lazy("sodaops.modeling.losses")
@@ -69,7 +69,7 @@ def test_arguments_that_bundles_would_lose_are_refused():
 
 
 def test_a_task_chooses_loss_and_monitor_unless_they_are_given():
-    config = compose(["task=ordinal"])
+    config = configured("task=ordinal")
     assert config.loss["_target_"].endswith("OrdinalLoss") and config.checkpoint.monitor == "val/quadratic_kappa"
     config = compose(["task=ordinal", "loss=focal", "checkpoint.monitor=val/mae"])
     assert config.loss["_target_"].endswith("FocalLoss") and config.checkpoint.monitor == "val/mae"
@@ -110,7 +110,7 @@ def test_rank_metrics():
 
 
 def read(task, cells, **data):
-    config = compose([]).data.model_copy(update={"labels": None, "label_map": None, "label_column": "stars", **data})
+    config = configured().data.model_copy(update={"labels": None, "label_map": None, "label_column": "stars", **data})
     return task.read_cells("t.csv", dict.fromkeys(cells, 1), config), config
 
 
