@@ -95,6 +95,18 @@ def test_killed_processes_restart_and_train_as_one_process_would(alone, small_tw
 
 
 @pytest.mark.deep
+def test_two_processes_train_adapters_as_one_would(small_tweets, tmp_path):
+    lora = ("model.lora={r: 4}", "optim.lr=0.01", "optim.batch_texts=100", *BARE)
+    assert main(two(tmp_path, small_tweets, *lora)) == 0
+    pipeline.train(configured(*run_overrides(tmp_path / "one", small_tweets, *STEADY, "optim.batch_tokens=1024", *lora)))
+    one, both = last(tmp_path / "one/run"), last(tmp_path / "run")
+    assert one["global_step"] == both["global_step"] and one["state_dict"].keys() == both["state_dict"].keys()
+    assert any("lora_" in name for name in both["state_dict"])
+    for name, weights in one["state_dict"].items():
+        torch.testing.assert_close(both["state_dict"][name], weights, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.deep
 def test_sigterm_to_the_agent_saves_a_checkpoint_that_both_resume_from(alone, small_tweets, tmp_path, capfd):
     stop = f"+callbacks.stop={{_target_: {CALLBACKS}.SendSigterm, where: batch, batch: 3, rank: 1, to_parent: true}}"
     run = tmp_path / "run"
