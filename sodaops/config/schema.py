@@ -161,6 +161,9 @@ class DistillConfig(Section):
     """How a model learns from ``teacher``."""
 
     weight: Fraction = Field(0.5, description="target = weight * the teachers' mean answer + (1 - weight) * label and votes")
+    hidden: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight in the loss of 1 - cosine of the embedding and the teachers' mean one; 0: not used"
+    )
     near: Fraction = Field(0.7, description="similarity to a val or test text at which a text of data.unlabelled is left out")
 
 

@@ -20,6 +20,7 @@ class Tokenised:
     targets: np.ndarray  # float32 [n_examples, ...], what the loss compares with
     pad_token_id: int
     limit: Limit  # of the texts
+    embeddings: np.ndarray | None = None  # float32 [n_examples, width], a teacher's, NaN where it has none
 
     @property
     def lengths(self) -> np.ndarray:
@@ -31,13 +32,14 @@ class Tokenised:
 
         Returns:
             The inputs of the model, as :func:`sodaops.data.tokens.batch_inputs` gives them; truth, [n, ...]; targets, float32
-            [n, ...].
+            [n, ...]; and embeddings, float32 [n, width], where there are any.
         """
         rows = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices]
         return {
             **{name: torch.from_numpy(x) for name, x in batch_inputs(rows, self.pad_token_id, self.limit).items()},
             "truth": torch.from_numpy(self.truth[indices]),
             "targets": torch.from_numpy(self.targets[indices]),
+            **({} if self.embeddings is None else {"embeddings": torch.from_numpy(self.embeddings[indices])}),
         }
 
 

@@ -34,12 +34,13 @@ class TextDataModule(L.LightningDataModule):
         pad_token_id: the token that pads a batch.
         labels: in order.
         task: reads the targets; with train it gets parameters, see :meth:`Task.fitted_on_train`.
-        taught: more cleaned texts for train, and answers for the train rows and them, float32 [n_train + n_texts, n_labels].
+        taught: more cleaned texts for train; and for the train rows and them, a teacher's answers, float32
+            [n_train + n_texts, n_labels], and embeddings, float32 [n_train + n_texts, width], or None.
     """
 
     def __init__(
         self, config: Config, tokenizer: Tokenizer, pad_token_id: int, labels: Sequence[str], task: Task = SINGLE_LABEL,
-        taught: tuple[Sequence[str], np.ndarray] | None = None,
+        taught: tuple[Sequence[str], np.ndarray, np.ndarray | None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.taught = taught
@@ -82,7 +83,9 @@ class TextDataModule(L.LightningDataModule):
         self._balanced_weights = partial(self.task.balanced_weights, truth, len(self.labels))
         return own if self.taught is None else self._with_answers(own, kept, *self.taught)
 
-    def _with_answers(self, own: Tokenised, kept: np.ndarray, texts: Sequence[str], answers: np.ndarray) -> Tokenised:
+    def _with_answers(
+        self, own: Tokenised, kept: np.ndarray, texts: Sequence[str], answers: np.ndarray, embeddings: np.ndarray | None
+    ) -> Tokenised:
         """The train rows, int64 ``kept`` of them, with the teachers' answers in their targets, and the texts without labels."""
         weight, targets = self.config.distill.weight, own.targets
         soft = self.task.soft_targets(answers)
@@ -100,6 +103,7 @@ class TextDataModule(L.LightningDataModule):
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             truth=np.concatenate([own.truth, np.zeros((len(usable), *own.truth.shape[1:]), own.truth.dtype)]),  # not read
             targets=np.concatenate([targets, soft[n_train:][usable]]),
+            embeddings=None if embeddings is None else embeddings[np.concatenate([kept, n_train + usable])],
         )
 
     def log_cut_shares(self) -> None:

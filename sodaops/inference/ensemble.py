@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sodaops.inference.predictor import Predictor
+from sodaops.inference.predictor import Output, Predictor
 
 _N_WARM_UP = 8  # texts that are predicted before the time is measured
 _N_TIMED = 120  # texts on which it is measured
@@ -32,6 +32,25 @@ class Ensemble:
     def probs_of_cleaned(self, cleaned: Sequence[str]) -> np.ndarray:
         """The mean answers for cleaned texts, float32 [n_texts, n_labels]; NaN where a text has no tokens for one of them."""
         return np.mean([predictor.probs_of_cleaned(cleaned) for predictor in self.predictors], axis=0)
+
+    @property
+    def widths(self) -> list[int]:
+        """The sizes of their embeddings."""
+        return [one.run([one.encode("a")]).embeddings.shape[1] for one in self.predictors]
+
+    def outputs_of_cleaned(self, cleaned: Sequence[str]) -> Output:
+        """As :meth:`probs_of_cleaned`, and the mean embeddings, which must have one size."""
+        width, n_labels = self.widths[0], len(self.predictors[0].info.labels)
+        total = Output(np.zeros((len(cleaned), n_labels), np.float32), np.zeros((len(cleaned), width), np.float32))
+        for predictor in self.predictors:
+            has_tokens = np.zeros(len(cleaned), bool)
+            for places, output in predictor.batches(cleaned):
+                has_tokens[places] = True
+                for sums, values in zip(total, output, strict=True):
+                    sums[places] += values / len(self.predictors)
+            for sums in total:
+                sums[~has_tokens] = np.nan
+        return total
 
 
 def median_times_s(sides: Sequence[Sequence[Predictor]], texts: Sequence[str]) -> tuple[list[float], int]:

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -14,7 +15,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from sodaops.config.extensions import build
 from sodaops.config.schema import OptimConfig
 from sodaops.errors import ModelError
-from sodaops.modeling.encoder import TextEncoder
+from sodaops.modeling.encoder import EncoderOutput, TextEncoder
 from sodaops.modeling.large import frozen_weights
 from sodaops.modeling.losses import Loss
 from sodaops.modeling.metrics import OwnMetrics
@@ -49,6 +50,7 @@ class TextClassifier(L.LightningModule):
         metrics: on validation, besides the built-in ones.
         task: makes answers of logits, and names the built-in metrics.
         n_labels: number of labels.
+        hidden: weight of the distance to a teacher's embeddings, which batches then have as ``embeddings``.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class TextClassifier(L.LightningModule):
         metrics: OwnMetrics | None = None,
         task: Task = SINGLE_LABEL,
         n_labels: int | None = None,
+        hidden: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -68,6 +71,7 @@ class TextClassifier(L.LightningModule):
         self.seed = seed
         self.run_signature = run_signature or {}
         self.loss = loss
+        self.hidden = hidden
         self.task = task
         self.val_loss = MeanMetric(nan_strategy="disable")
         sections = task.val_metrics(n_labels or model.n_labels)
@@ -93,12 +97,26 @@ class TextClassifier(L.LightningModule):
         seeds = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
+    def forward(self, batch: dict[str, Tensor]) -> EncoderOutput:
+        """The output of the model for a batch."""
+        return self.model(batch["input_ids"], batch["attention_mask"], batch.get("windows"))
+
     def logits_of(self, batch: dict[str, Tensor]) -> Tensor:
         """The logits of a batch, float [n_examples, n_outputs]."""
-        return self.model(batch["input_ids"], batch["attention_mask"], batch.get("windows")).logits
+        return self(batch).logits
+
+    def loss_of(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of a batch, and ``hidden`` times the mean of 1 - cosine to its ``embeddings``; those with NaN count as 0."""
+        output = self(batch)
+        loss = self.loss(output.logits, batch["targets"])
+        if not self.hidden:
+            return loss
+        targets = batch["embeddings"]
+        distance = 1 - F.cosine_similarity(output.embeddings.float(), targets.nan_to_num(), dim=-1)  # [n_examples]
+        return loss + self.hidden * (distance * ~targets.isnan().any(-1)).mean()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(self.logits_of(batch), batch["targets"])
+        loss = self.loss_of(batch)
         if self.trainer.fit_loop.epoch_loop.total_batch_idx == 0:
             check_loss(loss)
         synced = {"sync_dist": self.trainer.world_size > 1}

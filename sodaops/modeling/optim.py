@@ -32,7 +32,7 @@ def layer_of(name: str, n_layers: int) -> int:
 
 def layers_of(transformer: nn.Module) -> list[nn.Module]:
     """The transformer's layers, lowest first."""
-    return [module for name, module in transformer.named_modules() if _LAYER.search(f"{name}.") and name[-1].isdigit()]
+    return [m for name, m in transformer.named_modules() if _LAYER.search(f"{name}.") and name.rpartition(".")[2].isdigit()]
 
 
 def n_layers_of(transformer: nn.Module) -> int:

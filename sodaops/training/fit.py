@@ -28,7 +28,7 @@ from sodaops.export.onnx_export import Exported, export_onnx
 from sodaops.io import ranks, storage
 from sodaops.modeling.classifier import TextClassifier
 from sodaops.modeling.dropout import use_cpu_dropout
-from sodaops.modeling.encoder import Pretrained, TextEncoder, separator_of
+from sodaops.modeling.encoder import Pretrained, TextEncoder, hidden_size_of, separator_of
 from sodaops.modeling.large import adapter_signature, attention, merge_adapters
 from sodaops.modeling.losses import make_loss
 from sodaops.modeling.metrics import OwnMetrics
@@ -144,7 +144,7 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback], te
     if not n_labels:
         check_bundle(config, pretrained, len(manifest["labels"]))
     log.info("%s", summarize_manifest(manifest))
-    taught = teacher_answers(config, manifest, teachers)
+    taught = teacher_answers(config, manifest, teachers, hidden_size_of(pretrained.transformer))
     if taught is not None:
         manifest = {**manifest, "distillation": taught.record}
         log.info("%s", taught.summary())
@@ -190,14 +190,15 @@ def _module_and_data(
         )
     freeze(model, config.optim.frozen_layers)
     use_cpu_dropout(model)
-    more = (taught.texts, taught.probs) if taught else None
+    more = (taught.texts, taught.probs, taught.embeddings) if taught else None
     data = TextDataModule(config, pretrained.tokenizer, pretrained.pad_token_id, manifest["labels"], task, more)
     data.setup()
     signature = resume.run_signature(config, manifest) | adapter_signature(model.transformer)
     if config.ckpt_path is not None:
         resume.check_signature(config.ckpt_path, signature)
     loss = make_loss(config.loss, data.balanced_weights)
-    return TextClassifier(model, config.optim, loss, config.seed, signature, metrics, data.task, n_labels), data
+    hidden = config.distill.hidden if taught else 0.0
+    return TextClassifier(model, config.optim, loss, config.seed, signature, metrics, data.task, n_labels, hidden), data
 
 
 def _shared_settings(config: Config, signature: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class TeacherAnswers:
 
     texts: list[str]  # without labels, cleaned
     probs: np.ndarray  # float32 [n_train + n_texts, n_labels], NaN for a text without tokens; train rows first
+    embeddings: np.ndarray | None  # float32 [n_train + n_texts, width], likewise; only with distill.hidden
     record: dict[str, Any]  # for the bundle's data manifest
 
     def summary(self) -> str:
@@ -92,13 +93,16 @@ def _check_held_out(name: str, folder: Path, info: layout.BundleInfo, manifest: 
     log.warning("teacher=%s: trained on other tables; make sure that they have no rows of this val and test split", name)
 
 
-def teacher_answers(config: Config, manifest: Mapping[str, Any], folders: Sequence[Path]) -> TeacherAnswers | None:
+def teacher_answers(
+    config: Config, manifest: Mapping[str, Any], folders: Sequence[Path], width: int | None = None
+) -> TeacherAnswers | None:
     """The answers of ``teacher``; None without one. Only one process computes them; others wait for it.
 
     Args:
         config: the whole configuration.
         manifest: of the splits.
         folders: local copies of the teachers' bundles.
+        width: the size of the model's embeddings, for ``distill.hidden``; None: not checked.
 
     Raises:
         BundleError, ConfigError: a teacher cannot be read or used, or it was changed meanwhile.
@@ -113,36 +117,59 @@ def teacher_answers(config: Config, manifest: Mapping[str, Any], folders: Sequen
         _check_held_out(name, folder, info, manifest)
         ids.append(info.bundle_id)
     tables = {path: storage.sha256_of(local_copy(path)) for path in unlabelled_tables(config.data)}
-    splits = [manifest["splits"][split]["sha256"] for split in SPLITS]
-    cleaned = [config.data.cleaning, cleaning.code_of(config.data.cleaning), config.data.text_columns, config.data.max_chars]
-    key = storage.sha256_of_json([_FORMAT, ids, splits, sorted(tables.values()), cleaned, config.distill.near])
-    path = config.splits_dir.parent / f".{config.splits_dir.name}.teacher" / f"{key}.parquet"
+    path = _file_of_answers(config, manifest, ids, list(tables.values()))
     with storage.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
     with lock:
         if not path.is_file():
-            _write_answers(path, config, folders, ids)
+            _write_answers(path, config, folders, ids, width)
     table = pq.read_table(path)
     texts = [text for text in table["text"].to_pylist() if text is not None]
-    probs = np.stack(table["probs"].to_numpy()).astype(np.float32)
+    probs, *embeddings = (np.stack(table[name].to_numpy()).astype(np.float32) for name in table.column_names[1:])
+    if embeddings:
+        _check_widths(config, [embeddings[0].shape[1]], width)
     dropped = json.loads(table.schema.metadata[b"dropped"])
     record = {"teachers": ids, "n_unlabelled": len(texts), "dropped": dropped, "unlabelled": tables}
-    return TeacherAnswers(texts, probs, record)
+    return TeacherAnswers(texts, probs, embeddings[0] if embeddings else None, record)
 
 
-def _write_answers(path: Path, config: Config, folders: Sequence[Path], ids: Sequence[str]) -> None:
-    """Computes the answers, and writes columns text, null for train rows, and probs."""
+def _file_of_answers(config: Config, manifest: Mapping[str, Any], ids: Sequence[str], tables: Sequence[str]) -> Path:
+    """The file for answers of these bundles, by id, on the splits and on tables of texts, by hash."""
+    data, settings = config.data, [config.distill.near, config.distill.hidden > 0]
+    splits = [manifest["splits"][split]["sha256"] for split in SPLITS]
+    cleaned = [data.cleaning, cleaning.code_of(data.cleaning), data.text_columns, data.max_chars, data.delimiter, data.encoding]
+    key = storage.sha256_of_json([_FORMAT, list(ids), splits, sorted(tables), cleaned, settings])
+    return config.splits_dir.parent / f".{config.splits_dir.name}.teacher" / f"{key}.parquet"
+
+
+def _check_widths(config: Config, widths: Sequence[int], width: int | None) -> None:
+    """Refuses ``distill.hidden`` for teachers whose embeddings have another size than the model's."""
+    sizes = {*widths} | ({width} if width is not None else set())
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"distill.hidden={config.distill.hidden:g}: embeddings of the model and its teachers have {some(sorted(sizes))} "
+            "numbers; set distill.hidden=0."
+        )
+
+
+def _write_answers(path: Path, config: Config, folders: Sequence[Path], ids: Sequence[str], width: int | None) -> None:
+    """Computes the answers, and writes columns text, null for train rows, probs and, if they are needed, embeddings."""
     teachers = Ensemble(folders, "float32")
     if teachers.ids != list(ids):
         raise BundleError(f"teacher={some(config.teachers)}: was changed meanwhile; start again.")
+    names = ["probs", *(["embeddings"] if config.distill.hidden else [])]
+    if config.distill.hidden:
+        _check_widths(config, teachers.widths, width)
     splits = {split: read_split(config.splits_dir, split)["text"].to_pylist() for split in SPLITS}
     texts, dropped = read_unlabelled(config.data, splits, config.distill.near)
     rows = [(text, None) for text in splits["train"]] + [(text, text) for text in texts]
-    schema = pa.schema({"text": pa.string(), "probs": pa.list_(pa.float32())}, {"dropped": json.dumps(dropped)})
+    fields = {"text": pa.string(), **dict.fromkeys(names, pa.list_(pa.float32()))}
+    schema = pa.schema(fields, {"dropped": json.dumps(dropped)})
     log.info("answers of %s for %s texts", some(config.teachers), f"{len(rows):,}")
     with storage.atomic_path(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            probs = teachers.probs_of_cleaned([text for text, _ in chunk])
-            writer.write_table(pa.table([[shown for _, shown in chunk], list(probs)], schema=schema))
+            cleaned = [text for text, _ in chunk]
+            outputs = teachers.outputs_of_cleaned(cleaned) if len(names) > 1 else (teachers.probs_of_cleaned(cleaned),)
+            writer.write_table(pa.table([[shown for _, shown in chunk], *map(list, outputs)], schema=schema))

