@@ -7,7 +7,7 @@ LINTS := lint-python lint-types lint-imports lint-yaml lint-workflows lint-cloud
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast test-deep coverage lint $(LINTS) lint-faults hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict torture docker-train docker-serve docker-drift docker-test wheel dist clean
+.PHONY: help install train student test test-fast test-deep coverage lint $(LINTS) lint-faults hooks params repro serve load loop bench-quality bench-serve bench-drift bench-preprocess bench-train bench-scaling bench-predict torture docker-train docker-serve docker-drift docker-test wheel dist clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -106,6 +106,10 @@ repro: $(INSTALLED)  ## run the DVC pipeline
 
 serve: $(INSTALLED)  ## serve the bundle of `make repro`, or BUNDLE=RUN/bundle, over HTTP
 	$(BIN)/sodaops serve $(BUNDLE) $(ARGS)
+
+student: $(INSTALLED)  ## train a small model that learns from the bundle of `make repro`
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	$(BIN)/python train.py experiment=distill run_dir=artifacts/student $(ARGS)
 
 load: $(INSTALLED)  ## load-test a server that it starts; PROFILE=steady, burst, soak, overload or smoke
 	PROFILE=$(or $(PROFILE),steady) $(BIN)/python benchmarks/load.py

@@ -91,7 +91,7 @@ def run_signature(config: Config, manifest: Mapping[str, Any]) -> dict[str, Any]
         "processes": ranks.world_size(os.environ),  # an optimizer step sees the batches of all processes
         "trainer.precision": config.trainer["precision"] or FULL_PRECISION,
         "teacher": distilled and distilled["teachers"],
-        "data.unlabelled": distilled and sorted(distilled["unlabelled"].values()),
+        "data.unlabelled": distilled and sorted(table["sha256"] for table in distilled["unlabelled"]),
         "distill": distilled and config.distill.model_dump(),
         "trainer.strategy=fsdp": config.trainer["strategy"] == "fsdp",  # it numbers the optimizer's state differently
     }

@@ -130,7 +130,8 @@ def teacher_answers(
     if embeddings:
         _check_widths(config, [embeddings[0].shape[1]], width)
     dropped = json.loads(table.schema.metadata[b"dropped"])
-    record = {"teachers": ids, "n_unlabelled": len(texts), "dropped": dropped, "unlabelled": tables}
+    unlabelled = [{"path": path, "sha256": digest} for path, digest in tables.items()]
+    record = {"teachers": ids, "n_unlabelled": len(texts), "dropped": dropped, "unlabelled": unlabelled}
     return TeacherAnswers(texts, probs, embeddings[0] if embeddings else None, record)
 
 

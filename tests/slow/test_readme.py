@@ -35,6 +35,7 @@ SMALLER = {  # part of a command -> what is added to it
     **dict.fromkeys(("--multirun ", "logger=wandb", "ckpt_path=", " data=csv "), "export.variants=[] evaluate.split=none"),
     "search=smoke": "search.n_trials=2",
     "run_dir=outputs/start": "export.variants=[] evaluate.split=none",  # as in outputs/first, which is read in its place
+    "experiment=distill": "model=tiny model.layers=1 trainer.max_epochs=1",
 }
 # Commands of the docs, with what the README's commands have made in place of the names that stand for a reader's own.
 DOCS = [

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from sodaops.data.unlabelled import read_unlabelled
 from sodaops.errors import ConfigError, DataError
+from sodaops.tasks.make import make_task
 from tests.conftest import configured, lazy, make_rows, table
 
 classifier = lazy("sodaops.modeling.classifier")
@@ -129,3 +130,16 @@ def test_the_loss_has_the_distance_to_the_embeddings():
     ]
     plain, taught = (module.loss_of(batch).item() for module in modules)
     assert taught - plain == pytest.approx(3.0 * (2 + 0) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "ordinal", "regression"])
+def test_answers_of_every_task_are_targets_of_its_loss(task):
+    config = configured(f"task={task}", "data=csv", "data.path=t.csv", "teacher=T")
+    made = make_task(config.task)
+    made = made.fitted_on_train(np.array([1.0, 5.0])) if task == "regression" else made
+    logits = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.3, -0.2]])[:, : made.n_outputs(1 if task == "regression" else 3)]
+    targets = torch.from_numpy(made.soft_targets(made.probs(logits.numpy())))
+    loss = losses.make_loss(config.loss, lambda: torch.ones(3))
+    logits.requires_grad_()
+    loss(logits, targets).backward()
+    assert logits.grad.abs().max() < 1e-6  # a model that gives the teacher's answers is at the minimum
