@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sodaops.config.schema import Config
-from sodaops.errors import ConfigError
+from sodaops.errors import BundleError, ConfigError
 from sodaops.io import ranks, remote
 from sodaops.io.runs import read_run
 
@@ -150,9 +150,13 @@ def _teacher_folders(config: Config) -> Iterator[list[Path]]:
         return [name for name in (layout.TOKENIZER, layout.DATA, layout.DRIFT, *models) if name in info.files]
 
     with contextlib.ExitStack() as stack:
-        folders = [stack.enter_context(bundle_at(name, files)) for name in config.teachers]
-        for name, folder in zip(config.teachers, folders, strict=True):
-            check_teacher(config, name, folder)
+        folders = []
+        for name in config.teachers:
+            try:
+                folders.append(stack.enter_context(bundle_at(name, files)))
+                check_teacher(config, name, folders[-1])
+            except BundleError as error:
+                raise BundleError(f"teacher={name}: {error}") from error
         yield folders
 
 

@@ -10,6 +10,7 @@ from sodaops.data.sources import read_batches
 from sodaops.data.text_files import Layout
 from sodaops.errors import DataError
 from sodaops.io.progress import progress
+from sodaops.io.remote import local_copy
 from sodaops.text.near import NearTexts
 
 
@@ -17,10 +18,14 @@ def unlabelled_tables(config: DataConfig) -> list[str]:
     """The tables of ``data.unlabelled``: itself, or those in the folder and the folders below it, sorted by name.
 
     Raises:
-        DataError: a folder without tables.
+        DataError: no such file, or a folder without tables.
     """
-    if config.unlabelled is None or not Path(config.unlabelled).is_dir():
-        return [config.unlabelled] if config.unlabelled else []
+    if config.unlabelled is None:
+        return []
+    if not local_copy(config.unlabelled).exists():
+        raise DataError(f"data.unlabelled={config.unlabelled}: no such file or folder; check the path.")
+    if not Path(config.unlabelled).is_dir():
+        return [config.unlabelled]
     tables = sorted(str(path) for path in Path(config.unlabelled).rglob("*") if path.is_file() and table_format(path.name))
     if not tables:
         raise DataError(f"data.unlabelled={config.unlabelled}: has no tables; expected files such as .csv or .parquet.")

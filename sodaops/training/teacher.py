@@ -63,7 +63,7 @@ def check_teacher(config: Config, name: str, folder: Path, labels: Sequence[str]
     """
     info = layout.read_info(folder)
     if "float32" not in info.onnx:
-        raise BundleError(f"teacher={name}: has no ONNX model float32; make one with `sodaops export {name}`.")
+        raise BundleError(f"{name}: has no ONNX model float32; make one with `sodaops export {name}`.")
     if labels is None and config.data.labels is not None:
         labels = [str(label) for label in config.data.labels]
     pairs = {

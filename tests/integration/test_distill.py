@@ -121,6 +121,13 @@ def test_teachers_for_something_else_are_refused(fields, key, home, tmp_path, sm
     assert not (tmp_path / "splits").exists() and not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.parametrize(("key", "value"), [("teacher", "nowhere"), ("data.unlabelled", "nowhere.csv")])
+def test_missing_teachers_and_tables_are_named(key, value, home, tmp_path, small_tweets, run):
+    keys = {"teacher": f"{home}/teacher", "data.unlabelled": f"{home}/more.csv", key: value}
+    code, _, err = run("train", *overrides(tmp_path, small_tweets, *(f"{name}={one}" for name, one in keys.items())))
+    assert code == 2 and f"{key}={value}" in err and not (tmp_path / "splits").exists()
+
+
 def test_a_teacher_that_may_know_the_test_rows_is_refused(home, tmp_path, small_tweets, run, caplog):
     code, _, err = run("train", *overrides(tmp_path, small_tweets, f"teacher={home}/teacher", "data.fractions=[0.6,0.1,0.3]"))
     assert code == 2 and f"teacher={home}/teacher" in err and "val or test" in err
