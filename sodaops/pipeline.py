@@ -147,7 +147,7 @@ def _teacher_folders(config: Config) -> Iterator[list[Path]]:
 
     def files(info: "BundleInfo") -> list[str]:
         models = [layout.ONNX[variant] for variant in {"float32", config.evaluate.variant}]
-        return [name for name in (layout.TOKENIZER, layout.DATA, layout.DRIFT, *models) if name in info.files]
+        return [name for name in (layout.TOKENIZER, layout.CONFIG, layout.DATA, layout.DRIFT, *models) if name in info.files]
 
     with contextlib.ExitStack() as stack:
         folders = []

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from sodaops.config.extensions import Extension
-from sodaops.config.sections import Count, Positive, Section
+from sodaops.config.sections import Count, Fraction, Positive, Section
 from sodaops.text.limit import Limit
 
 Targets = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)]
@@ -53,3 +53,13 @@ class ModelConfig(Section):
         if self.long_texts == "truncate":
             return Limit(self.max_tokens)
         return Limit(self.max_tokens, self.stride or 0, self.max_windows or 8)
+
+
+class DistillConfig(Section):
+    """How a model learns from ``teacher``."""
+
+    weight: Fraction = Field(0.5, description="target = weight * the teachers' mean answer + (1 - weight) * label and votes")
+    hidden: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight in the loss of 1 - cosine of the embedding and the teachers' mean one; 0: not used"
+    )
+    near: Fraction = Field(0.7, description="similarity to a val or test text at which a text of data.unlabelled is left out")

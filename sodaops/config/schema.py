@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from sodaops.config.alerts import AlertsConfig
 from sodaops.config.extensions import Extension
-from sodaops.config.model import ModelConfig
+from sodaops.config.model import DistillConfig, ModelConfig
 from sodaops.config.sections import (
     Cleaning,
     Count,
@@ -155,16 +155,6 @@ class ExportConfig(Section):
     """Which ONNX models go into the bundle."""
 
     variants: list[Literal["float32", "int8"]] = Field(description="[]: none; int8 only where it passes its gate")
-
-
-class DistillConfig(Section):
-    """How a model learns from ``teacher``."""
-
-    weight: Fraction = Field(0.5, description="target = weight * the teachers' mean answer + (1 - weight) * label and votes")
-    hidden: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight in the loss of 1 - cosine of the embedding and the teachers' mean one; 0: not used"
-    )
-    near: Fraction = Field(0.7, description="similarity to a val or test text at which a text of data.unlabelled is left out")
 
 
 class EvaluateConfig(Section):

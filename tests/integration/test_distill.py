@@ -131,6 +131,9 @@ def test_missing_teachers_and_tables_are_named(key, value, home, tmp_path, small
 def test_a_teacher_that_may_know_the_test_rows_is_refused(home, tmp_path, small_tweets, run, caplog):
     code, _, err = run("train", *overrides(tmp_path, small_tweets, f"teacher={home}/teacher", "data.fractions=[0.6,0.1,0.3]"))
     assert code == 2 and f"teacher={home}/teacher" in err and "val or test" in err
+    config, manifest = configured(*overrides(home, small_tweets, f"teacher={home}/teacher")), teacher_manifest(home)
+    manifest["splits"]["val"]["sha256"] = "that of a val with rows of an added table"  # which no teacher knows
+    assert teacher.teacher_answers(config, manifest, [home / "teacher"]) is not None
     other = tmp_path / "other.csv"
     pyarrow.csv.write_csv(pyarrow.csv.read_csv(small_tweets).slice(100, 300), other)
     config = configured(*overrides(tmp_path, other, f"teacher={home}/teacher"))

@@ -184,12 +184,12 @@ def test_every_check_can_fail_and_the_refusal_names_the_limits_that_pass(place, 
 
 @pytest.mark.slow
 def test_a_slower_model_is_refused(place, monkeypatch):
-    from sodaops.registry import checks
+    from sodaops.inference import ensemble
 
     settings, (first, second) = place
     Registry("registry").move("champion", second, None, "")
     run = Predictor.run
-    monkeypatch.setattr(checks.time, "perf_counter", clock := Clock())
+    monkeypatch.setattr(ensemble.time, "perf_counter", clock := Clock())
 
     def timed(self, rows):
         clock.now += 0.003 if self.info.bundle_id == first else 0.001
