@@ -1,6 +1,6 @@
 """Compares the tasks with the usual alternatives: multi-label, regression and ordinal.
 
-    python benchmarks/tasks.py [--task NAME]... [--seeds N] [KEY=VALUE]...
+    python benchmarks/tasks.py [--task NAME]... [--seeds N] [--folder FOLDER] [KEY=VALUE]...
 
 - multi_label on the facets of Debian's packages (`make data-debian`): TF-IDF with a logistic regression for each label, and the
   transformers Trainer with problem_type="multi_label_classification" for as many epochs, both with tuned thresholds
@@ -8,7 +8,8 @@
 - ordinal on the same ratings in five bins: our task=single_label
 
 All sides have the same splits; those with a seed take turns. Regularisation, learning rates and thresholds are chosen on val,
-and test rows are predicted once. The intervals are those of a paired bootstrap over them, of the mean over the seeds.
+and test rows are predicted once. The intervals are those of a paired bootstrap over them, of the mean over the seeds. What a side
+predicted is kept in the folder: the same command with the same ``--folder`` goes on where it stopped.
 """
 
 import argparse
@@ -207,15 +208,23 @@ def compare(task: str, args: argparse.Namespace, folder: Path) -> None:
     for seed, (name, side) in product(range(args.seeds), seeded.items()):
         if name == "Trainer" and seed >= args.trainer_seeds:
             continue
-        log(f"{task}: {name}, seed {seed}")
-        predicted[name].append(side(seed))
+        predicted[name].append(kept(folder / f"{task}-{name}-{seed}.npy", functools.partial(side, seed)))
     if task == "multi_label":
-        predicted["TF-IDF + logistic regression"] = [logistic(splits)]
+        predicted["TF-IDF + logistic regression"] = [kept(folder / f"{task}-logistic.npy", lambda: logistic(splits))]
     if task == "regression":
-        predicted["TF-IDF + ridge"] = [ridge(splits)]
+        predicted["TF-IDF + ridge"] = [kept(folder / f"{task}-ridge.npy", lambda: ridge(splits))]
     print(f"\n## {task}\n\nRows: {', '.join(f'{name} {len(of):,}' for name, of in splits.texts.items())}.")
     for title, metric in METRICS[task].items():
         print_table(title, metric, splits.targets["test"], predicted)
+
+
+def kept(path: Path, predict: Callable[[], np.ndarray]) -> np.ndarray:
+    """What ``predict`` returns, from the file where there is one."""
+    if not path.exists():
+        log(f"{path.stem} ...")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, predict())
+    return np.load(path)
 
 
 def print_table(title: str, metric: Callable[..., float], truth: np.ndarray, predicted: dict[str, list[np.ndarray]]) -> None:
@@ -242,10 +251,10 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=METRICS, help="may be repeated; by default all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trainer-seeds", type=int, default=3, help="of these the Trainer's, which trains twice for the first")
+    parser.add_argument("--folder", type=Path, default=REPO / "outputs" / time.strftime("tasks-%Y%m%d-%H%M%S"))
     args, args.overrides = parser.parse_known_args()
-    folder = REPO / "outputs" / time.strftime("tasks-%Y%m%d-%H%M%S")
     for task in args.task or METRICS:
-        compare(task, args, folder)
+        compare(task, args, args.folder)
 
 
 if __name__ == "__main__":
