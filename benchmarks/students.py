@@ -1,15 +1,16 @@
 """Compares small models with the default one: quality over seeds, and requests per second.
 
-    python benchmarks/students.py [--seeds N] [--data NAME]... [KEY=VALUE]...
+    python benchmarks/students.py [--seeds N] [--data NAME]... [--folder FOLDER] [KEY=VALUE]...
     python benchmarks/students.py --serve TEACHER STUDENT [--rounds N]
 
 - the default model; the same with `model.layers=3`; and a student of three layers (`experiment=distill`) that learns from all
-  seeds of the default, and from the other data set's texts without their labels (tweets: reviews, reviews: tweets)
+  seeds of the default, and from the other data set's texts without their labels (tweets, levels: reviews; reviews: tweets)
 - with --serve: requests per second of both bundles and of a transformers pipeline at 16 connections, in turns; and the texts
   per second of `sodaops predict`
 
 Nothing is chosen by the test rows: each side predicts them once for each seed. The intervals are those of a paired bootstrap
-over the test rows, of the mean over the seeds. KEY=VALUE goes to all sides.
+over the test rows, of the mean over the seeds. KEY=VALUE goes to all sides. The same command with the same ``--folder`` goes on
+where it stopped.
 """
 
 import argparse
@@ -25,16 +26,19 @@ import numpy as np
 import pyarrow.parquet as pq
 
 REPO = Path(__file__).resolve().parents[1]
-DATA = {"tweets": ("data=tweets", "data/raw/amazon_reviews.csv"), "amazon": ("data=amazon", "data/raw/tweets.csv")}
+REVIEWS, TWEETS = "data/raw/amazon_reviews.csv", "data/raw/tweets.csv"
+DATA = {"tweets": ([], REVIEWS), "amazon": (["amazon"], TWEETS), "levels": (["ordinal"], REVIEWS)}  # experiments, other texts
 N_RESAMPLES = 2_000
 
 
 def train(folder: Path, keys: Sequence[str]) -> dict:
-    """Trains, and returns metrics.json of the test split, with the seconds and the predicted labels."""
+    """Trains, unless it was done; returns metrics.json of the test split, with the seconds and the predicted labels."""
     began = time.perf_counter()
     command = [sys.executable, "train.py", f"run_dir={folder}", "logger=none", "evaluate.baselines=false", *keys]
-    subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - began
+    if not (took := folder / "seconds.txt").exists():
+        subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.DEVNULL)
+        took.write_text(str(time.perf_counter() - began))
+    seconds = float(took.read_text())
     measured = json.loads((folder / "evaluation/metrics.json").read_bytes())["test"]
     rows = pq.read_table(folder / "evaluation/predictions.parquet", columns=["label", "predicted"]).to_pydict()
     val = json.loads((folder / "bundle/bundle.json").read_bytes())["metrics"]["val"]["macro_f1"]
@@ -43,18 +47,17 @@ def train(folder: Path, keys: Sequence[str]) -> dict:
 
 def compare(name: str, seeds: int, overrides: Sequence[str], folder: Path) -> None:
     """Trains all sides on a data set, and prints the table."""
-    data, unlabelled = DATA[name]
+    experiments, unlabelled = DATA[name]
     sides: dict[str, list[dict]] = {"six layers (default)": [], "three layers": [], "three layers, distilled": []}
     default, shallow, student = sides.values()
     for seed in range(seeds):
-        keys = [data, f"seed={seed}", *overrides]
+        keys = [f"experiment=[{','.join(experiments)}]", f"seed={seed}", *overrides]
         default.append(train(folder / f"{name}-default-{seed}", keys))
         shallow.append(train(folder / f"{name}-shallow-{seed}", [*keys, "model.layers=3"]))
     teachers = ",".join(str(folder / f"{name}-default-{seed}/bundle") for seed in range(seeds))
     for seed in range(seeds):
         keys = [
-            "experiment=distill",
-            data,
+            f"experiment=[{','.join([*experiments, 'distill'])}]",
             f"teacher=[{teachers}]",
             f"data.unlabelled={unlabelled}",
             f"seed={seed}",
@@ -64,7 +67,9 @@ def compare(name: str, seeds: int, overrides: Sequence[str], folder: Path) -> No
     print(f"\n## {name}: {len(default[0]['rows'][0])} test rows, {seeds} seeds\n")
     print(f"| | macro-F1 on test | minus the default's (95 % interval) | on val | ECE | seconds |\n{'| --- ' * 6}|")
     for side, runs in sides.items():
-        mean = {key: statistics.mean(one[key] for one in runs) for key in ("macro_f1", "val", "ece", "seconds")}
+        mean = {
+            key: statistics.mean(one.get(key, float("nan")) for one in runs) for key in ("macro_f1", "val", "ece", "seconds")
+        }
         spread = statistics.stdev(one["macro_f1"] for one in runs) if seeds > 1 else 0.0
         low, high = paired_interval([one["rows"] for one in runs], [one["rows"] for one in default])
         gain = mean["macro_f1"] - statistics.mean(one["macro_f1"] for one in default)
@@ -133,13 +138,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--serve", nargs=2, type=Path, metavar=("TEACHER", "STUDENT"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=REPO / "outputs" / time.strftime("students-%Y%m%d-%H%M%S"))
     args, overrides = parser.parse_known_args()
     if args.serve:
         serve(*args.serve, args.rounds)
         return
-    folder = REPO / "outputs" / time.strftime("students-%Y%m%d-%H%M%S")
     for name in args.data or DATA:
-        compare(name, args.seeds, overrides, folder)
+        compare(name, args.seeds, overrides, args.folder)
 
 
 if __name__ == "__main__":

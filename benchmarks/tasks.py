@@ -8,8 +8,8 @@
 - ordinal on the same ratings in five bins: our task=single_label
 
 All sides have the same splits; those with a seed take turns. Regularisation, learning rates and thresholds are chosen on val,
-and test rows are predicted once. The intervals are those of a paired bootstrap over them, of the mean over the seeds. What a side
-predicted is kept in the folder: the same command with the same ``--folder`` goes on where it stopped.
+and test rows are predicted once. The intervals are those of a paired bootstrap over them, of the mean over the seeds. What a
+side predicted is kept in the folder: the same command with the same ``--folder`` goes on where it stopped.
 """
 
 import argparse
