@@ -138,10 +138,10 @@ def bootstrap(matrix: np.ndarray, n_samples: int, seed: int = 0) -> dict[str, tu
 
 
 def draw_counts(counts: np.ndarray, n_samples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Bootstrap samples of a table of counts [n_cells], in blocks [n_samples of the block, n_cells] of at most 80 MB."""
+    """Bootstrap samples of counts [n_cells], perhaps expected ones, in blocks [n_samples of the block, n_cells] of 80 MB."""
     generator, block = np.random.default_rng(seed), max(1, 10_000_000 // len(counts))
     for start in range(0, n_samples, block):
-        yield generator.multinomial(counts.sum(), counts / counts.sum(), size=min(block, n_samples - start))
+        yield generator.multinomial(round(counts.sum()), counts / counts.sum(), size=min(block, n_samples - start))
 
 
 def bootstrap_rows(score: Callable[[np.ndarray], Any], n_rows: int, n_samples: int, seed: int = 0) -> np.ndarray:
