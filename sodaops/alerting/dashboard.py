@@ -1,74 +1,87 @@
-"""A Grafana dashboard of the metrics of the predictor and the drift service."""
+"""Grafana dashboards of the metrics of the predictor and the drift service."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from sodaops.alerting.render import promql
 from sodaops.config.alerts import AlertRule, AlertsConfig
 
-DASHBOARD = "grafana-dashboard.json"
 _RATE = "[$__rate_interval]"
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS, _HEIGHT, _GRID_WIDTH = 3, 7, 24
 
-# Title, unit, and expression by legend. Panels of a signal are added from the rules.
-_PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("Requests", "reqps", {"{{path}} {{status}}": f"sum by (path, status) (rate(sodaops_requests_total{_RATE}))"}),
-    ("Requests in flight", "short", {"{{job}}": "sum by (job) (sodaops_requests_in_flight)"}),
-    ("Refused requests", "reqps", {"refused": f"sum(rate(sodaops_refused_total{_RATE}))"}),
-    (
-        "Latency",
-        "s",
-        {
-            f"p{percentile}": f"histogram_quantile(0.{percentile}, sum by (le) (rate(sodaops_request_seconds_bucket{_RATE})))"
-            for percentile in (50, 90, 99)
-        },
-    ),
-    ("Texts waiting", "short", {"waiting": "sum(sodaops_queue_texts)"}),
-    (
-        "Texts per batch",
-        "short",
-        {"mean": f"sum(rate(sodaops_batch_texts_sum{_RATE})) / sum(rate(sodaops_batch_texts_count{_RATE}))"},
-    ),
-    ("Predictions by label", "reqps", {"{{label}}": f"sum by (label) (rate(sodaops_predictions_total{_RATE}))"}),
-    ("Feedback by label", "reqps", {"{{label}}": f"sum by (label) (rate(sodaops_feedback_total{_RATE}))"}),
-    ("Bundle", "short", {"{{bundle_id}} {{variant}}": "sum by (bundle_id, variant) (sodaops_bundle_info)"}),
-    ("Bundle loads", "short", {"{{outcome}}": "sum by (outcome) (sodaops_bundle_loads_total)"}),
-    ("Request log: rows", "rps", {"logged": f"sum(rate(sodaops_request_log_rows_total{_RATE}))"}),
-    ("Request log: journal", "bytes", {"not in a part yet": "sum(sodaops_request_log_journal_bytes)"}),
-    ("Request log: parts", "short", {"{{outcome}}": "sum by (outcome) (sodaops_request_log_parts_total)"}),
-    ("Drift: p-values", "short", {"{{feature}}": "min by (feature) (sodaops_drift_p_value)"}),
-    ("Drift: distances", "short", {"{{feature}}": "max by (feature) (sodaops_drift_effect)"}),
-    ("Drift: causes", "short", {"{{cause}}": "max by (cause) (sodaops_drift_cause)"}),
-    ("Drift: requests in the window", "short", {"requests": "max(sodaops_drift_window_rows)"}),
-    ("Drift: age of the reference", "s", {"age": "max(sodaops_drift_reference_age_seconds)"}),
-    ("Drift: time since the last run", "s", {"since": "time() - max(sodaops_drift_last_run_timestamp_seconds)"}),
-    ("Drift: runs", "short", {"{{outcome}}": "sum by (outcome) (sodaops_drift_runs_total)"}),
-    ("CPU", "short", {"{{job}}": f'sum by (job) (rate(process_cpu_seconds_total{{job=~"sodaops.*"}}{_RATE}))'}),
-    ("Memory", "bytes", {"{{job}}": 'sum by (job) (process_resident_memory_bytes{job=~"sodaops.*"})'}),
-)
+
+def _mean(histogram: str) -> str:
+    return f"sum(rate({histogram}_sum{_RATE})) / sum(rate({histogram}_count{_RATE}))"
 
 
-def grafana_dashboard(config: AlertsConfig) -> str:
-    """Returns a dashboard to import into Grafana: one panel for each rule, with its threshold, then the services' metrics."""
-    rule_panels = [
-        _panel(f"Rule {name}: {rule.signal} {rule.limit}", "short", {rule.signal: promql(rule.signal, config)}, rule)
-        for name, rule in config.enabled_rules().items()
+def _latency(percentile: int) -> str:
+    return f"histogram_quantile(0.{percentile}, sum by (le) (rate(sodaops_request_seconds_bucket{_RATE})))"
+
+
+# Dashboard -> title, unit, and expression by legend. Panels of a signal are added from the rules.
+_PANELS: dict[str, tuple[tuple[str, str, dict[str, str]], ...]] = {
+    "service": (
+        ("Requests", "reqps", {"{{path}} {{status}}": f"sum by (path, status) (rate(sodaops_requests_total{_RATE}))"}),
+        ("Requests in flight", "short", {"{{job}}": "sum by (job) (sodaops_requests_in_flight)"}),
+        ("Refused requests", "reqps", {"refused": f"sum(rate(sodaops_refused_total{_RATE}))"}),
+        ("Latency", "s", {f"p{percentile}": _latency(percentile) for percentile in (50, 90, 99)}),
+        ("Texts waiting", "short", {"waiting": "sum(sodaops_queue_texts)"}),
+        ("Texts per batch", "short", {"mean": _mean("sodaops_batch_texts")}),
+        ("Bundle", "short", {"{{bundle_id}} {{variant}}": "sum by (bundle_id, variant) (sodaops_bundle_info)"}),
+        ("Bundle loads", "short", {"{{outcome}}": "sum by (outcome) (sodaops_bundle_loads_total)"}),
+        ("Request log: rows", "rps", {"logged": f"sum(rate(sodaops_request_log_rows_total{_RATE}))"}),
+        ("Request log: journal", "bytes", {"not in a part yet": "sum(sodaops_request_log_journal_bytes)"}),
+        ("Request log: parts", "short", {"{{outcome}}": "sum by (outcome) (sodaops_request_log_parts_total)"}),
+        ("CPU", "short", {"{{job}}": f'sum by (job) (rate(process_cpu_seconds_total{{job=~"sodaops.*"}}{_RATE}))'}),
+        ("Memory", "bytes", {"{{job}}": 'sum by (job) (process_resident_memory_bytes{job=~"sodaops.*"})'}),
+    ),
+    "drift": (
+        ("p-values", "short", {"{{feature}}": "min by (feature) (sodaops_drift_p_value)"}),
+        ("Distances", "short", {"{{feature}}": "max by (feature) (sodaops_drift_effect)"}),
+        ("Causes", "short", {"{{cause}}": "max by (cause) (sodaops_drift_cause)"}),
+        ("Requests in the window", "short", {"requests": "max(sodaops_drift_window_rows)"}),
+        ("Age of the reference", "s", {"age": "max(sodaops_drift_reference_age_seconds)"}),
+        ("Time since the last run", "s", {"since": "time() - max(sodaops_drift_last_run_timestamp_seconds)"}),
+        ("Runs", "short", {"{{outcome}}": "sum by (outcome) (sodaops_drift_runs_total)"}),
+    ),
+    "quality": (
+        ("Predictions by label", "reqps", {"{{label}}": f"sum by (label) (rate(sodaops_predictions_total{_RATE}))"}),
+        ("Confidence", "percentunit", {"mean": _mean("sodaops_confidence")}),
+        ("Feedback by label", "reqps", {"{{label}}": f"sum by (label) (rate(sodaops_feedback_total{_RATE}))"}),
+    ),
+}
+_OF_SIGNAL = {"drift": "drift", "mean_confidence": "quality"}  # signal -> dashboard of its rules; others: service
+
+
+def grafana_dashboards(config: AlertsConfig) -> dict[str, str]:
+    """Dashboards to import into Grafana, by file: a panel for each rule, with its threshold, then the services' metrics."""
+    return {f"grafana-{name}.json": _dashboard(name, panels, config) for name, panels in _PANELS.items()}
+
+
+def _dashboard(name: str, panels: Iterable[tuple[str, str, dict[str, str]]], config: AlertsConfig) -> str:
+    rules = {key: rule for key, rule in config.enabled_rules().items() if _OF_SIGNAL.get(rule.signal, "service") == name}
+    of_rules = [
+        _panel(f"Rule {key}: {rule.signal} {rule.limit}", "short", {rule.signal: promql(rule.signal, config)}, rule)
+        for key, rule in rules.items()
     ]
-    panels = rule_panels + [_panel(*panel) for panel in _PANELS]
+    placed = of_rules + [_panel(*panel) for panel in panels]
     width = _GRID_WIDTH // _COLUMNS
-    for index, panel in enumerate(panels):
+    for index, panel in enumerate(placed):
         row, column = divmod(index, _COLUMNS)
         panel |= {"id": index + 1, "gridPos": {"x": width * column, "y": _HEIGHT * row, "w": width, "h": _HEIGHT}}
     source = {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"}
     document = {
-        "uid": "sodaops",
-        "title": "SoDaOps",
+        "uid": f"sodaops-{name}",
+        "title": f"SoDaOps {name}",
+        "tags": ["sodaops"],
+        "links": [{"title": "SoDaOps", "type": "dashboards", "tags": ["sodaops"], "asDropdown": False, "includeVars": True}],
         "schemaVersion": 38,
         "time": {"from": "now-6h", "to": "now"},
         "refresh": "30s",
         "templating": {"list": [source]},
-        "panels": panels,
+        "panels": placed,
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 

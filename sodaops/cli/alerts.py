@@ -47,13 +47,13 @@ def _print_results(results: "Sequence[RuleResult]") -> None:
 
 
 def run_alerts_render(options: argparse.Namespace) -> None:
-    """`sodaops alerts render`: writes the rules, receivers and dashboard.
+    """`sodaops alerts render`: writes the rules, receivers and dashboards.
 
     Raises:
         StorageError: the folder cannot be written to.
     """
     from sodaops.alerting.alertmanager import ALERTMANAGER, alertmanager_config
-    from sodaops.alerting.dashboard import DASHBOARD, grafana_dashboard
+    from sodaops.alerting.dashboard import grafana_dashboards
     from sodaops.alerting.render import GOOGLE, PROMETHEUS, google_policies, prometheus_rules
     from sodaops.io import storage
 
@@ -61,7 +61,7 @@ def run_alerts_render(options: argparse.Namespace) -> None:
     files = {
         PROMETHEUS: prometheus_rules(config),
         ALERTMANAGER: alertmanager_config(config),
-        DASHBOARD: grafana_dashboard(config),
+        **grafana_dashboards(config),
         GOOGLE: google_policies(config),
     }
     for name, text in files.items():

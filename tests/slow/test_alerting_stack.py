@@ -1,6 +1,7 @@
 """The rendered files in real Prometheus and Alertmanager: an alert and its recovery reach a receiver."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from sodaops.alerting.alertmanager import ALERTMANAGER, alertmanager_config
+from sodaops.alerting.dashboard import grafana_dashboards
 from sodaops.alerting.render import PROMETHEUS, prometheus_rules
 from tests.alerting import EMAIL, RULES, SECRET, Receiver, alerts_config
 from tests.conftest import free_port, wait_until
@@ -40,6 +42,19 @@ def process(folder, name, *arguments):
 def ready(url):
     with contextlib.suppress(httpx.HTTPError):
         return httpx.get(f"{url}/-/ready").status_code == 200
+
+
+def panels_with_data(prometheus_url, config):
+    """Asks Prometheus for what the dashboards show."""
+    shown = set()
+    for dashboard in map(json.loads, grafana_dashboards(config).values()):
+        for panel in dashboard["panels"]:
+            for target in panel["targets"]:
+                query = {"query": target["expr"].replace("$__rate_interval", "1m")}
+                answer = httpx.get(f"{prometheus_url}/api/v1/query", params=query).json()
+                assert answer["status"] == "success", (panel["title"], answer)
+                shown |= {panel["title"]} if answer["data"]["result"] else set()
+    return shown
 
 
 def test_rendered_files_are_valid(tmp_path):
@@ -101,6 +116,8 @@ def test_an_alert_and_its_recovery_reach_a_receiver(trained, tmp_path):
             resolved = wait_until(lambda: receiver.messages[1:], 90, logs)[0]["attachments"][0]
             (group,) = httpx.get(f"{prometheus_url}/api/v1/rules").json()["data"]["groups"]
             assert [(rule["name"], rule["health"]) for rule in group["rules"]] == [("sodaops_slow", "ok")]
+            shown = panels_with_data(prometheus_url, config)
+    assert {"Requests", "Latency", "Texts per batch", "Bundle", "Memory", "Predictions by label", "Confidence"} <= shown
     assert firing["title"].startswith("[firing] sodaops_slow") and "Slow." in firing["text"]
     assert resolved["title"].startswith("[resolved] sodaops_slow")
     assert SECRET not in logs()

@@ -10,20 +10,23 @@ import pytest
 import yaml
 
 from sodaops.alerting.alertmanager import alertmanager_config
-from sodaops.alerting.dashboard import grafana_dashboard
+from sodaops.alerting.dashboard import grafana_dashboards
 from sodaops.alerting.render import google_policies, prometheus_rules, promql
 from sodaops.serving.metrics import Metrics
 from tests.alerting import EMAIL, RULE, RULES, alerts_config
 from tests.conftest import lazy
 
 drift_app = lazy("sodaops.drift.app")
+sdk_models = lazy("grafana_foundation_sdk.models.dashboard")
+sdk_encoder = lazy("grafana_foundation_sdk.cog.encoder")
+sdk_plugins = lazy("grafana_foundation_sdk.cog.plugins")
 
 # Two predictors, scraped every 30 s, and what each of their counters grows by between two scrapes: earlier, and in the last
 # ten minutes. One of them is restarted in the middle of the last window.
 EARLIER, LATELY = "earlier", "lately"
 GROWTH = {
     'sodaops_requests_total{method="POST",path="/predict",status="200"}': {EARLIER: 20, LATELY: 8},
-    'sodaops_requests_total{method="POST",path="/predict/batch",status="500"}': {EARLIER: 0, LATELY: 2},
+    'sodaops_requests_total{method="POST",path="/v2/models/{name}/infer",status="500"}': {EARLIER: 0, LATELY: 2},
     'sodaops_requests_total{method="POST",path="/explain",status="500"}': {EARLIER: 5, LATELY: 5},
     'sodaops_request_seconds_bucket{path="/predict",le="0.1"}': {EARLIER: 20, LATELY: 9},
     'sodaops_request_seconds_bucket{path="/predict",le="0.5"}': {EARLIER: 20, LATELY: 9},
@@ -135,12 +138,14 @@ def test_alertmanager_receivers_name_the_files_of_secrets():
     assert yaml.safe_load(alertmanager_config(alerts_config()))["receivers"] == [{"name": "sodaops"}]
 
 
-def test_the_dashboard_and_the_rules_use_metrics_that_the_services_have():
+def test_the_dashboards_and_the_rules_use_metrics_that_the_services_have():
     registries = Metrics().registry, drift_app.DriftMetrics().registry
     families = [family for registry in registries for family in registry.collect()]
     exposed = {name for registry in registries for name in registry._names_to_collectors}
     exposed |= {sample.name for family in families for sample in family.samples}  # those of the process
-    panels = json.loads(grafana_dashboard(alerts_config()))["panels"]
+    dashboards = [json.loads(text) for text in grafana_dashboards(alerts_config()).values()]
+    assert len({dashboard["uid"] for dashboard in dashboards}) == 3
+    panels = [panel for dashboard in dashboards for panel in dashboard["panels"]]
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]
     used = set()
     for expression in expressions + [promql(rule.signal, alerts_config()) for rule in alerts_config().rules.values()]:
@@ -150,12 +155,32 @@ def test_the_dashboard_and_the_rules_use_metrics_that_the_services_have():
     names = {family.name for family in families if family.name.startswith("sodaops_")}
     unused = {name for name in names if not any(expression.startswith(name) for expression in used)}
     assert unused == set(), "metrics without a panel"
-    assert len({panel["id"] for panel in panels}) == len({str(panel["gridPos"]) for panel in panels}) == len(panels)
+    for panels in (dashboard["panels"] for dashboard in dashboards):
+        assert len({panel["id"] for panel in panels}) == len({str(panel["gridPos"]) for panel in panels}) == len(panels) > 3
 
 
-def test_render_writes_four_files(run, tmp_path):
+def dropped(written, read):
+    """The keys of a document that another one lacks, or has with another value."""
+    if isinstance(written, dict):
+        inner = [key for name in written.keys() & read for key in dropped(written[name], read[name])]
+        return [key for key in written if key not in read] + inner
+    if isinstance(written, list):
+        return [key for pair in zip(written, read, strict=True) for key in dropped(*pair)]
+    return [] if written == read else [written]
+
+
+def test_grafana_knows_every_key_of_the_dashboards():
+    """Read by the types that Grafana generates from its schema, which keep only the keys that the schema has."""
+    sdk_plugins.register_default_plugins()
+    for text in grafana_dashboards(alerts_config()).values():
+        dashboard = json.loads(text)
+        assert dropped(dashboard, json.loads(sdk_encoder.JSONEncoder().encode(sdk_models.Dashboard.from_json(dashboard)))) == []
+
+
+def test_render_writes_its_files(run, tmp_path):
     code, out, _ = run("alerts", "render", "--output=rules", "alerts.rules.down=null", "alerts.webhook_url_file=/run/url")
-    names = {"prometheus-rules.yaml", "alertmanager.yaml", "grafana-dashboard.json", "gcp-alert-policies.json"}
+    dashboards = {f"grafana-{name}.json" for name in ("service", "drift", "quality")}
+    names = {"prometheus-rules.yaml", "alertmanager.yaml", "gcp-alert-policies.json"} | dashboards
     assert code == 0 and {path.name for path in (tmp_path / "rules").iterdir()} == names
     assert set(out.split()) == {f"rules/{name}" for name in names}
     assert "sodaops_down" not in (tmp_path / "rules/prometheus-rules.yaml").read_text()
