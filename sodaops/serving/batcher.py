@@ -7,10 +7,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import Any, NamedTuple
 
 import numpy as np
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, Tracer, get_current_span, set_span_in_context
 
 from sodaops.errors import BundleError
 from sodaops.inference.predictor import Predictor
@@ -59,7 +61,9 @@ class Prepared(NamedTuple):
 class _Request:
     """A queued request: the token ids of its texts, the outputs so far, and the future for all outputs."""
 
-    __slots__ = ("future", "n_left", "outputs", "predictor", "rows")
+    __slots__ = ("future", "n_left", "outputs", "predictor", "rows", "since", "span")
+    span: Span  # the HTTP request's, and when it was queued, in nanoseconds; only with a tracer
+    since: int
 
     def __init__(self, predictor: Predictor, rows: list[np.ndarray], future: asyncio.Future[list[ModelOutput]]) -> None:
         self.predictor, self.rows, self.future = predictor, rows, future
@@ -81,10 +85,14 @@ class Batcher:
         max_queue: number of texts that may wait or be tokenised at once.
         max_tokens: most tokens in a batch; a longer text is computed alone.
         observe: called with the size of each batch.
+        tracer: makes spans for batches and waits; None: nothing is traced.
     """
 
-    def __init__(self, n_workers: int, max_queue: int, max_tokens: int, observe: Callable[[int], None]) -> None:
+    def __init__(
+        self, n_workers: int, max_queue: int, max_tokens: int, observe: Callable[[int], None], tracer: Tracer | None = None
+    ) -> None:
         self._n_workers, self._max_queue, self._max_tokens, self._observe = n_workers, max_queue, max_tokens, observe
+        self._tracer = tracer
         self._condition = threading.Condition()  # guards _waiting and _closed
         self._waiting: list[_Item] = []
         self._closed = False
@@ -172,6 +180,8 @@ class Batcher:
             A future with the output for each text. Cancel it to drop the texts that still wait.
         """
         request = _Request(predictor, rows, asyncio.get_running_loop().create_future())
+        if self._tracer:
+            request.span, request.since = get_current_span(), time_ns()
         with self._condition:
             self._waiting += [(request, place) for place in range(len(rows))]
             self._condition.notify(len(rows))
@@ -198,7 +208,7 @@ class Batcher:
                     batch = self._next_batch()
             self._observe(len(batch))
             began = perf_counter()
-            outputs = _compute(batch)
+            outputs = _traced(self._tracer, batch) if self._tracer else _compute(batch)
             # An exponential moving average, to estimate Retry-After.
             self._seconds_per_text += 0.1 * ((perf_counter() - began) / len(batch) - self._seconds_per_text)
             loop = batch[0][0].future.get_loop()
@@ -228,6 +238,22 @@ def _lower_priority(nice: int) -> None:
     if sys.platform == "linux":
         thread_id = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread_id, max(nice, os.getpriority(os.PRIO_PROCESS, thread_id)))
+
+
+def _traced(tracer: Tracer, batch: list[_Item]) -> Sequence[ModelOutput | BaseException]:
+    """Computes a batch, and traces it.
+
+    The batch has a trace of its own, with links to its requests. Each request gets a child span for its wait in the queue,
+    with a link to the batch.
+    """
+    requests, began = dict.fromkeys(request for request, _ in batch), time_ns()
+    links = [Link(request.span.get_span_context()) for request in requests]
+    with tracer.start_as_current_span("batch", Context(), links=links, attributes={"texts": len(batch)}) as span:
+        link = Link(span.get_span_context())
+        for request in requests:
+            within = set_span_in_context(request.span)
+            tracer.start_span("queue", within, links=[link], start_time=request.since).end(began)
+        return _compute(batch)
 
 
 def _compute(batch: list[_Item]) -> Sequence[ModelOutput | BaseException]:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from opentelemetry import trace
 from starlette.exceptions import HTTPException
 
 from sodaops.bundle.layout import BundleInfo
@@ -44,18 +45,18 @@ class ClientDisconnected(Exception):  # noqa: N818
 
 
 class Service:
-    """Holds the bundle, the queue and the request log that the routes use.
+    """Holds the bundle, the queue and the request log that the routes use, and traces requests with a tracer if it gets one.
 
     Raises:
         SodaOpsError: the bundle cannot be loaded, or the journal's folder cannot be used.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, tracer: trace.Tracer | None = None) -> None:
         self.settings, self.metrics = settings, Metrics()
         self.models = Models(settings.bundle, settings.variant, self.metrics)
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS lacks it
         n_workers = settings.n_workers or n_cores or 1
-        self.batcher = Batcher(n_workers, settings.max_queue, settings.max_batch_tokens, self.metrics.batch.observe)
+        self.batcher = Batcher(n_workers, settings.max_queue, settings.max_batch_tokens, self.metrics.batch.observe, tracer)
         self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
         self.latencies_ms: deque[float] = deque(maxlen=500)
         self.journal = _open_journal(settings, self.metrics)

@@ -93,15 +93,24 @@ def test_spans_reach_a_collector_without_texts(serve, monkeypatch):
         client = serve()
         client.get("/predict", params={"text": "secretword"}, headers={"x-request-id": "one"})
         client.post("/predict", json={"text": 5, "secretword": "secretword"})
+        client.post("/predict/batch", json={"texts": ["secretword", "x"]})
         client.__exit__()  # sends what is left
         collector.shutdown()
     requests = [trace_service_pb2.ExportTraceServiceRequest.FromString(body) for body in received]
     spans = [s for r in requests for resource in r.resource_spans for scope in resource.scope_spans for s in scope.spans]
     attributes = {span.name: {a.key: a.value for a in span.attributes} for span in spans}
-    assert attributes.keys() == {"GET /predict", "POST /predict"}
+    assert attributes.keys() == {"GET /predict", "POST /predict", "POST /predict/batch", "queue", "batch"}
     assert attributes["GET /predict"]["request_id"].string_value == "one"
     assert attributes["POST /predict"]["http.response.status_code"].int_value == 422
     assert not any(b"secretword" in body for body in received)
+    by_id = {span.span_id: span for span in spans}
+    waits, batches = ([span for span in spans if span.name == name] for name in ("queue", "batch"))
+    assert {by_id[wait.parent_span_id].name for wait in waits} == {"GET /predict", "POST /predict/batch"}
+    assert sum({a.key: a.value.int_value for a in batch.attributes}["texts"] for batch in batches) == 3
+    for wait in waits:  # each says which batch answered, and that batch which requests it answered
+        (batch,) = (by_id[link.span_id] for link in wait.links)
+        assert wait.parent_span_id in {link.span_id for link in batch.links} and wait.trace_id != batch.trace_id
+        assert wait.start_time_unix_nano <= wait.end_time_unix_nano <= batch.end_time_unix_nano
 
 
 def test_a_collector_without_its_package(serve, monkeypatch, capsys):
