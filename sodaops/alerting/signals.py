@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from sodaops.config.alerts import PREDICT
 from sodaops.errors import DeliveryError
 
 _QUANTITIES = {
@@ -55,11 +57,11 @@ def parse_metrics(text: str) -> Scrape:
 
 
 def _counter_keys(sample: Sample) -> Iterable[tuple[str, str]]:
-    """The quantities that a sample counts towards; of requests, only those to /predict… matter."""
+    """The quantities that a sample counts towards."""
     name, labels = sample.name, sample.labels
     if name in _QUANTITIES:
         yield _QUANTITIES[name], ""
-    elif labels.get("path", "").startswith("/predict"):
+    elif re.fullmatch(PREDICT, labels.get("path", "")):
         if name == "sodaops_requests_total":
             series = " ".join(labels.get(label, "") for label in ("method", "path", "status"))
             yield "requests", series

@@ -10,6 +10,7 @@ from sodaops.errors import nearest
 
 MetricsUrl = Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")]  # no credentials in it
 Address = Annotated[str, Field(pattern=r"^[^\s@<>,;]+@[^\s@<>,;]+$")]
+PREDICT = "/predict.*|/v2/.*/infer"  # regular expression of the paths whose requests count
 RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 

@@ -176,6 +176,7 @@ class ServeConfig(ServerSection):
 
     port: Port = 8000
     variant: Literal["float32", "int8"] | None = Field(None, description="null: the bundle's choice")
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="in the routes /v2/…")] = "sodaops"
     n_workers: Count | None = None
     max_batch_tokens: Count = Field(256, description="tokens per batch; a longer text is a batch of its own")
     max_queue: Count = 256

@@ -17,10 +17,11 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.routing import Route
 from starlette.types import Receive
 
 from sodaops.errors import BundleError, SodaOpsError
-from sodaops.serving import openapi, schemas
+from sodaops.serving import openapi, schemas, v2
 from sodaops.serving.batcher import EmptyText, QueueFull, WorkerDied
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.service import ClientDisconnected, DeadlineExceeded, Service
@@ -87,8 +88,9 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
 
 def _load(settings: ServeSettings | None) -> tuple[ServeSettings, Service, Any]:
     try:
-        settings = settings or ServeSettings()
-        return settings, Service(settings), telemetry_config()
+        settings, traces = settings or ServeSettings(), telemetry_config()
+        provider = traces.get("tracer_provider")
+        return settings, Service(settings, provider.get_tracer("sodaops") if provider else None), traces
     except SodaOpsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         if isinstance(error, BundleError):
@@ -131,6 +133,8 @@ def _add_predictions(app: FastAPI, service: Service, text_request: Any, batch_re
     async def predict_batch(request: Request, body: batch_request) -> Response:
         predictions, ids = await predict_texts(request, _raw(body, columns))
         return _json({"predictions": predictions, **ids})
+
+    v2.add_routes(app, service, predict_texts)
 
 
 def _add_explanations(app: FastAPI, service: Service, explanation_request: Any) -> None:
@@ -273,20 +277,16 @@ def _add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def by_status(request: Request, error: Any) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == 405:  # the router lists only the methods of the first route with this path
-            routes: list[Any] = [route for route in app.routes if getattr(route, "path", None) == route_path(request.scope)]
-            allowed = [route.methods for route in routes]
+            path, routes = route_path(request.scope), [route for route in app.routes if isinstance(route, Route)]
+            allowed = [route.methods or set() for route in routes if route.path_regex.match(path)]
             headers = {"allow": ", ".join(sorted(set().union(*allowed)))}
         return problem_response(request.scope, error.status_code, str(error.detail), headers)
 
     app.add_exception_handler(AnyHTTPException, by_status)
-    handle(RequestValidationError, lambda e: (422, "; ".join(f"{_field(d['loc'])}: {d['msg']}" for d in e.errors()[:5])))
+    handle(RequestValidationError, lambda e: (422, schemas.faults(e.errors())))
     handle(EmptyText, lambda e: (422, f"text {e.place + 1} is empty after cleaning, or has no tokens; send a text with words"))
     handle(WorkerDied, lambda e: (503, "a worker thread has ended; restart this process"))
     handle(QueueFull, lambda e: (429, "the queue is full; try again later"), lambda e: {"retry-after": str(e.retry_after_s)})
     handle(DeadlineExceeded, lambda e: (504, "no answer within the deadline; try again later"))
     handle(ClientDisconnected, lambda e: (499, "the client disconnected"))
     handle(SodaOpsError, lambda e: (409, str(e)))
-
-
-def _field(loc: tuple[Any, ...]) -> str:
-    return ".".join(str(part)[:40] for part in loc)

@@ -167,3 +167,8 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str
+
+
+def faults(errors: Sequence[Any]) -> str:
+    """The first five of pydantic's errors, without the values."""
+    return "; ".join(f"{'.'.join(str(part)[:40] for part in error['loc']) or 'body'}: {error['msg']}" for error in errors[:5])

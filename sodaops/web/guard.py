@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sodaops.web.heads import Refusal, head_fault, media_fault
+from sodaops.web.heads import PROBES, Refusal, head_fault, media_fault
 from sodaops.web.keys import Keys, client_of
 from sodaops.web.log import format_trace
 from sodaops.web.metrics import HttpMetrics
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("sodaops.access")
-OPEN = {"/", "/healthz", "/readyz", "/docs", "/openapi.json"}  # need no key; nor does /swagger/…
+OPEN = {"/", "/docs", "/openapi.json", *PROBES}  # need no key; nor does /swagger/…
 HEADERS = {  # of every response that does not set them itself
     b"x-content-type-options": b"nosniff",
     b"x-frame-options": b"DENY",
@@ -132,6 +132,7 @@ class Guard:
                 await problem_response(scope, 500, detail)(scope, receive, send_with_headers)
         finally:
             self._metrics.in_flight.dec()
+            path = getattr(scope.get("route"), "path", path)  # /v2/models/{name}, whatever the name
             self._record(method, path, status, request_id.decode(), time.perf_counter() - began)
 
     def _refusal(self, scope: Scope, path: str, headers: dict[bytes, bytes], has_body: bool) -> Refusal | None:
@@ -144,7 +145,7 @@ class Guard:
             client = client_of(scope["client"][0]) if scope.get("client") else ""
             if fault := self._keys.refusal(headers, client, path.startswith("/admin/")):
                 return fault
-        return media_fault(headers) if has_body and scope["method"] == "POST" else None
+        return media_fault(headers, path) if has_body and scope["method"] == "POST" else None
 
     def _limited(self, receive: Receive, has_body: bool) -> Receive:
         """``receive`` with limits on the size and the duration of the body; waiting for a disconnect has no limit."""
@@ -199,4 +200,6 @@ def problem(status: int, detail: str, request_id: str) -> dict[str, Any]:
 def problem_response(scope: Scope, status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """An RFC 9457 problem response."""
     body = problem(status, detail, scope["state"]["request_id"])
+    if route_path(scope).startswith("/v2"):
+        body["error"] = detail  # where clients of KServe's protocol look
     return JSONResponse(body, status, headers, media_type="application/problem+json")

@@ -7,7 +7,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from starlette.types import Scope
 
 Refusal = tuple[int, str, dict[str, str]]  # status, detail, headers of the response
-_PROBES = ("/healthz", "/readyz")  # load balancers ask them by address
+PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")  # load balancers ask them by address
 _NOT_ASCII = re.compile(rb"%(?![0-7][0-9A-Fa-f])|[\x80-\xff]")
 _NOT_HEX = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _JSON = re.compile(rb"application/(?:[\w.+-]+\+)?json *(?:; *charset *= *\"?utf-?8\"? *)?", re.IGNORECASE)
@@ -30,7 +30,7 @@ def head_fault(
         names = [name for name, _ in scope["headers"]]
         if repeated := next((name for name in _ONCE if names.count(name) > 1), None):
             return 400, f"the header {repeated.decode()} is repeated", {}
-    if allowed_hosts and path not in _PROBES and not _is_allowed(headers.get(b"host", b""), allowed_hosts):
+    if allowed_hosts and path not in PROBES and not _is_allowed(headers.get(b"host", b""), allowed_hosts):
         return 400, "the header host names a host that is not allowed (allowed_hosts)", {}
     for part, value in (("path", scope.get("raw_path") or b""), ("query", scope.get("query_string", b""))):
         if _NOT_ASCII.search(value):
@@ -45,8 +45,8 @@ def head_fault(
     return None
 
 
-def media_fault(headers: dict[bytes, bytes]) -> Refusal | None:
-    """What is wrong with the media type of a body that should be JSON."""
+def media_fault(headers: dict[bytes, bytes], path: str) -> Refusal | None:
+    """What is wrong with the media type of a body that should be JSON; in KServe's protocol it may be binary or unnamed."""
     encoding = headers.get(b"content-encoding", b"identity")
     if encoding.lower() not in (b"", b"identity"):
         return (
@@ -55,7 +55,7 @@ def media_fault(headers: dict[bytes, bytes]) -> Refusal | None:
             {"accept-encoding": "identity"},
         )
     kind = headers.get(b"content-type", b"")
-    if _JSON.fullmatch(kind.strip()):
+    if _JSON.fullmatch(kind.strip()) or (path.startswith("/v2/") and kind in (b"", b"application/octet-stream")):
         return None
     named = f"content-type {_shown(kind)} is not supported" if kind else "content-type is missing"
     return 415, f"{named}; send JSON in UTF-8, as application/json", {"accept": "application/json"}

@@ -144,6 +144,13 @@ def test_the_service_takes_the_columns_of_its_bundle(pairs, model, serve):
     for one, answer in zip(TEXTS[1:3], expected, strict=True):
         for response in (client.get("/predict", params=one), client.post("/predict", json={"text": one})):
             assert response.json()["probs"] == pytest.approx(answer.probs, abs=1e-5)
+    tensors = [
+        {"name": name, "shape": [2], "datatype": "BYTES", "data": [one[name] for one in TEXTS[1:3]]} for name in COLUMNS[::-1]
+    ]
+    label = client.post("/v2/models/sodaops/infer", json={"inputs": tensors}).json()["outputs"][0]
+    assert label["data"] == [one.label for one in expected]
+    tensors[0] |= {"shape": [1], "data": ["a"]}
+    assert "shape" in detail(client.post("/v2/models/sodaops/infer", json={"inputs": tensors}), 400)
     explained = client.post("/explain", json={"text": {"title": "so late", "body": "bad"}}).json()["spans"]
     assert [(span["column"], span["text"]) for span in explained] == [("title", "so "), ("title", "late"), ("body", "bad")]
     for text, named in (

@@ -91,14 +91,14 @@ class Process:
 def test_signals_add_up_processes_and_survive_a_restart():
     restarted, steady = Process(), Process()
     restarted.answers(60)
-    steady.answers(30, path="/predict/batch")
+    steady.answers(30, path="/v2/models/{name}/infer")
     first = [restarted.scrape(), steady.scrape()]
     restarted = Process()  # its counters start at 0 again
     restarted.answers(15)
     restarted.answers(15, status="503", seconds=0.7)
     restarted.answers(500, status="500", path="/explain")  # not a prediction
     restarted.metrics.journal.lost.inc(3)
-    steady.answers(30, path="/predict/batch", confidence=0.6)
+    steady.answers(30, path="/v2/models/{name}/infer", confidence=0.6)
     values = signal_values(first, [restarted.scrape(), steady.scrape()])
     assert values == pytest.approx(
         {
