@@ -11,7 +11,7 @@ from sodaops.config.alerts import AlertsConfig
 from sodaops.config.validation import build_config
 from tests.conftest import configured
 
-RULES = {"drift", "errors", "latency", "confidence", "traffic", "log_lost", "down"}
+RULES = {"drift", "errors", "latency", "confidence", "quality", "traffic", "log_lost", "down"}
 RULE = {"signal": "error_rate", "above": 0.25, "clear": 0.25, "for_s": 120.0, "severity": "page", "summary": "Bad."}
 EMAIL = {"host": "h", "port": 25, "sender": "a@b", "recipients": ["c@d", "e@f"], "starttls": True}
 SECRET = "T0KEN-hunter2"

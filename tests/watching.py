@@ -17,6 +17,7 @@ from tests.conftest import REPO, TWEETS
 from tests.requests import log_rows, write_log_part
 from tests.serving import refresh_info
 
+SOURCES = ("app", "web")
 RECENTLY = datetime.now(UTC) - timedelta(hours=1)
 
 
@@ -26,18 +27,26 @@ def tweets() -> list[str]:
     return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))]
 
 
+def truth() -> np.ndarray:
+    """The label ids of :func:`tweets`."""
+    labels = pyarrow.csv.read_csv(TWEETS)["sentiment"].to_numpy(zero_copy_only=False)
+    return np.unique(labels, return_inverse=True)[1][np.random.default_rng(0).permutation(len(labels))]
+
+
 def reviews() -> list[str]:
     """Texts unlike tweets."""
     return pyarrow.csv.read_csv(REPO / "data/raw/amazon_reviews.csv")["text"].to_pylist()
 
 
 def with_reference(bundle: Path, folder: Path) -> Path:
-    """A copy of a bundle whose reference is of the first 2,000 of :func:`tweets`."""
+    """A copy of a bundle whose reference is of the first 2,000 of :func:`tweets`, in turns of two sources."""
     shutil.copytree(bundle, folder)
     predictor = Predictor(folder)
     cleaned = [predictor.clean(text) for text in tweets()[:2000]]
-    reference.write_reference(folder, make_reference(predictor, cleaned[:1500], cleaned[1500:]))
-    refresh_info(folder)
+    segments = np.array(SOURCES)[np.arange(2000) % 2, None]
+    known = make_reference(predictor, cleaned[:1500], cleaned[1500:], truth()[1500:2000], (segments[:1500], segments[1500:]))
+    reference.write_reference(folder, known)
+    refresh_info(folder, data={**predictor.info.data, "slice_columns": ["source"]})
     return folder
 
 

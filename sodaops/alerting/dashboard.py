@@ -41,6 +41,8 @@ _PANELS: dict[str, tuple[tuple[str, str, dict[str, str]], ...]] = {
         ("p-values", "short", {"{{feature}}": "min by (feature) (sodaops_drift_p_value)"}),
         ("Distances", "short", {"{{feature}}": "max by (feature) (sodaops_drift_effect)"}),
         ("Causes", "short", {"{{cause}}": "max by (cause) (sodaops_drift_cause)"}),
+        ("Segments", "short", {"{{column}}={{value}}": "max by (column, value) (sodaops_drift_segment_detected)"}),
+        ("Context: other values", "short", {"{{column}}": "sum by (column) (sodaops_context_others_total)"}),
         ("Requests in the window", "short", {"requests": "max(sodaops_drift_window_rows)"}),
         ("Age of the reference", "s", {"age": "max(sodaops_drift_reference_age_seconds)"}),
         ("Time since the last run", "s", {"since": "time() - max(sodaops_drift_last_run_timestamp_seconds)"}),
@@ -48,11 +50,13 @@ _PANELS: dict[str, tuple[tuple[str, str, dict[str, str]], ...]] = {
     ),
     "quality": (
         ("Predictions by label", "reqps", {"{{label}}": f"sum by (label) (rate(sodaops_predictions_total{_RATE}))"}),
+        ("Estimates", "percentunit", {"{{metric}}, {{bound}}": "min by (metric, bound) (sodaops_quality)"}),
+        ("Estimates withheld", "short", {"{{reason}}": "max by (reason) (sodaops_quality_withheld)"}),
         ("Confidence", "percentunit", {"mean": _mean("sodaops_confidence")}),
         ("Feedback by label", "reqps", {"{{label}}": f"sum by (label) (rate(sodaops_feedback_total{_RATE}))"}),
     ),
 }
-_OF_SIGNAL = {"drift": "drift", "mean_confidence": "quality"}  # signal -> dashboard of its rules; others: service
+_OF_SIGNAL = {"drift": "drift", **dict.fromkeys(("mean_confidence", "accuracy", "macro_f1"), "quality")}  # others: service
 
 
 def grafana_dashboards(config: AlertsConfig) -> dict[str, str]:

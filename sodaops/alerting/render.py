@@ -36,6 +36,8 @@ def promql(signal: str, config: AlertsConfig) -> str:
         "error_rate": f"(sum(rate({errors})) or vector(0)) / sum(rate({requests}))",
         "latency_p99_s": f"histogram_quantile(0.99, {buckets})",
         "mean_confidence": " / ".join(confidence),
+        "accuracy": 'min(sodaops_quality{metric="accuracy",bound="high"})',
+        "macro_f1": 'min(sodaops_quality{metric="macro_f1",bound="high"})',
         "traffic": f"sum(rate({requests})) / (sum(rate({requests} {offset})) and {enough})",
         "log_lost": f"sum(increase(sodaops_request_log_lost_total{window}))",
         "up": 'min(up{job=~"sodaops.*"}) or vector(0)',

@@ -5,7 +5,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -26,11 +26,11 @@ class Scrape:
 
     Attributes:
         counters: (quantity, series) -> value. Several series make one quantity; ``le:0.5`` is a bucket of the latency.
-        drift: the largest ``sodaops_drift_detected``; None where there is none.
+        gauges: signal -> the worst value of its metric; without those that have none.
     """
 
     counters: dict[tuple[str, str], float]
-    drift: float | None = None
+    gauges: dict[str, float] = field(default_factory=dict)
 
 
 def parse_metrics(text: str) -> Scrape:
@@ -39,8 +39,8 @@ def parse_metrics(text: str) -> Scrape:
     Raises:
         DeliveryError: another format, or no metric of SoDaOps.
 
-    >>> parse_metrics('sodaops_drift_detected 1').drift
-    1.0
+    >>> parse_metrics('sodaops_drift_detected 1').gauges
+    {'drift': 1.0}
     """
     try:
         samples = list(itertools.chain.from_iterable(family.samples for family in text_string_to_metric_families(text)))
@@ -53,7 +53,23 @@ def parse_metrics(text: str) -> Scrape:
     for sample in finite:
         for key in _counter_keys(sample):
             counters[key] += sample.value
-    return Scrape(dict(counters), max((float(s.value) for s in finite if s.name == "sodaops_drift_detected"), default=None))
+    return Scrape(dict(counters), _worst((_gauge(sample), sample.value) for sample in finite))
+
+
+def _gauge(sample: Sample) -> str:
+    """The signal that a gauge is the value of, or nothing; of an estimated quality, the upper bound of its interval."""
+    if sample.name == "sodaops_quality" and sample.labels.get("bound") == "high":
+        return sample.labels["metric"]
+    return "drift" if sample.name == "sodaops_drift_detected" else ""
+
+
+def _worst(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The largest value of drift, and the smallest of a quality, over series and processes."""
+    worst: dict[str, float] = {}
+    for name, value in values:
+        if name:
+            worst[name] = (max if name == "drift" else min)(float(value), worst.get(name, float(value)))
+    return worst
 
 
 def _counter_keys(sample: Sample) -> Iterable[tuple[str, str]]:
@@ -98,13 +114,10 @@ def signal_values(first: Sequence[Scrape | None] | None, second: Sequence[Scrape
         second: the current scrape of each process; None for one that did not answer.
 
     Returns:
-        Those of drift, error_rate, latency_p99_s, mean_confidence, log_lost and up that can be computed. traffic is never
-        among them: it needs a history of metrics.
+        All but traffic, which needs a history of metrics, as far as they can be computed.
     """
     values = {"up": float(None not in second)}
-    drift = [scrape.drift for scrape in second if scrape is not None and scrape.drift is not None]
-    if drift:
-        values["drift"] = max(drift)
+    values |= _worst(item for scrape in second if scrape is not None for item in scrape.gauges.items())
     grown = growth(zip(first, second, strict=True)) if first is not None else {}
     if grown.get("requests"):
         values["error_rate"] = grown.get("errors", 0.0) / grown["requests"]

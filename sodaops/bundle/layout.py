@@ -84,6 +84,7 @@ class _Data(TypedDict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     fingerprint: str
     text_column: NotRequired[TextColumn]
+    slice_columns: NotRequired[list[str]]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -117,6 +118,11 @@ class BundleInfo:
     def text_columns(self) -> list[str]:
         """The columns with the parts of a text; mostly one. Older bundles do not name it."""
         return names_of(self.data.get("text_column", "text"))
+
+    @property
+    def slice_columns(self) -> list[str]:
+        """The columns of ``data.slice_columns``, which requests may give values for. Older bundles have none."""
+        return self.data.get("slice_columns", [])
 
     @property
     def default_variant(self) -> str | None:

@@ -19,10 +19,12 @@ from sodaops.bundle.files import parsing
 from sodaops.errors import BundleError
 
 FORMAT = 1
+MAX_CELL_CHARS = 64  # of a cell of a slice column, and of a request's value for it
 _MAX_BYTES = 2**30  # uncompressed
 _KINDS = {  # array -> kind of its numbers, and its number of axes
     "descriptors": ("f", 2), "seen": ("b", 1), "label_ids": ("i", 1), "scores": ("f", 1), "sketches": ("f", 2),
     "center": ("f", 1), "axes": ("f", 2), "answers": ("f", 2),
+    "truth": ("i", 1), "segments": ("U", 2),
 }  # fmt: skip
 
 
@@ -77,7 +79,9 @@ class Reference:
     sketches: np.ndarray  # float16 [n_rows, n_axes]
     center: np.ndarray  # as in Axes
     axes: np.ndarray  # as in Axes
-    answers: np.ndarray | None = None  # float32 [n_rows, n_labels], if the task keeps them
+    answers: np.ndarray | None = None  # float32 [n_rows, n_labels], if the task keeps them or estimates its quality
+    truth: np.ndarray | None = None  # int16 [n_rows]: label ids of val, -1 for train; older bundles lack it and the next
+    segments: np.ndarray | None = None  # str [n_rows, n_columns]: cells of the slice columns, in the bundle's order
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
@@ -92,7 +96,8 @@ def read_reference(path: str | Path, info: layout.BundleInfo) -> Reference:
     Raises:
         BundleError: there is none, or it cannot be read.
     """
-    return Reference(**_arrays(path, info, [field.name for field in fields(Reference)], optional="answers"))
+    optional = [field.name for field in fields(Reference) if field.default is None]
+    return Reference(**_arrays(path, info, [field.name for field in fields(Reference)], optional))
 
 
 def read_axes(path: str | Path, info: layout.BundleInfo) -> Axes:
@@ -104,7 +109,9 @@ def read_axes(path: str | Path, info: layout.BundleInfo) -> Axes:
     return Axes(**_arrays(path, info, ["center", "axes"]))
 
 
-def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str], optional: str = "") -> dict[str, np.ndarray]:
+def _arrays(
+    path: str | Path, info: layout.BundleInfo, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     if layout.DRIFT not in info.files:
         raise BundleError(f"{path}: has no drift reference; `sodaops export {path}` adds it.")
     content = layout.read_file(path, info, layout.DRIFT)
@@ -115,7 +122,7 @@ def _arrays(path: str | Path, info: layout.BundleInfo, names: Sequence[str], opt
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             if int(arrays["format"]) != FORMAT:
                 raise ValueError(f"format {arrays['format']}; this version reads {FORMAT}")
-            return {name: _checked(name, arrays[name]) for name in names if name in arrays or name != optional}
+            return {name: _checked(name, arrays[name]) for name in names if name in arrays or name not in optional}
 
 
 def _checked(name: str, array: np.ndarray) -> np.ndarray:

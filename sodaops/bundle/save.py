@@ -96,6 +96,7 @@ def save_bundle(
                 "name": config.data.name,
                 "fingerprint": manifest["fingerprint"],
                 "text_column": config.data.text_column,
+                **({"slice_columns": config.data.slice_columns} if config.data.slice_columns else {}),
             },
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             git_commit=git_commit(),

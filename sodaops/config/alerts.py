@@ -17,7 +17,9 @@ RuleName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 class AlertRule(Section):
     """When an alert on a signal fires, and when it recovers."""
 
-    signal: Literal["drift", "error_rate", "latency_p99_s", "mean_confidence", "traffic", "log_lost", "up"]
+    signal: Literal[
+        "drift", "error_rate", "latency_p99_s", "mean_confidence", "accuracy", "macro_f1", "traffic", "log_lost", "up"
+    ]
     above: Finite | None = Field(None, description="fires above this value")
     below: Finite | None = Field(None, description="fires below this value", validate_default=True)
     clear: Finite = Field(description="a firing alert recovers at this value; equal to the threshold: no hysteresis")
@@ -41,7 +43,7 @@ class AlertRule(Section):
         signal, side = info.data.get("signal"), info.field_name
         if side == "below" and "above" in info.data and (value is None) == (info.data["above"] is None):
             raise _refused("expected one of above and below, and not both")
-        is_share = signal in ("drift", "error_rate", "mean_confidence", "up")
+        is_share = signal in ("drift", "error_rate", "mean_confidence", "accuracy", "macro_f1", "up")
         if value is not None and side == "above" and (value < 0 or (is_share and value >= 1)):
             raise _refused(f"expected 0 or more{' and less than 1' if is_share else ''}, the range of {signal}")
         if value is not None and side == "below" and (value <= 0 or (is_share and value > 1)):

@@ -44,6 +44,11 @@ class DriftMetrics(HttpMetrics):
         self.p = Gauge("sodaops_drift_p_value", "p-value of each feature.", ("feature",), registry=self.registry)
         self.effect = Gauge("sodaops_drift_effect", "Distance of each feature.", ("feature",), registry=self.registry)
         self.causes = Gauge("sodaops_drift_cause", "1 for each cause of the drift.", ("cause",), registry=self.registry)
+        self.segments = Gauge("sodaops_drift_segment_detected", "1 for drift in a segment, 0 for none; absent unless judged.",
+                              ("column", "value"), registry=self.registry)  # fmt: skip
+        self.quality = Gauge("sodaops_quality", "Quality estimated without labels: value, low and high; absent if withheld.",
+                             ("metric", "bound"), registry=self.registry)  # fmt: skip
+        self.withheld = Gauge("sodaops_quality_withheld", "1 for the reason.", ("reason",), registry=self.registry)
         self.rows = Gauge("sodaops_drift_window_rows", "Requests in the last window.", registry=self.registry)
         self.age = Gauge("sodaops_drift_reference_age_seconds", "Age of the reference.", registry=self.registry)
         self.when = Gauge("sodaops_drift_last_run_timestamp_seconds", "Time of the last check.", registry=self.registry)
@@ -51,7 +56,7 @@ class DriftMetrics(HttpMetrics):
 
     def update(self, result: DriftResult | None) -> None:
         """Sets the gauges to the last result; ``None`` means that the window was empty."""
-        for gauge in (self.detected, self.p, self.effect, self.causes):
+        for gauge in (self.detected, self.p, self.effect, self.causes, self.segments, self.quality, self.withheld):
             gauge.clear()
         self.when.set(time.time())
         self.rows.set(result.n_rows if result else 0)
@@ -66,6 +71,14 @@ class DriftMetrics(HttpMetrics):
                     gauge.labels(feature.name).set(value)
         for cause in result.causes:
             self.causes.labels(cause.name).set(1)
+        for segment in result.segments:
+            if segment.drifted is not None:
+                self.segments.labels(segment.column, segment.value).set(segment.drifted)
+        for name, metric in result.quality.metrics.items():
+            for bound, value in vars(metric).items():
+                self.quality.labels(name, bound).set(value)
+        if result.quality.withheld:
+            self.withheld.labels(result.quality.withheld).set(1)
 
 
 class Watcher:
@@ -105,7 +118,8 @@ class Watcher:
             self.result, self.pages, self.problem, outcome = None, {}, str(error), "no_data"
         except Exception as error:
             self.problem = str(error) if isinstance(error, SodaOpsError) else repr(error)
-            self._metrics.detected.clear()  # the previous verdict is outdated
+            for gauge in (self._metrics.detected, self._metrics.segments, self._metrics.quality):
+                gauge.clear()  # the previous verdict is outdated
             self._metrics.runs.labels("failed").inc()
             raise
         self._metrics.update(self.result)

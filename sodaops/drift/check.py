@@ -12,6 +12,7 @@ from sodaops.bundle import layout, reference
 from sodaops.config.schema import DriftConfig
 from sodaops.drift.evidently_report import save_page
 from sodaops.drift.measure import measure_drift
+from sodaops.drift.quality import TITLES as QUALITY_TITLES
 from sodaops.drift.result import DriftResult, to_json_fields
 from sodaops.errors import BundleError, DataError, some
 from sodaops.io import remote, storage
@@ -53,6 +54,10 @@ def format_result(result: DriftResult) -> str:
         verdict = "not logged" if feature.p is None else "DRIFT" if feature.drifted else "no drift"
         numbers = [_number(value) for value in (feature.p, feature.effect, feature.reference, feature.current)]
         lines.append(f"{feature.title:<34}{verdict:<12}" + "".join(f"{number:>10}" for number in numbers))
+    for segment in result.segments:
+        lines.append(f"segment {segment.title}, {segment.n_texts:,} texts: {segment.verdict}")
+    if result.quality.metrics or result.quality.withheld:
+        lines.append(f"estimated quality: {result.quality}")
     for bundle_id, other in result.others.items():
         lines.append(f"note: {other['n_rows']:,} requests of bundle {bundle_id} are judged separately: {_other_verdict(other)}")
     if result.skipped:
@@ -107,7 +112,10 @@ def _empty_window_message(settings: DriftConfig, log: str, window: Window) -> st
 def _write_reports(settings: DriftConfig, result: DriftResult, snapshot: Any) -> None:
     causes = ", ".join(cause.name for cause in result.causes)
     verdict = f"Drift: {causes}" if result.drifted else "No drift" if result.judged else "No verdict"
-    page = pages.render_page("drift", d=result, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect)
+    page = pages.render_page(
+        "drift", d=result, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect,
+        quality_titles=QUALITY_TITLES,
+    )  # fmt: skip
     names = [PAGE, EVIDENTLY, NUMBERS]
     with _locked(settings.output_dir), remote.output_folder(settings.output_dir, names, NUMBERS, private=True) as folder:
         storage.write_json(folder / NUMBERS, to_json_fields(result))

@@ -16,7 +16,9 @@ from sodaops.config.schema import DriftConfig
 from sodaops.drift.causes import find_causes
 from sodaops.drift.evidently_report import column_tests
 from sodaops.drift.features import ANSWERS, TEXT, Bin, Feature
+from sodaops.drift.quality import Quality, estimate_quality
 from sodaops.drift.result import DriftResult, Example
+from sodaops.drift.segments import compare_segments, distinct_texts
 from sodaops.drift.statistics import EmbeddingTest, chi_square_p, embedding_test, ks_distance, total_variation
 from sodaops.errors import BundleError
 from sodaops.request_log.window import Window, count_by_bundle
@@ -47,11 +49,11 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
     """
     rows = window.rows
     own_rows = rows.filter(pc.equal(rows["bundle_id"], info.bundle_id))
-    answered = _distinct_texts(own_rows.filter(pc.is_valid(own_rows["label"])))
+    every_answered = own_rows.filter(pc.is_valid(own_rows["label"]))
+    answered = distinct_texts(every_answered)
     # Bonferroni: with k tests at alpha / k, the chance of any false alarm is at most alpha.
     task = layout.task_of(info.bundle_id, info)
-    answers = _compared_answers(info, reference, answered, task)
-    level = settings.alpha / (len(TEXT) + len(answers))
+    level = settings.alpha / (len(TEXT) + len(_compared_answers(info, reference, answered, task)))
     others = {
         bundle_id: _compare_other_bundle(settings, reference, rows.filter(pc.equal(rows["bundle_id"], bundle_id)), level)
         for bundle_id in count_by_bundle(rows)
@@ -60,14 +62,21 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
     facts = _window_facts(info, window, own_rows) | {"level": level, "n_texts": len(answered), "others": others}
     if len(own_rows) < settings.min_rows:
         message = f"too few requests to judge: {len(own_rows)}; at least {settings.min_rows} are needed"
+        facts["quality"] = Quality(withheld="rows", message=message)
         return DriftResult(judged=False, drifted=False, message=message, causes=[], features=[], examples=[], **facts), None
 
     features: list[Feature] = []
     embedding, snapshot = None, None
     if len(answered) >= settings.min_rows:  # with fewer, only repeated and empty texts can be judged
-        groups = reference.label_ids, answer_groups(info, answered, task)
-        features, embedding, snapshot = _compare_features(settings, info, reference, answered, answers, groups, level)
+        features, embedding, snapshot = _compare_features(settings, info, task, reference, answered, level)
+    segments = compare_segments(
+        info.slice_columns, reference, every_answered, settings.min_rows, level,
+        lambda *sides: _compare_features(settings, info, task, *sides)[0],
+    )  # fmt: skip
     causes = find_causes(settings, features, facts["empty"], facts["repeated"], facts["repeated_text"])
+    drifted = [cause.name for cause in causes] + [segment.title for segment in segments if segment.drifted]
+    with_probs = answered.filter(pc.is_valid(answered["probs"]))
+    facts["quality"] = estimate_quality(settings, task, reference, _logged_answers(info, with_probs), drifted)
     result = DriftResult(
         judged=True,
         drifted=bool(causes),
@@ -75,6 +84,7 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
         causes=causes,
         features=features,
         examples=_examples(answered, embedding, info.text_columns) if causes and embedding else [],
+        segments=segments,
         **facts,
     )
     return result, snapshot
@@ -114,17 +124,11 @@ def _most_frequent(rows: pa.Table, columns: Sequence[str]) -> tuple[int, str | N
     return int(counts[largest]), named(row["text"], columns) if row["text"] else digest
 
 
-def _distinct_texts(rows: pa.Table) -> pa.Table:
-    """The first row of each text, since the reference also has each text once."""
-    digests = rows["text_sha256"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    return rows.take(np.sort(np.unique(digests, return_index=True)[1]))
-
-
 def _compare_features(
-    settings: DriftConfig, info: BundleInfo, reference: Reference, rows: pa.Table, answers: dict[str, _Sides], groups: _Sides,
-    level: float,
-) -> tuple[list[Feature], EmbeddingTest | None, Any]:  # fmt: skip
+    settings: DriftConfig, info: BundleInfo, task: Task, reference: Reference, rows: pa.Table, level: float
+) -> tuple[list[Feature], EmbeddingTest | None, Any]:
     """Tests all features, and returns them with the test of the embeddings and evidently's snapshot."""
+    answers = _compared_answers(info, reference, rows, task)
     rates = {name: sides for name, sides in answers.items() if sides[0].ndim == 2}
     reference_frame, current_frame = _frames(reference, rows, {name: answers[name] for name in answers if name not in rates})
     # Logs of earlier versions have no descriptors. These features get no p-value.
@@ -136,7 +140,8 @@ def _compare_features(
         for name in current_frame.columns
     ]
     features += [_compare_rates(settings, name, info.labels, sides, level) for name, sides in rates.items()]
-    embedding = _compare_embeddings(settings, reference, rows, groups)
+    groups = reference.label_ids, answer_groups(info, rows, task)
+    embedding = _compare_embeddings(settings, reference, rows, groups, level)
     drifted = embedding is not None and embedding.p < level
     features.append(Feature("embedding", embedding and embedding.p, None, drifted, None, None))
     return features, embedding, snapshot
@@ -230,7 +235,9 @@ def _bins(starts: list[Any], shares: list[np.ndarray]) -> list[Bin]:
     return [Bin(start, float(old), float(new)) for start, old, new in zip(starts, *shares, strict=True)]
 
 
-def _compare_embeddings(settings: DriftConfig, reference: Reference, rows: pa.Table, groups: _Sides) -> EmbeddingTest | None:
+def _compare_embeddings(
+    settings: DriftConfig, reference: Reference, rows: pa.Table, groups: _Sides, level: float
+) -> EmbeddingTest | None:
     """Tests the embeddings for drift; None if the log has no sketches, or sketches of another size."""
     if not len(rows) or rows["sketch"].null_count:
         return None
@@ -238,9 +245,11 @@ def _compare_embeddings(settings: DriftConfig, reference: Reference, rows: pa.Ta
     if sketches.shape[1] != reference.sketches.shape[1]:
         return None
     val = ~reference.seen  # training texts have other embeddings than new texts from the same source
-    return embedding_test(
-        reference.sketches[val].astype(np.float32), sketches, groups[0][val], groups[1], settings.n_permutations
-    )
+    sides = reference.sketches[val].astype(np.float32), sketches, groups[0][val], groups[1]
+    test = embedding_test(*sides, settings.n_permutations)
+    # The level of one of many segments may be lower than the lowest p-value of so few permutations.
+    lowest = 1 / (settings.n_permutations + 1)
+    return embedding_test(*sides, int(2 / level)) if level <= lowest and test.p <= lowest else test
 
 
 def _examples(rows: pa.Table, embedding: EmbeddingTest, columns: Sequence[str]) -> list[Example]:
@@ -259,7 +268,7 @@ def _compare_other_bundle(settings: DriftConfig, reference: Reference, rows: pa.
         return {"n_rows": n_rows, "drifted": None}
     names = list(_MODEL_INDEPENDENT)
     reference_frame = _descriptor_frame(reference)[names]
-    current_frame = _distinct_texts(rows).select(names).to_pandas().astype(float)
+    current_frame = distinct_texts(rows).select(names).to_pandas().astype(float)
     p_values, _ = column_tests(reference_frame, current_frame, [], level)
     features = [
         _compare_column(settings, name, reference_frame[name], current_frame[name], p_values[name], level) for name in names

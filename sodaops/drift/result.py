@@ -1,12 +1,14 @@
 """The result of a drift check, as it is stored in drift.json."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
 from sodaops.drift.causes import Cause
 from sodaops.drift.features import Feature
+from sodaops.drift.quality import Quality
+from sodaops.drift.segments import Segment
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class DriftResult:
     skipped: dict[str, str]  # part of the log that could not be read -> reason
     reference_age_days: float
     created: str
+    quality: Quality = field(default_factory=Quality)  # as of older checks: nothing
+    segments: list[Segment] = field(default_factory=list)
 
 
 def to_json_fields(result: DriftResult) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from scipy.stats import chi2_contingency
 
 N_COMPARED = 1000  # sketches of each side at most, since the kernel matrix grows with the square
 _BLOCK_ROWS = 4096  # rows of a kernel matrix that are computed at once
+_BLOCK_PERMUTATIONS = 4000  # computed at once
 _N_PERMUTATIONS = 9999
 
 
@@ -93,10 +94,24 @@ def embedding_test(
     sketches = np.concatenate([reference[kept[0]], current[kept[1]]]).astype(np.float32)
     labels = np.concatenate([reference_labels[kept[0]], current_labels[kept[1]]])
     is_current = np.arange(len(sketches)) >= len(kept[0])
+    distances = _squared_distances(sketches, sketches)
+    kernel = np.exp(-distances / _median_distance(distances))
+    permuted = []
+    for first in range(0, n_permutations, _BLOCK_PERMUTATIONS):
+        weights = _weights(labels, is_current, min(_BLOCK_PERMUTATIONS, n_permutations - first), rng)
+        # With weights w, the squared MMD is w'Kw (Gretton et al. 2012, eq. 5), and Kw is the witness function: how much denser
+        # the current side is than the reference around each row.
+        witness = kernel @ weights
+        squared_mmd = (weights * witness).sum(axis=0)
+        permuted.append(squared_mmd[1:])
+    return EmbeddingTest(_permutation_p(np.concatenate(permuted), squared_mmd[0]), witness[is_current, 0], kept[1])
 
+
+def _weights(labels: np.ndarray, is_current: np.ndarray, n_permutations: int, rng: np.random.Generator) -> np.ndarray:
+    """Weights of rows in the mean differences, float32 [n_rows, n_permutations + 1]."""
     # Column 0 holds the observed assignment of rows to sides, the other columns permuted ones. A row of the current side has
     # the weight 1 / n_current, a row of the reference -1 / n_reference, times the share of its label in the current rows.
-    weights = np.zeros((len(sketches), n_permutations + 1), dtype=np.float32)
+    weights = np.zeros((len(labels), n_permutations + 1), dtype=np.float32)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         n_current = int(is_current[rows].sum())
@@ -106,13 +121,7 @@ def embedding_test(
         sides[1:] = rng.permuted(sides[1:], axis=1)
         share = n_current / is_current.sum()
         weights[rows] = (share * np.where(sides, 1 / n_current, -1 / (len(rows) - n_current))).T
-
-    # With weights w, the squared MMD is w'Kw (Gretton et al. 2012, eq. 5), and Kw is the witness function: how much denser
-    # the current side is than the reference around each row.
-    distances = _squared_distances(sketches, sketches)
-    witness = np.exp(-distances / _median_distance(distances)) @ weights
-    squared_mmd = (weights * witness).sum(axis=0)
-    return EmbeddingTest(_permutation_p(squared_mmd[1:], squared_mmd[0]), witness[is_current, 0], kept[1])
+    return weights
 
 
 def drift_scores(reference: np.ndarray, current: np.ndarray, points: np.ndarray) -> np.ndarray:

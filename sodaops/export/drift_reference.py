@@ -11,17 +11,24 @@ N_ROWS = 2000  # texts of each split, at most
 N_AXES = 32  # axes of a sketch, at most
 
 
-def make_reference(predictor: Predictor, train: Sequence[str], val: Sequence[str]) -> Reference:
+def make_reference(
+    predictor: Predictor, train: Sequence[str], val: Sequence[str], truth: np.ndarray | None = None,
+    segments: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Reference:  # fmt: skip
     """Makes the drift reference of a bundle.
 
     Args:
         predictor: the bundle.
         train: cleaned texts that it was trained on; at most :data:`N_ROWS` are taken, always the same ones.
         val: cleaned texts that it was not trained on; as many at most.
+        truth: label ids of val, int [n_val], for a task that estimates its quality.
+        segments: of train and val: cells of the slice columns, str [n_texts, n_columns].
     """
-    sampled_train, sampled_val = (_sample([texts[i] for i in predictor.tokenise(texts).kept]) for texts in (train, val))
-    texts = [*sampled_train, *sampled_val]
-    seen = np.arange(len(texts)) < len(sampled_train)
+    rows = [_sample(predictor.tokenise(texts).kept) for texts in (train, val)]
+    texts = [side[i] for side, places in zip((train, val), rows, strict=True) for i in places]
+    seen = np.arange(len(texts)) < len(rows[0])
+    if truth is not None:
+        truth = np.concatenate([np.full(len(rows[0]), -1), truth[rows[1]]]).astype(np.int16)
     # Batches come ordered by length; put their rows back into the order of the texts.
     places, outputs = zip(*predictor.batches(texts), strict=True)
     order = np.argsort(np.concatenate(places))
@@ -35,7 +42,9 @@ def make_reference(predictor: Predictor, train: Sequence[str], val: Sequence[str
         sketches=axes.sketch(embeddings).astype(np.float16),
         center=axes.center,
         axes=axes.axes,
-        answers=probs if predictor.task.keeps_answers else None,
+        answers=probs if predictor.task.keeps_answers or truth is not None else None,
+        truth=truth,
+        segments=segments and np.concatenate([side[places] for side, places in zip(segments, rows, strict=True)]),
     )
 
 
@@ -51,8 +60,8 @@ def _fit_axes(embeddings: np.ndarray) -> Axes:
     return Axes(center.astype(np.float32), (directions[:n_axes].T * scale).astype(np.float32))
 
 
-def _sample(texts: Sequence[str]) -> list[str]:
-    """At most :data:`N_ROWS` texts, in their order, chosen at random with a fixed seed."""
-    if len(texts) <= N_ROWS:
-        return list(texts)
-    return [texts[i] for i in np.sort(np.random.default_rng(0).permutation(len(texts))[:N_ROWS])]
+def _sample(places: np.ndarray) -> np.ndarray:
+    """At most :data:`N_ROWS` places, in their order, chosen at random with a fixed seed."""
+    if len(places) <= N_ROWS:
+        return places
+    return places[np.sort(np.random.default_rng(0).permutation(len(places))[:N_ROWS])]

@@ -105,8 +105,7 @@ def export_onnx(path: str | Path, splits_dir: str | Path, variants: Sequence[str
             log.warning("%s: %s is not written: %s", path, variant, gates[variant].as_text())
         if fields["onnx"]:
             layout.write_info(folder, **fields)
-            train, val = (read_split(splits_dir, split)["text"].to_pylist() for split in ("train", "val"))
-            reference.write_reference(folder, make_reference(Predictor(folder), train, val))
+            reference.write_reference(folder, _reference(folder, bundle, Path(splits_dir)))
         info = layout.write_info(folder, **fields)
     return Exported(info, gates)
 
@@ -174,6 +173,19 @@ def _read_texts(bundle: Loaded, splits_dir: Path) -> _Texts:
     all_rows = [*rows["val"], *rows["train"]]
     of_length = {min(len(row), limit.max_tokens + limit.n_windows(len(row))): row for row in all_rows}
     return _Texts(rows["val"], truth["val"], list(of_length.values()))
+
+
+def _reference(folder: Path, bundle: Loaded, splits_dir: Path) -> reference.Reference:
+    """The drift reference of the exported bundle."""
+    tables = [read_split(splits_dir, split) for split in ("train", "val")]
+    truth = bundle.task.truth(tables[1]) if bundle.task.estimates_quality else None
+    names = [f"slice_{name}" for name in bundle.info.slice_columns]
+    cells = [
+        np.array([[(cell or "")[: reference.MAX_CELL_CHARS] for cell in table[name].to_pylist()] for name in names]).T
+        for table in tables if {*names} <= {*table.column_names}
+    ]  # fmt: skip
+    train, val = (table["text"].to_pylist() for table in tables)
+    return make_reference(Predictor(folder), train, val, truth, (cells[0], cells[1]) if names and cells else None)
 
 
 def _write_float32(bundle: Loaded, file: Path) -> None:

@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         "non_ascii": pa.float32(),
         "pieces_per_word": pa.float32(),
         "unknown": pa.float32(),
+        "context": pa.string(),  # JSON object, slice column -> value; null without
     }
 )
 

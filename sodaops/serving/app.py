@@ -127,11 +127,11 @@ def _add_predictions(app: FastAPI, service: Service, text_request: Any, batch_re
 
     @app.post("/predict", tags=["predict"], summary="Classify one text", response_model=schemas.TextResponse)
     async def predict(request: Request, body: text_request) -> Response:
-        return await predict_text(request, _raw(body, columns)[0])
+        return await predict_text(request, _read(service, body, columns)[0])
 
     @app.post("/predict/batch", tags=["predict"], summary="Classify several texts", response_model=schemas.BatchResponse)
     async def predict_batch(request: Request, body: batch_request) -> Response:
-        predictions, ids = await predict_texts(request, _raw(body, columns))
+        predictions, ids = await predict_texts(request, _read(service, body, columns))
         return _json({"predictions": predictions, **ids})
 
     v2.add_routes(app, service, predict_texts)
@@ -145,7 +145,7 @@ def _add_explanations(app: FastAPI, service: Service, explanation_request: Any) 
         response_model=schemas.Explanation,
     )  # fmt: skip
     async def explain(request: Request, body: explanation_request) -> Response:
-        (raw,) = texts = _raw(body, columns)
+        (raw,) = texts = _read(service, body, columns)
         _check_sizes(texts, settings)
         state = request.state
         disconnection = _disconnection(request.receive)
@@ -232,8 +232,9 @@ def _page(columns: Sequence[str]) -> str:
     return _FIELD.sub(lambda _: "\n    ".join(fields), content, count=1)
 
 
-def _raw(body: Any, columns: Sequence[str]) -> list[str]:
-    """The raw texts of a valid request."""
+def _read(service: Service, body: Any, columns: Sequence[str]) -> list[str]:
+    """The raw texts of a valid request, whose context is kept for the request log."""
+    service.contexts.keep(body.context, service.models.current.info.slice_columns)
     texts = body.texts if hasattr(body, "texts") else [body.text]
     return texts if len(columns) == 1 else [join([text[name] for name in columns]) for text in texts]
 

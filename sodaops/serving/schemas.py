@@ -6,6 +6,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, create_model, model_validator
 from typing_extensions import TypedDict
 
+from sodaops.bundle.reference import MAX_CELL_CHARS
+
 
 def query(columns: Sequence[str]) -> list[dict[str, Any]]:
     """The parameters of GET /predict: the text, or its parts."""
@@ -28,7 +30,14 @@ class _Request(BaseModel):
         return body
 
 
-class TextRequest(_Request):
+class _TextsRequest(_Request):
+    context: Annotated[
+        dict[str, Annotated[str, Field(max_length=MAX_CELL_CHARS)]] | None,
+        Field(max_length=16, description="slice column -> value, for drift by segment", examples=[{"source": "app"}]),
+    ] = None
+
+
+class TextRequest(_TextsRequest):
     """One text."""
 
     text: Annotated[str, Field(description="raw; the bundle's own cleaning is applied", examples=["I love this"])]
@@ -42,7 +51,7 @@ class ExplanationRequest(TextRequest):
     ] = None
 
 
-class BatchRequest(_Request):
+class BatchRequest(_TextsRequest):
     """Several texts."""
 
     texts: Annotated[list[str], FailFast(), Field(min_length=1, examples=[["I love this", "the train is late again"]])]

@@ -21,6 +21,7 @@ from sodaops.errors import ConfigError, DataError, StorageError
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.journal import Journal
 from sodaops.serving.batcher import INLINE_CHARS, Batcher, EmptyText, ModelOutput, Prepared
+from sodaops.serving.context import Contexts
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
@@ -58,6 +59,7 @@ class Service:
         n_workers = settings.n_workers or n_cores or 1
         self.batcher = Batcher(n_workers, settings.max_queue, settings.max_batch_tokens, self.metrics.batch.observe, tracer)
         self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
+        self.contexts = Contexts(self.metrics.others)
         self.latencies_ms: deque[float] = deque(maxlen=500)
         self.journal = _open_journal(settings, self.metrics)
         self._feedback = _open_feedback(settings, self.models.current)
@@ -249,6 +251,7 @@ class Service:
             "variant": predictor.variant,
             "labels": predictor.info.labels,
             **({"text_columns": columns} if len(columns) > 1 else {}),
+            **self.contexts.logged(),
             "latency_ms": round(1000 * (time.perf_counter() - began), 3),
         }
         self.journal.append([{**shared, **row} for row in rows])

@@ -1,9 +1,8 @@
 """Accuracy and macro-F1 of rows without labels, estimated from the probabilities of a model.
 
-The estimate is that of NannyML's confidence-based performance estimation (CBPE): with calibrated probabilities, the expected
-confusion matrix is the sum of each row's probabilities in the column of its predicted label, and metrics follow from it
-(Guillory et al. 2021, Predicting with Confidence on Unseen Distributions, for the accuracy). It is right for new texts of the
-same source, and too high after drift, since a model is then more confident than it should be.
+As in NannyML's confidence-based performance estimation (CBPE), the expected confusion matrix is the sum of the rows' calibrated
+probabilities in the column of their predicted label. The estimate is right for new texts of the same source, and too high after
+drift, when a model is surer than it should be (Guillory et al. 2021, Predicting with Confidence on Unseen Distributions).
 """
 
 from dataclasses import dataclass
@@ -40,9 +39,9 @@ def estimate(
 ) -> dict[str, Estimate]:
     """Estimates accuracy and macro-F1 of rows without labels.
 
-    The interval covers three sources of error: which rows the window has, which labels they have, and the calibration's error.
-    Rows drawn with replacement, each with a label drawn from its probabilities, give a confusion matrix whose cells follow a
-    multinomial distribution with the expected matrix as its shares; so matrices are drawn in place of rows.
+    The interval covers which rows the window has, which labels they have, and the calibration's error. Rows drawn with
+    replacement, each with a label drawn from its probabilities, give a confusion matrix whose cells follow a multinomial
+    distribution with the expected matrix as its shares; so matrices are drawn in place of rows.
 
     Args:
         probs: float [n, n_labels], rows sum to 1.
@@ -60,22 +59,19 @@ def estimate(
     check_inputs(probs, predicted)
     n_labels = probs.shape[1]
     expected = probs.astype(float).T @ np.eye(n_labels)[predicted]  # [n_labels, n_labels]: rows are the true labels
-    values = _of_matrices(expected) + calibration.shift
-    draws = [_of_matrices(cells.reshape(-1, n_labels, n_labels)) for cells in draw_counts(expected.ravel(), n_samples)]
+    draws = [_metrics_of(cells.reshape(-1, n_labels, n_labels)) for cells in draw_counts(expected.ravel(), n_samples)]
     noise = np.random.default_rng(0).normal(size=(n_samples, 1)) * calibration.error
-    low, high = np.quantile(np.concatenate(draws) + calibration.shift + noise, [0.025, 0.975], axis=0)
-    bounds = values, np.minimum(low, values), np.maximum(high, values)
-    values, low, high = (np.clip(numbers, 0, 1).tolist() for numbers in bounds)
-    return {name: Estimate(*numbers) for name, *numbers in zip(METRICS, values, low, high, strict=True)}
+    value, (low, high) = _metrics_of(expected), np.quantile(np.concatenate(draws) + noise, [0.025, 0.975], axis=0)
+    rows = np.stack([value, np.minimum(low, value), np.maximum(high, value)]) + calibration.shift
+    return {name: Estimate(*numbers) for name, numbers in zip(METRICS, np.clip(rows, 0, 1).T.tolist(), strict=True)}
 
 
 def calibrate(probs: np.ndarray, predicted: np.ndarray, truth: np.ndarray, n_samples: int = 500) -> Calibration:
     """Compares the estimates on rows with labels, those of val, with the truth.
 
-    A few hundred rows show the gap between the two with an error that is often as large as the gap, so that adding the gap
-    would make estimates worse. It is therefore multiplied by ``1 - (error / gap)²``, or by 0 if that is negative: the
-    positive-part estimator of James and Stein (1961, Estimation with Quadratic Loss). The error is that of the bootstrap over
-    rows (Efron 1979).
+    A few hundred rows show the gap between the two with an error (of the bootstrap over rows) that is often as large as the
+    gap, so that adding it would make estimates worse. It is multiplied by ``1 - (error / gap)²``, or by 0 if that is negative:
+    the positive-part estimator of James and Stein (1961, Estimation with Quadratic Loss).
 
     Args:
         probs: float [n, n_labels], rows sum to 1.
@@ -91,27 +87,22 @@ def calibrate(probs: np.ndarray, predicted: np.ndarray, truth: np.ndarray, n_sam
     [-0.15, -0.04]
     """
     check_inputs(probs, predicted)
-    of_row = np.eye(probs.shape[1])
-    draws = np.random.default_rng(0).multinomial(len(probs), np.full(len(probs), 1 / len(probs)), size=n_samples)
-    weights = np.concatenate([np.ones((1, len(probs))), draws])  # of each row: all rows once, then the samples
-    by_predicted = weights @ of_row[predicted]
-    actual, estimated = (
-        _metrics(weights @ (of_row[predicted] * labels), weights @ labels, by_predicted) for labels in (of_row[truth], probs)
-    )
+    n_rows, of_label = len(probs), np.eye(probs.shape[1])
+    draws = np.random.default_rng(0).multinomial(n_rows, np.full(n_rows, 1 / n_rows), size=n_samples)
+    weights = np.concatenate([np.ones((1, n_rows)), draws])  # of each row: all rows once, then the samples
+    hits, by_predicted = of_label[predicted], weights @ of_label[predicted]
+    actual, estimated = (_metrics(weights @ (hits * rows), weights @ rows, by_predicted) for rows in (of_label[truth], probs))
     gap, error = (actual - estimated)[0], (actual - estimated)[1:].std(axis=0)
     return Calibration(gap * np.maximum(0, 1 - (error / np.where(gap, gap, 1)) ** 2), error)
 
 
-def _of_matrices(matrices: np.ndarray) -> np.ndarray:
+def _metrics_of(matrices: np.ndarray) -> np.ndarray:
     """The metrics of confusion matrices [..., n_labels, n_labels], [..., 2]."""
     return _metrics(np.diagonal(matrices, axis1=-2, axis2=-1), matrices.sum(-1), matrices.sum(-2))
 
 
 def _metrics(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """The metrics [..., 2] of each label's correct rows, rows and predictions [..., n_labels], perhaps expected ones.
-
-    Macro F1 leaves out labels of which half a row is not to be expected, since the window has probably none.
-    """
-    present = support + predicted >= 0.5
+    """The metrics [..., 2] of each label's correct rows, rows and predictions [..., n_labels], perhaps expected ones."""
+    present = support + predicted >= 0.5  # a window has probably no row of the other labels, which macro F1 leaves out
     f1 = (f1_of(hits, support, predicted) * present).sum(-1) / present.sum(-1)
     return np.stack([hits.sum(-1) / support.sum(-1), f1], axis=-1)

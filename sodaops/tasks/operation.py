@@ -60,6 +60,10 @@ class Operation:
         """Groups of rows, int [n], within which texts are compared, so that another mix of groups is no drift of texts."""
         return np.zeros(len(probs), np.int64)
 
+    # Quality without labels
+
+    estimates_quality: ClassVar[bool] = False  # whether `groups` are the predicted labels, of which each text has one
+
     # Annotation
 
     def uncertainty(self, probs: np.ndarray) -> np.ndarray:

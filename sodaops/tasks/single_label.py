@@ -202,6 +202,8 @@ class SingleLabel(Task):
 
     # Monitoring and annotation
 
+    estimates_quality = True
+
     def groups(self, probs: np.ndarray) -> np.ndarray:
         return self.decide(probs)
 

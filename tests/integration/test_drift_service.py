@@ -100,6 +100,10 @@ def test_requests_like_the_reference(watched, logged_rows):
     assert p.keys() == {"n_chars", "letters", "non_ascii", "pieces_per_word", "unknown", "label", "score", "embedding"}
     assert min(p.values()) > 0.01 / 8
     assert not any(name.startswith("sodaops_drift_cause{") for name in values)
+    accuracy = watched.client.get("/drift.json").json()["quality"]["metrics"]["accuracy"]
+    bounds = [values[f"sodaops_quality{{bound={bound}}}{{metric=accuracy}}"] for bound in ("low", "value", "high")]
+    assert bounds == sorted(bounds) == [accuracy["low"], accuracy["value"], accuracy["high"]]
+    assert f"<b>{accuracy['value']:.3f}</b>" in watched.client.get("/report").text
 
 
 def test_drift_in_metrics_numbers_and_pages(watched, logged_rows):
@@ -114,6 +118,8 @@ def test_drift_in_metrics_numbers_and_pages(watched, logged_rows):
         assert values[f"sodaops_drift_p_value{{feature={feature['name']}}}"] == pytest.approx(feature["p"])
         if feature["effect"] is not None:
             assert values[f"sodaops_drift_effect{{feature={feature['name']}}}"] == pytest.approx(feature["effect"])
+    assert values["sodaops_quality_withheld{reason=drift}"] == 1 and numbers["quality"]["withheld"] == "drift"
+    assert not any(name.startswith("sodaops_quality{") for name in values)
     assert numbers["examples"]
     assert {example["text"] for example in numbers["examples"]} <= set(logged_rows.others["text"].to_pylist())
 

@@ -37,6 +37,7 @@ GROWTH = {
     "sodaops_confidence_count": {EARLIER: 20, LATELY: 8},
     "sodaops_request_log_lost_total": {EARLIER: 0, LATELY: 1},
 }
+QUALITY = ("accuracy", "macro_f1")
 EVERY_S, N_SCRAPES, N_LATELY = 30, 130, 20
 RESTART = N_SCRAPES - 5
 EXPECTED = {
@@ -45,6 +46,8 @@ EXPECTED = {
     "latency_p99_s": 0.5 + 0.5 * (9.9 - 9) / (10 - 9),
     "mean_confidence": 0.5,
     "traffic": 10 / 20,
+    "accuracy": 0.8,  # the lower one of two
+    "macro_f1": 0.7,
     "log_lost": 2 * 9.0,  # ten scrapes in the window, so nine steps of two predictors
     "up": 1.0,
 }
@@ -205,7 +208,11 @@ def test_prometheus_computes_the_signals(tmp_path):
     config = alerts_config(traffic_offset_s=3000.0)
     inputs = [{"series": 'up{job="sodaops-predictor"}', "values": f"1x{N_SCRAPES}"}]
     for n, series in enumerate([counters(False), counters(True)]):
-        for name, values in {**series, "sodaops_drift_detected": [1.0] * N_SCRAPES}.items():
+        quality = {
+            f'sodaops_quality{{metric="{name}",bound="high"}}': [EXPECTED[name] + n / 10] for name in ("accuracy", "macro_f1")
+        }
+        gauges = {"sodaops_drift_detected": [1.0], **quality}
+        for name, values in {**series, **{name: value * N_SCRAPES for name, value in gauges.items()}}.items():
             bare, _, labels = name.rstrip("}").partition("{")
             label = f'{labels},instance="{n}"'.lstrip(",")
             inputs.append({"series": f"{bare}{{{label}}}", "values": " ".join(f"{value:g}" for value in values)})

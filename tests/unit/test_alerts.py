@@ -113,7 +113,7 @@ def test_signals_add_up_processes_and_survive_a_restart():
 
 def test_signals_without_two_scrapes():
     scraped = Process().scrape()
-    assert signal_values(None, [scraped, Scrape({}, 1.0)]) == {"up": 1.0, "drift": 1.0}
+    assert signal_values(None, [scraped, Scrape({}, {"drift": 1.0})]) == {"up": 1.0, "drift": 1.0}
     assert signal_values([None], [scraped]) == {"up": 1.0}
     assert signal_values([scraped], [None]) == {"up": 0.0}
     assert signal_values([scraped], [scraped]) == {"up": 1.0, "log_lost": 0.0}  # no requests in between
@@ -143,8 +143,19 @@ def test_other_answers_are_not_metrics(text):
 
 
 def test_nan_is_no_value():
-    assert parse_metrics("sodaops_drift_detected NaN\n") == Scrape({}, None)
-    assert parse_metrics('sodaops_drift_detected{a="1"} 0\nsodaops_drift_detected{a="2"} 1\n').drift == 1
+    assert parse_metrics("sodaops_drift_detected NaN\n") == Scrape({})
+    assert parse_metrics('sodaops_drift_detected{a="1"} 0\nsodaops_drift_detected{a="2"} 1\n').gauges == {"drift": 1}
+
+
+def test_the_worst_upper_bound_of_an_estimated_quality_is_a_signal():
+    text = "".join(f'sodaops_quality{{{{metric="{{}}",bound="{bound}"}}}} {{}}\n' for bound in ("low", "high"))
+    first, second = text.format("accuracy", 0.7, "accuracy", 0.8), text.format("macro_f1", 0.5, "macro_f1", 0.6)
+    scrapes = [parse_metrics(first), parse_metrics(second + first.replace("0.8", "0.9")), parse_metrics("sodaops_x 1\n")]
+    assert signal_values(None, scrapes) == {"up": 1.0, "accuracy": 0.8, "macro_f1": 0.6}
+    rule = {**RULE, "signal": "accuracy", "above": None, "below": 0.85, "clear": 0.9}
+    assert alerts_config(rules={"mine": rule}).enabled_rules()["mine"].fires(0.8)
+    with pytest.raises(ConfigError, match="below"):
+        alerts_config(rules={"mine": {**rule, "below": 1.2, "clear": 2}})
 
 
 def test_a_redirect_does_not_carry_the_key_elsewhere(monkeypatch):
