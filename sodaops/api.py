@@ -292,10 +292,11 @@ class Registry(registry.Registry):
             RefusedError: it does not pass; nothing was changed.
             SodaOpsError: another problem that the caller can fix.
         """
+        from sodaops.annotation.disagreements import judge_disagreements
         from sodaops.registry.promotion import promote
 
         with self._copied(overrides, registry.CHAMPION) as config:
-            promotion = promote(config, version, reason, force)
+            promotion = promote(config, version, reason, force, judge_disagreements)
             promotion.check()
             return promotion
 

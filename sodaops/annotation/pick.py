@@ -1,4 +1,4 @@
-"""Picks requests to annotate: uncertain predictions, drifted texts, diverse texts and random ones."""
+"""Picks requests to annotate: disagreements of two bundles, uncertain predictions, drifted, diverse and random texts."""
 
 import itertools
 from collections import defaultdict
@@ -48,11 +48,13 @@ def pick_tasks(
     known: Collection[str],
     n: int,
     shares: dict[str, float],
+    disagreed: Collection[str] = (),
 ) -> PickResult:
     """Picks texts to annotate from a window of the request log.
 
-    ``random`` texts are drawn first, from all candidates, so that their labels give an unbiased estimate of the accuracy; the
-    other kinds are picked from the rest. New texts with feedback are always added, in addition to the n texts.
+    ``random`` texts are drawn first, from all candidates, so that their labels give an unbiased estimate of the accuracy. Then
+    come disagreements, in random order too, and the other kinds share what is left of n. New texts with
+    feedback are always added, in addition to the n texts.
 
     Args:
         info: the bundle whose answers are considered.
@@ -62,6 +64,7 @@ def pick_tasks(
         known: SHA-256 of the cleaned texts that are in the data.
         n: number of texts to pick.
         shares: fraction of n for each kind (uncertain, drifted, diverse, random); the fractions sum to 1.
+        disagreed: SHA-256 of the cleaned texts to which a challenger gave another answer.
 
     Raises:
         DataError: the window has no request answered by this bundle, or none with a text.
@@ -77,10 +80,10 @@ def pick_tasks(
     texts = _texts_of_requests(with_text)
     feedback = _feedback_tasks(with_text, texts, store, known)
     candidates = _first_of_each_text(with_text, known | {task["text_sha256"] for task in feedback})
-    # Rounding the cumulative shares instead of each share makes the counts sum to n.
-    ends = [0, *(round(n * part) for part in itertools.accumulate(shares.values()))]
-    counts = {kind: end - start for kind, (start, end) in zip(shares, itertools.pairwise(ends), strict=True)}
-    picked = [{**_fields(candidates, row, info), "why": why} for row, why in _pick(candidates, reference, info, counts).items()]
+    picked = [
+        {**_fields(candidates, row, info), "why": why}
+        for row, why in _pick(candidates, reference, info, n, shares, disagreed).items()
+    ]
     for task in picked:
         if len(texts[task["request_id"], task["place"]]) > 1:  # feedback on this request id could concern another text
             task |= {"request_id": None, "place": None}
@@ -88,12 +91,27 @@ def pick_tasks(
     return PickResult([*feedback, *picked], len(candidates), n_distinct - len(candidates), len(answered) - len(with_text))
 
 
-def _pick(rows: pa.Table, reference: Reference, info: BundleInfo, counts: dict[str, int]) -> dict[int, str]:
+def _counts(n: int, shares: dict[str, float]) -> dict[str, int]:
+    """Kind -> number of texts. Rounding the cumulative shares instead of each share makes the counts sum to n."""
+    total = sum(shares.values()) or 1.0
+    ends = [0, *(round(n * part / total) for part in itertools.accumulate(shares.values()))]
+    return {kind: end - start for kind, (start, end) in zip(shares, itertools.pairwise(ends), strict=True)}
+
+
+def _pick(
+    rows: pa.Table, reference: Reference, info: BundleInfo, n: int, shares: dict[str, float], disagreed: Collection[str]
+) -> dict[int, str]:
     """Picked row -> kind, in random order, so that the kinds are mixed for annotators."""
     if not len(rows):
         return {}
-    rng = np.random.default_rng(0)
-    picked = dict.fromkeys(rng.permutation(len(rows))[: counts["random"]].tolist(), "random")
+    rng, counts = np.random.default_rng(0), _counts(n, shares)
+    order, n_random = rng.permutation(len(rows)).tolist(), counts["random"]
+    picked = dict.fromkeys(order[:n_random], "random")
+    digests = rows["text_sha256"].to_pylist()
+    first = [row for row in order[n_random:] if digests[row] in disagreed][: n - n_random]
+    picked |= dict.fromkeys(first, "disagreed")
+    if first:
+        counts = _counts(n - len(picked), {**shares, "random": 0.0})
     sketches, task = _sketches(rows), layout.task_of(info.bundle_id, info)
     scores: dict[str, Callable[[], np.ndarray]] = {  # the lowest scores are picked
         "uncertain": lambda: -task.uncertainty(np.array(rows["probs"].to_pylist()))

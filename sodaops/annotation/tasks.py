@@ -9,7 +9,7 @@ from typing import Any
 from sodaops.errors import DataError, nearest, some
 from sodaops.tasks.base import Task as MLTask
 
-WHYS = ("uncertain", "drifted", "diverse", "random", "feedback", "import")
+WHYS = ("uncertain", "drifted", "diverse", "random", "disagreed", "feedback", "import")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 

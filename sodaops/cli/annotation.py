@@ -110,6 +110,7 @@ def run_annotate_pick(options: argparse.Namespace) -> None:
     from sodaops.cli.drift import request_log_path
     from sodaops.data.splits import SPLITS, text_hash
     from sodaops.drift.check import load_reference
+    from sodaops.request_log.parts import read_disagreements
     from sodaops.request_log.window import read_window
 
     config = configured(options)
@@ -121,7 +122,8 @@ def run_annotate_pick(options: argparse.Namespace) -> None:
     splits_dir = config.splits_of(info.data["name"])
     known = {text_hash(text) for split in SPLITS for text in read_split(splits_dir, split)["text"].to_pylist()}
     settings = config.annotate
-    picked = pick_tasks(info, reference, window.rows, store, known, settings.n, settings.shares.model_dump())
+    disagreed, shares = read_disagreements(request_log_path(config), info.bundle_id), settings.shares.model_dump()
+    picked = pick_tasks(info, reference, window.rows, store, known, settings.n, shares, disagreed)
     n_new = store.add_tasks(f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}", picked.tasks)
     whys = ", ".join(f"{n} {why}" for why, n in Counter(task["why"] for task in picked.tasks).most_common())
     print(f"{store.folder}: {n_new:,} new texts ({whys or 'none'}) of {picked.n_candidates:,} candidates")

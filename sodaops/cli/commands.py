@@ -223,7 +223,7 @@ COMMANDS = {
         _arg("version", metavar="VERSION", help="a version, its first characters, or an alias (challenger)"),
         _REASON,
         _arg("--force", action="store_true", help="even if the gate refuses it; needs --reason, and is recorded"),
-        keys=("registry", "evaluate.splits_dir", "logger.wandb.*"),
+        keys=("registry", "evaluate.splits_dir", "drift.request_log", "annotate.store", "logger.wandb.*"),
     ),
     "rollback": _command(
         "bring the previous champion back", 'sodaops rollback --reason "slow"',

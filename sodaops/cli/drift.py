@@ -38,6 +38,7 @@ def run_watch(options: argparse.Namespace) -> None:
 
 def run_log_prune(options: argparse.Namespace) -> None:
     """`sodaops log prune`."""
+    from sodaops.request_log.parts import all_logs
     from sodaops.request_log.retention import prune
 
     config = configured(options)
@@ -46,7 +47,7 @@ def run_log_prune(options: argparse.Namespace) -> None:
         raise ConfigError("the number of days to keep is missing; give --days N or serve.keep_days=N.")
     if not 1 <= days <= 36_500:
         raise ConfigError(f"--days {days}: expected a number of days, 1 to 36500.")
-    deleted = prune(request_log_path(config), days)
+    deleted = [path for log in all_logs(request_log_path(config)) for path in prune(log, days)]
     print("\n".join(f"{path}: deleted" for path in deleted) or f"nothing is older than {days} days")
 
 

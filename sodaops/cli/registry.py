@@ -22,10 +22,11 @@ def run_register(args: argparse.Namespace) -> None:
 
 def run_promote(args: argparse.Namespace) -> None:
     """`sodaops promote VERSION`."""
+    from sodaops.annotation.disagreements import judge_disagreements
     from sodaops.registry.promotion import promote
 
     config = configured(args)
-    promotion = promote(config, args.version, args.reason, args.force)
+    promotion = promote(config, args.version, args.reason, args.force, judge_disagreements)
     version, root = promotion.version, config.registry.path
     how = f", by force and without the gate: {promotion.error}"
     if promotion.result is not None:

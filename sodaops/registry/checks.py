@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,14 @@ class Verdict:
     limit: str
     said: str  # explanation
     accept: tuple[str, ...] = ()  # the settings with which it passes
+
+
+class LiveTest(NamedTuple):
+    """Labelled texts of live traffic on which challenger and champion disagree."""
+
+    n_labelled: int
+    won: int  # the challenger was right and the champion wrong
+    lost: int  # the other way round
 
 
 def check_gain(gain: Mapping[str, float], against: str, metric: Metric, rules: GateConfig) -> Verdict:
@@ -103,6 +111,25 @@ def check_agreement(bundle: Path, predictor: Predictor, texts: Sequence[str], pr
     share = predictor.task.agreement(full, probs)
     text = f"{predictor.variant} serves; {share:.1%} of its {predictor.task.answers} are those of float32"
     return Verdict("agreement", share >= floor, share, f"≥ {floor:g}", text, (f"registry.gate.min_agreement={_down(share)}",))
+
+
+def check_disagreements(live: LiveTest | None, floor: int, level: float) -> Verdict:
+    """At least ``floor`` live disagreements have labels, and the challenger does not lose more of them than by chance.
+
+    The p-value, at least ``level``, is that of McNemar's exact test, one-sided (McNemar 1947, Note on the Sampling Error of the
+    Difference Between Correlated Proportions): the chance of no more wins if wins and losses were as likely.
+    """
+    rule, key = "live disagreements", "registry.gate.min_disagreements"
+    if live is None:
+        return Verdict(rule, True, None, f"≥ {floor}", "no champion to compare with")
+    if live.n_labelled < floor:
+        accept = f"{key}={live.n_labelled or 'null'}"
+        return Verdict(
+            rule, False, live.n_labelled, f"≥ {floor}", "labelled live texts on which it and the champion disagree", (accept,)
+        )
+    p = sum(math.comb(live.won + live.lost, wins) for wins in range(live.won + 1)) / 2 ** (live.won + live.lost)
+    text = f"of {live.n_labelled} labelled live texts, it alone is right on {live.won}, the champion alone on {live.lost}"
+    return Verdict(rule, p >= level, p, f"p ≥ {level:.3g}", text, (f"{key}=null",))
 
 
 def check_behaviour(abilities: Mapping[str, Mapping[str, Any]], rules: GateConfig, skipped: str = "") -> list[Verdict]:

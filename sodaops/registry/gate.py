@@ -18,7 +18,7 @@ from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.io.progress import progress
 from sodaops.registry import behaviour, checks
-from sodaops.registry.checks import Verdict
+from sodaops.registry.checks import LiveTest, Verdict
 from sodaops.tasks.base import Task
 
 GATE_PAGE, GATE_JSON = "gate.html", "gate.json"
@@ -59,8 +59,9 @@ class GateResult:
 
 
 def run_gate(
-    version: str, challenger_dir: Path, champion: tuple[str, Path] | None, splits_dir: Path, rules: GateConfig
-) -> GateResult:
+    version: str, challenger_dir: Path, champion: tuple[str, Path] | None, splits_dir: Path, rules: GateConfig,
+    live: LiveTest | None = None,
+) -> GateResult:  # fmt: skip
     """Compares a version with the champion on the test split, which its training did not use.
 
     Args:
@@ -69,6 +70,7 @@ def run_gate(
         champion: version and bundle; if None, the challenger is compared with the task's best baseline.
         splits_dir: the splits of the challenger's data.
         rules: conf/registry's section ``gate``.
+        live: labelled live texts on which both disagree; None: not counted.
 
     Raises:
         ConfigError: the splits are not the challenger's.
@@ -99,6 +101,7 @@ def run_gate(
         (rules.max_ece, lambda: checks.check_calibration(scores["challenger"].get("ece"), task, rules.max_ece)),
         (rules.max_latency, lambda: checks.check_latency(challenger, champion_model, texts, rules.max_latency)),
         (rules.max_gap, lambda: checks.check_parity(challenger_dir, texts, rules.max_gap)),
+        (rules.min_disagreements, lambda: checks.check_disagreements(live, rules.min_disagreements, 1 - rules.confidence)),
         (rules.min_agreement, lambda: checks.check_agreement(challenger_dir, challenger, texts, probs, rules.min_agreement)),
     ]
     active = [check for limit, check in configured if limit is not None]

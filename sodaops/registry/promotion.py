@@ -1,12 +1,14 @@
 """Promotion of a version to champion, if the gate lets it pass or if it is forced."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sodaops.bundle.layout import read_info, task_of
 from sodaops.config.schema import Config
 from sodaops.errors import ConfigError, RefusedError, RegistryError, SodaOpsError
 from sodaops.io import remote
+from sodaops.registry.checks import LiveTest
 from sodaops.registry.gate import GateResult, run_gate, write_gate_report
 from sodaops.registry.registry import CHAMPION, Registry
 
@@ -34,7 +36,7 @@ class Promotion:
         )
 
 
-def promote(config: Config, name: str, reason: str = "", force: bool = False) -> Promotion:
+def promote(config: Config, name: str, reason: str, force: bool, judge: Callable[[Config, str, str], LiveTest]) -> Promotion:
     """Runs the gate on a version, and makes it champion if all checks passed or if it is forced.
 
     Args:
@@ -42,6 +44,7 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
         name: a version or an alias.
         reason: for the history.
         force: promote it even if a check or the gate fails.
+        judge: counts labelled live disagreements of the champion and this version, if ``min_disagreements`` asks for some.
 
     Raises:
         ConfigError: it is forced without a reason.
@@ -60,7 +63,9 @@ def promote(config: Config, name: str, reason: str = "", force: bool = False) ->
         info = read_info(challenger_dir)
         task, splits_dir = task_of(challenger_dir, info), config.splits_of(info.data["name"])
         try:
-            result = run_gate(version, challenger_dir, champion_bundle, splits_dir, config.registry.gate)
+            rules = config.registry.gate
+            live = judge(config, champion, version) if champion and rules.min_disagreements is not None else None
+            result = run_gate(version, challenger_dir, champion_bundle, splits_dir, rules, live)
         except SodaOpsError as error:
             if not force:
                 raise

@@ -30,13 +30,11 @@ _MAX_RETRY_S = 60.0
 class JournalMetrics:
     """Prometheus metrics of the journal."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.logged = Counter("sodaops_request_log_rows", "Answers written to the journal.", registry=registry)
-        self.lost = Counter("sodaops_request_log_lost", "Answers that the journal could not take.", registry=registry)
-        self.journal_bytes = Gauge("sodaops_request_log_journal_bytes", "Journal not in a Parquet part yet.", registry=registry)
-        self.parts = Counter(
-            "sodaops_request_log_parts", "Parquet parts, by how writing ended.", ("outcome",), registry=registry
-        )
+    def __init__(self, registry: CollectorRegistry, log: str = "sodaops_request_log") -> None:
+        self.logged = Counter(f"{log}_rows", "Answers written to the journal.", registry=registry)
+        self.lost = Counter(f"{log}_lost", "Answers that the journal could not take.", registry=registry)
+        self.journal_bytes = Gauge(f"{log}_journal_bytes", "Journal not in a Parquet part yet.", registry=registry)
+        self.parts = Counter(f"{log}_parts", "Parquet parts, by how writing ended.", ("outcome",), registry=registry)
 
 
 class Journal:
@@ -198,6 +196,15 @@ class Journal:
                 fcntl.flock(segment, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 total += os.fstat(segment.fileno()).st_size
         return total
+
+
+def shadow_of(place: str) -> str:
+    """Where the log of a shadow's answers is: beside a request log, as its journal is beside that one's.
+
+    >>> shadow_of("gs://bucket/requests/")
+    'gs://bucket/requests-shadow'
+    """
+    return f"{place.rstrip('/')}-shadow"
 
 
 def find_in_journal(folder: Path, request_id: str, place: int) -> bool:

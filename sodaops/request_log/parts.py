@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from sodaops.errors import StorageError
 from sodaops.io import remote, storage
+from sodaops.request_log.journal import shadow_of
 from sodaops.text.columns import SEPARATOR
 
 SCHEMA = pa.schema(
@@ -48,6 +49,15 @@ SCHEMA = pa.schema(
 
 
 _TEXT_COLUMNS = pa.field("text_columns", pa.list_(pa.string()))  # in the journal, of texts of several columns
+_LIVE_COLUMNS = pa.schema(  # of the log of a shadow: what the bundle in use answered, and whether the shadow disagreed
+    {
+        "live_bundle_id": pa.string(),
+        "live_label": pa.string(),
+        "live_score": pa.float32(),
+        "live_probs": pa.list_(pa.float32()),
+        "disagreed": pa.bool_(),
+    }
+)
 PART = "part_"  # and the name of a column: the texts' parts in that column, in place of `text`
 
 
@@ -107,9 +117,13 @@ def _read_rows(content: bytes) -> pa.Table:
     complete = content[: content.rfind(b"\n") + 1]
     if not complete:
         return SCHEMA.empty_table()
-    options = pa.json.ParseOptions(explicit_schema=SCHEMA.append(_TEXT_COLUMNS), unexpected_field_behavior="error")
+    options = pa.json.ParseOptions(
+        explicit_schema=pa.schema([*SCHEMA, _TEXT_COLUMNS, *_LIVE_COLUMNS]), unexpected_field_behavior="error"
+    )
     one_block = pa.json.ReadOptions(block_size=max(len(complete), 1 << 20), use_threads=False)
     table = pa.json.read_json(io.BytesIO(complete), one_block, options)
+    if table["disagreed"].null_count:  # a request log
+        table = table.drop_columns(_LIVE_COLUMNS.names)
     return _with_parts(table.set_column(0, "time", table["time"].cast(pa.timestamp("us", "UTC"))))
 
 
@@ -140,6 +154,42 @@ def part_addresses(log: str) -> list[str]:
         if not files.exists(log):
             raise StorageError(missing)
         return sorted(files.unstrip_protocol(path) for path in files.find(log) if path.endswith(".parquet"))
+
+
+def all_logs(request_log: str) -> list[str]:
+    """The request log and, if there is one, the log of a shadow's answers beside it."""
+    shadow = shadow_of(request_log)
+    if "://" not in shadow:
+        return [request_log, shadow] if Path(shadow).is_dir() else [request_log]
+    with remote.filesystem(shadow, "read") as files:
+        return [request_log, shadow] if files.exists(shadow) else [request_log]
+
+
+def read_disagreements(request_log: str, live: str) -> dict[str, dict[str, str]]:
+    """The texts to which a challenger gave another answer than the live bundle; none without a shadow's log.
+
+    Args:
+        request_log: folder or gs:// address; the shadow's log is beside it.
+        live: id of the bundle in use.
+
+    Returns:
+        SHA-256 of the cleaned text -> the newest ``bundle_id``, that of the challenger, ``label`` and ``live_label``.
+
+    Raises:
+        StorageError: a part cannot be read.
+    """
+    columns, wanted = ["text_sha256", "bundle_id", "label", "live_label"], (pc.field("live_bundle_id") == live)
+    rows: dict[str, dict[str, str]] = {}
+    for path in [path for log in all_logs(request_log)[1:] for path in part_addresses(log)]:
+        try:
+            with open_part(path) as file:
+                table = pq.read_table(file, columns=columns, filters=wanted & pc.field("disagreed"))
+        except (pa.ArrowException, OSError) as error:
+            raise StorageError(
+                f"{path}: not readable ({str(error).splitlines()[0][:200]}); look at it, then delete it."
+            ) from error
+        rows |= {row.pop("text_sha256"): row for row in table.to_pylist()}
+    return rows
 
 
 def find_in_parts(log: str, request_id: str, place: int) -> bool:

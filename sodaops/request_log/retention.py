@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from sodaops.io import remote, storage
 from sodaops.io.progress import progress
-from sodaops.request_log.parts import day_of, lock_segment, open_part, part_addresses, write_log_part
+from sodaops.request_log.journal import shadow_of
+from sodaops.request_log.parts import all_logs, day_of, lock_segment, open_part, part_addresses, write_log_part
 
 
 @dataclass
@@ -64,7 +65,7 @@ def prune(log: str, days: int, today: date | None = None) -> list[str]:
 
 
 def forget(log: str, journal: str | None, request_ids: Sequence[str], text_hashes: Sequence[str]) -> Deletion:
-    """Deletes rows from parts and from closed journal segments; each file is rewritten whole.
+    """Deletes rows from parts and from closed journal segments, also those of a shadow; each file is rewritten whole.
 
     Args:
         log: folder or gs:// address of the parts.
@@ -76,12 +77,14 @@ def forget(log: str, journal: str | None, request_ids: Sequence[str], text_hashe
         StorageError: there is no such log, or a file could not be written.
     """
     deletion = Deletion()
-    folder = Path(journal) if journal and Path(journal).is_dir() else None
-    for segment in sorted(folder.glob("*.jsonl")) if folder else ():  # before the parts: one may become a part meanwhile
+    folders = [Path(each) for each in (journal, shadow_of(journal)) if Path(each).is_dir()] if journal else []
+    for segment in sorted(
+        path for folder in folders for path in folder.glob("*.jsonl")
+    ):  # before the parts: one may become a part meanwhile
         _forget_in_segment(segment, set(request_ids), set(text_hashes), deletion)
-    for damaged in sorted(folder.glob("*.bad")) if folder else ():
+    for damaged in sorted(path for folder in folders for path in folder.glob("*.bad")):
         deletion.unread[str(damaged)] = "damaged journal segment"
-    for path in progress(part_addresses(log), desc="searching", unit="part"):
+    for path in progress([path for each in all_logs(log) for path in part_addresses(each)], desc="searching", unit="part"):
         try:
             _forget_in_part(path, request_ids, text_hashes, deletion)
         except (pa.ArrowException, KeyError) as error:

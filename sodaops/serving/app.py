@@ -23,9 +23,11 @@ from starlette.types import Receive
 from sodaops.errors import BundleError, SodaOpsError
 from sodaops.serving import openapi, schemas, v2
 from sodaops.serving.batcher import EmptyText, QueueFull, WorkerDied
+from sodaops.serving.canary import CANARY_HEADER
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.service import ClientDisconnected, DeadlineExceeded, Service
 from sodaops.serving.settings import ServeSettings
+from sodaops.serving.shadow import add_shadow
 from sodaops.text.columns import join
 from sodaops.web.guard import Access, guard, problem_response, route_path
 from sodaops.web.keys import client_of
@@ -73,6 +75,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     _add_predictions(app, service, text_request, batch_request)
     _add_explanations(app, service, explanation_request)
     _add_operations(app, service)
+    add_shadow(app, service.shadow)
     _add_pages(app, service.models.current.info.text_columns)
     _add_error_handlers(app, service.metrics)
     access = Access(settings.api_keys, settings.admin_keys, settings.allowed_hosts, settings.cors_origins)
@@ -104,7 +107,8 @@ def _add_predictions(app: FastAPI, service: Service, text_request: Any, batch_re
     async def predict_texts(request: Request, texts: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
         _check_sizes(texts, settings)
         state = request.state
-        predictions, info = await service.predict(texts, state.request_id, _disconnection(request.receive), state.began)
+        disconnection, key = _disconnection(request.receive), request.headers.get(CANARY_HEADER)
+        predictions, info = await service.predict(texts, state.request_id, disconnection, state.began, key)
         return predictions, {"bundle_version": info.bundle_id, "request_id": state.request_id}
 
     async def predict_text(request: Request, text: str) -> Response:
@@ -148,8 +152,8 @@ def _add_explanations(app: FastAPI, service: Service, explanation_request: Any) 
         (raw,) = texts = _read(service, body, columns)
         _check_sizes(texts, settings)
         state = request.state
-        disconnection = _disconnection(request.receive)
-        prediction, spans, info = await service.explain(raw, body.label, state.request_id, disconnection, state.began)
+        disconnection, key = _disconnection(request.receive), request.headers.get(CANARY_HEADER)
+        prediction, spans, info = await service.explain(raw, body.label, state.request_id, disconnection, state.began, key)
         return _json({**prediction, "bundle_version": info.bundle_id, "request_id": state.request_id, "spans": spans})
 
     @app.post("/feedback", tags=["predict"], summary="Correct or confirm a prediction")
@@ -193,6 +197,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.post("/admin/reload", tags=["admin"], summary="Load a new bundle now, even one that was rolled back")
     async def reload() -> schemas.BundleChange:
         changed = await models.reload(force=True)
+        if service.shadow:
+            await service.shadow.challenger.try_reload()
         return schemas.BundleChange(changed=changed, bundle_version=models.current.info.bundle_id)
 
     @app.post("/admin/rollback", tags=["admin"], summary="Switch back to the previous bundle")

@@ -2,7 +2,7 @@
 
 import functools
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from sodaops.request_log.journal import JournalMetrics
 from sodaops.web.metrics import HttpMetrics
@@ -35,3 +35,19 @@ class Metrics(HttpMetrics):
         """Sets the bundle in use."""
         self.bundle.clear()
         self.bundle.labels(bundle_id, variant).set(1)
+
+
+class ShadowMetrics:
+    """Metrics of a challenger. What it is compared by has the labels ``role`` (live, canary or shadow) and ``bundle_id``."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        of = ("role", "bundle_id")
+        self.share = Gauge("sodaops_canary_share", "Share of requests that the challenger answers.", registry=registry)
+        self.restarts = Counter("sodaops_shadow_restarts", "Ends of the shadow's process.", registry=registry)
+        self.dropped = Counter("sodaops_shadow_dropped", "Texts that it left out.", ("reason",), registry=registry)
+        self.disagreements = Counter("sodaops_shadow_disagreements", "Other answers than the live ones.", registry=registry)
+        predicted = Counter("sodaops_compared_predictions", "Predictions by label.", (*of, "label"), registry=registry)
+        confidence = Summary("sodaops_compared_confidence", "Probability of the predicted label.", of, registry=registry)
+        seconds = Histogram("sodaops_compared_seconds", "Time for a request, or the shadow's text.", of, registry=registry)
+        self.predicted, self.confidence, self.seconds = (functools.cache(of.labels) for of in (predicted, confidence, seconds))
+        self.journal = JournalMetrics(registry, "sodaops_shadow_log")

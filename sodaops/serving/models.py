@@ -32,7 +32,7 @@ class Models:
         self._rolled_back: set[str] = set()  # bundle ids that watch() does not load again
         self.previous: Predictor | None = None
         self.current = self._load()
-        self._metrics.set_bundle(self.current.info.bundle_id, self.current.variant)
+        self._announce()
 
     async def reload(self, force: bool = False) -> bool:
         """Loads and warms up the source's bundle, if it is not the current one; it answers from the next request on.
@@ -52,11 +52,7 @@ class Models:
                 if bundle_id == self.current.info.bundle_id or (bundle_id in self._rolled_back and not force):
                     return False
                 fresh = await self._try_and_load()
-                new, old = fresh.info.text_columns, self.current.info.text_columns
-                if new != old and (len(new) > 1 or len(old) > 1):  # the service's schema names them
-                    raise BundleError(
-                        f"{self.source}: texts of {', '.join(new)}, not of {', '.join(old)}; restart the service."
-                    )
+                self._check(fresh)
             except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # whatever a bundle brings about
@@ -106,7 +102,15 @@ class Models:
 
     def _switch_to(self, fresh: Predictor) -> None:
         self.previous, self.current = self.current, fresh
-        self._metrics.set_bundle(fresh.info.bundle_id, fresh.variant)
+        self._announce()
+
+    def _announce(self) -> None:
+        self._metrics.set_bundle(self.current.info.bundle_id, self.current.variant)
+
+    def _check(self, fresh: Predictor) -> None:
+        new, old = fresh.info.text_columns, self.current.info.text_columns
+        if new != old and (len(new) > 1 or len(old) > 1):  # the service's schema names them
+            raise BundleError(f"{self.source}: texts of {', '.join(new)}, not of {', '.join(old)}; restart the service.")
 
     def _read_id(self) -> str:
         """Id of the source's bundle, from bundle.json alone."""

@@ -169,6 +169,12 @@ class BundleChange(BaseModel):
     bundle_version: str
 
 
+class CanaryShare(_Request):
+    """The share of requests that the challenger answers, until the process ends."""
+
+    share: Annotated[float, Field(ge=0, le=1, description="0 ends the canary", examples=[0.1])]
+
+
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 

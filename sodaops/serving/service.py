@@ -17,14 +17,14 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 
 from sodaops.bundle.layout import BundleInfo
-from sodaops.errors import ConfigError, DataError, StorageError
+from sodaops.errors import ConfigError, DataError
 from sodaops.inference.predictor import Predictor
-from sodaops.request_log.journal import Journal
 from sodaops.serving.batcher import INLINE_CHARS, Batcher, EmptyText, ModelOutput, Prepared
 from sodaops.serving.context import Contexts
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
-from sodaops.serving.settings import ServeSettings
+from sodaops.serving.settings import ServeSettings, open_journal
+from sodaops.serving.shadow import open_shadow
 from sodaops.text.cleaning import clean
 from sodaops.text.columns import each, join, split
 from sodaops.text.redaction import redact
@@ -61,7 +61,8 @@ class Service:
         self.metrics.queue.set_function(lambda: self.batcher.n_waiting)
         self.contexts = Contexts(self.metrics.others)
         self.latencies_ms: deque[float] = deque(maxlen=500)
-        self.journal = _open_journal(settings, self.metrics)
+        self.journal = open_journal(settings, self.metrics.journal)
+        self.shadow = open_shadow(settings, self.models, self.batcher, self.metrics)
         self._feedback = _open_feedback(settings, self.models.current)
 
     @contextlib.asynccontextmanager
@@ -70,6 +71,8 @@ class Service:
         tasks = [asyncio.create_task(self.journal.run())] if self.journal else []
         if self.settings.reload_s is not None:
             tasks.append(asyncio.create_task(self.models.watch(self.settings.reload_s)))
+        if self.shadow:
+            tasks += map(asyncio.create_task, self.shadow.background())
         try:
             yield
         finally:
@@ -77,12 +80,15 @@ class Service:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.batcher.close()
+            if self.shadow:
+                await self.shadow.close()
             if self.journal:
                 await self.journal.close()
 
     async def predict(
-        self, texts: Sequence[str], request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
-    ) -> tuple[list[dict[str, Any]], BundleInfo]:
+        self, texts: Sequence[str], request_id: str, disconnected: Callable[[], Awaitable[None]], began: float,
+        canary_key: str | None = None,
+    ) -> tuple[list[dict[str, Any]], BundleInfo]:  # fmt: skip
         """Predicts a request's texts. The predictions are in the journal when this returns.
 
         Args:
@@ -90,6 +96,7 @@ class Service:
             request_id: for the request log.
             disconnected: returns when the client has disconnected.
             began: ``time.perf_counter()`` at the start of the request.
+            canary_key: requests with the same one are answered by the same bundle, if there is a canary; None: the request id.
 
         Returns:
             The fields of a prediction for each text, and the bundle that made them.
@@ -97,7 +104,7 @@ class Service:
         Raises:
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
-        predictor = self.models.current
+        predictor = self._choose(canary_key or request_id)
         try:
             prepared = await self._prepare(predictor, texts, began)
         except EmptyText as error:  # logged too, since many empty texts may mean that their source is broken
@@ -110,7 +117,13 @@ class Service:
         return [vars(prediction) for prediction in predictions], predictor.info
 
     async def explain(
-        self, text: str, label: str | None, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float
+        self,
+        text: str,
+        label: str | None,
+        request_id: str,
+        disconnected: Callable[[], Awaitable[None]],
+        began: float,
+        canary_key: str | None = None,
     ) -> tuple[dict[str, Any], list[dict[str, Any]], BundleInfo]:
         """Predicts a text and explains the prediction by occlusion.
 
@@ -120,7 +133,7 @@ class Service:
         Args:
             text: raw.
             label: whose probability is explained; None: that of the prediction.
-            request_id: as for :meth:`predict`, like ``disconnected`` and ``began``.
+            request_id: as for :meth:`predict`, like ``disconnected``, ``began`` and ``canary_key``.
 
         Returns:
             The fields of the prediction, those of each piece (text, effect, and of several columns the column), and the bundle.
@@ -129,7 +142,7 @@ class Service:
             HTTPException: the bundle has no such label.
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
-        predictor = self.models.current
+        predictor = self._choose(canary_key or request_id)
         check_label(label, predictor.info.labels)
         cleaned = (await self._prepare(predictor, [text], began)).cleaned[0]
         columns = predictor.info.text_columns
@@ -173,6 +186,9 @@ class Service:
             raise ConfigError("feedback is off; set SODAOPS_FEEDBACK_STORE to the folder of an annotation store.")
         await self._feedback.add(request_id, place, label, client)
         self.metrics.feedback.labels(label if label in predictor.info.labels else "").inc()
+
+    def _choose(self, canary_key: str) -> Predictor:
+        return self.shadow.challenger.choose(canary_key) if self.shadow else self.models.current
 
     async def _prepare(self, predictor: Predictor, texts: Sequence[str], began: float, cleaned: bool = False) -> Prepared:
         try:
@@ -218,7 +234,10 @@ class Service:
                 self.metrics.predicted(label).inc()
             if confidence is not None:
                 self.metrics.confidence.observe(confidence)
-        self.latencies_ms.append(1000 * (time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        self.latencies_ms.append(1000 * seconds)
+        if self.shadow:
+            self.shadow.observe(predictor, texts, prepared.cleaned, predictions, outputs, request_id, seconds)
         if self._feedback:
             self._feedback.remember(request_id, len(texts))
         if not self.journal:
@@ -328,14 +347,3 @@ def _open_feedback(settings: ServeSettings, predictor: Predictor) -> "Feedback |
     info = predictor.info
     store = Store.create(settings.feedback_store, info.labels, predictor.task, info.text_columns)
     return Feedback(store, settings.journal, settings.request_log, settings.deadline_s)
-
-
-def _open_journal(settings: ServeSettings, metrics: Metrics) -> Journal | None:
-    folder = settings.journal
-    if folder is None:
-        return None
-    sizes = settings.part_s, settings.part_bytes, settings.max_journal_bytes
-    try:
-        return Journal(folder, str(settings.request_log), *sizes, metrics.journal, settings.keep_days)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot write the journal ({error.strerror}); set SODAOPS_JOURNAL_DIR.") from error

@@ -1,5 +1,6 @@
 """Settings of the predictor as environment variables; `sodaops serve` turns conf/serve into these."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -7,7 +8,8 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from sodaops.config.schema import ServeConfig
-from sodaops.errors import ConfigError
+from sodaops.errors import ConfigError, StorageError
+from sodaops.request_log.journal import Journal, JournalMetrics
 from sodaops.web.settings import PREFIX, EnvironmentSettings
 
 
@@ -39,3 +41,14 @@ class ServeSettings(EnvironmentSettings, ServeConfig):
                 "local folder. Set it to one on a disk that outlives the process."
             )
         return Path(self.journal_dir or Path(self.request_log) / "journal")
+
+
+def open_journal(settings: ServeSettings, metrics: JournalMetrics, place: Callable[[str], str] = str) -> Journal | None:
+    """The journal of the request log, or of the log at the places that ``place`` makes of its own; None without one."""
+    if settings.journal is None:
+        return None
+    folder, sizes = Path(place(str(settings.journal))), (settings.part_s, settings.part_bytes, settings.max_journal_bytes)
+    try:
+        return Journal(folder, place(str(settings.request_log)), *sizes, metrics, settings.keep_days)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot write the journal ({error.strerror}); set SODAOPS_JOURNAL_DIR.") from error
