@@ -107,7 +107,9 @@ def _add_predictions(app: FastAPI, service: Service, text_request: Any, batch_re
     async def predict_texts(request: Request, texts: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
         _check_sizes(texts, settings)
         state = request.state
-        disconnection, key = _disconnection(request.receive), request.headers.get(CANARY_HEADER)
+        is_fixed = "version" in request.path_params  # the client names the bundle in use
+        key = None if is_fixed else request.headers.get(CANARY_HEADER, state.request_id)
+        disconnection = _disconnection(request.receive)
         predictions, info = await service.predict(texts, state.request_id, disconnection, state.began, key)
         return predictions, {"bundle_version": info.bundle_id, "request_id": state.request_id}
 
@@ -152,7 +154,7 @@ def _add_explanations(app: FastAPI, service: Service, explanation_request: Any) 
         (raw,) = texts = _read(service, body, columns)
         _check_sizes(texts, settings)
         state = request.state
-        disconnection, key = _disconnection(request.receive), request.headers.get(CANARY_HEADER)
+        disconnection, key = _disconnection(request.receive), request.headers.get(CANARY_HEADER, state.request_id)
         prediction, spans, info = await service.explain(raw, body.label, state.request_id, disconnection, state.began, key)
         return _json({**prediction, "bundle_version": info.bundle_id, "request_id": state.request_id, "spans": spans})
 

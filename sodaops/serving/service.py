@@ -96,7 +96,7 @@ class Service:
             request_id: for the request log.
             disconnected: returns when the client has disconnected.
             began: ``time.perf_counter()`` at the start of the request.
-            canary_key: requests with the same one are answered by the same bundle, if there is a canary; None: the request id.
+            canary_key: requests with the same one are answered by the same bundle; None: without a canary.
 
         Returns:
             The fields of a prediction for each text, and the bundle that made them.
@@ -104,7 +104,7 @@ class Service:
         Raises:
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
-        predictor = self._choose(canary_key or request_id)
+        predictor = self._choose(canary_key)
         try:
             prepared = await self._prepare(predictor, texts, began)
         except EmptyText as error:  # logged too, since many empty texts may mean that their source is broken
@@ -117,14 +117,9 @@ class Service:
         return [vars(prediction) for prediction in predictions], predictor.info
 
     async def explain(
-        self,
-        text: str,
-        label: str | None,
-        request_id: str,
-        disconnected: Callable[[], Awaitable[None]],
-        began: float,
+        self, text: str, label: str | None, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float,
         canary_key: str | None = None,
-    ) -> tuple[dict[str, Any], list[dict[str, Any]], BundleInfo]:
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], BundleInfo]:  # fmt: skip
         """Predicts a text and explains the prediction by occlusion.
 
         The effect of a piece is the label's probability, or the value, with the piece minus that without it. A piece is one
@@ -142,7 +137,7 @@ class Service:
             HTTPException: the bundle has no such label.
             QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
-        predictor = self._choose(canary_key or request_id)
+        predictor = self._choose(canary_key)
         check_label(label, predictor.info.labels)
         cleaned = (await self._prepare(predictor, [text], began)).cleaned[0]
         columns = predictor.info.text_columns
@@ -187,8 +182,8 @@ class Service:
         await self._feedback.add(request_id, place, label, client)
         self.metrics.feedback.labels(label if label in predictor.info.labels else "").inc()
 
-    def _choose(self, canary_key: str) -> Predictor:
-        return self.shadow.challenger.choose(canary_key) if self.shadow else self.models.current
+    def _choose(self, canary_key: str | None) -> Predictor:
+        return self.shadow.challenger.choose(canary_key) if self.shadow and canary_key else self.models.current
 
     async def _prepare(self, predictor: Predictor, texts: Sequence[str], began: float, cleaned: bool = False) -> Prepared:
         try:
