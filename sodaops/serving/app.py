@@ -200,7 +200,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     async def reload() -> schemas.BundleChange:
         changed = await models.reload(force=True)
         if service.shadow:
-            await service.shadow.challenger.try_reload()
+            with contextlib.suppress(SodaOpsError):  # which is logged; the old challenger stays
+                await service.shadow.challenger.reload(force=True)
         return schemas.BundleChange(changed=changed, bundle_version=models.current.info.bundle_id)
 
     @app.post("/admin/rollback", tags=["admin"], summary="Switch back to the previous bundle")

@@ -49,5 +49,12 @@ class ShadowMetrics:
         predicted = Counter("sodaops_compared_predictions", "Predictions by label.", (*of, "label"), registry=registry)
         confidence = Summary("sodaops_compared_confidence", "Probability of the predicted label.", of, registry=registry)
         seconds = Histogram("sodaops_compared_seconds", "Time for a request, or the shadow's text.", of, registry=registry)
-        self.predicted, self.confidence, self.seconds = (functools.cache(of.labels) for of in (predicted, confidence, seconds))
+        self.predicted, self.confidence = functools.cache(predicted.labels), functools.cache(confidence.labels)
+        self.seconds = functools.cache(seconds.labels)
+        self.estimate = Gauge(
+            "sodaops_compared_estimate",
+            "Estimated accuracy and macro-F1 of the last texts.",
+            ("role", "metric"),
+            registry=registry,
+        )
         self.journal = JournalMetrics(registry, "sodaops_shadow_log")

@@ -4,9 +4,11 @@ No request waits for it. Its texts wait in a bounded queue, are computed while n
 """
 
 import asyncio
+import functools
 import hashlib
 import json
 import logging
+import math
 import sys
 import time
 from asyncio.subprocess import PIPE
@@ -26,6 +28,7 @@ from sodaops.serving.canary import Challenger, position
 from sodaops.serving.metrics import Metrics, ShadowMetrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings, open_journal
+from sodaops.tasks.estimate import METRICS, estimate
 from sodaops.web.policy import page_response
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ _PAUSE_S = 0.01  # between looks at the live queue while texts wait there
 _RETRY_S, _MAX_RETRY_S = 1.0, 60.0  # until another worker is started
 _MAX_LINE = 2**24  # bytes of an answer
 _RECENT = 1000  # texts that the page is about
+_MAX_LABELS = 100  # beyond which an estimate would take long
 
 
 class Offer(NamedTuple):
@@ -50,7 +54,7 @@ class Shadow:
     """Compares the challenger with the bundle in use; its routes are in :func:`add_shadow`.
 
     Attributes:
-        recent: role (live, shadow, canary) -> confidence and seconds of its last texts.
+        recent: role (live, shadow, canary) -> probs, confidence and seconds of its last texts.
         disagreements: both answers to each of the shadow's last texts; None where they agree.
         dropped: reason -> number of texts without an answer of the shadow.
         journal: of the log of its answers.
@@ -63,7 +67,7 @@ class Shadow:
         self.journal = open_journal(settings, self.metrics.journal, shadow_of)
         self._waiting: asyncio.Queue[Offer] = asyncio.Queue(settings.max_queue)
         self._roles: dict[str, Predictor] = {}
-        self.recent: dict[str, deque[tuple[float | None, float]]] = {}
+        self.recent: dict[str, deque[tuple[np.ndarray, float | None, float]]] = {}
         self.disagreements: deque[tuple[str, str] | None] = deque(maxlen=_RECENT)
         self.dropped: Counter[str] = Counter()
 
@@ -85,8 +89,8 @@ class Shadow:
     ) -> None:  # fmt: skip
         """Counts the answers to a request, and offers its texts to the shadow unless they are the challenger's already."""
         role = "canary" if predictor is self.challenger.current else "live"
-        for prediction in predictions:
-            self._count(role, predictor, prediction, seconds)
+        for prediction, output in zip(predictions, outputs, strict=True):
+            self._count(role, predictor, prediction, output.probs, seconds)
         is_chosen = position(f"shadow {request_id}") < self._settings.shadow_share
         if role == "canary" or not is_chosen or not self.challenger.stands_in(predictor):
             return
@@ -149,7 +153,7 @@ class Shadow:
         live_label, live_score = live.task.logged(live.prediction(offer.probs))
         own = live.task.as_of_own(probs[None], challenger.task)
         disagreed = live.task.agreement(offer.probs[None], own) < 1
-        self._count("shadow", challenger, prediction, answer["seconds"])
+        self._count("shadow", challenger, prediction, probs, answer["seconds"])
         self.metrics.disagreements.inc(disagreed)
         self.disagreements.append((live_label, label) if disagreed else None)
         if self.journal:
@@ -165,9 +169,11 @@ class Shadow:
         self.dropped[reason] += 1
         self.metrics.dropped.labels(reason).inc()
 
-    def _count(self, role: str, predictor: Predictor, prediction: Any, seconds: float) -> None:
+    def _count(self, role: str, predictor: Predictor, prediction: Any, probs: np.ndarray, seconds: float) -> None:
         if self._roles.get(role) is not predictor:  # the numbers of the page are of one bundle
             self._roles[role], self.recent[role] = predictor, deque(maxlen=_RECENT)
+            for name in METRICS:
+                self.metrics.estimate.labels(role, name).set_function(functools.partial(self._estimate, role, name))
             if role != "canary":
                 self.disagreements.clear()
         of = role, predictor.info.bundle_id
@@ -177,14 +183,22 @@ class Shadow:
         if confidence is not None:
             self.metrics.confidence(*of).observe(confidence)
         self.metrics.seconds(*of).observe(seconds)
-        self.recent[role].append((confidence, seconds))
+        self.recent[role].append((probs, confidence, seconds))
+
+    def _estimate(self, role: str, metric: str) -> float:
+        """An estimate of a metric over the last texts, uncalibrated as those of all roles; NaN where there is none."""
+        probs = np.array([probs for probs, confidence, _ in self.recent[role] if confidence is not None])
+        if not probs.size or probs.shape[1] > _MAX_LABELS or not np.isfinite(probs).all():
+            return math.nan
+        return estimate(probs, self._roles[role].task.groups(probs), n_samples=1)[metric].value
 
     def _numbers(self, role: str) -> dict[str, Any]:
         """A row of the page."""
-        confidences, seconds = zip(*self.recent[role], strict=True)
+        _, confidences, seconds = zip(*self.recent[role], strict=True)
         confidence = None if None in confidences else float(np.mean(confidences))
         p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
-        shown = {"n": len(seconds), "confidence": confidence, "p50_ms": p50, "p95_ms": p95}
+        estimates = {name: self._estimate(role, name) for name in METRICS}
+        shown = {**estimates, "n": len(seconds), "confidence": confidence, "p50_ms": p50, "p95_ms": p95}
         return {"role": role, "bundle_id": self._roles[role].info.bundle_id, **shown}
 
     def page(self) -> str:

@@ -80,7 +80,10 @@ def test_the_answers_stay_the_same_and_those_of_the_shadow_are_counted_and_logge
         one, two = (each.post(path, json=body, headers={"x-request-id": f"r{number}"}) for each in (plain, client))
         assert one.content == two.content and one.headers.raw == two.headers.raw
     wait_until(lambda: answered(client, contrary, "shadow") == 9)
-    assert answered(client, bundle, "live") == 9 and metrics(client)["sodaops_shadow_disagreements_total"] == 9
+    values, of = metrics(client), f"{{bundle_id={bundle_id(contrary)}}}{{role=shadow}}"
+    assert answered(client, bundle, "live") == 9 and values["sodaops_shadow_disagreements_total"] == 9
+    confidence = values[f"sodaops_compared_confidence_sum{of}"] / values[f"sodaops_compared_confidence_count{of}"]
+    assert values["sodaops_compared_estimate{metric=accuracy}{role=shadow}"] == pytest.approx(confidence)
     page = client.get("/shadow")
     assert page.status_code == 200 and bundle_id(contrary) in page.text and bundle_id(bundle) in page.text
     assert "9 of the last 9 texts" in page.text and "text number" not in page.text
