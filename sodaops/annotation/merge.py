@@ -3,7 +3,7 @@
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import pyarrow as pa
 from filelock import FileLock
 
 from sodaops.annotation.store import Store
-from sodaops.annotation.tasks import Task
+from sodaops.annotation.tasks import LABEL, Task
 from sodaops.config.schema import DataConfig
 from sodaops.data.preprocess import ensure_splits, read_split
+from sodaops.data.rows import CORRECTIONS
 from sodaops.data.sources import write_table
 from sodaops.data.splits import SPLITS, text_hash
 from sodaops.errors import DataError, some
 from sodaops.io import storage
+from sodaops.labels.check import NOT_COMPARABLE
 from sodaops.tasks import SINGLE_LABEL
 from sodaops.tasks.base import Task as MLTask
 from sodaops.text.cleaning import cleaner
@@ -38,6 +40,8 @@ class MergeResult:
         known: texts that are in the data already.
         empty: texts that are empty after cleaning.
         leaking: texts that are nearly the same as a test text, and that text.
+        corrections: the table with other labels of texts in the data; None: no rows.
+        suspected: outcome for such texts -> their number.
     """
 
     path: Path | None
@@ -47,6 +51,8 @@ class MergeResult:
     known: int
     empty: int
     leaking: list[tuple[str, str]]
+    corrections: Path | None = None
+    suspected: Counter[str] = field(default_factory=Counter)
 
     def describe(self) -> str:
         """A few lines for the terminal."""
@@ -61,14 +67,21 @@ class MergeResult:
         ):
             if n:
                 lines.append(f"{n:,} texts {reason}")
+        if self.suspected:
+            outcomes = ", ".join(f"{n:,} {outcome}" for outcome, n in self.suspected.items())
+            lines.append(f"{self.corrections or 'suspected labels'}: {outcomes}")
+        if self.suspected["corrected in test"]:
+            lines.append(f"warning: {NOT_COMPARABLE}")
         lines += [f"  refused: {text[:60]!r} (test: {other[:60]!r})" for text, other in self.leaking[:5]]
         return "\n".join(lines)
 
 
 def merge_answers(
-    store: Store, data: DataConfig, splits_dir: Path, min_annotators: int, near: float, ml_task: MLTask = SINGLE_LABEL
-) -> MergeResult:
-    """Writes the labels on which annotators agree to a new table in ``data.added``, without texts that are in the data.
+    store: Store, data: DataConfig, splits_dir: Path, min_annotators: int, near: float, ml_task: MLTask = SINGLE_LABEL,
+    with_test: bool = False,
+) -> MergeResult:  # fmt: skip
+    """Writes the labels on which annotators agree to new tables in ``data.added``: of new texts, and corrections of suspected
+    labels, whose rows replace those with the same text.
 
     Args:
         store: with the answers.
@@ -77,6 +90,7 @@ def merge_answers(
         min_annotators: the number of answers that a text needs.
         near: a text whose Jaccard similarity of character 5-grams to a test text is at least this is refused.
         ml_task: of the data set.
+        with_test: correct labels of test rows too.
 
     Raises:
         DataError: another task, labels that the data do not have, or a data set without a folder for added tables.
@@ -97,7 +111,8 @@ def merge_answers(
             raise DataError(f"{store.folder}: {data.name} has no label {some(foreign)}; expected {expected}.")
         if len(store.text_columns) != len(data.text_columns):
             raise DataError(f"{store.folder}: texts of {some(store.text_columns)}; {data.name} has {some(data.text_columns)}.")
-        return _merge(store, data, Path(data.added), splits_dir, manifest["labels"], min_annotators, near, ml_task)
+        result = _merge(store, data, Path(data.added), splits_dir, manifest["labels"], min_annotators, near, ml_task)
+        return _correct(result, store, data, splits_dir, manifest["labels"], min_annotators, ml_task, with_test)
 
 
 def _merge(
@@ -109,7 +124,7 @@ def _merge(
     known_hashes = {text_hash(text) for text in known}  # the store's texts may be redacted, their hashes are not
     state, rows, counts = store.state(), [], Counter[str]()
     n_known, n_empty, n_tied, n_open, leaking = 0, 0, 0, 0, []
-    for task in state.tasks:
+    for task in (task for task in state.tasks if task.why != LABEL):
         answers = state.labels_of(task.task)
         label = ml_task.merged(list(answers.values()))
         cleaned = clean_parts(task.text, len(data.text_columns), cleaner(data.cleaning))
@@ -131,6 +146,34 @@ def _merge(
     return MergeResult(path, dict(counts.most_common()), n_open, n_tied, n_known, n_empty, leaking)
 
 
+def _correct(
+    result: MergeResult, store: Store, data: DataConfig, splits_dir: Path, labels: Sequence[str], min_annotators: int,
+    ml_task: MLTask, with_test: bool,
+) -> MergeResult:  # fmt: skip
+    """The result with a table of corrections, and beside it a manifest."""
+    state, rows, outcomes = store.state(), [], Counter[str]()
+    if not (tasks := [task for task in state.tasks if task.why == LABEL]):
+        return result
+    given = {row["text"]: {**row, "split": name} for name in SPLITS for row in read_split(splits_dir, name).to_pylist()}
+    for task in tasks:
+        answers, row = state.labels_of(task.task), given.get(task.text)
+        label = ml_task.merged(list(answers.values())) if len(answers) >= min_annotators else None
+        if label is None or row is None or label == row["label"]:
+            outcomes["open or tied" if label is None else "no longer in the data" if row is None else "confirmed"] += 1
+        elif row["split"] == "test" and not with_test:
+            outcomes["in test and left as they are (labels.test=true corrects them)"] += 1
+        else:
+            outcomes[f"corrected in {row['split']}"] += 1
+            slices = {name: row[f"slice_{name}"] for name in data.slice_columns}
+            origin = {"source": "correction", "corrects": f"{row['source']} row {row['row']}", "label_before": row["label"]}
+            rows.append({**_row(task, answers, label, data, labels, ml_task), **slices, **origin})
+    path = _write_rows(rows, Path(data.added or ""), CORRECTIONS) if rows else None
+    if path:
+        warnings = [NOT_COMPARABLE] if outcomes["corrected in test"] else []
+        storage.write_json(path.with_suffix(".json"), {"table": path.name, "outcomes": outcomes, "warnings": warnings})
+    return replace(result, corrections=path, suspected=outcomes)
+
+
 def _row(
     task: Task, answers: dict[str, str], label: str, data: DataConfig, labels: Sequence[str], ml_task: MLTask
 ) -> dict[str, Any]:
@@ -144,10 +187,9 @@ def _row(
     }  # fmt: skip
 
 
-def _write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
-    path = (
-        folder / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}-{secrets.token_hex(2)}.csv"
-    )  # random: two merges of one second have two files
+def _write_rows(rows: Sequence[dict[str, Any]], folder: Path, ending: str = ".csv") -> Path:
+    name = f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}-{secrets.token_hex(2)}"  # random: two merges of one second have two files
+    path = folder / f"{name}{ending}"
     with storage.atomic_path(path) as temporary:
         write_table(pa.Table.from_pylist(list(rows)), temporary, "csv")
     return path

@@ -9,7 +9,8 @@ from typing import Any
 from sodaops.errors import DataError, nearest, some
 from sodaops.tasks.base import Task as MLTask
 
-WHYS = ("uncertain", "drifted", "diverse", "random", "disagreed", "feedback", "import")
+LABEL = "label"  # its label in the data is suspected to be an error
+WHYS = ("uncertain", "drifted", "diverse", "random", "disagreed", "feedback", "import", LABEL)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 

@@ -1,4 +1,4 @@
-"""The commands `sodaops annotate` pick, serve, status, export, import and merge."""
+"""The commands `sodaops labels check`, and `sodaops annotate` pick, serve, status, export, import and merge."""
 
 import argparse
 import importlib.util
@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sodaops.cli.training import configured, explicit_keys
+from sodaops.cli.training import configured, explicit_keys, shown_path
 from sodaops.config.schema import Config
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError, some
+from sodaops.io import remote
 
 if TYPE_CHECKING:
     from sodaops.annotation.state import AnnotationState
@@ -102,8 +103,43 @@ def run_annotate_import(options: argparse.Namespace) -> None:
     print(f"{folder}: {result.n_tasks:,} new texts, {result.n_answers:,} new answers")
 
 
+def run_labels_check(options: argparse.Namespace) -> None:
+    """`sodaops labels check`: ranks rows by how likely their label is an error."""
+    from sodaops import pipeline
+    from sodaops.labels.check import PAGE, check_labels
+
+    config = configured(options)
+    summary = check_labels(config, pipeline.train)
+    counts = ", ".join(f"{split} {n:,} of {summary['n_rows'][split]:,}" for split, n in summary["n_suspected"].items())
+    print(f"suspected labels: {counts}")
+    for one in summary["slices"]:
+        print(f"suspicious slice: {one['column']}={one['value']}: {one['n_suspected']:,} of {one['n_rows']:,}")
+    for warning in summary["warnings"]:
+        print(f"warning: {warning}")
+    print(f"report: {shown_path(remote.join(config.labels.output_dir, PAGE))}\nnext: sodaops annotate pick --from labels")
+
+
+def _pick_suspects(config: Config) -> None:
+    """Adds the texts whose labels are most suspicious; annotators do not see the present ones."""
+    from sodaops.annotation.store import Store
+    from sodaops.annotation.tasks import LABEL
+    from sodaops.data.preprocess import read_manifest
+    from sodaops.data.splits import text_hash
+    from sodaops.labels.check import read_suspects
+    from sodaops.tasks import make_task
+
+    manifest, columns = read_manifest(config.splits_dir), config.data.text_columns
+    suspects = list(read_suspects(config.labels.output_dir, manifest, columns))
+    store = Store.create(config.annotate.store, manifest["labels"], make_task(config.task), columns)
+    known = {task.text_sha256 for task in store.state().tasks}
+    texts = [row["text"] for row in suspects if config.labels.test or row["split"] != "test"]
+    tasks = [{"text": text, "text_sha256": text_hash(text), "why": LABEL} for text in texts if text_hash(text) not in known]
+    n_new = store.add_tasks(f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}", tasks[: config.annotate.n])
+    print(f"{store.folder}: {n_new:,} texts with suspected labels\nnext: sodaops annotate serve {store.folder}")
+
+
 def run_annotate_pick(options: argparse.Namespace) -> None:
-    """`sodaops annotate pick`: adds texts of the request log that are worth annotating; makes the store if there is none."""
+    """`sodaops annotate pick`: adds texts that are worth annotating; makes the store if there is none."""
     from sodaops.annotation.pick import pick_tasks
     from sodaops.annotation.store import Store
     from sodaops.bundle.layout import task_of
@@ -114,6 +150,11 @@ def run_annotate_pick(options: argparse.Namespace) -> None:
     from sodaops.request_log.window import read_window
 
     config = configured(options)
+    if options.origin == "labels":
+        _pick_suspects(config)
+        return
+    if options.bundle is None:
+        raise ConfigError("the bundle is missing; expected for example `sodaops annotate pick registry@champion`.")
     info, reference = load_reference(options.bundle)
     window = read_window(
         request_log_path(config), config.drift.last, config.drift.since, config.drift.until, config.drift.max_rows
@@ -139,9 +180,10 @@ def run_annotate_merge(options: argparse.Namespace) -> None:
 
     config = configured(options)
     settings, ml_task = config.annotate, make_task(config.task)
-    result = merge_answers(_store(config), config.data, config.splits_dir, settings.min_annotators, settings.near_test, ml_task)
+    near, least, with_test = settings.near_test, settings.min_annotators, config.labels.test
+    result = merge_answers(_store(config), config.data, config.splits_dir, least, near, ml_task, with_test)
     print(result.describe())
-    if result.path:
+    if result.path or result.corrections:
         print("next: dvc repro, or python train.py")
 
 

@@ -136,11 +136,16 @@ COMMANDS = {
         _arg("--days", type=int, metavar="N", help="delete parts older than this (default: serve.keep_days)"),
         keys=(*_REQUEST_LOG, "serve.keep_days"),
     ),
+    "labels check": _command(
+        "rank rows by how likely their label is an error; trains labels.folds models, as train does",
+        "sodaops labels check data=tweets model.layers=3", keys=("labels", "data", "evaluate.splits_dir", "model.*", "optim.*"),
+    ),
     "annotate pick": _command(
-        "pick texts to label from the request log; makes the store",
+        "pick texts to label from the request log, or suspected labels; makes the store",
         "sodaops annotate pick registry@champion drift.request_log=requests",
-        _BUNDLE,
-        keys=("annotate.store", "annotate.n", "annotate.shares", "drift.request_log", "drift.last", "drift.since",
+        _arg("bundle", metavar="BUNDLE", nargs="?", help=f"{_PLACES}; needed with --from log"),
+        _arg("--from", dest="origin", choices=["log", "labels"], default="log", help="labels: what `labels check` found"),
+        keys=("annotate.store", "annotate.n", "annotate.shares", "labels", "drift.request_log", "drift.last", "drift.since",
               "drift.until", "drift.max_rows", "serve.request_log", "evaluate.splits_dir"),
     ),
     "annotate import": _command(
@@ -166,7 +171,7 @@ COMMANDS = {
     ),
     "annotate merge": _command(
         "write accepted labels to a new raw table", "sodaops annotate merge annotate.store=STORE annotate.min_annotators=2",
-        keys=("annotate.store", "annotate.min_annotators", "annotate.near_test", "data", "evaluate.splits_dir"),
+        keys=("annotate.store", "annotate.min_annotators", "annotate.near_test", "labels.test", "data", "evaluate.splits_dir"),
     ),
     "runs": _command(
         "a table of runs", "sodaops runs --sort=-val/macro_f1 --where 'optim.lr>1e-4'",
@@ -265,7 +270,7 @@ MODULE_OF = {
     **dict.fromkeys(("drift", "watch", "log"), "drift"),
     **dict.fromkeys(("register", "promote", "rollback", "resolve", "registry"), "registry"),
     "alerts": "alerts",
-    "annotate": "annotation",
+    **dict.fromkeys(("annotate", "labels"), "annotation"),
     "config": "configuration",
     "completion": "completion",
 }

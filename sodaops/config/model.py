@@ -1,4 +1,4 @@
-"""The section of the model (conf/model)."""
+"""The section of the model (conf/model), and those of distillation and the check of the labels (conf/config.yaml)."""
 
 from typing import Annotated, Any, Literal
 
@@ -63,3 +63,12 @@ class DistillConfig(Section):
         0.0, description="weight in the loss of 1 - cosine of the embedding and the teachers' mean one; 0: not used"
     )
     near: Fraction = Field(0.7, description="similarity to a val or test text at which a text of data.unlabelled is left out")
+
+
+class LabelsConfig(Section):
+    """The check of the labels (conf/config.yaml)."""
+
+    folds: Annotated[int, Field(ge=3)] = Field(4, description="trainings, each of which answers the rows that it has not seen")
+    near: Fraction = Field(0.7, description="similarity of near duplicates")
+    test: bool = Field(False, description="also annotate and merge test rows, which makes scores not comparable")
+    output_dir: str = Field("outputs/labels", description="folder or gs:// of the page and the CSV, which hold texts")

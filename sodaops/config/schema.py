@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from sodaops.config.alerts import AlertsConfig
 from sodaops.config.extensions import Extension
-from sodaops.config.model import DistillConfig, ModelConfig
+from sodaops.config.model import DistillConfig, LabelsConfig, ModelConfig
 from sodaops.config.sections import (
     Cleaning,
     Count,
@@ -323,6 +323,7 @@ class Config(Section):
     serve: ServeConfig
     annotate: AnnotateConfig
     drift: DriftConfig
+    labels: LabelsConfig = LabelsConfig()
     alerts: AlertsConfig
     search: SearchConfig | None = None
 

@@ -90,7 +90,8 @@ def _keep_in_tree(node: yaml.Node | None) -> None:
         if key.value in _NAMES:
             _keep(value)
         if key.value in (*_COLLECTIONS, *_NAMES):
-            members = value.value if isinstance(value, yaml.CollectionNode) else ()
+            kind = yaml.SequenceNode if key.value == "labels" else yaml.CollectionNode  # not the section labels
+            members = value.value if isinstance(value, kind) else ()
             for member in members:
                 for scalar in member if isinstance(member, tuple) else (member,):
                     _keep(scalar)

@@ -18,7 +18,8 @@ from sodaops.data.splits import SPLITS
 from sodaops.errors import SHOWN, DataError, some
 from sodaops.tasks.base import Targets, Task
 
-ADDED = "added"  # in Rows.given: an added table, see assign_splits
+ADDED, CORRECTED = "added", "corrected"  # in Rows.given: an added table, or one of corrections; see assign_splits
+CORRECTIONS = ".corrections.csv"  # end of the name of a table whose rows replace those with the same text
 Dropped = dict[str, dict[str, Any]]  # reason -> number of rows, and where the first are
 _CHUNK_ROWS = 2**20  # rows that are processed at once, approximately; bounds memory
 _EMPTY_HI, _EMPTY_LO = np.frombuffer(hashlib.sha256(b"").digest(), ">u8")[:2].astype(np.uint64)
@@ -91,7 +92,8 @@ def read_rows(config: DataConfig, sources: Mapping[str, str], parts: Sequence[Pa
     for i, path in enumerate(sources.values()):
         span = slice(starts[i], starts[i + 1])
         _check_cells(path, faults[i], targets.labels, list(id_of), cell_id[span], label_id[span], config, task)
-    given = [None if name == "all" else name if name in SPLITS else ADDED for name in sources]
+    kinds = {"all": None, **{name: name for name in SPLITS}}
+    given = [kinds.get(name, CORRECTED if name.endswith(CORRECTIONS) else ADDED) for name in sources]
     return targets, Rows(list(sources.values()), given, starts, hash_hi, hash_lo, label_id)
 
 
@@ -141,6 +143,10 @@ def select_rows(rows: Rows, names: Sequence[str], config: DataConfig) -> tuple[n
             f"{rows.tables[0]}: all {len(kept)} texts are empty after cleaning; check data.text_column and data.cleaning."
         )
     _record_dropped(dropped, "empty_text", rows, ~kept)
+    if CORRECTED in rows.given:
+        replaced = _corrections(rows)[1]
+        _record_dropped(dropped, "replaced", rows, kept & replaced)
+        kept &= ~replaced
     if ADDED in rows.given:
         known = _known(rows, kept)
         _record_dropped(dropped, "known_text", rows, known)
@@ -172,7 +178,7 @@ def assign_splits(rows: Rows, config: DataConfig) -> np.ndarray:
 
     A table that was given as a split keeps it. Added rows go to train or, if the other rows are split by hash, to val by their
     hash. They never go to test, so that models trained before and after the addition can be compared on it. All other rows
-    are assigned as by :func:`sodaops.data.splits.assign_split`.
+    are assigned as by :func:`sodaops.data.splits.assign_split`. A correction has the split of the row that it replaces.
     """
     splits = np.empty(len(rows.label_id), np.int8)
     train, val = config.fractions[0], config.fractions[0] + config.fractions[1]
@@ -184,6 +190,9 @@ def assign_splits(rows: Rows, config: DataConfig) -> np.ndarray:
             if given == ADDED:
                 by_hash = (by_hash == 1).astype(np.int8) if "all" in config.sources else 0
             splits[span] = SPLITS.index(given) if given in SPLITS else by_hash
+    if CORRECTED in rows.given:
+        corrects, _ = _corrections(rows)
+        splits = np.where(corrects >= 0, splits[corrects], splits)
     return splits
 
 
@@ -241,6 +250,19 @@ def _known(rows: Rows, candidates: np.ndarray) -> np.ndarray:
         added = is_added[rows.table_of(group)]
         known[group] = added & np.logical_or.reduceat(~added, starts)[text]
     return known
+
+
+def _corrections(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """For the last correction of a text the first row that it replaces, int64 [n_rows], else -1; and the rows to drop, bool."""
+    is_correction = np.array([given == CORRECTED for given in rows.given])[rows.table_of(np.arange(len(rows.label_id)))]
+    corrects, replaced = np.full(len(is_correction), -1), is_correction.copy()  # one without a row to replace is dropped too
+    for group, starts, text in _groups(rows, np.ones(len(is_correction), bool)):
+        last = np.maximum.reduceat(np.where(is_correction[group], group, -1), starts)
+        first = np.minimum.reduceat(np.where(is_correction[group], len(is_correction), group), starts)
+        valid = (last >= 0) & (first < len(is_correction))
+        corrects[last[valid]] = first[valid]
+        replaced[group] = np.where(valid[text], group != last[text], is_correction[group])
+    return corrects, replaced
 
 
 def _repeated(

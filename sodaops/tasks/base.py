@@ -61,6 +61,7 @@ class Task(Operation):
     worst: ClassVar[str] = "The wrong predictions with the highest confidence."  # of `errors`, as a sentence
     slice_key: ClassVar[str] = "f1"  # of the first metric in the slices of gate.json
     takes_votes: ClassVar[bool] = False
+    has_one_label: ClassVar[bool] = False  # whether truth is the id of a label, and probs a distribution over the labels
     takes_lists: bool = False  # whether cells of table_columns may be lists, which `cells` gets as JSON
     problem_type: ClassVar[str | None] = None  # of transformers, whose pipeline then gives the same ``probs`` of logits
     max_cells: ClassVar[int] = 65_536  # distinct cells in the column of targets

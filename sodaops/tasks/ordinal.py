@@ -61,6 +61,12 @@ class Ordinal(SingleLabel):
         numbers = [] if self.edges is None else [str(number) for number in range(1, len(self.edges) + 2)]
         return super().labels_without_data(config) or numbers
 
+    def table_cells(self, answer: str, config: DataConfig) -> dict[str, Any]:
+        if self.edges is None:
+            return super().table_cells(answer, config)
+        place = self.labels_without_data(config).index(answer)  # of a bin: the value at which it begins
+        return {config.label_column: self.edges[place - 1] if place else self.edges[0] - 1}
+
     def bad_cells(
         self, place: str, cells: Sequence[str], rows: Sequence[int], labels: Sequence[str], config: DataConfig
     ) -> DataError:

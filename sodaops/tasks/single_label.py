@@ -30,6 +30,7 @@ class SingleLabel(Task):
     )
     baselines: ClassVar = {"majority": "the most frequent label", "tfidf": "TF-IDF + logistic regression"}
     takes_votes = True
+    has_one_label = True
     problem_type: ClassVar[str | None] = "single_label_classification"
 
     def section(self) -> dict[str, Any]:

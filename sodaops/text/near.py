@@ -1,8 +1,9 @@
 """Near duplicates: texts with the same words and small changes."""
 
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 _GRAM = 5
 _NOT_WORD = re.compile(r"[\W_]+")
@@ -40,6 +41,28 @@ class NearTexts:
         similarities = [(n / (len(grams) + self._sizes[number] - n), number) for number, n in shared.items()]
         similarity, number = max(similarities, default=(0.0, -1))
         return self._texts[number] if number >= 0 and similarity >= self._near else None
+
+
+def near_pairs(texts: Sequence[str], near: float) -> Iterator[tuple[int, int]]:
+    """The pairs of texts with at least this similarity, as :class:`NearTexts` measures it; the later index first.
+
+    Two sets of similarity ``near`` share one of the rarest ``n - ceil(near * n) + 1`` of their n elements, so only those are
+    indexed (R. Bayardo, Y. Ma and R. Srikant, "Scaling Up All Pairs Similarity Search", WWW 2007).
+
+    >>> list(near_pairs(["the train is late again", "I love this", "The train is late again!!"], 0.7))
+    [(2, 0)]
+    """
+    grams = [_char_grams(text) for text in texts]
+    counts = Counter(gram for of_text in grams for gram in of_text)
+    index: dict[str, list[int]] = defaultdict(list)
+    for number, own in enumerate(grams):
+        rarest = sorted(own, key=lambda gram: (counts[gram], gram))[: len(own) - max(1, math.ceil(near * len(own) - 1e-9)) + 1]
+        for other in sorted({other for gram in rarest for other in index[gram]}):
+            shared = len(own & grams[other])
+            if shared >= near * (len(own) + len(grams[other]) - shared):
+                yield number, other
+        for gram in rarest:
+            index[gram].append(number)
 
 
 def _char_grams(text: str) -> set[str]:

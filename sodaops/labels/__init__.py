@@ -1,0 +1,1 @@
+"""Errors in the labels of a table: rows whose label other evidence contradicts."""
