@@ -78,9 +78,10 @@ def assign_folds(texts: Sequence[str], truth: np.ndarray, n_folds: int, labels: 
     """
     counts = np.bincount(truth, minlength=len(labels))
     if counts.min() < n_folds:
+        rarest = labels[int(counts.argmin())]
         raise DataError(
-            f"labels.folds={n_folds}: label {labels[int(counts.argmin())]} has {counts.min()} rows in train and val, but each fold "
-            "needs one. Add rows of it, or set labels.folds to a smaller number, at least 3."
+            f"labels.folds={n_folds}: label {rarest} has {counts.min()} rows in train and val, but each fold needs one. Add "
+            "rows of it, or set labels.folds to a smaller number, at least 3."
         )
     fold = np.empty(len(texts), np.int64)
     fold[np.lexsort((np.array([text_hash(text) for text in texts]), truth))] = np.arange(len(texts)) % n_folds
