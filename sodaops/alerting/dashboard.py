@@ -12,12 +12,12 @@ _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS, _HEIGHT, _GRID_WIDTH = 3, 7, 24
 
 
-def _mean(histogram: str) -> str:
-    return f"sum(rate({histogram}_sum{_RATE})) / sum(rate({histogram}_count{_RATE}))"
+def _mean(histogram: str, by: str = "") -> str:
+    return f"sum by ({by}) (rate({histogram}_sum{_RATE})) / sum by ({by}) (rate({histogram}_count{_RATE}))"
 
 
-def _latency(percentile: int) -> str:
-    return f"histogram_quantile(0.{percentile}, sum by (le) (rate(sodaops_request_seconds_bucket{_RATE})))"
+def _latency(percentile: int, histogram: str = "sodaops_request_seconds", by: str = "le") -> str:
+    return f"histogram_quantile(0.{percentile}, sum by ({by}) (rate({histogram}_bucket{_RATE})))"
 
 
 # Dashboard -> title, unit, and expression by legend. Panels of a signal are added from the rules.
@@ -54,6 +54,24 @@ _PANELS: dict[str, tuple[tuple[str, str, dict[str, str]], ...]] = {
         ("Estimates withheld", "short", {"{{reason}}": "max by (reason) (sodaops_quality_withheld)"}),
         ("Confidence", "percentunit", {"mean": _mean("sodaops_confidence")}),
         ("Feedback by label", "reqps", {"{{label}}": f"sum by (label) (rate(sodaops_feedback_total{_RATE}))"}),
+        ("Challenger: estimates", "percentunit", {"{{role}} {{metric}}": "min by (role, metric) (sodaops_compared_estimate)"}),
+        ("Challenger: confidence", "percentunit", {"{{role}}": _mean("sodaops_compared_confidence", "role")}),
+        (
+            "Challenger: predictions by label",
+            "reqps",
+            {"{{role}} {{label}}": f"sum by (role, label) (rate(sodaops_compared_predictions_total{_RATE}))"},
+        ),
+        ("Challenger: latency", "s", {"{{role}} p99": _latency(99, "sodaops_compared_seconds", "role, le")}),
+        ("Challenger: disagreements", "reqps", {"other answers": f"sum(rate(sodaops_shadow_disagreements_total{_RATE}))"}),
+        ("Challenger: texts left out", "reqps", {"{{reason}}": f"sum by (reason) (rate(sodaops_shadow_dropped_total{_RATE}))"}),
+        ("Challenger: share of requests", "percentunit", {"share": "max(sodaops_canary_share)"}),
+        ("Challenger: restarts", "short", {"restarts": "sum(sodaops_shadow_restarts_total)"}),
+        (
+            "Challenger: log",
+            "rps",
+            {name: f"sum(rate(sodaops_shadow_log_{name}_total{_RATE}))" for name in ("rows", "lost", "parts")},
+        ),
+        ("Challenger: journal", "bytes", {"not in a part yet": "sum(sodaops_shadow_log_journal_bytes)"}),
     ),
 }
 _OF_SIGNAL = {"drift": "drift", **dict.fromkeys(("mean_confidence", "accuracy", "macro_f1"), "quality")}  # others: service

@@ -12,7 +12,7 @@ import yaml
 from sodaops.alerting.alertmanager import alertmanager_config
 from sodaops.alerting.dashboard import grafana_dashboards
 from sodaops.alerting.render import google_policies, prometheus_rules, promql
-from sodaops.serving.metrics import Metrics
+from sodaops.serving.metrics import Metrics, ShadowMetrics
 from tests.alerting import EMAIL, RULE, RULES, alerts_config
 from tests.conftest import lazy
 
@@ -143,6 +143,7 @@ def test_alertmanager_receivers_name_the_files_of_secrets():
 
 def test_the_dashboards_and_the_rules_use_metrics_that_the_services_have():
     registries = Metrics().registry, drift_app.DriftMetrics().registry
+    ShadowMetrics(registries[0])
     families = [family for registry in registries for family in registry.collect()]
     exposed = {name for registry in registries for name in registry._names_to_collectors}
     exposed |= {sample.name for family in families for sample in family.samples}  # those of the process
