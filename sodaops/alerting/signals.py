@@ -18,6 +18,7 @@ _QUANTITIES = {
     "sodaops_confidence_count": "confidence_count",
     "sodaops_request_log_lost_total": "lost",
 }
+_ESTIMATED = ("accuracy", "macro_f1")  # values of the label ``metric`` of sodaops_quality
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,16 @@ def parse_metrics(text: str) -> Scrape:
     for sample in finite:
         for key in _counter_keys(sample):
             counters[key] += sample.value
-    return Scrape(dict(counters), _worst((_gauge(sample), sample.value) for sample in finite))
-
-
-def _gauge(sample: Sample) -> str:
-    """The signal that a gauge is the value of, or nothing; of an estimated quality, the upper bound of its interval."""
-    if sample.name == "sodaops_quality" and sample.labels.get("bound") == "high":
-        return sample.labels["metric"]
-    return "drift" if sample.name == "sodaops_drift_detected" else ""
+    drift = [("drift", float(sample.value)) for sample in finite if sample.name == "sodaops_drift_detected"]
+    bounds = [(sample.labels.get("metric"), sample) for sample in finite if sample.labels.get("bound") == "high"]
+    return Scrape(dict(counters), _worst([*drift, *((name, float(s.value)) for name, s in bounds if name in _ESTIMATED)]))
 
 
 def _worst(values: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The largest value of drift, and the smallest of a quality, over series and processes."""
+    """The largest value of drift, and the smallest upper bound of a quality, over series and processes."""
     worst: dict[str, float] = {}
     for name, value in values:
-        if name:
-            worst[name] = (max if name == "drift" else min)(float(value), worst.get(name, float(value)))
+        worst[name] = (max if name == "drift" else min)(value, worst.get(name, value))
     return worst
 
 

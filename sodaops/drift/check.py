@@ -12,12 +12,12 @@ from sodaops.bundle import layout, reference
 from sodaops.config.schema import DriftConfig
 from sodaops.drift.evidently_report import save_page
 from sodaops.drift.measure import measure_drift
-from sodaops.drift.quality import TITLES as QUALITY_TITLES
 from sodaops.drift.result import DriftResult, to_json_fields
 from sodaops.errors import BundleError, DataError, some
 from sodaops.io import remote, storage
 from sodaops.registry.bundles import bundle_at
 from sodaops.request_log.window import Window, read_window
+from sodaops.tasks.estimate import METRICS
 
 PAGE, EVIDENTLY, NUMBERS = "drift.html", "evidently.html", "drift.json"
 
@@ -112,9 +112,11 @@ def _empty_window_message(settings: DriftConfig, log: str, window: Window) -> st
 def _write_reports(settings: DriftConfig, result: DriftResult, snapshot: Any) -> None:
     causes = ", ".join(cause.name for cause in result.causes)
     verdict = f"Drift: {causes}" if result.drifted else "No drift" if result.judged else "No verdict"
+    if segments := ", ".join(segment.title for segment in result.segments if segment.drifted):
+        verdict += f", {segments}" if causes else f" overall; drift in {segments}"
     page = pages.render_page(
         "drift", d=result, verdict=verdict, alpha=settings.alpha, min_effect=settings.min_effect,
-        quality_titles=QUALITY_TITLES,
+        quality_titles=METRICS,
     )  # fmt: skip
     names = [PAGE, EVIDENTLY, NUMBERS]
     with _locked(settings.output_dir), remote.output_folder(settings.output_dir, names, NUMBERS, private=True) as folder:

@@ -9,9 +9,8 @@ from sodaops.bundle.reference import Reference
 from sodaops.config.schema import DriftConfig
 from sodaops.drift.statistics import total_variation
 from sodaops.tasks.base import Task
-from sodaops.tasks.estimate import Estimate, calibrate, estimate
+from sodaops.tasks.estimate import METRICS, Estimate, calibrate, estimate
 
-TITLES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 _N_REDRAWS = 2000
 
 
@@ -24,7 +23,7 @@ class Quality:
     message: str = ""  # the reason in words
 
     def __str__(self) -> str:
-        estimates = (f"{TITLES[name]} {m.value:.3f} ({m.low:.3f} to {m.high:.3f})" for name, m in self.metrics.items())
+        estimates = (f"{METRICS[name]} {m.value:.3f} ({m.low:.3f} to {m.high:.3f})" for name, m in self.metrics.items())
         return ", ".join(estimates) or f"withheld: {self.message}"
 
 
@@ -36,8 +35,8 @@ def estimate_quality(settings: DriftConfig, task: Task, known: Reference, probs:
 
     Args:
         settings: conf/drift.
-        task: the bundle's.
-        known: the bundle's reference.
+        task: the bundle's, like ``known``.
+        known: the reference.
         probs: answers of the window's distinct texts, float [n, n_labels].
         drifted: causes of drift, and segments with drift.
     """

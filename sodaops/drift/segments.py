@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sodaops.bundle.files import printable
 from sodaops.bundle.reference import Reference
-from sodaops.drift.features import Feature
+from sodaops.drift.features import TITLES, Feature
 
 MAX_SEGMENTS = 20  # values of a column, the most frequent ones
 
@@ -37,7 +37,7 @@ class Segment:
         """What was found, in words."""
         if self.drifted is None:
             return f"too few texts for a verdict ({self.n_val} of val)"
-        return f"drift in {', '.join(self.features)}" if self.drifted else "no drift"
+        return f"drift in {', '.join(TITLES.get(name, name) for name in self.features)}" if self.drifted else "no drift"
 
 
 def compare_segments(

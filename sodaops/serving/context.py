@@ -14,11 +14,7 @@ OTHER = "other"
 
 
 class Contexts:
-    """Checks contexts, and bounds what the request log keeps of them.
-
-    Args:
-        others: counts the values beyond :data:`MAX_VALUES`, by column; they are logged as :data:`OTHER`.
-    """
+    """Checks contexts, and bounds what the request log keeps of them; ``others`` counts what it does not keep, by column."""
 
     def __init__(self, others: Counter) -> None:
         self._others = others
@@ -26,7 +22,7 @@ class Contexts:
         self._columns = contextvars.ContextVar[dict[str, str]]("context")  # each request has its own
 
     def logged(self) -> dict[str, str]:
-        """The columns of the current request for the request log; none without a context."""
+        """Of the current request, the columns of the request log; none without a context."""
         return self._columns.get({})
 
     def keep(self, context: Mapping[str, str] | None, columns: Sequence[str]) -> None:

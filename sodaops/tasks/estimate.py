@@ -12,7 +12,7 @@ import numpy as np
 
 from sodaops.tasks.metrics import check_inputs, draw_counts, f1_of
 
-METRICS = ("accuracy", "macro_f1")
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}  # name -> title
 
 
 @dataclass(frozen=True)

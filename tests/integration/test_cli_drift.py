@@ -39,12 +39,12 @@ def test_no_drift(run, drift_bundle, logged_rows):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     result = json.loads(Path("outputs/drift/drift.json").read_text())
-    assert len(lines) == 1 + 8 + 2
+    assert len(lines) == 1 + 8 + 3 and lines[9].startswith("estimated quality: accuracy 0.")
     for line, feature in zip(lines[1:9], result["features"], strict=True):
         verdict, drifted, p = line[34:].split()[:3]
         assert (verdict, drifted) == ("no", "drift") and float(p) == pytest.approx(feature["p"], rel=0.01)
-    assert lines[9].startswith(f"no drift, 200 requests of bundle {logged_rows.bundle_id}")
-    assert lines[10] == "report: outputs/drift/drift.html"
+    assert lines[10].startswith(f"no drift, 200 requests of bundle {logged_rows.bundle_id}")
+    assert lines[11] == "report: outputs/drift/drift.html"
     assert {path.name for path in Path("outputs/drift").iterdir()} == {"drift.html", "drift.json", "evidently.html"}
 
 

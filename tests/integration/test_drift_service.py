@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -139,6 +140,18 @@ def test_drift_in_metrics_numbers_and_pages(watched, logged_rows):
     assert evidently.content == (watched.out / check.EVIDENTLY).read_bytes()
     assert {path.name for path in watched.out.iterdir()} == {check.PAGE, check.EVIDENTLY, check.NUMBERS}
     assert watched.client.get("/nothing").status_code == 404 and watched.client.get("/look").status_code == 405
+
+
+def test_drift_in_a_segment(watched, logged_rows):
+    web, app = (
+        replaced(rows, "context", f'{{"source": "{name}"}}')
+        for rows, name in ((logged_rows.fresh, "web"), (logged_rows.others.slice(0, 60), "app"))
+    )
+    assert run_on(watched, web, app)["n_rows"] == 260
+    detected = labelled(metrics(watched.client), "sodaops_drift_segment_detected{column=source}{value=")
+    assert detected == {"web": 0, "app": 1}
+    assert re.search("<h1>.*source=app</h1>", watched.client.get("/report").text)
+    assert {segment["value"] for segment in watched.client.get("/drift.json").json()["segments"]} == {"web", "app"}
 
 
 def test_the_first_page_under_a_prefix(watched):

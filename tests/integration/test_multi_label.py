@@ -188,6 +188,7 @@ def test_drift_is_that_of_label_rates(tagged):
 
     predictor = Predictor(tagged / "run/bundle")
     known, rows = reference.read_reference(tagged / "run/bundle", predictor.info), made(1000).to_pylist()[360:]
+    assert known.truth is None and set(known.segments[:, 0]) == {"Rome", "Oslo"}
     of_both = {}
     for name, texts in {
         "like": [row["text"] for row in rows[:150]],

@@ -83,6 +83,9 @@ def test_the_reference_is_small_holds_no_text_and_is_the_same_each_time(trained,
     train, val = (pq.read_table(trained / f"splits/{split}.parquet")["text"].to_pylist() for split in ("train", "val"))
     assert file.stat().st_size < 100_000 and known.descriptors.shape == (len(train) + len(val), 5)
     assert known.seen.sum() == len(train) and known.descriptors[:, 0].tolist() == [len(text) for text in train + val]
+    val_truth = pq.read_table(trained / "splits/val.parquet")["label_id"].to_pylist()
+    assert known.truth.tolist() == [-1] * len(train) + val_truth and known.answers.shape == (len(known.truth), 3)
+    assert (known.answers.argmax(1) == known.label_ids).all() and known.segments is None
     sketches = known.sketches[known.seen].astype(float)
     np.testing.assert_allclose(sketches.mean(axis=0), 0, atol=0.01)
     np.testing.assert_allclose(sketches.std(axis=0), 1, atol=0.01)
