@@ -1,6 +1,7 @@
 """The pipeline's stages as functions, called by the Python API and the command line: preprocess, train, export, evaluate."""
 
 import contextlib
+import dataclasses
 import html
 import logging
 import os
@@ -163,18 +164,27 @@ def _teacher_folders(config: Config) -> Iterator[list[Path]]:
 def export_bundle(config: Config, bundle: str | Path) -> "Exported":
     """Adds the ONNX variants of ``config.export.variants`` to a local bundle, after checks on its training's splits.
 
+    Thresholds for ``evaluate.target_accuracy`` and the like are chosen too, by default for the targets that it had before.
+
     Raises:
-        ConfigError: the bundle is remote, or the splits are not those of its training.
+        ConfigError: the bundle is remote, the splits are not those of its training, or no threshold reaches a target.
         ModelError: the outputs of the ONNX graph differ from torch's.
     """
-    from sodaops.bundle.layout import read_info
+    from sodaops.bundle.layout import read_info, task_of
+    from sodaops.data.preprocess import read_manifest
+    from sodaops.export.abstention import add_promises, check_promises, promises_of
     from sodaops.export.onnx_export import export_onnx
     from sodaops.registry.bundles import local_bundle
 
     if remote.is_address(str(bundle)):
         raise ConfigError(f"sodaops export {bundle}: export needs a local bundle; download it first.")
     bundle = local_bundle(bundle)
-    return export_onnx(bundle, config.splits_of(read_info(bundle).data["name"]), config.export.variants)
+    info = read_info(bundle)
+    splits_dir, promises = config.splits_of(info.data["name"]), promises_of(config.evaluate, info)
+    if promises:
+        check_promises(promises, task_of(bundle, info), read_manifest(splits_dir))
+    exported = export_onnx(bundle, splits_dir, config.export.variants)
+    return dataclasses.replace(exported, info=add_promises(bundle, splits_dir, promises))
 
 
 def evaluate(config: Config) -> "Evaluated":

@@ -114,7 +114,7 @@ def _pick(
         counts = _counts(n - len(picked), {**shares, "random": 0.0})
     sketches, task = _sketches(rows), layout.task_of(info.bundle_id, info)
     scores: dict[str, Callable[[], np.ndarray]] = {  # the lowest scores are picked
-        "uncertain": lambda: -task.uncertainty(np.array(rows["probs"].to_pylist()))
+        "uncertain": lambda: -task.uncertainty(np.array(rows["probs"].to_pylist())) - 2.0 * _abstained(rows)
     }
     if sketches is not None:
         scores["drifted"] = lambda: -_drift_scores(sketches, reference, answer_groups(info, rows, task))
@@ -124,6 +124,11 @@ def _pick(
     if sketches is not None:
         picked |= dict.fromkeys(_farthest(sketches, list(picked), counts["diverse"]), "diverse")
     return {row: picked[row] for row in rng.permutation(list(picked)).tolist()} if picked else {}
+
+
+def _abstained(rows: pa.Table) -> np.ndarray:
+    """Whether the bundle abstained, bool [n]; those texts come first, as differences of probabilities are at most 1."""
+    return pc.fill_null(rows["abstained"], False).to_numpy()
 
 
 def _drift_scores(sketches: np.ndarray, reference: Reference, groups: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ from sodaops.bundle.files import FIX, open_regular, parse_json, parsing, printab
 from sodaops.config.sections import Cleaning, TextColumn
 from sodaops.errors import BundleError, ConfigError, some
 from sodaops.io import storage
+from sodaops.tasks.abstention import Abstention
 from sodaops.tasks.base import Task
 from sodaops.tasks.make import GROUP, VARIABLE, is_allowed, make_task
 from sodaops.text.columns import names_of
@@ -61,7 +62,7 @@ ONNX = {"float32": "model.onnx", "int8": "model.int8.onnx"}
 DRIFT = "drift.npz"
 NAMES = (*FILES_OF[FORMAT], OLDER_ENCODER, *ONNX.values(), DRIFT, INFO)  # the only files that a bundle may hold
 CARD = "card.md"  # for people; a registry writes it beside a bundle's files
-_LATER_FIELDS = ("task", "stride", "max_windows")  # without a value not written: earlier versions read such bundles
+_LATER_FIELDS = ("task", "stride", "max_windows", "abstention")  # without a value not written, as earlier versions expect
 _MIB = 2**20
 _MAX_BYTES = {  # a graph in one file has at most 2 GiB
     WEIGHTS: 2**36, **dict.fromkeys((HEAD, *ONNX.values()), 2**31), TOKENIZER: 256 * _MIB, DRIFT: 256 * _MIB,
@@ -108,6 +109,7 @@ class BundleInfo:
     format: int = FORMAT
     stride: Annotated[int, Field(ge=0, lt=2**20)] = 0  # as in Limit; older bundles lack it and the next
     max_windows: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    abstention: Abstention | None = None  # thresholds and cutoffs, if evaluate.target_accuracy or the like were set
 
     @property
     def limit(self) -> Limit:
@@ -177,6 +179,10 @@ def _inconsistencies(info: BundleInfo) -> list[str]:
     faults = [f"{printable(repr(name))} is not a bundle's file" for name in sorted(info.files) if name not in known]
     faults += [f"{name} is missing in the files of {INFO}" for name in FILES_OF[info.format] if name not in info.files]
     faults += [f"onnx.{printable(variant)} has no file" for variant in info.onnx if ONNX.get(variant) not in info.files]
+    if info.abstention is not None:
+        models = {variant: levels["model"] for variant, levels in info.abstention["variants"].items()}
+        if models != {variant: info.files.get(ONNX.get(variant, "")) for variant in info.onnx}:
+            faults.append("abstention was chosen for the answers of another bundle; `sodaops export` chooses it again")
     if compute_bundle_id(info.files, **_settings(vars(info))) != info.bundle_id:
         faults.insert(0, f"{INFO} has been changed")
     return faults
@@ -269,7 +275,7 @@ def _settings(fields: dict[str, Any]) -> dict[str, Any]:
     settings = {key: fields[key] for key in ("labels", "cleaning", "max_tokens", "pooling", "pad_token_id")}
     if fields.get("max_windows") is not None:
         settings |= {"stride": fields.get("stride", 0), "max_windows": fields["max_windows"]}
-    settings |= {"task": fields["task"]} if fields.get("task") else {}
+    settings |= {name: fields[name] for name in ("task", "abstention") if fields.get(name)}
     columns = fields["data"].get("text_column")
     return settings | ({"text_column": columns} if isinstance(columns, list) else {})  # then texts are tokenised in parts
 

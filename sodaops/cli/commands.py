@@ -74,7 +74,8 @@ COMMANDS = {
         _arg("bundle", metavar="BUNDLE", help=f"{_PLACES}; for ONNX a local one"),
         _arg("--format", choices=["onnx", "transformers"], default="onnx", help="default: onnx"),
         _arg("--output", metavar="FOLDER", help="for --format=transformers, which does not change the bundle"),
-        keys=("export", "evaluate.splits_dir"),
+        keys=("export", "evaluate.splits_dir", "evaluate.target_accuracy", "evaluate.target_precision",
+              "evaluate.set_coverage"),
     ),
     "evaluate": _command(
         "measure a bundle on a split", "sodaops evaluate outputs/first/bundle evaluate.split=val",
@@ -94,6 +95,7 @@ COMMANDS = {
         _arg("--encoding", metavar="NAME", help="of the table, such as windows-1252 (default: UTF-8)"),
         _arg("--output", metavar="TABLE", help="local file for the table with label, score and probabilities added"),
         _arg("--variant", choices=["float32", "int8"], help="default: int8 where it passed its gate"),
+        _arg("--abstain", action="store_true", help="say which answers are below the bundle's thresholds"),
     ),
     "serve": _command(
         "answer over HTTP", "sodaops serve outputs/first/bundle serve.port=8000",

@@ -47,7 +47,7 @@ def show_export(exported: "Exported") -> None:
 
 def show_evaluation(evaluated: "Evaluated") -> None:
     """Prints an evaluation as a table."""
-    from sodaops.evaluation.result import own_metrics
+    from sodaops.evaluation.result import describe_abstention, own_metrics
 
     task, m = evaluated.task, evaluated.metrics
     first, *others = task.metrics
@@ -66,6 +66,8 @@ def show_evaluation(evaluated: "Evaluated") -> None:
         low, high = teacher["gain"]["low"], teacher["gain"]["high"]
         difference = f"{first.title} {teacher['gain']['measured']:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
         print(f"against its teacher: {difference}, {teacher['speed']:.2f} times as fast")
+    for line in describe_abstention(m.get("abstention", {})):
+        print(line)
     if own := own_metrics(task, m):
         print("  ".join(f"{name} {'–' if value is None else format(value, '.4g')}" for name, value in own.items()))
     if not evaluated.same_data:

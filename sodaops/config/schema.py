@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from sodaops.config.alerts import AlertsConfig
 from sodaops.config.extensions import Extension
 from sodaops.config.model import DistillConfig, LabelsConfig, ModelConfig
+from sodaops.config.promises import PromiseConfig
 from sodaops.config.search import SearchConfig
 from sodaops.config.sections import (
     Cleaning,
@@ -35,7 +36,7 @@ from sodaops.text.redaction import KINDS
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BUILT_IN_METRICS = {  # and the other names beside them in metrics.json and run.json
     "macro_f1", "accuracy", "weighted_f1", "loss", "log_loss", "ece", "n_rows", "interval_95", "labels", "cut_share", "slices",
-    "baselines", "epoch", "teacher",
+    "baselines", "epoch", "teacher", "abstention",
 }  # fmt: skip
 Label = str | int
 Kind = Literal[*KINDS]  # type: ignore[valid-type]
@@ -158,7 +159,7 @@ class ExportConfig(Section):
     variants: list[Literal["float32", "int8"]] = Field(description="[]: none; int8 only where it passes its gate")
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(PromiseConfig):
     """Evaluation of a bundle on a split (conf/evaluate)."""
 
     bundle: str | None
@@ -201,6 +202,7 @@ class ServeConfig(ServerSection):
     shadow_share: Fraction = Field(1.0, description="share of the requests that the challenger also answers, unseen")
     canary: Fraction = Field(0.0, description="share of the requests whose answer to the client is the challenger's")
     cors_origins: list[str] = Field([], description="origins that may call the service from a browser")
+    abstain: bool = Field(False, description="whether answers say if the bundle abstains from them; a request may differ")
 
 
 class SharesConfig(Section):

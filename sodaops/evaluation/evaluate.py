@@ -17,7 +17,7 @@ from sodaops.config.extensions import Extension
 from sodaops.config.schema import Config, EvaluateConfig
 from sodaops.data.preprocess import read_manifest, read_split
 from sodaops.errors import ConfigError, DataError
-from sodaops.evaluation import report
+from sodaops.evaluation import abstention, report
 from sodaops.evaluation.quality_warnings import quality_warnings
 from sodaops.evaluation.result import FOLDERS, METRICS, REPORT, WRITTEN, Evaluated
 from sodaops.evaluation.teacher import check_teachers, compare_with_teacher
@@ -62,6 +62,10 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None, teacher
     sections = {**_metrics_of(bundle_dir, predictor.info), **config.metrics}
     own = _own_metrics(sections, predictor.task, predictor.task.truth(table), probs)
     result = _result(settings, predictor, table, probs, cut_share, splits_dir, output_dir, same_data, own)
+    if predictor.abstainer:
+        abstention.add(result, predictor, table, probs)
+    elif settings.promises:
+        result.warnings.append(abstention.MISSING.format(key=next(iter(settings.promises))))
     if teachers:
         ensemble = Ensemble(teachers, predictor.variant)
         check_teachers(layout.read_json(bundle_dir, predictor.info, layout.DATA), ensemble.ids)
@@ -69,6 +73,7 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None, teacher
     with remote.output_folder(output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(predictor, table, probs), folder / "predictions.parquet", compression="zstd")
         wanted = predictor.task.plots(probs, table, predictor.info.labels, settings.n_bins)
+        wanted += abstention.curve(predictor, table, probs, result.metrics.get("abstention"))
         pictures = plots.draw_plots(folder / "plots", wanted)
         (folder / REPORT).write_text(report.render_report(result, predictor.info, manifest, pictures), encoding="utf-8")
         storage.write_json(folder / METRICS, _metrics_file(result, predictor, manifest, pictures))

@@ -5,7 +5,7 @@ from typing import Any
 
 from sodaops import pages
 from sodaops.bundle.layout import BundleInfo
-from sodaops.evaluation.result import Evaluated, describe_rows, own_metrics
+from sodaops.evaluation.result import Evaluated, describe_abstention, describe_rows, own_metrics
 from sodaops.tasks.plots import Picture
 
 
@@ -30,4 +30,5 @@ def render_report(
         "evaluation", result=result, m=result.metrics, bundle=info, manifest=manifest, pictures=pictures, rows=rows,
         metrics=task.metrics, worst=task.worst, own=own_metrics(task, result.metrics),
         which=describe_rows(result.split, result.same_data),
+        abstention=[*describe_abstention(result.metrics.get("abstention", {}))],
     )  # fmt: skip

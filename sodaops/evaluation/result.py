@@ -1,6 +1,6 @@
 """The result of an evaluation, and the names of the files that hold it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,27 @@ def own_metrics(task: Task, metrics: Mapping[str, Any]) -> dict[str, float | Non
     built_in = {*BUILT_IN_METRICS, *(metric.name for metric in task.metrics)}
     own = {name: metrics[name] for name in metrics if name not in built_in}
     return {name: value for name, value in own.items() if value is None or isinstance(value, int | float)}
+
+
+def describe_abstention(measured: Mapping[str, Any]) -> Iterator[str]:
+    """The field ``abstention`` of the metrics in lines."""
+    if "thresholds" in measured:
+        kept = measured["thresholds"]
+        parts = {"answered": kept, **{f"{label} answered": of for label, of in kept["labels"].items() if of["target"]}}
+        for name, of in parts.items():
+            target = f"; target {of['target']:g}" if of["target"] else ""
+            shares = [_with_interval(of, key) for key in ("coverage", "accuracy")]
+            yield f"{name}: {shares[0]} of {of['n_rows']:,} texts, with an accuracy of {shares[1]}{target}"
+    if "sets" in measured:
+        sets = measured["sets"]
+        covered = ", ".join(f"{label} {_with_interval(of, 'coverage')}" for label, of in sets["labels"].items())
+        yield f"label sets of {sets['mean_size']:.2f} labels on average cover {covered}; target {measured['set_coverage']:g}"
+
+
+def _with_interval(measured: Mapping[str, Any], key: str) -> str:
+    of = measured["interval_95"]
+    low, high = (of.get(key, of)[end] for end in ("low", "high"))
+    return "–" if measured[key] is None else f"{measured[key]:.3f} ({low:.3f} to {high:.3f})"
 
 
 @dataclass(frozen=True)

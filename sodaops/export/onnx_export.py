@@ -130,7 +130,7 @@ def _add_variants(
     name: str, folder: Path, bundle: Loaded, variants: Sequence[str], texts: _Texts
 ) -> tuple[dict[str, Any], dict[str, Gate]]:
     """Writes and measures the models; returns the fields of bundle.json, and each variant's measurements."""
-    fields = {key: value for key, value in asdict(bundle.info).items() if key not in ("files", "bundle_id")}
+    fields = {key: value for key, value in asdict(bundle.info).items() if key not in ("files", "bundle_id", "abstention")}
     fields["onnx"], gates = {}, {}
     for variant in [variant for variant in layout.ONNX if variant in variants]:  # int8 is made from float32
         gates[variant] = gate = _add(variant, folder, bundle, fields, texts)

@@ -15,6 +15,7 @@ from sodaops.data.pairs import PartsTokenizer
 from sodaops.data.tokens import Tokens, batch_inputs, ids_of, padded_lengths, plan_batches, set_limit, tokenise
 from sodaops.errors import BundleError, ConfigError, DataError, nearest, some
 from sodaops.io.progress import progress
+from sodaops.tasks.abstention import Abstainer
 from sodaops.tasks.base import Prediction
 from sodaops.text import cleaning, columns
 
@@ -51,6 +52,7 @@ class Predictor:
         self.task, self.limit = layout.task_of(path, self.info), self.info.limit
         self._clean = _cleaner(path, self.info)
         self.variant = _choose_variant(path, self.info, variant)
+        self.abstainer = Abstainer(self.info.abstention, self.variant) if self.info.abstention else None
         content = layout.read_file(path, self.info, layout.TOKENIZER)
         # Whether some texts may take very long: the bundle has its own regular expressions, or a user's cleaning.
         self.has_patterns = b'"Regex"' in content or self.info.cleaning not in cleaning.POLICIES
@@ -187,6 +189,15 @@ class Predictor:
     def prediction(self, row: np.ndarray) -> Prediction:
         """The prediction for a row of probabilities, float32 [n_labels]."""
         return self.task.prediction(row.tolist(), self.info.labels)
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether the bundle abstains from some predictions."""
+        return self.abstainer is not None and self.abstainer.has_target
+
+    def reason(self, prediction: Prediction) -> str | None:
+        """Why the bundle abstains from a prediction; None: it does not, or has no thresholds."""
+        return self.abstainer.reason(*self.task.logged(prediction)) if self.abstainer else None
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The predictions for raw texts, in their order."""

@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         "pieces_per_word": pa.float32(),
         "unknown": pa.float32(),
         "context": pa.string(),  # JSON object, slice column -> value; null without
+        "abstained": pa.bool_(),  # whether the answer was below the bundle's threshold; null for a bundle without one
     }
 )
 

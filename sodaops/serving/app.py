@@ -22,6 +22,7 @@ from starlette.types import Receive
 
 from sodaops.errors import BundleError, SodaOpsError
 from sodaops.serving import openapi, schemas, v2
+from sodaops.serving.abstention import PLAIN, Asked
 from sodaops.serving.batcher import EmptyText, QueueFull, WorkerDied
 from sodaops.serving.canary import CANARY_HEADER
 from sodaops.serving.metrics import Metrics
@@ -104,17 +105,19 @@ def _load(settings: ServeSettings | None) -> tuple[ServeSettings, Service, Any]:
 def _add_predictions(app: FastAPI, service: Service, text_request: Any, batch_request: Any) -> None:
     settings, columns = service.settings, service.models.current.info.text_columns
 
-    async def predict_texts(request: Request, texts: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    async def predict_texts(
+        request: Request, texts: list[str], asked: Asked = PLAIN
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
         _check_sizes(texts, settings)
         state = request.state
         is_fixed = "version" in request.path_params  # the client names the bundle in use
         key = None if is_fixed else request.headers.get(CANARY_HEADER, state.request_id)
         disconnection = _disconnection(request.receive)
-        predictions, info = await service.predict(texts, state.request_id, disconnection, state.began, key)
+        predictions, info = await service.predict(texts, state.request_id, disconnection, state.began, key, asked)
         return predictions, {"bundle_version": info.bundle_id, "request_id": state.request_id}
 
-    async def predict_text(request: Request, text: str) -> Response:
-        (prediction,), ids = await predict_texts(request, [text])
+    async def predict_text(request: Request, text: str, asked: Asked = PLAIN) -> Response:
+        (prediction,), ids = await predict_texts(request, [text], asked)
         return _json({**prediction, **ids})
 
     @app.get(
@@ -133,11 +136,11 @@ def _add_predictions(app: FastAPI, service: Service, text_request: Any, batch_re
 
     @app.post("/predict", tags=["predict"], summary="Classify one text", response_model=schemas.TextResponse)
     async def predict(request: Request, body: text_request) -> Response:
-        return await predict_text(request, _read(service, body, columns)[0])
+        return await predict_text(request, _read(service, body, columns)[0], Asked(body.abstain, body.sets))
 
     @app.post("/predict/batch", tags=["predict"], summary="Classify several texts", response_model=schemas.BatchResponse)
     async def predict_batch(request: Request, body: batch_request) -> Response:
-        predictions, ids = await predict_texts(request, _read(service, body, columns))
+        predictions, ids = await predict_texts(request, _read(service, body, columns), Asked(body.abstain, body.sets))
         return _json({"predictions": predictions, **ids})
 
     v2.add_routes(app, service, predict_texts)

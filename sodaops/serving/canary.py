@@ -5,6 +5,7 @@ import hashlib
 
 from sodaops.errors import BundleError, ConfigError, SodaOpsError
 from sodaops.inference.predictor import Predictor
+from sodaops.serving.abstention import check_thresholds
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
@@ -27,7 +28,7 @@ class Challenger(Models):
     def __init__(self, settings: ServeSettings, live: Models, metrics: Metrics) -> None:
         self._live, self.share = live, settings.canary
         try:
-            super().__init__(str(settings.shadow), settings.variant, metrics)
+            super().__init__(str(settings.shadow), settings.variant, metrics, settings.abstain)
             self._check(self.current)
         except SodaOpsError as error:
             raise ConfigError(f"SODAOPS_SHADOW={settings.shadow} (serve.shadow): {error}") from error
@@ -52,6 +53,7 @@ class Challenger(Models):
         self.share = share
 
     def _check(self, fresh: Predictor) -> None:
+        check_thresholds(fresh, self._abstains)
         if (own := _like(fresh)) != (other := _like(self._live.current)):
             raise BundleError(f"{self.source}: task, labels and text columns are {own}; the bundle in use has {other}.")
 

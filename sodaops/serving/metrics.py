@@ -26,6 +26,7 @@ class Metrics(HttpMetrics):
             "sodaops_confidence", "Probability of the predicted label.", buckets=[n / 20 for n in range(1, 21)],
             registry=registry,
         )  # fmt: skip
+        self.abstained = Counter("sodaops_abstained", "Answers below the bundle's thresholds.", registry=registry)
         self.others = Counter("sodaops_context_others", "Context values logged as other.", ("column",), registry=registry)
         self.feedback = Counter("sodaops_feedback", "Feedback received, by label.", ("label",), registry=registry)
         self.journal = JournalMetrics(registry)

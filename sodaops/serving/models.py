@@ -9,6 +9,7 @@ from sodaops.errors import BundleError, SodaOpsError
 from sodaops.inference.predictor import Predictor
 from sodaops.registry.bundles import bundle_at, predictor_files
 from sodaops.serving import trial
+from sodaops.serving.abstention import check_thresholds
 from sodaops.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -21,17 +22,19 @@ class Models:
         source: a folder, gs://BUCKET/FOLDER, or an alias in a registry: REGISTRY@champion.
         variant: of the ONNX models; None: the one that the bundle names.
         metrics: count loads and name the bundle in use.
+        abstains: whether bundles need thresholds.
 
     Raises:
-        BundleError, RegistryError, StorageError: the first bundle cannot be loaded.
+        BundleError, ConfigError, RegistryError, StorageError: the first bundle cannot be loaded, or has no thresholds.
     """
 
-    def __init__(self, source: str, variant: str | None, metrics: Metrics) -> None:
-        self.source, self._variant, self._metrics = source, variant, metrics
+    def __init__(self, source: str, variant: str | None, metrics: Metrics, abstains: bool = False) -> None:
+        self.source, self._variant, self._metrics, self._abstains = source, variant, metrics, abstains
         self._lock = asyncio.Lock()
         self._rolled_back: set[str] = set()  # bundle ids that watch() does not load again
         self.previous: Predictor | None = None
         self.current = self._load()
+        check_thresholds(self.current, abstains)
         self._announce()
 
     async def reload(self, force: bool = False) -> bool:
@@ -108,6 +111,7 @@ class Models:
         self._metrics.set_bundle(self.current.info.bundle_id, self.current.variant)
 
     def _check(self, fresh: Predictor) -> None:
+        check_thresholds(fresh, self._abstains)
         new, old = fresh.info.text_columns, self.current.info.text_columns
         if new != old and (len(new) > 1 or len(old) > 1):  # the service's schema names them
             raise BundleError(f"{self.source}: texts of {', '.join(new)}, not of {', '.join(old)}; restart the service.")

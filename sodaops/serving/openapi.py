@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from sodaops.inference.predictor import Predictor
-from sodaops.serving import schemas
+from sodaops.serving import abstention, schemas
 from sodaops.serving.settings import ServeSettings
 from sodaops.web.guard import OPEN
 
@@ -45,6 +45,12 @@ def schema(app: FastAPI, settings: ServeSettings, predictor: Predictor) -> dict[
         of = parts[name]["properties"]
         label = {key: of["label"][key] for key in ("title", "description")} | kind
         changed[name] = parts[name] | {"properties": of | {"label": label}}
+    has_thresholds, has_sets = abstention.has(predictor)
+    off = {*(() if has_thresholds else ("abstain", "reason")), *(() if has_sets else ("sets", "label_set"))}
+    for name in (*_ANSWERS, "TextRequest", "BatchRequest"):  # without what this bundle never answers
+        part = changed.get(name, parts[name])
+        own = off if name != "Explanation" else {"abstain", "reason", "label_set"}
+        changed[name] = part | {"properties": {key: of for key, of in part["properties"].items() if key not in own}}
     return document | {"components": document["components"] | {"schemas": parts | changed}}
 
 

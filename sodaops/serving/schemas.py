@@ -37,21 +37,33 @@ class _TextsRequest(_Request):
     ] = None
 
 
-class TextRequest(_TextsRequest):
+_RawText = Annotated[str, Field(description="raw; the bundle's own cleaning is applied", examples=["I love this"])]
+
+
+class _PredictionRequest(_TextsRequest):
+    abstain: Annotated[
+        bool | None,
+        Field(description="whether the answer says if it is below the bundle's threshold; by default as configured"),
+    ] = None
+    sets: Annotated[bool, Field(description="whether the answer has a label set")] = False
+
+
+class TextRequest(_PredictionRequest):
     """One text."""
 
-    text: Annotated[str, Field(description="raw; the bundle's own cleaning is applied", examples=["I love this"])]
+    text: _RawText
 
 
-class ExplanationRequest(TextRequest):
+class ExplanationRequest(_TextsRequest):
     """One text, and what is explained."""
 
+    text: _RawText
     label: Annotated[
         str | None, Field(description="the label whose probability is explained; by default that of the answer")
     ] = None
 
 
-class BatchRequest(_TextsRequest):
+class BatchRequest(_PredictionRequest):
     """Several texts."""
 
     texts: Annotated[list[str], FailFast(), Field(min_length=1, examples=[["I love this", "the train is late again"]])]
@@ -92,7 +104,11 @@ class FeedbackResponse(BaseModel):
 
 
 class LabelResponse(BaseModel):
-    """The prediction for one text. Its fields are those of the bundle's task."""
+    """The prediction for one text. Its other fields are those of the bundle's task."""
+
+    abstain: Annotated[bool, Field(description="if asked for: whether the bundle abstains from this answer")] = False
+    reason: Annotated[str | None, Field(description="why it abstains")] = None
+    label_set: Annotated[list[str], Field(description="if asked for: holds the right label as often as the bundle states")] = []
 
 
 class TextResponse(LabelResponse):

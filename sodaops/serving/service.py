@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from sodaops.bundle.layout import BundleInfo
 from sodaops.errors import ConfigError, DataError
 from sodaops.inference.predictor import Predictor
+from sodaops.serving.abstention import PLAIN, Asked, resolve, with_fields
 from sodaops.serving.batcher import INLINE_CHARS, Batcher, EmptyText, ModelOutput, Prepared
 from sodaops.serving.context import Contexts
 from sodaops.serving.metrics import Metrics
@@ -54,7 +55,7 @@ class Service:
 
     def __init__(self, settings: ServeSettings, tracer: trace.Tracer | None = None) -> None:
         self.settings, self.metrics = settings, Metrics()
-        self.models = Models(settings.bundle, settings.variant, self.metrics)
+        self.models = Models(settings.bundle, settings.variant, self.metrics, settings.abstain)
         n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS lacks it
         n_workers = settings.n_workers or n_cores or 1
         self.batcher = Batcher(n_workers, settings.max_queue, settings.max_batch_tokens, self.metrics.batch.observe, tracer)
@@ -87,7 +88,7 @@ class Service:
 
     async def predict(
         self, texts: Sequence[str], request_id: str, disconnected: Callable[[], Awaitable[None]], began: float,
-        canary_key: str | None = None,
+        canary_key: str | None = None, asked: Asked = PLAIN,
     ) -> tuple[list[dict[str, Any]], BundleInfo]:  # fmt: skip
         """Predicts a request's texts. The predictions are in the journal when this returns.
 
@@ -97,14 +98,16 @@ class Service:
             disconnected: returns when the client has disconnected.
             began: ``time.perf_counter()`` at the start of the request.
             canary_key: requests with the same one are answered by the same bundle; None: without a canary.
+            asked: whether the fields say more than the prediction.
 
         Returns:
             The fields of a prediction for each text, and the bundle that made them.
 
         Raises:
-            QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
+            HTTPException, QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
         predictor = self._choose(canary_key)
+        asked = resolve(asked, self.settings.abstain, predictor)
         try:
             prepared = await self._prepare(predictor, texts, began)
         except EmptyText as error:  # logged too, since many empty texts may mean that their source is broken
@@ -114,7 +117,7 @@ class Service:
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         predictions = [predictor.prediction(output.probs) for output in outputs]
         await self._record(predictor, texts, prepared, predictions, outputs, request_id, began)
-        return [vars(prediction) for prediction in predictions], predictor.info
+        return with_fields(predictor, predictions, asked), predictor.info
 
     async def explain(
         self, text: str, label: str | None, request_id: str, disconnected: Callable[[], Awaitable[None]], began: float,
@@ -229,6 +232,8 @@ class Service:
                 self.metrics.predicted(label).inc()
             if confidence is not None:
                 self.metrics.confidence.observe(confidence)
+        if predictor.abstainer:
+            self.metrics.abstained.inc(sum(predictor.reason(prediction) is not None for prediction in predictions))
         seconds = time.perf_counter() - began
         self.latencies_ms.append(1000 * seconds)
         if self.shadow:
@@ -308,6 +313,7 @@ def prediction_fields(
         "text_sha256": hashlib.sha256(cleaned.encode()).hexdigest(),
         "sketch": None if output.sketch is None else np.round(output.sketch, 3).tolist(),
         **predictor.descriptors(cleaned, row)._asdict(),
+        **({"abstained": predictor.reason(prediction) is not None} if predictor.has_thresholds else {}),
     }
 
 

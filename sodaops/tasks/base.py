@@ -88,6 +88,8 @@ class Task(Operation):
         if config.data.vote_columns is not None and not self.takes_votes:
             yield f"data.vote_columns: task={self.name} has no votes; set data.vote_columns=null."
         built_in = [*self.val_metrics(2), "loss"]
+        for name in () if self.has_one_label else config.evaluate.promises:
+            yield f"evaluate.{name}: task={self.name} has no single label with a confidence; set evaluate.{name}=null."
         for name in sorted({*BUILT_IN_METRICS, *built_in, *(metric.name for metric in self.metrics)} & config.metrics.keys()):
             yield f"metrics.{name}: a built-in metric has this name; choose another."
         monitors = [f"val/{name}" for name in (*built_in, *config.metrics)]

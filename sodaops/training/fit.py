@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from sodaops.data.batching import TokenLoader
 from sodaops.data.datamodule import TextDataModule
 from sodaops.data.preprocess import ensure_splits, summarize_manifest
 from sodaops.errors import ConfigError, Terminated, TrainingError
+from sodaops.export.abstention import add_promises, check_promises
 from sodaops.export.onnx_export import Exported, export_onnx
 from sodaops.io import ranks, storage
 from sodaops.modeling.classifier import TextClassifier
@@ -122,7 +123,9 @@ def fit(
     info = save_bundle(run_dir / "bundle", module.model, tokenizer, pad_token_id, config, job.manifest, {"val": metrics}, task)
     tracker.trained(info, metrics)
     exported = export_onnx(run_dir / "bundle", config.splits_dir, config.export.variants) if config.export.variants else None
-    info = exported.info if exported else info
+    if exported:
+        info = _with_promises(config, run_dir, exported.info)
+        exported = replace(exported, info=info)
     tracker.bundled(run_dir / "bundle", info)
     return Trained(run_dir, run_dir / "bundle", info, exported, metrics, float(job.best.best_model_score))
 
@@ -143,6 +146,8 @@ def _prepare(config: Config, tracker: Tracker, callbacks: Sequence[Callback], te
     manifest = ensure_splits(config.data, config.splits_dir, make_task(config.task))
     if not n_labels:
         check_bundle(config, pretrained, len(manifest["labels"]))
+    if config.evaluate.promises:
+        check_promises(config.evaluate.promises, make_task(config.task), manifest)
     log.info("%s", summarize_manifest(manifest))
     taught = teacher_answers(config, manifest, teachers, hidden_size_of(pretrained.transformer))
     if taught is not None:
@@ -266,6 +271,15 @@ def _fitted(module: TextClassifier, data: TextDataModule) -> tuple[Task, dict[st
     answers, true = np.concatenate(probs), np.concatenate(truth)
     task = task.fitted(answers, true, data.labels)
     return task, task.summary(answers, true)
+
+
+def _with_promises(config: Config, run_dir: Path, info: BundleInfo) -> BundleInfo:
+    """The bundle with thresholds for the targets of ``evaluate``; without, if none reaches them: the training is not lost."""
+    try:
+        return add_promises(run_dir / "bundle", config.splits_dir, config.evaluate.promises)
+    except ConfigError as error:
+        log.warning("the bundle has no thresholds: %s", error)
+        return info
 
 
 def _load_best(path: str, module: TextClassifier) -> dict[str, float]:

@@ -1,0 +1,147 @@
+"""A bundle with thresholds: exported, evaluated, served, logged, predicted with, and annotated first."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from sodaops.bundle import layout
+from sodaops.errors import BundleError, ConfigError
+from sodaops.inference.predictor import Predictor
+from tests.conftest import TWEETS, configured
+from tests.serving import detail, rewrite_info
+
+TEXTS = pyarrow.csv.read_csv(TWEETS)["text"].slice(600, 80).to_pylist()
+PROMISES = {"target_accuracy": 0.05, "set_coverage": 0.8}  # what the tiny model can promise
+
+
+def with_thresholds(bundle, folder):
+    """A copy of a bundle that abstains from half of ``TEXTS``."""
+    shutil.copytree(bundle, folder)
+    info = layout.read_info(bundle)
+    variants = {}
+    for variant in info.onnx:
+        threshold = float(np.median(Predictor(bundle, variant).probs(TEXTS).max(axis=1)))
+        variants[variant] = {
+            "model": info.files[layout.ONNX[variant]], "n_rows": 65, "thresholds": dict.fromkeys(info.labels, threshold),
+            "cutoffs": dict.fromkeys(info.labels, 0.3),
+        }  # fmt: skip
+    rewrite_info(folder, abstention={"target_accuracy": 0.9, "set_coverage": 0.8, "confidence": 0.95, "variants": variants})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def abstaining(trained, tmp_path_factory):
+    return with_thresholds(trained / "run/bundle", tmp_path_factory.mktemp("abstaining") / "run/bundle")
+
+
+@pytest.mark.slow
+def test_export_chooses_thresholds_for_each_variant_and_again_after_a_change(trained, run, bundle):
+    from sodaops.export.abstention import add_promises
+
+    before = layout.read_info(bundle)
+    assert before.abstention is None and "abstention" not in (bundle / layout.INFO).read_text()
+    info = add_promises(bundle, trained / "splits", PROMISES)
+    assert info == layout.read_info(bundle) and info.bundle_id != before.bundle_id
+    models = {variant: levels["model"] for variant, levels in info.abstention["variants"].items()}
+    assert models == {variant: info.files[layout.ONNX[variant]] for variant in before.onnx} and len(models) == 2
+    code, out, err = run("export", bundle, f"evaluate.splits_dir={trained / 'splits'}", "export.variants=[float32]")
+    assert code == 0, err
+    again = layout.read_info(bundle)
+    assert again.bundle_id in out and [*again.abstention["variants"]] == ["float32"]
+    assert {key: again.abstention[key] for key in PROMISES} == PROMISES  # it keeps its targets
+    with pytest.raises(ConfigError, match=r"evaluate\.target_accuracy=0\.9\b.*best"):
+        add_promises(bundle, trained / "splits", {"target_accuracy": 0.9})
+    assert layout.read_info(bundle) == again
+
+
+def test_export_refuses_too_few_rows_before_it_changes_anything(trained, run, bundle):
+    before = (bundle / layout.INFO).read_bytes()
+    code, _, err = run("export", bundle, f"evaluate.splits_dir={trained / 'splits'}", "evaluate.target_accuracy=0.99")
+    assert code == 2 and "evaluate.target_accuracy=0.99" in err and "299" in err
+    assert (bundle / layout.INFO).read_bytes() == before
+
+
+def test_thresholds_of_another_bundle_are_refused(abstaining, bundle):
+    abstention = layout.read_info(abstaining).abstention
+    for levels in abstention["variants"].values():
+        levels["model"] = "0" * 64
+    rewrite_info(bundle, abstention=abstention)
+    with pytest.raises(BundleError, match="abstention"):
+        layout.read_info(bundle)
+
+
+def test_an_evaluation_reports_coverage_accuracy_and_sets(trained, abstaining, tmp_path):
+    from sodaops.evaluation.evaluate import evaluate_split
+    from sodaops.evaluation.result import describe_abstention
+
+    settings = configured(
+        f"evaluate.splits_dir={trained / 'splits'}", "evaluate.n_bootstrap=200", "evaluate.baselines=false",
+        f"evaluate.output_dir={tmp_path / 'evaluation'}",
+    )  # fmt: skip
+    result = evaluate_split(settings, abstaining)
+    written = json.loads((tmp_path / "evaluation/metrics.json").read_text())["test"]["abstention"]
+    predictor = Predictor(abstaining, "float32")
+    table = pq.read_table(trained / "splits/test.parquet")
+    probs, truth = predictor.probs_of_cleaned(table["text"].to_pylist()), predictor.task.truth(table)
+    stays = np.array([predictor.reason(predictor.prediction(row)) is None for row in probs])
+    kept = written["thresholds"]
+    assert kept["n_answered"] == stays.sum() and kept["accuracy"] == (probs.argmax(1) == truth)[stays].mean()
+    assert kept["interval_95"]["accuracy"]["low"] <= kept["accuracy"] <= kept["interval_95"]["accuracy"]["high"] < 0.9
+    assert written["sets"]["labels"]["neutral"]["coverage"] == (probs[truth == 1, 1] >= 0.3).mean()
+    assert any("0.9" in warning for warning in result.warnings)  # the tiny model misses it
+    assert (tmp_path / "evaluation/plots/risk_coverage.png").stat().st_size > 10_000
+    page = (tmp_path / "evaluation/report.html").read_text()
+    assert all(line[1:] in page for line in describe_abstention(written))
+
+
+def test_an_evaluation_of_a_bundle_without_thresholds_says_so(trained, tmp_path):
+    from sodaops.evaluation.evaluate import evaluate_split
+
+    settings = configured(
+        f"evaluate.splits_dir={trained / 'splits'}", "evaluate.n_bootstrap=200", "evaluate.baselines=false",
+        f"evaluate.output_dir={tmp_path / 'evaluation'}", "evaluate.target_accuracy=0.9",
+    )  # fmt: skip
+    assert any("evaluate.target_accuracy" in warning for warning in evaluate_split(settings, trained / "run/bundle").warnings)
+
+
+def test_the_service_answers_with_abstention_and_sets_if_asked(serve, abstaining, bundle):
+    plain, configured_on = serve(abstaining), serve(abstaining, abstain=True)
+    body = {"texts": TEXTS[:30]}
+    before = plain.post("/predict/batch", json=body).json()["predictions"]
+    asked = plain.post("/predict/batch", json={**body, "abstain": True, "sets": True}).json()["predictions"]
+    assert [{key: answer[key] for key in before[0]} for answer in asked] == before and set(before[0]) == {
+        "label",
+        "score",
+        "probs",
+    }
+    abstained = [answer["abstain"] for answer in asked]
+    assert 5 < sum(abstained) < 25 and [answer["reason"] is not None for answer in asked] == abstained
+    assert all(answer["label_set"] == [label for label, prob in answer["probs"].items() if prob >= 0.3] for answer in asked)
+    assert [a["abstain"] for a in configured_on.post("/predict/batch", json=body).json()["predictions"]] == abstained
+    assert "abstain" in configured_on.get("/predict", params={"text": TEXTS[0]}).json()
+    assert "abstain" not in configured_on.post("/predict", json={"text": TEXTS[0], "abstain": False}).json()
+    assert f"sodaops_abstained_total {float(2 * sum(abstained))}" in plain.get("/metrics").text
+    without = serve(bundle)
+    for key, of in (("abstain", "target_accuracy"), ("sets", "set_coverage")):
+        assert of in detail(without.post("/predict", json={"text": TEXTS[0], key: True}), 422)
+    fields = [
+        {*schemas["LabelResponse"]["properties"], *schemas["TextRequest"]["properties"], *schemas["BatchRequest"]["properties"]}
+        for schemas in (of.get("/openapi.json").json()["components"]["schemas"] for of in (plain, without))
+    ]
+    assert fields[0] - fields[1] == {"abstain", "reason", "sets", "label_set"} and {"text", "probs"} <= fields[1]
+
+
+def test_a_service_that_abstains_needs_thresholds(serve, bundle, abstaining, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        serve(bundle, abstain=True)
+    assert stopped.value.code == ConfigError.exit_code and "SODAOPS_ABSTAIN" in capsys.readouterr().err
+    shutil.copytree(abstaining, tmp_path / "source")
+    client = serve(tmp_path / "source", abstain=True, admin_keys=["root"])
+    shutil.rmtree(tmp_path / "source")
+    shutil.copytree(bundle, tmp_path / "source")
+    assert "SODAOPS_ABSTAIN" in detail(client.post("/admin/reload", headers={"x-api-key": "root"}), 409)
+    assert client.get("/readyz").json()["bundle_version"] == layout.read_info(abstaining).bundle_id
