@@ -92,12 +92,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=REPO / "outputs/trust_labels")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--votes", nargs="+", choices=("without", "with"), default=("without", "with"))
+    parser.add_argument("--flips", action="append", choices=KINDS, help="may be repeated; by default both")
+    parser.add_argument("--votes", action="append", choices=("without", "with"), help="likewise")
     args, overrides = parser.parse_known_args()
     print("| flips | votes | ranking | precision at n | AUROC |\n| --- | --- | --- | --- | --- |", flush=True)
-    for kind in args.kinds:
-        for votes in args.votes:
+    for kind in args.flips or KINDS:
+        for votes in args.votes or ("without", "with"):
             began = time.perf_counter()
             with shown_log():
                 seeds = range(args.seeds)

@@ -93,12 +93,14 @@ def _entry(
 ) -> dict[str, Any]:
     """A row of labels.csv."""
     row, why = rows.slice(place, 1).to_pylist()[0], []
-    for reason, values in (("model", [f"{p:.2f}" for p in probs[place]]), ("votes", row["votes"])):
+    given = labels.index(row["label"])
+    for reason, values in (("model", probs[place]), ("votes", row["votes"])):
         if ranking.contradicts[reason][place]:
-            why.append(f"{reason}: " + ", ".join(f"{label} {value}" for label, value in zip(labels, values, strict=True)))
+            other = max((i for i in range(len(labels)) if i != given), key=values.__getitem__)
+            why.append(f"{reason}: {labels[other]} {values[other]:.3g}, {labels[given]} {values[given]:.3g}")
     if (duplicate := int(ranking.duplicates[place])) >= 0:
-        other = rows.slice(duplicate, 1).to_pylist()[0]
-        why.append(f"near duplicate: {other['label']} in {other['source']} row {other['row']}")
+        twin = rows.slice(duplicate, 1).to_pylist()[0]
+        why.append(f"near duplicate: {twin['label']} in {twin['source']} row {twin['row']}")
     return {
         "score": round(float(ranking.scores[place]), 4), "split": row["split"], "table": row["source"], "row": row["row"],
         **dict(zip(_text_names(columns), split(row["text"], len(columns)), strict=True)),

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 _GRAM = 5
+_MAX_COMPARED = 100
 _NOT_WORD = re.compile(r"[\W_]+")
 
 
@@ -47,19 +48,19 @@ def near_pairs(texts: Sequence[str], near: float) -> Iterator[tuple[int, int]]:
     """The pairs of texts with at least this similarity, as :class:`NearTexts` measures it; the later index first.
 
     Two sets of similarity ``near`` share one of the rarest ``n - ceil(near * n) + 1`` of their n elements, so only those are
-    indexed (R. Bayardo, Y. Ma and R. Srikant, "Scaling Up All Pairs Similarity Search", WWW 2007).
+    indexed (R. Bayardo, Y. Ma and R. Srikant, "Scaling Up All Pairs Similarity Search", WWW 2007). Of more than 100 texts that
+    share one, as those made from a template do, a text is compared with the last 100.
 
     >>> list(near_pairs(["the train is late again", "I love this", "The train is late again!!"], 0.7))
     [(2, 0)]
     """
-    grams = [_char_grams(text) for text in texts]
-    counts = Counter(gram for of_text in grams for gram in of_text)
+    counts = Counter(gram for text in texts for gram in _char_grams(text))
     index: dict[str, list[int]] = defaultdict(list)
-    for number, own in enumerate(grams):
+    for number, own in enumerate(map(_char_grams, texts)):
         rarest = sorted(own, key=lambda gram: (counts[gram], gram))[: len(own) - max(1, math.ceil(near * len(own) - 1e-9)) + 1]
-        for other in sorted({other for gram in rarest for other in index[gram]}):
-            shared = len(own & grams[other])
-            if shared >= near * (len(own) + len(grams[other]) - shared):
+        for other in sorted({other for gram in rarest for other in index[gram][-_MAX_COMPARED:]}):
+            theirs = _char_grams(texts[other])
+            if len(own & theirs) >= near * len(own | theirs):
                 yield number, other
         for gram in rarest:
             index[gram].append(number)

@@ -103,6 +103,7 @@ def test_near_pairs_are_those_of_all_comparisons():
             if len(sets[i] & sets[j]) >= near * len(sets[i] | sets[j])
         }
         assert set(near_pairs(texts, near)) == expected
+    assert len(list(near_pairs([f"{i} made from the one and only template" for i in range(1000)], 0.7))) < 10**6 / 4
 
 
 def test_a_slice_is_suspicious_only_beyond_chance():
