@@ -1,10 +1,15 @@
-"""On Windows, what needs Linux or macOS is skipped: the modules that import what Windows lacks."""
+"""On Windows, what needs Linux or macOS is skipped: the modules that import what Windows lacks. Bytecode is kept everywhere."""
 
+import os
 import re
 import sys
 from collections.abc import Generator
 
 import pytest
+
+# Without it pytest rewrites every assertion again in each of its processes, and each process of a test compiles the package.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 _POSIX = r"No module named '(fcntl|resource|termios|uvloop)'"
 
