@@ -53,6 +53,7 @@ _PANELS: dict[str, tuple[tuple[str, str, dict[str, str]], ...]] = {
         ("Estimates", "percentunit", {"{{metric}}, {{bound}}": "min by (metric, bound) (sodaops_quality)"}),
         ("Estimates withheld", "short", {"{{reason}}": "max by (reason) (sodaops_quality_withheld)"}),
         ("Confidence", "percentunit", {"mean": _mean("sodaops_confidence")}),
+        ("Abstentions", "reqps", {"abstained": f"sum(rate(sodaops_abstained_total{_RATE}))"}),
         ("Feedback by label", "reqps", {"{{label}}": f"sum by (label) (rate(sodaops_feedback_total{_RATE}))"}),
         ("Challenger: estimates", "percentunit", {"{{role}} {{metric}}": "min by (role, metric) (sodaops_compared_estimate)"}),
         ("Challenger: confidence", "percentunit", {"{{role}}": _mean("sodaops_compared_confidence", "role")}),

@@ -20,6 +20,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from sodaops.inference.predictor import Predictor
+from sodaops.serving.abstention import Asked, with_fields
 from sodaops.serving.schemas import faults
 from sodaops.serving.service import Service
 from sodaops.text.columns import join
@@ -29,11 +30,13 @@ _DATATYPES = {"f": "FP32", "b": "BOOL", "O": "BYTES"}  # kind of a numpy dtype -
 
 
 class Parameters(BaseModel, strict=True):
-    """Of the binary tensor data extension; others are ignored, except for two that would change the answer."""
+    """Mostly of the binary tensor data extension. Others are ignored, except for two that would change the answer."""
 
     binary_data_size: Annotated[int | None, Field(ge=0)] = None
     binary_data: bool | None = None
     binary_data_output: bool = False
+    abstain: bool | None = None  # of a request, as in POST /predict
+    sets: bool = False
     shared_memory_region: None = None
     classification: None = None
 
@@ -62,7 +65,7 @@ class InferRequest(BaseModel, strict=True):
     outputs: Annotated[list[OutputTensor], FailFast()] = []
 
 
-def add_routes(app: FastAPI, service: Service, predict: Callable[[Request, list[str]], Awaitable[tuple[Any, Any]]]) -> None:
+def add_routes(app: FastAPI, service: Service, predict: Callable[..., Awaitable[tuple[Any, Any]]]) -> None:
     """Adds the protocol's routes to an application. The bundle is the one model; its id is the version.
 
     They are not in the OpenAPI schema: the protocol has its own, and JSON Schema cannot describe bodies with binary tensors.
@@ -85,7 +88,7 @@ def add_routes(app: FastAPI, service: Service, predict: Callable[[Request, list[
         return {"live": True, "ready": True}
 
     async def model(request: Request) -> dict[str, Any]:
-        return {"name": name, **_metadata(chosen(request))}
+        return {"name": name, **_metadata(chosen(request), Asked(service.settings.abstain))}
 
     async def model_ready(request: Request) -> dict[str, Any]:
         chosen(request)
@@ -95,7 +98,7 @@ def add_routes(app: FastAPI, service: Service, predict: Callable[[Request, list[
     async def infer(request: Request) -> Response:
         columns = chosen(request).info.text_columns
         asked, texts = _read(await request.body(), request.headers.get(_LENGTH), columns)
-        predictions, ids = await predict(request, texts)
+        predictions, ids = await predict(request, texts, Asked(asked.parameters.abstain, asked.parameters.sets))
         answer = {"model_name": name, "model_version": ids["bundle_version"], **({"id": asked.id} if asked.id else {})}
         return _response(answer, _tensors(predictions), asked)
 
@@ -109,13 +112,13 @@ def add_routes(app: FastAPI, service: Service, predict: Callable[[Request, list[
         add(f"{path}/infer", infer, methods=["POST"])
 
 
-def _metadata(predictor: Predictor) -> dict[str, Any]:
+def _metadata(predictor: Predictor, asked: Asked) -> dict[str, Any]:
     labels = predictor.info.labels
-    example = vars(predictor.prediction(np.full(len(labels), 1 / len(labels), np.float32)))
+    example = with_fields(predictor, [predictor.prediction(np.full(len(labels), 1 / len(labels), np.float32))], asked)
     outputs = [
         {"name": name, "datatype": _DATATYPES[tensor.dtype.kind], "shape": [-1, *tensor.shape[1:]]}
         | ({"parameters": {"labels": json.dumps(labels)}} if tensor.ndim > 1 else {})
-        for name, tensor in _tensors([example]).items()
+        for name, tensor in _tensors(example).items()
     ]
     inputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in predictor.info.text_columns]
     return {"versions": [predictor.info.bundle_id], "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.conftest import lazy
+from tests.integration.test_abstention import with_thresholds
 from tests.other_tasks import Stars, Tags, with_task
 from tests.serving import Server
 
@@ -146,6 +147,22 @@ def test_other_tasks_give_the_fields_that_they_have(serve, bundle, monkeypatch, 
     else:
         assert json.loads(outputs[0]["data"][0]) == expected["tags"] and outputs[0]["datatype"] == "BYTES"
         assert outputs[1]["data"] == pytest.approx(list(expected["probs"].values()), abs=1e-5)
+
+
+def test_abstention_and_label_sets(serve, trained, tmp_path):
+    client = serve(with_thresholds(trained / "run/bundle", tmp_path / "abstaining"), abstain=True)
+    datatypes = {one["name"]: one["datatype"] for one in client.get("/v2/models/sodaops").json()["outputs"]}
+    assert (datatypes["abstain"], datatypes["reason"]) == ("BOOL", "BYTES") and "label_set" not in datatypes
+    expected = client.post("/predict/batch", json={"texts": TEXTS, "sets": True}).json()["predictions"]
+    request = {"inputs": [tensor(TEXTS)], "parameters": {"sets": True}}
+    outputs = {one["name"]: one["data"] for one in client.post(INFER, json=request).json()["outputs"]}
+    assert outputs["abstain"] == [one["abstain"] for one in expected]
+    assert outputs["reason"] == [one["reason"] or "" for one in expected]
+    assert [json.loads(cell) for cell in outputs["label_set"]] == [one["label_set"] for one in expected]
+    request["parameters"] = {"abstain": False, "binary_data_output": True}
+    response = client.post(INFER, json=request)
+    head = json.loads(response.content[: int(response.headers["inference-header-content-length"])])
+    assert [one["name"] for one in head["outputs"]] == ["label", "score", "probs"]
 
 
 @pytest.mark.slow
