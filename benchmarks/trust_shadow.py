@@ -54,10 +54,10 @@ def service(bundle: Path, **settings: object) -> Iterator[httpx.Client]:
         process.wait(60)
 
 
-def answers(client: httpx.Client, texts: list[str]) -> list[bytes]:
-    """The bodies of the responses."""
-    ask = lambda i, text: client.post("/predict", json={"text": text}, headers={"x-request-id": f"r{i}"})  # noqa: E731
-    return [ask(i, text).raise_for_status().content for i, text in enumerate(texts)]
+def answers(client: httpx.Client, texts: list[str], ids: list[str]) -> list[bytes]:
+    """The bodies of the responses to requests with these ids."""
+    ask = lambda text, name: client.post("/predict", json={"text": text}, headers={"x-request-id": name})  # noqa: E731
+    return [ask(text, name).raise_for_status().content for text, name in zip(texts, ids, strict=True)]
 
 
 def counted(client: httpx.Client) -> tuple[float, float]:
@@ -92,7 +92,7 @@ def compare(teacher: Path, student: Path, texts: list[str], rounds: int, seconds
         for side, settings in sides.items():
             with service(teacher, **settings) as client:
                 if not number:
-                    bodies[side] = answers(client, texts[:300])
+                    bodies[side] = answers(client, texts[:300], [f"r{i}" for i in range(300)])
                 bench.run_wrk(bench.Server("", "", (), {}), scratch, 16, 2)  # warm-up
                 full = load(client, scratch, "GET", seconds)
                 if not (scratch / "HALF.lua").exists():
@@ -137,12 +137,11 @@ def canary(teacher: Path, student: Path, texts: list[str], n: int) -> None:
     """Prints how many of n requests the challenger answered."""
     with service(teacher, shadow=student, shadow_share=0, canary=SHARE) as client:
         own = client.get("/info").json()["bundle_version"]
-        asked = [
-            [own.encode() not in body for body in answers(client, [texts[i % len(texts)] for i in range(n)])] for _ in range(2)
-        ]
+        asked, ids = [texts[i % len(texts)] for i in range(n)], [os.urandom(16).hex() for _ in range(n)]
+        chosen = [[own.encode() not in body for body in answers(client, asked, ids)] for _ in range(2)]
     low, high = binomial_interval(n, SHARE)
-    same = asked[0] == asked[1]
-    print(f"\ncanary {SHARE}: {sum(asked[0])} of {n} requests (99 % interval: {low} to {high}); the same again: {same}")
+    same = chosen[0] == chosen[1]
+    print(f"\ncanary {SHARE}: {sum(chosen[0])} of {n} requests (99 % interval: {low} to {high}); the same again: {same}")
 
 
 def main() -> None:

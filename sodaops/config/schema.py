@@ -196,9 +196,7 @@ class ServeConfig(ServerSection):
     part_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     part_bytes: Count = Field(16_777_216, description="size of the journal at which a part is written earlier")
     max_journal_bytes: Count = 1_073_741_824
-    shadow: str | None = Field(
-        None, description="challenger that answers unseen, and is compared: a folder, gs:// or REGISTRY@challenger; null: none"
-    )
+    shadow: str | None = Field(None, description="challenger that also answers, unseen: a folder, gs:// or REGISTRY@challenger")
     shadow_share: Fraction = Field(1.0, description="share of the requests that the challenger also answers, unseen")
     canary: Fraction = Field(0.0, description="share of the requests whose answer to the client is the challenger's")
     cors_origins: list[str] = Field([], description="origins that may call the service from a browser")
@@ -267,9 +265,7 @@ class GateConfig(Section):
     max_gap: Fraction | None
     min_agreement: Fraction | None = Field(description="lowest share of answers on which the serving variant and float32 agree")
     behaviour: BehaviourConfig | None
-    min_disagreements: Count | None = Field(
-        None, description="labelled live disagreements with the champion (McNemar's test at confidence); null: not asked for"
-    )
+    min_disagreements: Count | None = Field(None, description="labelled live disagreements with the champion (McNemar's test)")
 
 
 class RegistryConfig(Section):

@@ -199,11 +199,7 @@ class Journal:
 
 
 def shadow_of(place: str) -> str:
-    """Where the log of a shadow's answers is: beside a request log, as its journal is beside that one's.
-
-    >>> shadow_of("gs://bucket/requests/")
-    'gs://bucket/requests-shadow'
-    """
+    """The place of the log of a shadow's answers beside a request log, or of its journal beside that one's."""
     return f"{place.rstrip('/')}-shadow"
 
 

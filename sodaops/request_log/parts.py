@@ -50,15 +50,10 @@ SCHEMA = pa.schema(
 
 
 _TEXT_COLUMNS = pa.field("text_columns", pa.list_(pa.string()))  # in the journal, of texts of several columns
-_LIVE_COLUMNS = pa.schema(  # of the log of a shadow: what the bundle in use answered, and whether the shadow disagreed
-    {
-        "live_bundle_id": pa.string(),
-        "live_label": pa.string(),
-        "live_score": pa.float32(),
-        "live_probs": pa.list_(pa.float32()),
-        "disagreed": pa.bool_(),
-    }
-)
+_LIVE_COLUMNS = pa.schema({  # of the log of a shadow: what the bundle in use answered, and whether the shadow disagreed
+    "live_bundle_id": pa.string(), "live_label": pa.string(), "live_score": pa.float32(), "live_probs": pa.list_(pa.float32()),
+    "disagreed": pa.bool_(),
+})  # fmt: skip
 PART = "part_"  # and the name of a column: the texts' parts in that column, in place of `text`
 
 
@@ -167,11 +162,7 @@ def all_logs(request_log: str) -> list[str]:
 
 
 def read_disagreements(request_log: str, live: str) -> dict[str, dict[str, str]]:
-    """The texts to which a challenger gave another answer than the live bundle; none without a shadow's log.
-
-    Args:
-        request_log: folder or gs:// address; the shadow's log is beside it.
-        live: id of the bundle in use.
+    """The texts to which a challenger gave another answer than the bundle with the id ``live``; none without a shadow's log.
 
     Returns:
         SHA-256 of the cleaned text -> the newest ``bundle_id``, that of the challenger, ``label`` and ``live_label``.

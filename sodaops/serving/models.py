@@ -96,7 +96,7 @@ class Models:
             await asyncio.sleep(wait_s)
             try:
                 if await self.reload():
-                    log.info("new bundle in use", extra={"bundle_id": self.current.info.bundle_id})
+                    log.info("new bundle in use", extra={"bundle_id": self.current.info.bundle_id, "source": self.source})
                 last_reason, wait_s = "", every_s
             except Exception as error:  # the watch goes on
                 if str(error) != last_reason:  # logged once rather than at each try

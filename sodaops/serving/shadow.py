@@ -187,10 +187,10 @@ class Shadow:
 
     def _estimate(self, role: str, metric: str) -> float:
         """An estimate of a metric over the last texts, uncalibrated as those of all roles; NaN where there is none."""
-        probs = np.array([probs for probs, confidence, _ in self.recent[role] if confidence is not None])
-        if not probs.size or probs.shape[1] > _MAX_LABELS or not np.isfinite(probs).all():
+        task, probs = self._roles[role].task, np.array([probs for probs, *_ in self.recent[role]])
+        if not task.estimates_quality or probs.shape[1] > _MAX_LABELS or not np.isfinite(probs).all():
             return math.nan
-        return estimate(probs, self._roles[role].task.groups(probs), n_samples=1)[metric].value
+        return estimate(probs, task.groups(probs), n_samples=1)[metric].value
 
     def _numbers(self, role: str) -> dict[str, Any]:
         """A row of the page."""

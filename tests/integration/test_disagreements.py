@@ -123,7 +123,6 @@ def test_the_gate_asks_for_labelled_disagreements(logged, trained, capsys):
 def test_a_text_is_forgotten_in_both_logs(logged, capsys):
     rows, *_ = logged
     digest = rows["text_sha256"][1].as_py()
-    Path("log-shadow/journal").mkdir()
     assert main(["log", "forget", "--text-hash", digest, *KEYS]) == 0
     assert "2 rows of 1 requests deleted" in capsys.readouterr().out
     assert digest not in parts.read_disagreements("log", logged[1])
