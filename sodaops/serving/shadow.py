@@ -54,7 +54,7 @@ class Shadow:
     """Compares the challenger with the bundle in use; its routes are in :func:`add_shadow`.
 
     Attributes:
-        recent: role (live, shadow, canary) -> probs, confidence and seconds of its last texts.
+        recent: role (live, shadow, canary) -> probs and seconds of its last texts.
         disagreements: both answers to each of the shadow's last texts; None where they agree.
         dropped: reason -> number of texts without an answer of the shadow.
         journal: of the log of its answers.
@@ -67,7 +67,7 @@ class Shadow:
         self.journal = open_journal(settings, self.metrics.journal, shadow_of)
         self._waiting: asyncio.Queue[Offer] = asyncio.Queue(settings.max_queue)
         self._roles: dict[str, Predictor] = {}
-        self.recent: dict[str, deque[tuple[np.ndarray, float | None, float]]] = {}
+        self.recent: dict[str, deque[tuple[np.ndarray, float]]] = {}
         self.disagreements: deque[tuple[str, str] | None] = deque(maxlen=_RECENT)
         self.dropped: Counter[str] = Counter()
 
@@ -183,23 +183,20 @@ class Shadow:
         if confidence is not None:
             self.metrics.confidence(*of).observe(confidence)
         self.metrics.seconds(*of).observe(seconds)
-        self.recent[role].append((probs, confidence, seconds))
+        self.recent[role].append((probs, seconds))
 
     def _estimate(self, role: str, metric: str) -> float:
-        """An estimate of a metric over the last texts, uncalibrated as those of all roles; NaN where there is none."""
-        task, probs = self._roles[role].task, np.array([probs for probs, *_ in self.recent[role]])
+        """A metric of the last texts, estimated without calibration, so that the accuracy is the mean confidence; NaN: none."""
+        task, probs = self._roles[role].task, np.array([probs for probs, _ in self.recent[role]])
         if not task.estimates_quality or probs.shape[1] > _MAX_LABELS or not np.isfinite(probs).all():
             return math.nan
         return estimate(probs, task.groups(probs), n_samples=1)[metric].value
 
     def _numbers(self, role: str) -> dict[str, Any]:
         """A row of the page."""
-        _, confidences, seconds = zip(*self.recent[role], strict=True)
-        confidence = None if None in confidences else float(np.mean(confidences))
-        p50, p95 = np.quantile(seconds, [0.5, 0.95]) * 1000
-        estimates = {name: self._estimate(role, name) for name in METRICS}
-        shown = {**estimates, "n": len(seconds), "confidence": confidence, "p50_ms": p50, "p95_ms": p95}
-        return {"role": role, "bundle_id": self._roles[role].info.bundle_id, **shown}
+        p50, p95 = np.quantile([1000 * seconds for _, seconds in self.recent[role]], [0.5, 0.95])
+        shown = {name: self._estimate(role, name) for name in METRICS} | {"p50_ms": p50, "p95_ms": p95}
+        return {"role": role, "bundle_id": self._roles[role].info.bundle_id, "n": len(self.recent[role]), **shown}
 
     def page(self) -> str:
         """The comparison of the last texts, as HTML."""
@@ -234,7 +231,9 @@ def add_shadow(app: FastAPI, shadow: Shadow | None) -> None:
     async def page() -> Response:
         return page_response(existing().page())
 
-    @app.post("/admin/canary", tags=["admin"], summary="Change the share of requests that the challenger answers")
+    summary, shown = "Change the share of requests that the challenger answers", shadow is not None
+
+    @app.post("/admin/canary", tags=["admin"], summary=summary, include_in_schema=shown)
     async def canary(body: schemas.CanaryShare) -> schemas.CanaryShare:
         existing().challenger.set_share(body.share)
         return body

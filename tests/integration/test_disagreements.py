@@ -123,8 +123,11 @@ def test_the_gate_asks_for_labelled_disagreements(logged, trained, capsys):
 def test_a_text_is_forgotten_in_both_logs(logged, capsys):
     rows, *_ = logged
     digest = rows["text_sha256"][1].as_py()
+    segment = Path("log/journal-shadow/0.jsonl")  # of a shadow's log that is not in a part yet
+    segment.parent.mkdir()
+    segment.write_text(json.dumps({"request_id": "r1", "text_sha256": digest}) + "\n")
     assert main(["log", "forget", "--text-hash", digest, *KEYS]) == 0
-    assert "2 rows of 1 requests deleted" in capsys.readouterr().out
+    assert "3 rows of 1 requests deleted" in capsys.readouterr().out and segment.read_text() == ""
     assert digest not in parts.read_disagreements("log", logged[1])
     assert main(["log", "prune", "--days", "1", *KEYS]) == 0
     assert not list(Path(".").glob("log*/*/*.parquet"))
