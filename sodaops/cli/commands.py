@@ -74,8 +74,7 @@ COMMANDS = {
         _arg("bundle", metavar="BUNDLE", help=f"{_PLACES}; for ONNX a local one"),
         _arg("--format", choices=["onnx", "transformers"], default="onnx", help="default: onnx"),
         _arg("--output", metavar="FOLDER", help="for --format=transformers, which does not change the bundle"),
-        keys=("export", "evaluate.splits_dir", "evaluate.target_accuracy", "evaluate.target_precision",
-              "evaluate.set_coverage"),
+        keys=("export", "evaluate.splits_dir", "evaluate.target_accuracy", "evaluate.set_coverage"),
     ),
     "evaluate": _command(
         "measure a bundle on a split", "sodaops evaluate outputs/first/bundle evaluate.split=val",

@@ -1,14 +1,25 @@
-"""The section of the model (conf/model), and those of distillation and the check of the labels (conf/config.yaml)."""
+"""The sections of the model (conf/model), of distillation, of the check of the labels, and of the promises of a bundle."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from sodaops.config.extensions import Extension
-from sodaops.config.sections import Count, Fraction, Positive, Section
+from sodaops.config.sections import Count, Fraction, FromJson, Positive, Section
 from sodaops.text.limit import Limit
 
 Targets = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)]
+
+
+def _target(value: Any) -> float | dict[str, float]:
+    shares = value if isinstance(value, dict) else {"": value}
+    if not shares or not all(isinstance(share, float) and 0 < share < 1 for share in shares.values()):
+        raise PydanticCustomError("target", "expected a number between 0 and 1, or such numbers by label")
+    return {str(label): share for label, share in shares.items()} if isinstance(value, dict) else value
+
+
+Target = Annotated[float | dict[str, float], FromJson, PlainValidator(_target, json_schema_input_type=float | dict[str, float])]
 
 
 class LoraConfig(Section):
@@ -72,3 +83,19 @@ class LabelsConfig(Section):
     near: Fraction = Field(0.7, description="similarity of near duplicates")
     test: bool = Field(False, description="also annotate and merge test rows, which makes scores not comparable")
     output_dir: str = Field("outputs/labels", description="folder or gs:// of the page and the CSV, which hold texts")
+
+
+class PromiseConfig(Section):
+    """The part of conf/evaluate for which training and export choose thresholds and label sets, on val."""
+
+    target_accuracy: Target | None = Field(
+        None, description="of the answers above a threshold on confidence, or for some labels of the answers with this label"
+    )
+    set_coverage: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of the texts of each label whose label set has it"
+    )
+
+    @property
+    def promises(self) -> dict[str, Any]:
+        """The targets that are set."""
+        return self.model_dump(include=set(PromiseConfig.model_fields), exclude_none=True)

@@ -12,8 +12,7 @@ from pydantic import ConfigDict, Field
 
 from sodaops.config.alerts import AlertsConfig
 from sodaops.config.extensions import Extension
-from sodaops.config.model import DistillConfig, LabelsConfig, ModelConfig
-from sodaops.config.promises import PromiseConfig
+from sodaops.config.model import DistillConfig, LabelsConfig, ModelConfig, PromiseConfig
 from sodaops.config.search import SearchConfig
 from sodaops.config.sections import (
     Cleaning,

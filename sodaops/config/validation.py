@@ -112,7 +112,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"export.variants={config.export.variants}: int8 is compared with float32; list both."
     if not config.export.variants and config.evaluate.split != "none" and config.evaluate.bundle is None:
         yield "export.variants=[]: evaluation needs an ONNX model; set evaluate.split=none too."
-    yield from config.evaluate.promise_faults(config.export.variants)
+    if config.evaluate.promises and not config.export.variants:
+        yield f"export.variants=[]: evaluate.{next(iter(config.evaluate.promises))} needs an ONNX model; set it to null too."
     if config.model.long_texts == "windows" and len(data.text_columns) > 1:
         yield f"model.long_texts=windows: not with several columns, data.text_column={data.text_columns}; set truncate."
     for key in ("stride", "max_windows") if config.model.long_texts == "truncate" else ():

@@ -9,94 +9,64 @@ from matplotlib.axes import Axes
 
 from sodaops.evaluation.result import Evaluated
 from sodaops.inference.predictor import Predictor
-from sodaops.tasks.abstention import interval
+from sodaops.tasks.abstention import ALL, share, targets_of
 from sodaops.tasks.plots import Wanted
 
 MISSING = (
     "The bundle has no thresholds for evaluate.{key}; `sodaops export BUNDLE evaluate.{key}=VALUE` adds them, or says why."
 )
-_Answers = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def add(result: Evaluated, predictor: Predictor, table: pa.Table, probs: np.ndarray) -> None:
+def measure_abstention(result: Evaluated, predictor: Predictor, table: pa.Table, probs: np.ndarray) -> list[Wanted]:
     """Adds ``abstention`` to the metrics of a split, and a warning for a target that is clearly missed.
 
     Args:
-        result: receives ``thresholds``: the coverage, which is the share of answers that stay, and their accuracy, together and
-            for each predicted label; and ``sets``: for each label the share of its texts whose set has it.
+        result: receives ``answered``: the coverage, which is the share of the answers that stay, and their accuracy, of all
+            or for each label with a target; and ``sets``: the share of the texts of each label whose set has it.
         predictor: of a bundle with thresholds or cutoffs.
         table: the split.
         probs: its answers, float32 [n_rows, n_labels].
+
+    Returns:
+        The risk-coverage curve (El-Yaniv and Wiener 2010), if there are thresholds.
     """
     labels, fields = predictor.info.labels, dict[str, Any](predictor.info.abstention or {})
     levels = fields.pop("variants")[predictor.variant]
-    decided, is_right, _, stays = _answers(predictor, table, probs)
-    if levels["thresholds"]:
-        targets = fields.get("target_precision", {})
-        of_label = {
-            label: {"target": targets.get(label), **_kept(is_right[decided == i], stays[decided == i])}
-            for i, label in enumerate(labels)
-        }
-        fields["thresholds"] = {"target": fields.get("target_accuracy"), **_kept(is_right, stays), "labels": of_label}
-        for which, of in (("", fields["thresholds"]), *((f" of {label}", of) for label, of in of_label.items())):
-            if of["target"] is not None and of["interval_95"]["accuracy"]["high"] < of["target"]:
-                result.warnings.append(
-                    f"Answers{which} above the threshold have an accuracy of {of['accuracy']:.3f}, clearly below the target of "
-                    f"{of['target']:g}: these texts differ from those of val."
-                )
-    if levels["cutoffs"]:
-        truth, has = predictor.task.truth(table), probs >= np.array([levels["cutoffs"][label] for label in labels])
-        sizes = {"mean_size": float(has.sum(1).mean()), "empty": float((~has.any(1)).mean())}
-        fields["sets"] = {**sizes, "labels": {label: _share(has[truth == i, i]) for i, label in enumerate(labels)}}
+    decided, truth = predictor.task.groups(probs), predictor.task.truth(table)
+    confidence, is_right = probs[np.arange(len(probs)), decided], decided == truth
+    stays = confidence > np.array([levels["thresholds"].get(label, 0.0) for label in labels])[decided]
     result.metrics["abstention"] = fields
-
-
-def curve(predictor: Predictor, table: pa.Table, probs: np.ndarray, measured: dict[str, Any] | None) -> list[Wanted]:
-    """The risk-coverage curve (El-Yaniv and Wiener 2010) of a bundle with thresholds."""
-    if measured is None or "thresholds" not in measured:
+    if levels["cutoffs"]:
+        has = probs >= np.array([levels["cutoffs"][label] for label in labels])
+        covered = {label: share(has[truth == i, i]) for i, label in enumerate(labels)}
+        fields["sets"] = {"mean_size": float(has.sum(1).mean()), "empty": float((~has.any(1)).mean()), "labels": covered}
+    for label, target in targets_of(fields).items():
+        rows = decided == labels.index(label) if label else np.ones(len(probs), bool)
+        accuracy = share(is_right[rows & stays])
+        fields.setdefault("answered", {})[label] = {"target": target, "coverage": share(stays[rows]), "accuracy": accuracy}
+        if accuracy["high"] < target:
+            result.warnings.append(
+                f"The answers{label and f' with {label}'} above the threshold have an accuracy of {accuracy['share']:.3f}, "
+                f"clearly below the target of {target:g}: these texts differ from those of val."
+            )
+    if "answered" not in fields:
         return []
-    _, is_right, confidence, _ = _answers(predictor, table, probs)
     caption = (
-        "The share of errors among the most confident answers, at each share of them. The band is the 95 % interval, the point "
-        "the bundle's thresholds."
+        "The share of errors among the most confident answers, with 95 % intervals; the point is at the bundle's threshold."
     )
     right = is_right[np.argsort(-confidence, kind="stable")]
-    return [("risk_coverage", "Errors and coverage", caption, partial(_draw, right, measured["thresholds"]))]
+    return [("risk_coverage", "Errors and coverage", caption, partial(_draw, right, fields["answered"].get(ALL)))]
 
 
-def _draw(right: np.ndarray, kept: dict[str, Any], axes: Axes) -> None:
-    ends = np.unique(np.linspace(1, len(right), min(200, len(right))).astype(int))
-    n_right = np.cumsum(right)[ends - 1]
-    bands = [interval(int(good), int(n)) for good, n in zip(n_right, ends, strict=True)]
-    low, high = ([1 - band[end] for band in bands] for end in ("high", "low"))
+def _draw(right: np.ndarray, answered: dict[str, Any] | None, axes: Axes) -> None:
+    ends = np.unique(np.linspace(1, len(right), 200).astype(int))
+    parts = [share(right[:end]) for end in ends]
+    low, high = ([1 - part[end] for part in parts] for end in ("high", "low"))
     axes.fill_between(ends / len(right), low, high, color="#56B4E9", alpha=0.35, linewidth=0)
-    axes.plot(ends / len(right), 1 - n_right / ends, color="#0072B2", linewidth=1.8)
-    if kept["target"] is not None:
-        axes.axhline(1 - kept["target"], color="#8a94a6", linestyle="--", linewidth=1)
-    if kept["accuracy"] is not None:
-        axes.plot(kept["coverage"], 1 - kept["accuracy"], "o", color="#D55E00")
-    top = max(1.5 * (1 - right.mean()), 0.05)
-    axes.set(xlim=(0, 1.01), ylim=(0, min(1, top)), xlabel="share of texts that are answered", ylabel="errors among them")
-
-
-def _answers(predictor: Predictor, table: pa.Table, probs: np.ndarray) -> _Answers:
-    """Of each row the predicted label id, whether it is right, its confidence, and whether the answer stays."""
-    decided = predictor.task.groups(probs)
-    confidence = probs[np.arange(len(probs)), decided]
-    thresholds = predictor.abstainer.levels["thresholds"] if predictor.abstainer else {}
-    above = np.array([thresholds.get(label, 0.0) for label in predictor.info.labels])
-    return decided, decided == predictor.task.truth(table), confidence, confidence > above[decided]
-
-
-def _kept(is_right: np.ndarray, stays: np.ndarray) -> dict[str, Any]:
-    n_rows, n_kept, n_right = len(stays), int(stays.sum()), int(is_right[stays].sum())
-    return {
-        "n_rows": n_rows, "n_answered": n_kept, "coverage": n_kept / n_rows if n_rows else None,
-        "accuracy": n_right / n_kept if n_kept else None,
-        "interval_95": {"coverage": interval(n_kept, n_rows), "accuracy": interval(n_right, n_kept)},
-    }  # fmt: skip
-
-
-def _share(has: np.ndarray) -> dict[str, Any]:
-    n_rows, n_covered = len(has), int(has.sum())
-    return {"n_rows": n_rows, "coverage": n_covered / n_rows if n_rows else None, "interval_95": interval(n_covered, n_rows)}
+    axes.plot(ends / len(right), [1 - part["share"] for part in parts], color="#0072B2", linewidth=1.8)
+    if answered is not None:
+        axes.axhline(1 - answered["target"], color="#8a94a6", linestyle="--", linewidth=1)
+        if answered["accuracy"]["n"]:
+            axes.plot(answered["coverage"]["share"], 1 - answered["accuracy"]["share"], "o", color="#D55E00")
+    top = min(1, max(1.5 * (1 - right.mean()), 0.05))
+    axes.set(xlim=(0, 1.01), ylim=(0, top), xlabel="share of texts that are answered", ylabel="errors among them")

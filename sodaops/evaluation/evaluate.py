@@ -62,9 +62,8 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None, teacher
     sections = {**_metrics_of(bundle_dir, predictor.info), **config.metrics}
     own = _own_metrics(sections, predictor.task, predictor.task.truth(table), probs)
     result = _result(settings, predictor, table, probs, cut_share, splits_dir, output_dir, same_data, own)
-    if predictor.abstainer:
-        abstention.add(result, predictor, table, probs)
-    elif settings.promises:
+    curves = abstention.measure_abstention(result, predictor, table, probs) if predictor.abstainer else []
+    if settings.promises and not predictor.abstainer:
         result.warnings.append(abstention.MISSING.format(key=next(iter(settings.promises))))
     if teachers:
         ensemble = Ensemble(teachers, predictor.variant)
@@ -73,8 +72,7 @@ def evaluate_split(config: Config, bundle_dir: str | Path | None = None, teacher
     with remote.output_folder(output_dir, WRITTEN, METRICS) as folder:
         pq.write_table(_predictions(predictor, table, probs), folder / "predictions.parquet", compression="zstd")
         wanted = predictor.task.plots(probs, table, predictor.info.labels, settings.n_bins)
-        wanted += abstention.curve(predictor, table, probs, result.metrics.get("abstention"))
-        pictures = plots.draw_plots(folder / "plots", wanted)
+        pictures = plots.draw_plots(folder / "plots", [*wanted, *curves])
         (folder / REPORT).write_text(report.render_report(result, predictor.info, manifest, pictures), encoding="utf-8")
         storage.write_json(folder / METRICS, _metrics_file(result, predictor, manifest, pictures))
     return result

@@ -37,23 +37,18 @@ def own_metrics(task: Task, metrics: Mapping[str, Any]) -> dict[str, float | Non
 
 def describe_abstention(measured: Mapping[str, Any]) -> Iterator[str]:
     """The field ``abstention`` of the metrics in lines."""
-    if "thresholds" in measured:
-        kept = measured["thresholds"]
-        parts = {"answered": kept, **{f"{label} answered": of for label, of in kept["labels"].items() if of["target"]}}
-        for name, of in parts.items():
-            target = f"; target {of['target']:g}" if of["target"] else ""
-            shares = [_with_interval(of, key) for key in ("coverage", "accuracy")]
-            yield f"{name}: {shares[0]} of {of['n_rows']:,} texts, with an accuracy of {shares[1]}{target}"
-    if "sets" in measured:
-        sets = measured["sets"]
-        covered = ", ".join(f"{label} {_with_interval(of, 'coverage')}" for label, of in sets["labels"].items())
-        yield f"label sets of {sets['mean_size']:.2f} labels on average cover {covered}; target {measured['set_coverage']:g}"
+    for label, of in measured.get("answered", {}).items():
+        yield (
+            f"answered{label and f' with {label}'}: {_shown(of['coverage'])} of {of['coverage']['n']:,} texts, accuracy "
+            f"{_shown(of['accuracy'])}; target {of['target']:g}"
+        )
+    if sets := measured.get("sets"):
+        covered = ", ".join(f"{label} {_shown(of)}" for label, of in sets["labels"].items())
+        yield f"label sets, of {sets['mean_size']:.2f} labels on average, cover {covered}; target {measured['set_coverage']:g}"
 
 
-def _with_interval(measured: Mapping[str, Any], key: str) -> str:
-    of = measured["interval_95"]
-    low, high = (of.get(key, of)[end] for end in ("low", "high"))
-    return "–" if measured[key] is None else f"{measured[key]:.3f} ({low:.3f} to {high:.3f})"
+def _shown(of: Mapping[str, Any]) -> str:
+    return "–" if of["share"] is None else f"{of['share']:.3f} ({of['low']:.3f} to {of['high']:.3f})"
 
 
 @dataclass(frozen=True)

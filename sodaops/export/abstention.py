@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 
 from sodaops.bundle import layout
-from sodaops.config.promises import PromiseConfig
+from sodaops.config.model import PromiseConfig
 from sodaops.data.preprocess import read_split
 from sodaops.errors import ConfigError
 from sodaops.inference.predictor import Predictor
 from sodaops.io import storage
-from sodaops.tasks.abstention import CONFIDENCE, check_counts, choose_levels
+from sodaops.tasks.abstention import check_counts, choose_levels
 from sodaops.tasks.base import Task
 
 
 def promises_of(settings: PromiseConfig, info: layout.BundleInfo) -> dict[str, Any]:
     """The targets that are set, or else those that a bundle was last exported with."""
-    own: Mapping[str, Any] = info.abstention or {}
-    return settings.promises or {name: own[name] for name in PromiseConfig.model_fields if name in own}
+    return settings.promises or {name: of for name, of in (info.abstention or {}).items() if name != "variants"}
 
 
 def check_promises(promises: Mapping[str, Any], task: Task, manifest: Mapping[str, Any]) -> None:
@@ -55,9 +54,9 @@ def add_promises(path: str | Path, splits_dir: str | Path, promises: Mapping[str
         kept = ~np.isnan(probs).any(axis=1)
         probs, truth = probs[kept], predictor.task.truth(table)[kept]
         levels = choose_levels(promises, probs, predictor.task.groups(probs), truth, info.labels)
-        variants[variant] = {"model": info.files[layout.ONNX[variant]], "n_rows": len(probs), **levels}
+        variants[variant] = {"model": info.files[layout.ONNX[variant]], **levels}
     fields = {name: value for name, value in vars(info).items() if name not in ("files", "bundle_id")}
-    fields["abstention"] = {**promises, "confidence": CONFIDENCE, "variants": variants}
+    fields["abstention"] = {**promises, "variants": variants}
     with storage.atomic_folder(path, layout.NAMES) as folder:
         for name in info.files:
             shutil.copyfile(Path(path) / name, folder / name)

@@ -193,7 +193,7 @@ class Predictor:
     @property
     def has_thresholds(self) -> bool:
         """Whether the bundle abstains from some predictions."""
-        return self.abstainer is not None and self.abstainer.has_target
+        return self.abstainer is not None and bool(self.abstainer.levels["thresholds"])
 
     def reason(self, prediction: Prediction) -> str | None:
         """Why the bundle abstains from a prediction; None: it does not, or has no thresholds."""

@@ -26,10 +26,10 @@ def with_thresholds(bundle, folder):
     for variant in info.onnx:
         threshold = float(np.median(Predictor(bundle, variant).probs(TEXTS).max(axis=1)))
         variants[variant] = {
-            "model": info.files[layout.ONNX[variant]], "n_rows": 65, "thresholds": dict.fromkeys(info.labels, threshold),
+            "model": info.files[layout.ONNX[variant]], "thresholds": dict.fromkeys(info.labels, threshold),
             "cutoffs": dict.fromkeys(info.labels, 0.3),
         }  # fmt: skip
-    rewrite_info(folder, abstention={"target_accuracy": 0.9, "set_coverage": 0.8, "confidence": 0.95, "variants": variants})
+    rewrite_info(folder, abstention={"target_accuracy": 0.9, "set_coverage": 0.8, "variants": variants})
     return folder
 
 
@@ -88,10 +88,10 @@ def test_an_evaluation_reports_coverage_accuracy_and_sets(trained, abstaining, t
     table = pq.read_table(trained / "splits/test.parquet")
     probs, truth = predictor.probs_of_cleaned(table["text"].to_pylist()), predictor.task.truth(table)
     stays = np.array([predictor.reason(predictor.prediction(row)) is None for row in probs])
-    kept = written["thresholds"]
-    assert kept["n_answered"] == stays.sum() and kept["accuracy"] == (probs.argmax(1) == truth)[stays].mean()
-    assert kept["interval_95"]["accuracy"]["low"] <= kept["accuracy"] <= kept["interval_95"]["accuracy"]["high"] < 0.9
-    assert written["sets"]["labels"]["neutral"]["coverage"] == (probs[truth == 1, 1] >= 0.3).mean()
+    coverage, accuracy = written["answered"][""]["coverage"], written["answered"][""]["accuracy"]
+    assert coverage["share"] == stays.mean() and accuracy["share"] == (probs.argmax(1) == truth)[stays].mean()
+    assert accuracy["low"] <= accuracy["share"] <= accuracy["high"] < 0.9
+    assert written["sets"]["labels"]["neutral"]["share"] == (probs[truth == 1, 1] >= 0.3).mean()
     assert any("0.9" in warning for warning in result.warnings)  # the tiny model misses it
     assert (tmp_path / "evaluation/plots/risk_coverage.png").stat().st_size > 10_000
     page = (tmp_path / "evaluation/report.html").read_text()

@@ -5,8 +5,7 @@ import pytest
 
 from sodaops.config.compose import compose
 from sodaops.errors import ConfigError
-from sodaops.tasks import abstention
-from sodaops.tasks.abstention import best_target, check_counts, choose_cutoff, choose_levels, choose_threshold, interval
+from sodaops.tasks.abstention import check_counts, choose_cutoff, choose_levels, choose_threshold, share
 
 
 def answers(n, seed=0):
@@ -33,13 +32,13 @@ def test_no_threshold_reaches_a_target():
     wrong = np.tile([True, True, True, False], 100)
     confidence = np.linspace(0.9, 0.5, 400)
     assert choose_threshold(confidence, wrong, 0.9) is None
-    best = best_target(confidence, wrong)
-    assert 0.65 < best < 0.75 and choose_threshold(confidence, wrong, best) is not None
+    best = max(n / 1000 for n in range(1, 1000) if choose_threshold(confidence, wrong, n / 1000) is not None)
+    assert 0.65 < best < 0.75
     probs = np.stack([confidence, 1 - confidence], 1)
     with pytest.raises(ConfigError, match=rf"evaluate\.target_accuracy=0\.9\b.*{best:.3f}"):
         choose_levels({"target_accuracy": 0.9}, probs, np.zeros(400, int), np.where(wrong, 0, 1), ["a", "b"])
-    with pytest.raises(ConfigError, match=r"evaluate\.target_precision\.a=0\.9\b"):
-        choose_levels({"target_precision": {"a": 0.9}}, probs, np.zeros(400, int), np.where(wrong, 0, 1), ["a", "b"])
+    with pytest.raises(ConfigError, match=r"evaluate\.target_accuracy\.a=0\.9\b"):
+        choose_levels({"target_accuracy": {"a": 0.9}}, probs, np.zeros(400, int), np.where(wrong, 0, 1), ["a", "b"])
 
 
 def test_each_label_has_a_threshold_for_its_own_precision():
@@ -48,7 +47,7 @@ def test_each_label_has_a_threshold_for_its_own_precision():
     decided = np.tile([0, 1], 300)
     probs[decided == 1] = probs[decided == 1][:, ::-1]
     truth = np.where(is_right, decided, 1 - decided)
-    levels = choose_levels({"target_precision": {"b": 0.85}}, probs, decided, truth, ["a", "b"])
+    levels = choose_levels({"target_accuracy": {"b": 0.85}}, probs, decided, truth, ["a", "b"])
     own = decided == 1
     assert levels["thresholds"] == {"a": 0.0, "b": choose_threshold(confidence[own], is_right[own], 0.85)}
 
@@ -64,8 +63,8 @@ def test_a_label_set_has_the_right_label_as_often_as_stated():
     ("promises", "n_rows", "key", "needed"),
     [
         ({"target_accuracy": 0.95}, {"a": 29, "b": 29}, "evaluate.target_accuracy=0.95", "59"),
-        ({"target_precision": {"b": 0.9}}, {"a": 90, "b": 28}, "evaluate.target_precision.b=0.9", "29"),
-        ({"target_precision": {"c": 0.9}}, {"a": 90, "b": 90}, "evaluate.target_precision.c", "a, b"),
+        ({"target_accuracy": {"b": 0.9}}, {"a": 90, "b": 28}, "evaluate.target_accuracy.b=0.9", "29"),
+        ({"target_accuracy": {"c": 0.9}}, {"a": 90, "b": 90}, "evaluate.target_accuracy.c", "a, b"),
         ({"set_coverage": 0.95}, {"a": 18, "b": 90}, "evaluate.set_coverage=0.95", "19"),
     ],
 )
@@ -77,13 +76,12 @@ def test_too_few_rows_and_unknown_labels(promises, n_rows, key, needed):
 
 def test_enough_rows_are_accepted():
     check_counts({"target_accuracy": 0.95, "set_coverage": 0.95}, ["a", "b"], {"a": 19, "b": 40})
-    assert abstention.n_needed(0.9) == 29
 
 
 def test_intervals_are_those_of_clopper_and_pearson():
-    assert interval(0, 10) == pytest.approx({"low": 0.0, "high": 0.30850}, abs=1e-4)
-    assert interval(8, 10) == pytest.approx({"low": 0.44390, "high": 0.97479}, abs=1e-4)
-    assert interval(0, 0) == {"low": 0.0, "high": 1.0}
+    assert share(np.zeros(10, bool)) == pytest.approx({"n": 10, "share": 0.0, "low": 0.0, "high": 0.30850}, abs=1e-4)
+    assert share(np.arange(10) < 8) == pytest.approx({"n": 10, "share": 0.8, "low": 0.44390, "high": 0.97479}, abs=1e-4)
+    assert share(np.zeros(0, bool)) == {"n": 0, "share": None, "low": 0.0, "high": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -91,12 +89,8 @@ def test_intervals_are_those_of_clopper_and_pearson():
     [
         (["task=multi_label", "data=csv", "data.path=a.csv", "evaluate.target_accuracy=0.9"], ["evaluate.target_accuracy"]),
         (["task=regression", "data=csv", "data.path=a.csv", "evaluate.set_coverage=0.9"], ["evaluate.set_coverage"]),
-        (
-            ["evaluate.target_accuracy=0.9", "evaluate.target_precision={positive: 0.9}"],
-            ["evaluate.target_accuracy", "evaluate.target_precision"],
-        ),
-        (["evaluate.target_precision={}"], ["evaluate.target_precision"]),
-        (["evaluate.target_accuracy=1.0"], ["evaluate.target_accuracy=1.0"]),
+        (["evaluate.target_accuracy=1.0"], ["evaluate.target_accuracy"]),
+        (["evaluate.target_accuracy={positive: 95}"], ["evaluate.target_accuracy"]),
         (["evaluate.target_accuracy=0.9", "export.variants=[]", "evaluate.split=none"], ["evaluate.target_accuracy"]),
     ],
 )
