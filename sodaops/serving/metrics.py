@@ -5,7 +5,7 @@ import functools
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from sodaops.request_log.journal import JournalMetrics
-from sodaops.web.metrics import HttpMetrics
+from sodaops.web.metrics import SECONDS, HttpMetrics
 
 
 class Metrics(HttpMetrics):
@@ -49,7 +49,9 @@ class ShadowMetrics:
         self.disagreements = Counter("sodaops_shadow_disagreements", "Other answers than the live ones.", registry=registry)
         predicted = Counter("sodaops_compared_predictions", "Predictions by label.", (*of, "label"), registry=registry)
         confidence = Summary("sodaops_compared_confidence", "Probability of the predicted label.", of, registry=registry)
-        seconds = Histogram("sodaops_compared_seconds", "Time for a request, or the shadow's text.", of, registry=registry)
+        seconds = Histogram(
+            "sodaops_compared_seconds", "Time for a request, or the shadow's text.", of, buckets=SECONDS, registry=registry
+        )
         self.predicted, self.confidence = functools.cache(predicted.labels), functools.cache(confidence.labels)
         self.seconds = functools.cache(seconds.labels)
         self.estimate = Gauge(

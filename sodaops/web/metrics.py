@@ -4,7 +4,7 @@ import functools
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class HttpMetrics:
@@ -15,7 +15,7 @@ class HttpMetrics:
         ProcessCollector(registry=registry)
         self.requests = Counter("sodaops_requests", "Requests answered.", ("method", "path", "status"), registry=registry)
         self.seconds = Histogram(
-            "sodaops_request_seconds", "Time from a request's head to its answer.", ("path",), buckets=_SECONDS,
+            "sodaops_request_seconds", "Time from a request's head to its answer.", ("path",), buckets=SECONDS,
             registry=registry,
         )  # fmt: skip
         self.in_flight = Gauge("sodaops_requests_in_flight", "Requests being answered.", registry=registry)

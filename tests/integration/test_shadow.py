@@ -38,17 +38,38 @@ def other(bundle, tmp_path):
 @pytest.fixture(scope="module")
 def contrary(trained, tmp_path_factory):
     """A bundle for which the least probable label is the most probable one."""
+    folder = copy_bundle(trained / "run/bundle", tmp_path_factory.mktemp("contrary") / "bundle", "contrary")
+    change_models(folder, negate_logits)
+    return folder
+
+
+def change_models(folder, change):
     import onnx
 
-    folder = copy_bundle(trained / "run/bundle", tmp_path_factory.mktemp("contrary") / "bundle", "contrary")
     for name in json.loads((folder / layout.INFO).read_text())["onnx"]:
         model = onnx.load(folder / layout.ONNX[name])
-        node = next(node for node in model.graph.node if "logits" in node.output)
-        node.output[list(node.output).index("logits")] = "positive"
-        model.graph.node.append(onnx.helper.make_node("Neg", ["positive"], ["logits"]))
+        change(model.graph, onnx.helper.make_node)
         onnx.save(model, folder / layout.ONNX[name])
     refresh_info(folder)
-    return folder
+
+
+def negate_logits(graph, make_node):
+    node = next(node for node in graph.node if "logits" in node.output)
+    node.output[list(node.output).index("logits")] = "positive"
+    graph.node.append(make_node("Neg", ["positive"], ["logits"]))
+
+
+def read_sixth_token(graph, make_node):
+    """Fails for a batch whose texts are all shorter; the trial's are not."""
+    import onnx
+
+    node = next(node for node in graph.node if "logits" in node.output)
+    node.output[list(node.output).index("logits")] = "before"
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([6]), "sixth"))
+    graph.node.append(make_node("Gather", ["input_ids", "sixth"], ["token"], axis=1))
+    graph.node.append(make_node("Cast", ["token"], ["number"], to=onnx.TensorProto.FLOAT))
+    graph.node.append(make_node("Sub", ["number", "number"], ["zero"]))
+    graph.node.append(make_node("Add", ["before", "zero"], ["logits"]))
 
 
 def bundle_id(folder):
@@ -204,6 +225,18 @@ def test_an_alias_is_followed_and_the_worker_too(serve, bundle, other, contrary,
     ask(client, "r")
     wait_until(lambda: answered(client, contrary, "shadow"))
     assert metrics(client)["sodaops_shadow_restarts_total"] == 0
+
+
+@pytest.mark.slow
+def test_a_text_on_which_the_challenger_fails_is_dropped(serve, bundle, other):
+    change_models(other, read_sixth_token)
+    client = serve(shadow=str(other))
+    texts = ["a", "one two three four five six"]
+    assert client.post("/predict/batch", json={"texts": texts}).json()["bundle_version"] == bundle_id(bundle)
+    wait_until(lambda: answered(client, other, "shadow") == 1)
+    values = metrics(client)
+    assert sum(value for name, value in values.items() if name.startswith("sodaops_shadow_dropped_total")) == 1
+    assert values["sodaops_shadow_restarts_total"] == 0
 
 
 @pytest.mark.slow
