@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
+from sodaops.bundle.reference import MAX_CELL_CHARS
 from sodaops.inference.predictor import Predictor
 from sodaops.serving import abstention, schemas
 from sodaops.serving.settings import ServeSettings
@@ -17,8 +18,7 @@ _ERRORS = {status: HTTPStatus(status).phrase for status in (400, 401, 403, 404, 
 _ERRORS[422] = "The request does not match this schema, or nothing is left of a text after cleaning, such as of HTML entities."
 # What every cleaning removes: white space, control characters, invisible ones. A text needs another character.
 _NOT_EMPTY = r"[^\s\x00-\x1f\x7f-\x9f\u200b\u2060\ufeff]"
-
-
+_CONTEXT = "Slice column -> value, for drift by segment."
 _ANSWERS = ("LabelResponse", "TextResponse", "Explanation")
 
 
@@ -51,6 +51,11 @@ def schema(app: FastAPI, settings: ServeSettings, predictor: Predictor) -> dict[
         part = changed.get(name, parts[name])
         own = off if name != "Explanation" else {"abstain", "reason", "label_set"}
         changed[name] = part | {"properties": {key: of for key, of in part["properties"].items() if key not in own}}
+    values = {key: {"type": "string", "maxLength": MAX_CELL_CHARS} for key in predictor.info.slice_columns}
+    context = [{"type": "object", "properties": values, "additionalProperties": False}, {"type": "null"}]
+    for name in ("TextRequest", "ExplanationRequest", "BatchRequest"):
+        of = changed.get(name, parts[name])
+        changed[name] = of | {"properties": of["properties"] | {"context": {"description": _CONTEXT, "anyOf": context}}}
     return document | {"components": document["components"] | {"schemas": parts | changed}}
 
 

@@ -31,10 +31,7 @@ class _Request(BaseModel):
 
 
 class _TextsRequest(_Request):
-    context: Annotated[
-        dict[str, Annotated[str, Field(max_length=MAX_CELL_CHARS)]] | None,
-        Field(max_length=16, description="slice column -> value, for drift by segment", examples=[{"source": "app"}]),
-    ] = None
+    context: Annotated[dict[str, Annotated[str, Field(max_length=MAX_CELL_CHARS)]] | None, Field(max_length=16)] = None
 
 
 _RawText = Annotated[str, Field(description="raw; the bundle's own cleaning is applied", examples=["I love this"])]

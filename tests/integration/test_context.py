@@ -64,5 +64,12 @@ def test_values_that_explode_in_number_are_logged_as_other(serve, sliced, tmp_pa
     assert 'sodaops_context_others_total{column="source"} 3.0' in text and "user 5" not in text
 
 
+def test_the_schema_names_the_columns_of_the_bundle(serve, sliced):
+    schemas = serve().get("/openapi.json").json()["components"]["schemas"]
+    for name in ("TextRequest", "ExplanationRequest", "BatchRequest"):
+        context = schemas[name]["properties"]["context"]["anyOf"][0]
+        assert set(context["properties"]) == {"source", "country"} and not context["additionalProperties"]
+
+
 def test_a_bundle_without_slice_columns_takes_no_context(client):
     assert "data.slice_columns" in detail(client.post("/predict", json={"text": "good", "context": {"source": "app"}}), 422)
