@@ -76,7 +76,8 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     _add_predictions(app, service, text_request, batch_request)
     _add_explanations(app, service, explanation_request)
     _add_operations(app, service)
-    add_shadow(app, service.shadow)
+    if service.shadow:
+        add_shadow(app, service.shadow)
     _add_pages(app, service.models.current.info.text_columns)
     _add_error_handlers(app, service.metrics)
     access = Access(settings.api_keys, settings.admin_keys, settings.allowed_hosts, settings.cors_origins)

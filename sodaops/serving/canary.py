@@ -1,6 +1,5 @@
 """The challenger of ``serve.shadow``, and the share of requests that it answers (``serve.canary``)."""
 
-import functools
 import hashlib
 
 from sodaops.errors import BundleError, ConfigError, SodaOpsError
@@ -40,7 +39,7 @@ class Challenger(Models):
 
     def stands_in(self, live: Predictor) -> bool:
         """Whether it is another bundle than this one, with the same task, labels and text columns."""
-        return _stands_in(self.current, live)
+        return live.info.bundle_id != self.current.info.bundle_id and _like(live) == _like(self.current)
 
     def set_share(self, share: float) -> None:
         """Changes the share; 0 ends the canary.
@@ -65,11 +64,6 @@ def _like(predictor: Predictor) -> tuple[str, list[str], list[str]]:
     """What bundles share that can answer for each other; the name of a single column does not matter."""
     columns = predictor.info.text_columns
     return predictor.task.name, predictor.info.labels, columns if len(columns) > 1 else ["text"]
-
-
-@functools.lru_cache(1)  # asked for each request
-def _stands_in(challenger: Predictor, live: Predictor) -> bool:
-    return challenger.info.bundle_id != live.info.bundle_id and _like(challenger) == _like(live)
 
 
 def position(key: str) -> float:

@@ -57,14 +57,13 @@ class Shadow:
         recent: role (live, shadow, canary) -> probs and seconds of its last texts.
         disagreements: both answers to each of the shadow's last texts; None where they agree.
         dropped: reason -> number of texts without an answer of the shadow.
-        journal: of the log of its answers.
     """
 
     def __init__(self, settings: ServeSettings, models: Models, batcher: Batcher, metrics: Metrics) -> None:
         self._settings, self._batcher, self.metrics = settings, batcher, ShadowMetrics(metrics.registry)
         self.challenger = Challenger(settings, models, metrics)
         self.metrics.share.set_function(lambda: self.challenger.share)
-        self.journal = open_journal(settings, self.metrics.journal, shadow_of)
+        self._journal = open_journal(settings, self.metrics.journal, shadow_of)
         self._waiting: asyncio.Queue[Offer] = asyncio.Queue(settings.max_queue)
         self._roles: dict[str, Predictor] = {}
         self.recent: dict[str, deque[tuple[np.ndarray, float]]] = {}
@@ -76,12 +75,12 @@ class Shadow:
         running = [self.run()] if self._settings.shadow_share else []
         if self._settings.reload_s is not None:
             running.append(self.challenger.watch(self._settings.reload_s))
-        return [*running, self.journal.run()] if self.journal else running
+        return [*running, self._journal.run()] if self._journal else running
 
     async def close(self) -> None:
         """Writes the rest of the log."""
-        if self.journal:
-            await self.journal.close()
+        if self._journal:
+            await self._journal.close()
 
     def observe(
         self, predictor: Predictor, texts: Sequence[str], cleaned: Sequence[str], predictions: Sequence[Any],
@@ -156,8 +155,8 @@ class Shadow:
         self._count("shadow", challenger, prediction, probs, answer["seconds"])
         self.metrics.disagreements.inc(disagreed)
         self.disagreements.append((live_label, label) if disagreed else None)
-        if self.journal:
-            self.journal.append([{
+        if self._journal:
+            self._journal.append([{
                 "time": time.time_ns() // 1000, "request_id": offer.request_id, "place": offer.place,
                 "bundle_id": challenger.info.bundle_id, "variant": challenger.variant, "label": label, "score": score,
                 "labels": challenger.info.labels, "probs": probs.tolist(), "latency_ms": round(1000 * answer["seconds"], 3),
@@ -209,31 +208,20 @@ class Shadow:
 
 
 def open_shadow(settings: ServeSettings, models: Models, batcher: Batcher, metrics: Metrics) -> Shadow | None:
-    """The shadow of a service; None without ``serve.shadow``.
-
-    Raises:
-        ConfigError: the challenger cannot be used, or ``serve.canary`` is set without one.
-    """
+    """The shadow of a service; None without ``serve.shadow``, which ``serve.canary`` needs (ConfigError)."""
     if settings.shadow is None and settings.canary:
         raise ConfigError(f"SODAOPS_CANARY={settings.canary} (serve.canary) needs a challenger; set SODAOPS_SHADOW too.")
     return None if settings.shadow is None else Shadow(settings, models, batcher, metrics)
 
 
-def add_shadow(app: FastAPI, shadow: Shadow | None) -> None:
+def add_shadow(app: FastAPI, shadow: Shadow) -> None:
     """Adds the routes about the challenger: its page, and the change of its share."""
-
-    def existing() -> Shadow:
-        if shadow is None:
-            raise ConfigError("there is no challenger; set SODAOPS_SHADOW (serve.shadow) to a bundle.")
-        return shadow
 
     @app.get("/shadow", include_in_schema=False)
     async def page() -> Response:
-        return page_response(existing().page())
+        return page_response(shadow.page())
 
-    summary, shown = "Change the share of requests that the challenger answers", shadow is not None
-
-    @app.post("/admin/canary", tags=["admin"], summary=summary, include_in_schema=shown)
+    @app.post("/admin/canary", tags=["admin"], summary="Change the share of requests that the challenger answers")
     async def canary(body: schemas.CanaryShare) -> schemas.CanaryShare:
-        existing().challenger.set_share(body.share)
+        shadow.challenger.set_share(body.share)
         return body

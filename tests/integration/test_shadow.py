@@ -108,7 +108,7 @@ def test_the_answers_stay_the_same_and_those_of_the_shadow_are_counted_and_logge
     page = client.get("/shadow")
     assert page.status_code == 200 and bundle_id(contrary) in page.text and bundle_id(bundle) in page.text
     assert "9 of the last 9 texts" in page.text and "text number" not in page.text
-    assert "shadow" not in plain.get("/metrics").text and detail(plain.get("/shadow"), 409)
+    assert "shadow" not in plain.get("/metrics").text and detail(plain.get("/shadow"), 404)
     client.__exit__()
     live = {(row["request_id"], row["place"]): row for row in rows(log)}
     found = rows(tmp_path / "log-shadow")
