@@ -158,22 +158,30 @@ class Model:
             frames.check_column(name, columns, data)
         texts = join_texts([as_text(frames.to_array(name, columns[name])) for name in names]).fill_null("").to_pylist()
         probs = self.predictor.probs_of_cleaned([self.predictor.clean(one) for one in texts])
-        rows = with_predictions(
-            pa.table({own: pa.nulls(len(data)) for own in columns}), probs, self.predictor.task, self.labels
-        )
+        rows = with_predictions(pa.table({own: pa.nulls(len(data)) for own in columns}), probs, self.predictor)
         added = {name: rows[name] for name in rows.column_names[len(columns) :]}
         return data.assign(
             **{name: of.to_pylist() if pa.types.is_list(of.type) else of.to_numpy() for name, of in added.items()}
         )
 
-    def predict_file(self, path: Source, output: Source, text: str | Sequence[str] | None = None) -> "PredictedTable":
+    def reason(self, prediction: Any) -> str | None:
+        """Why the model abstains from a prediction; None: it does not, or has no thresholds (``evaluate.target_accuracy``)."""
+        return self.predictor.reason(prediction)
+
+    def label_set(self, prediction: Any) -> list[str]:
+        """The label set of a prediction; empty without ``evaluate.set_coverage``."""
+        return self.predictor.abstainer.label_set(prediction.probs) if self.predictor.abstainer else []
+
+    def predict_file(
+        self, path: Source, output: Source, text: str | Sequence[str] | None = None, abstain: bool = False
+    ) -> "PredictedTable":
         """Predicts a table of any length; see :func:`sodaops.inference.table.predict_table`."""
         from sodaops.inference.table import bulk_predictor, predict_table
 
         with _explained():
             with bundle_at(self.bundle, predictor_files(self.variant)) as folder:
                 predictor = bulk_predictor(folder, self.variant)
-            return predict_table(predictor, str(path), text, str(output))
+            return predict_table(predictor, str(path), text, str(output), abstain=abstain)
 
 
 def load(bundle: Source, variant: str | None = None) -> Model:

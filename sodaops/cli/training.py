@@ -166,9 +166,12 @@ def run_predict(options: argparse.Namespace) -> None:
         raise ConfigError("sodaops predict: give texts, - for standard input, or --file TABLE with --output TABLE.")
     with bundle_at(options.bundle, predictor_files(options.variant)) as folder:
         predictor = (bulk_predictor if options.file else Predictor)(folder, options.variant)
+    if options.abstain:
+        predictor.require_thresholds("--abstain")
     if options.file:
         layout = layout_of(options.delimiter, options.encoding)
-        written = predict_table(predictor, options.file, options.text_column, options.output, layout=layout)
+        table = predictor, options.file, options.text_column, options.output
+        written = predict_table(*table, layout=layout, abstain=options.abstain)
         resumed = f", {written.n_resumed:,} of them predicted by an earlier run" if written.n_resumed else ""
         print(f"{options.output}: {written.n_rows:,} rows{resumed}")
     elif options.texts == ["-"]:
@@ -176,10 +179,12 @@ def run_predict(options: argparse.Namespace) -> None:
         for lines in _lines_of_stdin():
             numbered = {number: line for number, line in enumerate(lines, n_lines + 1) if line.strip()}
             texts = _texts_of(predictor, numbered, "standard input, line")
-            _print_predictions(predictor, [(line, text) for line, text in texts if predictor.clean(text)])  # no empty lines
+            _print_predictions(
+                predictor, [(line, text) for line, text in texts if predictor.clean(text)], options.abstain
+            )  # no empty lines
             n_lines += len(lines)
     else:
-        _print_predictions(predictor, _texts_of(predictor, dict(enumerate(options.texts, 1)), "text"))
+        _print_predictions(predictor, _texts_of(predictor, dict(enumerate(options.texts, 1)), "text"), options.abstain)
 
 
 def _texts_of(predictor: "Predictor", words: Mapping[int, str], place: str) -> list[tuple[str, str]]:
@@ -205,8 +210,9 @@ def _decoded(line: bytes, number: int) -> str:
         raise DataError(f"standard input, line {number}: not UTF-8 ({error}); convert it, for example with iconv.") from None
 
 
-def _print_predictions(predictor: "Predictor", texts: Sequence[tuple[str, str]]) -> None:
-    """Prints a line for each text, as it was given."""
+def _print_predictions(predictor: "Predictor", texts: Sequence[tuple[str, str]], abstain: bool) -> None:
+    """Prints a line for each text, as it was given, if wanted with the reason to abstain."""
     for (given, _), answer in zip(texts, predictor.predict([text for _, text in texts]), strict=True):
         shown, details = predictor.task.shown(answer)
-        print(f"{shown}\t{given}\t({details})", flush=True)
+        why = predictor.reason(answer) if abstain else None
+        print(f"{shown}\t{given}\t({details}{(why and f'; abstains: {why}') or ''})", flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sodaops.config.schema import DriftConfig
-from sodaops.drift.features import TEXT, Bin, Feature
+from sodaops.drift.features import ABSTAINED, TEXT, Bin, Feature
 
 _LARGE_EFFECT = 0.3  # no change of topic or style shifts the tokenizer's features that far
 
@@ -46,7 +46,7 @@ def find_causes(
     # At most one of the following, from the most specific to the least.
     tokens = [name for name in ("pieces_per_word", "non_ascii", "unknown") if name in drifted and _far_above(by_name[name])]
     text_features = drifted & {*TEXT}
-    answers = [name for name in by_name if name in drifted and name not in (*TEXT, "score")]
+    answers = [name for name in by_name if name in drifted and name not in (*TEXT, "score", ABSTAINED)]
     if tokens:
         causes.append(Cause("language", f"another language or script (higher: {_titles(by_name, tokens)})"))
     elif "embedding" in drifted or (not answers and text_features):
@@ -58,6 +58,10 @@ def find_causes(
         medians = by_name["score"].reference, by_name["score"].current
         direction = "less" if medians[1] < medians[0] else "more"
         causes.append(Cause("confidence", f"predictions are {direction} confident: median {medians[0]:.2f} → {medians[1]:.2f}"))
+    elif ABSTAINED in drifted:
+        causes.append(
+            Cause("confidence", f"another share of answers below the threshold ({_largest_changes(by_name[ABSTAINED])})")
+        )
     return causes
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+ABSTAINED = "abstained"
 TITLES = {
     "n_chars": "length in characters",
     "letters": "share of letters",
@@ -14,9 +15,10 @@ TITLES = {
     "label": "predicted label",
     "score": "confidence",
     "embedding": "meaning within a label",
+    ABSTAINED: "share of abstentions",
 }
 ANSWERS = ("label", "score")  # unless the task has others
-TEXT = tuple(name for name in TITLES if name not in ANSWERS)
+TEXT = tuple(name for name in TITLES if name not in (*ANSWERS, ABSTAINED))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sodaops.bundle.reference import Descriptors, Reference
 from sodaops.config.schema import DriftConfig
 from sodaops.drift.causes import find_causes
 from sodaops.drift.evidently_report import column_tests
-from sodaops.drift.features import ANSWERS, TEXT, Bin, Feature
+from sodaops.drift.features import ABSTAINED, ANSWERS, TEXT, Bin, Feature
 from sodaops.drift.quality import Quality, estimate_quality
 from sodaops.drift.result import DriftResult, Example
 from sodaops.drift.segments import compare_segments, distinct_texts
@@ -54,7 +54,8 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
     answered = distinct_texts(every_answered)
     # Bonferroni: with k tests at alpha / k, the chance of any false alarm is at most alpha.
     task = layout.task_of(info.bundle_id, info)
-    level = settings.alpha / (len(TEXT) + len(_compared_answers(info, reference, answered, task)))
+    n_tests = len(TEXT) + len(_compared_answers(info, reference, answered, task)) + (info.abstention is not None)
+    level = settings.alpha / n_tests
     others = {
         bundle_id: _compare_other_bundle(settings, reference, rows.filter(pc.equal(rows["bundle_id"], bundle_id)), level)
         for bundle_id in count_by_bundle(rows)
@@ -141,6 +142,7 @@ def _compare_features(
         for name in current_frame.columns
     ]
     features += [_compare_rates(settings, name, info.labels, sides, level) for name, sides in rates.items()]
+    features += _compare_abstention(settings, info, reference, rows, level)
     groups = reference.label_ids, answer_groups(info, rows, task)
     embedding = _compare_embeddings(settings, reference, rows, groups, level)
     drifted = embedding is not None and embedding.p < level
@@ -222,6 +224,20 @@ def _compare_rates(settings: DriftConfig, name: str, labels: list[str], sides: _
     rates = [side.mean(axis=0) for side in sides]
     effect = float(np.abs(rates[0] - rates[1]).max())
     return Feature(name, p, effect, p < level and effect >= settings.min_effect, None, None, _bins(labels, rates))
+
+
+def _compare_abstention(
+    settings: DriftConfig, info: BundleInfo, reference: Reference, rows: pa.Table, level: float
+) -> list[Feature]:
+    """Compares how often a bundle with thresholds abstains, with val alone, as a model is surer of texts that it has seen."""
+    variant = info.abstention and info.default_variant  # which the reference is of
+    thresholds = info.abstention["variants"][variant]["thresholds"] if info.abstention and variant else {}
+    logged = rows["abstained"].drop_null().to_numpy()
+    if not thresholds or not len(logged):
+        return []
+    val = ~reference.seen
+    before = reference.scores[val] <= np.array([thresholds[label] for label in info.labels])[reference.label_ids[val]]
+    return [_compare_rates(settings, ABSTAINED, [ABSTAINED], (before[:, None], logged[:, None]), level)]
 
 
 def _histogram(sides: list[np.ndarray]) -> list[Bin]:

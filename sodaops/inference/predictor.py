@@ -195,6 +195,14 @@ class Predictor:
         """Whether the bundle abstains from some predictions."""
         return self.abstainer is not None and bool(self.abstainer.levels["thresholds"])
 
+    def require_thresholds(self, key: str) -> None:
+        """Raises a ConfigError that names ``key`` if the bundle abstains from nothing."""
+        if not self.has_thresholds:
+            raise ConfigError(
+                f"{key}: bundle {self.info.bundle_id} has no thresholds; `sodaops export BUNDLE evaluate.target_accuracy=0.95` "
+                "adds them."
+            )
+
     def reason(self, prediction: Prediction) -> str | None:
         """Why the bundle abstains from a prediction; None: it does not, or has no thresholds."""
         return self.abstainer.reason(*self.task.logged(prediction)) if self.abstainer else None

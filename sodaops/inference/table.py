@@ -23,7 +23,6 @@ from sodaops.inference.bulk import PredictionParts, predict_chunks, rechunk
 from sodaops.inference.predictor import Predictor
 from sodaops.io import remote, storage
 from sodaops.io.progress import progress
-from sodaops.tasks.base import Task
 from sodaops.text import cleaning, columns
 
 log = logging.getLogger(__name__)
@@ -61,6 +60,7 @@ def predict_table(
     output: str,
     chunk_rows: int = CHUNK_ROWS,
     layout: Layout = DETECTED,
+    abstain: bool = False,
 ) -> PredictedTable:
     """Predicts the rows of a table, and writes its columns with label, score and prob_LABEL beside them.
 
@@ -78,16 +78,20 @@ def predict_table(
         output: .csv, .tsv, .jsonl or .parquet; written whole or not at all.
         chunk_rows: rows that are predicted together, at most.
         layout: delimiter and encoding of a text table.
+        abstain: also write ``abstain``, whether the bundle abstains from the answer.
 
     Returns:
         How many rows were written, and how many of them an earlier run had predicted.
 
     Raises:
+        ConfigError: ``abstain`` with a bundle without thresholds.
         DataError: a table that cannot be read or that changes meanwhile, an unknown output format, or another number of columns
             than the bundle's.
         StorageError: the output cannot be written, or another process is writing it.
     """
     _check_output(output)
+    if abstain:
+        predictor.require_thresholds("--abstain")
     names = text_columns_of(predictor.info, text_column)
     source = open_table(path, names, layout, "Set --text-column.")
     table = _identity(path)
@@ -106,7 +110,7 @@ def predict_table(
         try:
             with _replacing(folder / "output", target) as file:
                 chunks = rechunk(read_cells(source), chunk_rows, _CHUNK_BYTES)
-                _write(predictor, chunks, names, parts, file, table_format(output), n_rows, dropped)
+                _write(predictor, chunks, names, parts, file, table_format(output), n_rows, dropped, abstain)
                 if _identity(path) != table:
                     raise DataError(f"{path}: was changed while it was read; run it again.")
         except KeyboardInterrupt:
@@ -186,22 +190,27 @@ def _write(
     kind: str,
     n_rows: int,
     dropped: list[str],
+    abstain: bool,
 ) -> None:
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress(total=n_rows, initial=parts.n_rows, desc="predicting", unit="text"))
         predicted = stack.enter_context(contextlib.closing(predict_chunks(predictor, chunks, names, parts, bar.update)))
         write_chunk = None
         for rows, probs in predicted:
-            table = with_predictions(rows, probs, predictor.task, predictor.info.labels).drop_columns(dropped)
+            table = with_predictions(rows, probs, predictor, abstain).drop_columns(dropped)
             write_chunk = write_chunk or stack.enter_context(table_writer(file, kind, table.schema))
             write_chunk(table)
 
 
-def with_predictions(rows: pa.Table, probs: np.ndarray, task: Task, labels: list[str]) -> pa.Table:
-    """Adds the columns of :meth:`Task.columns`, with ``predicted_`` before a name that the table already has."""
+def with_predictions(rows: pa.Table, probs: np.ndarray, predictor: Predictor, abstain: bool = False) -> pa.Table:
+    """Adds the task's columns, perhaps also ``abstain``, with ``predicted_`` before a name that the table already has."""
     answered = ~np.isnan(probs[:, 0])  # the other rows have no text: nulls in every added column
     places = pa.array(np.where(answered, np.cumsum(answered) - 1, 0), mask=~answered)
-    for name, answers in task.columns(probs[answered].astype(np.float64), labels).items():
+    added = predictor.task.columns(probs[answered].astype(np.float64), predictor.info.labels)
+    if abstain and predictor.abstainer:
+        reasons = map(predictor.abstainer.reason, added["label"].to_pylist(), added["score"].to_pylist())
+        added["abstain"] = pa.array([reason is not None for reason in reasons], pa.bool_())
+    for name, answers in added.items():
         values = answers.take(places)
         while name in rows.column_names:
             name = f"predicted_{name}"

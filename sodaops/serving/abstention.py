@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 
-from sodaops.errors import ConfigError
 from sodaops.inference.predictor import Predictor
 
 
@@ -17,20 +16,12 @@ class Asked(NamedTuple):
 
 
 PLAIN = Asked()
+KEY = "serve.abstain=true (SODAOPS_ABSTAIN)"
 
 
 def has(predictor: Predictor) -> tuple[bool, bool]:
     """Whether a bundle has thresholds, and whether it has label sets."""
     return predictor.has_thresholds, predictor.abstainer is not None and bool(predictor.abstainer.levels["cutoffs"])
-
-
-def check_thresholds(predictor: Predictor, abstains: bool) -> None:
-    """Refuses a bundle without thresholds if the service ``abstains`` (ConfigError)."""
-    if abstains and not predictor.has_thresholds:
-        raise ConfigError(
-            f"serve.abstain=true (SODAOPS_ABSTAIN): bundle {predictor.info.bundle_id} has no thresholds; add them with "
-            "`sodaops export BUNDLE evaluate.target_accuracy=0.95`, or set it to false."
-        )
 
 
 def resolve(asked: Asked, default: bool, predictor: Predictor) -> Asked:

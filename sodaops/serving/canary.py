@@ -4,7 +4,6 @@ import hashlib
 
 from sodaops.errors import BundleError, ConfigError, SodaOpsError
 from sodaops.inference.predictor import Predictor
-from sodaops.serving.abstention import check_thresholds
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
@@ -52,7 +51,7 @@ class Challenger(Models):
         self.share = share
 
     def _check(self, fresh: Predictor) -> None:
-        check_thresholds(fresh, self._abstains)
+        self._check_thresholds(fresh)
         if (own := _like(fresh)) != (other := _like(self._live.current)):
             raise BundleError(f"{self.source}: task, labels and text columns are {own}; the bundle in use has {other}.")
 

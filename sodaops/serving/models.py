@@ -9,7 +9,7 @@ from sodaops.errors import BundleError, SodaOpsError
 from sodaops.inference.predictor import Predictor
 from sodaops.registry.bundles import bundle_at, predictor_files
 from sodaops.serving import trial
-from sodaops.serving.abstention import check_thresholds
+from sodaops.serving.abstention import KEY
 from sodaops.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Models:
         self._rolled_back: set[str] = set()  # bundle ids that watch() does not load again
         self.previous: Predictor | None = None
         self.current = self._load()
-        check_thresholds(self.current, abstains)
+        self._check_thresholds(self.current)
         self._announce()
 
     async def reload(self, force: bool = False) -> bool:
@@ -111,10 +111,14 @@ class Models:
         self._metrics.set_bundle(self.current.info.bundle_id, self.current.variant)
 
     def _check(self, fresh: Predictor) -> None:
-        check_thresholds(fresh, self._abstains)
+        self._check_thresholds(fresh)
         new, old = fresh.info.text_columns, self.current.info.text_columns
         if new != old and (len(new) > 1 or len(old) > 1):  # the service's schema names them
             raise BundleError(f"{self.source}: texts of {', '.join(new)}, not of {', '.join(old)}; restart the service.")
+
+    def _check_thresholds(self, fresh: Predictor) -> None:
+        if self._abstains:
+            fresh.require_thresholds(KEY)
 
     def _read_id(self) -> str:
         """Id of the source's bundle, from bundle.json alone."""

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +14,9 @@ import pytest
 from sodaops.bundle import layout
 from sodaops.errors import BundleError, ConfigError
 from sodaops.inference.predictor import Predictor
+from sodaops.request_log.window import read_window
 from tests.conftest import TWEETS, configured
+from tests.requests import log_rows, write_log_part
 from tests.serving import detail, rewrite_info
 
 TEXTS = pyarrow.csv.read_csv(TWEETS)["text"].slice(600, 80).to_pylist()
@@ -145,3 +150,80 @@ def test_a_service_that_abstains_needs_thresholds(serve, bundle, abstaining, tmp
     shutil.copytree(bundle, tmp_path / "source")
     assert "SODAOPS_ABSTAIN" in detail(client.post("/admin/reload", headers={"x-api-key": "root"}), 409)
     assert client.get("/readyz").json()["bundle_version"] == layout.read_info(abstaining).bundle_id
+
+
+@pytest.mark.slow
+def test_drift_compares_how_often_the_bundle_abstains(drift_bundle, tmp_path):
+    from sodaops.drift.check import check_drift
+    from tests.watching import RECENTLY, replaced, tweets
+
+    folder, log = with_thresholds(drift_bundle, tmp_path / "bundle"), str(tmp_path / "log")
+    rows = log_rows(Predictor(folder), tweets()[2000:2200], RECENTLY)
+    settings = configured(f"drift.output_dir={tmp_path / 'drift'}", "drift.n_permutations=1000").drift
+    results = {}
+    for name, part in {
+        "same": rows, "all": replaced(rows, "abstained", True), "older": rows.drop_columns("abstained"),
+    }.items():  # fmt: skip
+        shutil.rmtree(log, ignore_errors=True)
+        write_log_part(tmp_path / "log", part)
+        results[name] = check_drift(settings, str(folder), log)
+    rates = {name: [one for one in of.features if one.name == "abstained"] for name, of in results.items()}
+    assert not rates["older"] and not rates["same"][0].drifted and rates["all"][0].drifted
+    assert rates["same"][0].bins[0].current == pytest.approx(np.mean(rows["abstained"].to_pylist()))
+    assert [cause.name for cause in results["all"].causes] == ["confidence"] and not results["same"].drifted
+
+
+def test_abstained_texts_are_annotated_first(abstaining, tmp_path):
+    from sodaops.annotation.pick import pick_tasks
+    from sodaops.annotation.store import Store
+    from sodaops.bundle.reference import read_reference
+
+    predictor = Predictor(abstaining)
+    rows = log_rows(predictor, TEXTS)
+    wanted = rows.filter(pc.less(rows["score"], pc.quantile(rows["score"], 0.9)[0]))["request_id"].to_pylist()[-3:]
+    flags = pa.array([name in wanted for name in rows["request_id"].to_pylist()])  # not those with the lowest confidence
+    rows = rows.set_column(rows.column_names.index("abstained"), "abstained", flags)
+    store = Store.create(tmp_path / "store", predictor.info.labels, predictor.task)
+    shares = {"uncertain": 1.0, "drifted": 0.0, "diverse": 0.0, "random": 0.0}
+    reference = read_reference(abstaining, predictor.info)
+    picked = pick_tasks(predictor.info, reference, rows, store, set(), 3, shares).tasks
+    assert {task["request_id"] for task in picked} == {*wanted}
+
+
+def test_predictions_say_whether_the_model_abstains(abstaining, run, bundle):
+    import sodaops
+
+    Path("t.csv").write_text("text\n" + "\n".join(f'"{text.replace(chr(34), "")}"' for text in TEXTS) + "\n\n")
+    predictor = Predictor(abstaining)
+    code, _, err = run("predict", abstaining, "--file=t.csv", "--output=out.parquet", "--abstain")
+    assert code == 0, err
+    rows = pq.read_table("out.parquet")
+    reasons = [predictor.reason(one) for one in predictor.predict(rows["text"].to_pylist()[: len(TEXTS)])]
+    assert rows["abstain"].to_pylist()[: len(TEXTS)] == [reason is not None for reason in reasons] and len({*reasons}) > 5
+    assert run("predict", abstaining, "--file=t.csv", "--output=b.csv")[0] == 0
+    assert "abstain" not in Path("b.csv").read_text().partition("\n")[0]
+    shown = run("predict", abstaining, "--abstain", TEXTS[0], TEXTS[1])[1].splitlines()
+    assert [("abstains:" in line) for line in shown] == [reason is not None for reason in reasons[:2]]
+    for words in (["a text"], ["--file=t.csv", "--output=c.csv"]):
+        code, _, err = run("predict", bundle, "--abstain", *words)
+        assert code == 2 and "--abstain" in err and not Path("c.csv").exists()
+    model = sodaops.load(abstaining)
+    prediction = model.predict([TEXTS[0]])[0]
+    assert model.reason(prediction) == reasons[0]
+    assert model.label_set(prediction) == [label for label, prob in prediction.probs.items() if prob >= 0.3]
+
+
+def test_the_log_has_the_abstentions_and_older_parts_are_read(serve, abstaining, bundle, tmp_path):
+    logs = []
+    for source, name in ((abstaining, "a"), (bundle, "b")):
+        client = serve(source, request_log=str(tmp_path / name))
+        answers = client.post("/predict/batch", json={"texts": TEXTS[:20]} | ({"abstain": True} if name == "a" else {}))
+        lines = "".join(path.read_text() for path in (tmp_path / name / "journal").glob("*.jsonl")).splitlines()
+        logs.append(([one.get("abstain") for one in answers.json()["predictions"]], [json.loads(line) for line in lines]))
+    (asked, rows), (_, without) = logs
+    assert [row["abstained"] for row in rows] == asked and len(without) == 20 and not any("abstained" in row for row in without)
+    table = log_rows(Predictor(abstaining), TEXTS[:20])
+    for name, part in (("c", table), ("d", table.drop_columns("abstained"))):
+        write_log_part(tmp_path / name, part)
+    columns = [read_window(str(tmp_path / name), 100).rows["abstained"] for name in ("c", "d")]
+    assert columns[0].to_pylist() == asked and columns[1].null_count == 20
