@@ -20,8 +20,8 @@ class Ranking(NamedTuple):
 def rank_labels(table: pa.Table, probs: np.ndarray, truth: np.ndarray, near: float) -> Ranking:
     """Ranks rows by how likely their label is an error.
 
-    The evidence is the mean of the model's probabilities, the shares of the votes, and those of the labels of near duplicates;
-    the score is its normalized margin, (1 + suggested - given) / 2.
+    The evidence is a distribution over the labels: the raters' votes, to which the model and each near duplicate add one vote.
+    The score is its normalized margin, (1 + suggested - given) / 2.
 
     Args:
         table: rows with text and votes.
@@ -30,22 +30,21 @@ def rank_labels(table: pa.Table, probs: np.ndarray, truth: np.ndarray, near: flo
         near: the similarity of near duplicates, as in :func:`~sodaops.text.near.near_pairs`.
     """
     rows, given = np.arange(len(truth)), np.eye(probs.shape[1])[truth]
-    neighbours, duplicates = np.zeros(probs.shape), np.full(len(truth), -1)
+    model, duplicates = np.nan_to_num(probs), np.full(len(truth), -1)
+    votes = np.array([row or [0] * probs.shape[1] for row in table["votes"].to_pylist()], float)
+    evidence = model + votes
     for pair in near_pairs(table["text"].to_pylist(), near):
         for row, other in (pair, pair[::-1]):
-            neighbours[row] += given[other]
+            evidence[row] += given[other]
             duplicates[row] = other if truth[other] != truth[row] else duplicates[row]
-    votes = np.array([row or [0] * probs.shape[1] for row in table["votes"].to_pylist()], float)
-    evidence = {"model": np.nan_to_num(probs), "votes": votes, "duplicate": neighbours}
-    totals = np.stack([counts.sum(1, keepdims=True) for counts in evidence.values()])
-    mean = (np.stack(list(evidence.values())) / np.maximum(totals, 1e-9)).sum(0) / np.maximum((totals > 0).sum(0), 1)
+    evidence /= np.maximum(evidence.sum(1, keepdims=True), 1e-9)
     contradicts = {
-        "model": model_contradicts(evidence["model"], truth),
+        "model": model_contradicts(model, truth),
         "votes": votes.max(1) > votes[rows, truth],
         "duplicate": duplicates >= 0,
     }
-    others = np.where(given > 0, -1, mean)
-    return Ranking((1 + others.max(1) - mean[rows, truth]) / 2, others.argmax(1), contradicts, duplicates)
+    others = np.where(given > 0, -1, evidence)
+    return Ranking((1 + others.max(1) - evidence[rows, truth]) / 2, others.argmax(1), contradicts, duplicates)
 
 
 def model_contradicts(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -231,6 +231,17 @@ def test_from_the_ranking_to_corrected_rows(checked, run):
     assert code == 2 and "labels.output_dir" in err
 
 
+def test_texts_of_several_columns_come_back_whole_and_a_log_needs_a_bundle(tweets, model, run):
+    keys = [*KEYS, "data.text_column=[text,id]"]
+    check_labels(configured(*keys), model)
+    assert {"text_text", "text_id"} < rows_of("outputs/labels/labels.csv")[0].keys()
+    assert run("annotate", "pick", "--from", "labels", "annotate.store=s", *keys)[0] == 0
+    known = {text for split in ("train", "val") for text in read_split("splits", split)["text"].to_pylist()}
+    assert len(Store("s").state().tasks) > 50 and {task.text for task in Store("s").state().tasks} <= known
+    code, _, err = run("annotate", "pick", "annotate.store=s")
+    assert code == 2 and "bundle" in err
+
+
 def test_test_rows_are_changed_only_when_they_are_asked_for(checked, model, run):
     everything = ["annotate.store=s", "annotate.n=500", "labels.test=true", *KEYS[:4]]
     assert check_labels(configured(*KEYS, "labels.test=true"), model)["warnings"] and len(model.calls) == 3
