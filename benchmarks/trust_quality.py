@@ -7,7 +7,8 @@ So two columns show how large it is: "by chance" is the error if the labels were
 "constant" that of the whole test split's metric, which no monitoring knows, as the estimate of every window.
 
 Then whole drift checks of windows of 200 requests, for the first bundle: how often an estimate is withheld for tweets of the
-test split, for product reviews, and for tweets in which one label is three times as frequent.
+test split, for product reviews, and for tweets in which one label is three times as frequent; and how often any of four random
+segments is flagged.
 
     python benchmarks/trust_quality.py --bundles RUN/bundle … --splits data/processed/tweets
 
@@ -15,6 +16,7 @@ The labels and answers of val, which bundles of earlier versions lack, are added
 """
 
 import argparse
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -99,10 +101,9 @@ def skewed(rows: pa.Table, rng: np.random.Generator) -> np.ndarray:
     return rng.choice(len(rows), N_ROWS, replace=False, p=weights / weights.sum())
 
 
-def checks(bundle: Path, known: reference.Reference, splits: Path, n_windows: int) -> list[str]:
+def checks(bundle: Path, known: reference.Reference, tweets: pa.Table, n_windows: int) -> list[str]:
     """The second table."""
     predictor, rng, settings = Predictor(bundle), np.random.default_rng(0), DriftConfig()
-    tweets = logged(predictor, pq.read_table(splits / "test.parquet")["text"].to_pylist())
     reviews = logged(predictor, pyarrow.csv.read_csv(REPO / "data/raw/amazon_reviews.csv")["text"].to_pylist())
     lines = ["| windows | withheld | reasons |", "| --- | --- | --- |"]
     for name, rows, draw in (
@@ -118,6 +119,20 @@ def checks(bundle: Path, known: reference.Reference, splits: Path, n_windows: in
         named = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common() if reason)
         lines.append(f"| {name} | {n_windows - reasons['']} of {n_windows} | {named or '–'} |")
     return lines
+
+
+def segment_alarms(bundle: Path, known: reference.Reference, tweets: pa.Table, n_windows: int) -> str:
+    """How often any of four segments is flagged in windows of tweets of the test split, which have a segment at random."""
+    info, rng, flagged = Predictor(bundle).info, np.random.default_rng(0), 0
+    info = replace(info, data={**info.data, "slice_columns": ["segment"]})
+    for _ in tqdm(range(n_windows), desc="segments", leave=False):
+        names = np.array(list("abcd"))[rng.integers(0, 4, (len(known.seen), 1))]
+        window = tweets.take(rng.permutation(len(tweets))[: 2 * N_ROWS])
+        contexts = pa.array([json.dumps({"segment": "abcd"[i]}) for i in rng.integers(0, 4, len(window))])
+        window = window.set_column(window.column_names.index("context"), "context", contexts)
+        result, _ = measure_drift(DriftConfig(), info, replace(known, segments=names), Window(window, len(window)))
+        flagged += any(segment.drifted for segment in result.segments)
+    return f"Any of four random segments flagged, in windows of {2 * N_ROWS} tweets of test: {flagged} of {n_windows}."
 
 
 def main() -> None:
@@ -149,7 +164,10 @@ def main() -> None:
         known[bundle] = with_val(reference.read_reference(bundle, predictor.info), val)
         print(errors(name, predictor, known[bundle], val, test, asked.windows), flush=True)
     print(f"\nDrift checks of windows of {N_ROWS} requests, default settings.\n")
-    print("\n".join(checks(asked.bundles[0], known[asked.bundles[0]], asked.splits, asked.checks)))
+    first, texts = asked.bundles[0], pq.read_table(asked.splits / "test.parquet")["text"].to_pylist()
+    tweets = logged(Predictor(first), texts)
+    print("\n".join(checks(first, known[first], tweets, asked.checks)))
+    print(f"\n{segment_alarms(first, known[first], tweets, asked.checks)}")
 
 
 if __name__ == "__main__":

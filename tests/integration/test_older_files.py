@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sodaops.bundle import layout, reference
 from tests.conftest import REPO, TWEETS
 
 VERSION = "582e391bd44d"
@@ -68,3 +69,5 @@ def test_a_checkpoint_resumes_and_a_bundle_is_evaluated_and_exported(older, work
     shutil.copytree(f"registry/versions/{VERSION}", "bundle")
     (workdir / "bundle/card.md").unlink()
     older("export", "bundle")
+    known = reference.read_reference("bundle", layout.read_info("bundle"))
+    assert (known.truth >= 0).sum() == 30 == (~known.seen).sum()  # quality can be estimated now
