@@ -15,7 +15,7 @@ from sodaops.bundle import layout
 from sodaops.errors import BundleError, ConfigError
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.window import read_window
-from tests.conftest import TWEETS, configured
+from tests.conftest import TWEETS, configured, run_overrides
 from tests.requests import log_rows, write_log_part
 from tests.serving import detail, rewrite_info
 
@@ -68,6 +68,22 @@ def test_export_refuses_too_few_rows_before_it_changes_anything(trained, run, bu
     code, _, err = run("export", bundle, f"evaluate.splits_dir={trained / 'splits'}", "evaluate.target_accuracy=0.99")
     assert code == 2 and "evaluate.target_accuracy=0.99" in err and "299" in err
     assert (bundle / layout.INFO).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_training_checks_the_rows_first_and_is_not_lost_without_a_threshold(run, small_tweets, workdir):
+    words = run_overrides(
+        workdir, small_tweets, "trainer.max_epochs=1", "+trainer.limit_train_batches=2", "export.variants=[float32]"
+    )
+    code, _, err = run("train", *words, "evaluate.target_accuracy=0.99")
+    assert code == 2 and "evaluate.target_accuracy=0.99" in err and "299" in err
+    assert not (workdir / "run/checkpoints").exists()
+    code, out, err = run("train", *words, "evaluate.target_accuracy=0.9")
+    assert code == 0, err
+    assert "evaluate.target_accuracy=0.9" in err and "evaluate.target_accuracy" in out  # why, and that it has none
+    assert layout.read_info(workdir / "run/bundle").abstention is None
+    metrics = json.loads((workdir / "run/evaluation/metrics.json").read_text())
+    assert any("evaluate.target_accuracy" in warning for warning in metrics["warnings"])
 
 
 def test_thresholds_of_another_bundle_are_refused(abstaining, bundle):
