@@ -180,8 +180,12 @@ def _inconsistencies(info: BundleInfo) -> list[str]:
     faults += [f"{name} is missing in the files of {INFO}" for name in FILES_OF[info.format] if name not in info.files]
     faults += [f"onnx.{printable(variant)} has no file" for variant in info.onnx if ONNX.get(variant) not in info.files]
     if info.abstention is not None:
-        models = {variant: levels["model"] for variant, levels in info.abstention["variants"].items()}
-        if models != {variant: info.files.get(ONNX.get(variant, "")) for variant in info.onnx}:
+        variants = info.abstention["variants"]
+        labels = [[*of] for levels in variants.values() for of in (levels["thresholds"], levels["cutoffs"]) if of]
+        models = {variant: info.files.get(ONNX.get(variant, "")) for variant in info.onnx}
+        if models != {variant: levels["model"] for variant, levels in variants.items()} or any(
+            of != info.labels for of in labels
+        ):
             faults.append("abstention was chosen for the answers of another bundle; `sodaops export` chooses it again")
     if compute_bundle_id(info.files, **_settings(vars(info))) != info.bundle_id:
         faults.insert(0, f"{INFO} has been changed")

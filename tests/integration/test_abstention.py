@@ -86,10 +86,13 @@ def test_a_training_checks_the_rows_first_and_is_not_lost_without_a_threshold(ru
     assert any("evaluate.target_accuracy" in warning for warning in metrics["warnings"])
 
 
-def test_thresholds_of_another_bundle_are_refused(abstaining, bundle):
-    abstention = layout.read_info(abstaining).abstention
+@pytest.mark.parametrize("change", [{"model": "0" * 64}, {"cutoffs": {"other": 0.5}}, {"thresholds": {"negative": 0.5}}])
+def test_thresholds_of_another_bundle_are_refused(abstaining, bundle, change):
+    abstention = json.loads((abstaining / layout.INFO).read_text())["abstention"]
+    rewrite_info(bundle, abstention=abstention)
+    assert layout.read_info(bundle).abstention == abstention
     for levels in abstention["variants"].values():
-        levels["model"] = "0" * 64
+        levels |= change
     rewrite_info(bundle, abstention=abstention)
     with pytest.raises(BundleError, match="abstention"):
         layout.read_info(bundle)
