@@ -12,6 +12,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from sodaops.errors import ConfigError, nearest, some
+from sodaops.tasks.metrics import wilson
 
 CONFIDENCE = 0.95  # with which an accuracy holds, over the draw of val
 ALL = ""  # in place of a label, where a target is for the answers of all
@@ -168,13 +169,8 @@ def choose_levels(
 
 
 def share(flags: np.ndarray) -> dict[str, Any]:
-    """``n`` of flags, bool [n]; the ``share`` of the true ones, None without any flag; ``low`` and ``high`` of its interval.
-
-    The 95 % interval is Clopper and Pearson's (1934).
-    """
-    from scipy.stats import beta
-
-    n, n_true = len(flags), int(flags.sum())
-    low = float(beta.ppf(0.025, n_true, n - n_true + 1)) if n_true else 0.0
-    high = float(beta.ppf(0.975, n_true + 1, n - n_true)) if n_true < n else 1.0
-    return {"n": n, "share": n_true / n if n else None, "low": low, "high": high}
+    """``n`` of flags, bool [n]; the ``share`` of the true ones, None without any; ``low`` and ``high`` of its 95 % interval."""
+    if not len(flags):
+        return {"n": 0, "share": None, "low": 0.0, "high": 1.0}
+    low, high = wilson(of_true := float(flags.mean()), len(flags))
+    return {"n": len(flags), "share": of_true, "low": low, "high": high}
