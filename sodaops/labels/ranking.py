@@ -20,8 +20,8 @@ class Ranking(NamedTuple):
 def rank_labels(table: pa.Table, probs: np.ndarray, truth: np.ndarray, near: float) -> Ranking:
     """Ranks rows by how likely their label is an error.
 
-    The evidence is a distribution over the labels: the raters' votes, to which the model and each near duplicate add one vote.
-    The score is its normalized margin, (1 + suggested - given) / 2.
+    The evidence for each label is the raters' votes, to which the model and each near duplicate add one vote; the score is
+    suggested / (suggested + given).
 
     Args:
         table: rows with text and votes.
@@ -37,14 +37,14 @@ def rank_labels(table: pa.Table, probs: np.ndarray, truth: np.ndarray, near: flo
         for row, other in (pair, pair[::-1]):
             evidence[row] += given[other]
             duplicates[row] = other if truth[other] != truth[row] else duplicates[row]
-    evidence /= np.maximum(evidence.sum(1, keepdims=True), 1e-9)
     contradicts = {
         "model": model_contradicts(model, truth),
         "votes": votes.max(1) > votes[rows, truth],
         "duplicate": duplicates >= 0,
     }
     others = np.where(given > 0, -1, evidence)
-    return Ranking((1 + others.max(1) - evidence[rows, truth]) / 2, others.argmax(1), contradicts, duplicates)
+    scores = others.max(1) / np.maximum(others.max(1) + evidence[rows, truth], 1e-9)
+    return Ranking(scores, others.argmax(1), contradicts, duplicates)
 
 
 def model_contradicts(probs: np.ndarray, truth: np.ndarray) -> np.ndarray:
