@@ -135,7 +135,10 @@ bench-quality: $(INSTALLED)  ## make the README's table of results: three seeds
 bench-drift: $(INSTALLED)  ## measure drift's false alarms, power and time; writes docs/bench_drift.md
 	$(BIN)/python benchmarks/drift.py --write docs/bench_drift.md $(ARGS)
 
-.PHONY: data-debian model-mpnet
+.PHONY: bench-trust data-debian model-mpnet
+bench-trust: $(INSTALLED)  ## measure abstention, label errors, quality without labels, shadow and canary (hours)
+	$(BIN)/python benchmarks/trust.py $(ARGS)
+
 data-debian: $(INSTALLED)  ## make data/tables/debian.parquet, texts with several labels, from Debian's package index
 	$(BIN)/python tools/debian_table.py $(ARGS)
 
