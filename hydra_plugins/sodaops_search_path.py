@@ -1,5 +1,8 @@
 """Lets any Hydra application compose this configuration: its groups, or the whole as ``sodaops`` in a defaults list."""
 
+import functools
+from typing import Any
+
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -18,4 +21,9 @@ class SodaOpsSearchPath(SearchPathPlugin):
             search_path: of the application.
         """
         search_path.append("sodaops", f"file://{conf_dir()}")
-        ConfigStore.instance().store("sodaops", OmegaConf.load(conf_dir() / "config.yaml"), provider="sodaops")
+        ConfigStore.instance().store("sodaops", _whole(), provider="sodaops")
+
+
+@functools.cache
+def _whole() -> Any:
+    return OmegaConf.load(conf_dir() / "config.yaml")
