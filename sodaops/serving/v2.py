@@ -32,7 +32,7 @@ _DATATYPES = {"f": "FP32", "b": "BOOL", "O": "BYTES"}  # kind of a numpy dtype -
 class Parameters(BaseModel, strict=True):
     """Mostly of the binary tensor data extension. Others are ignored, except for two that would change the answer."""
 
-    binary_data_size: Annotated[int | None, Field(ge=0)] = None
+    binary_data_size: Annotated[int | None, Field(ge=0, lt=2**63)] = None
     binary_data: bool | None = None
     binary_data_output: bool = False
     abstain: bool | None = None  # of a request, as in POST /predict

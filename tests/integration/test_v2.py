@@ -93,6 +93,7 @@ def test_refused_bodies(client):
         binary(client, texts, json_length="-1"),
         binary(client, texts, size=3),
         binary(client, texts, size=99),
+        client.post(INFER, json={"inputs": [tensor(["a"], parameters={"binary_data_size": 10**4300 - 1})]}),
         binary(client, texts + b"x", size=len(texts)),
         binary(client, b"\x09\0\0\0ab"),
         binary(client, b"\xff\xff\xff\xff"),
