@@ -24,6 +24,11 @@ def has(predictor: Predictor) -> tuple[bool, bool]:
     return predictor.has_thresholds, predictor.abstainer is not None and bool(predictor.abstainer.levels["cutoffs"])
 
 
+def can_answer(predictor: Predictor, asked: Asked) -> bool:
+    """Whether a bundle has what is asked for."""
+    return all(exists or not wanted for wanted, exists in zip(asked, has(predictor), strict=True))
+
+
 def resolve(asked: Asked, default: bool, predictor: Predictor) -> Asked:
     """What is asked for, with the setting for ``abstain`` if a request has none; refuses what the bundle lacks (422)."""
     for key, wanted, exists in zip(Asked._fields, asked, has(predictor), strict=True):

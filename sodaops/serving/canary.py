@@ -4,6 +4,7 @@ import hashlib
 
 from sodaops.errors import BundleError, ConfigError, SodaOpsError
 from sodaops.inference.predictor import Predictor
+from sodaops.serving.abstention import PLAIN, Asked, can_answer
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings
@@ -31,10 +32,13 @@ class Challenger(Models):
         except SodaOpsError as error:
             raise ConfigError(f"SODAOPS_SHADOW={settings.shadow} (serve.shadow): {error}") from error
 
-    def choose(self, key: str) -> Predictor:
-        """The bundle that answers the requests with a key: always the same one for a share and a pair of bundles."""
-        live = self._live.current
-        return self.current if self.share and position(key) < self.share and self.stands_in(live) else live
+    def choose(self, key: str, asked: Asked = PLAIN) -> Predictor:
+        """The bundle that answers the requests with a key: always the same one for a share and a pair of bundles.
+
+        What the challenger has no thresholds or label sets for is left to the bundle in use.
+        """
+        live, is_chosen = self._live.current, self.share and position(key) < self.share
+        return self.current if is_chosen and self.stands_in(live) and can_answer(self.current, asked) else live
 
     def stands_in(self, live: Predictor) -> bool:
         """Whether it is another bundle than this one, with the same task, labels and text columns."""

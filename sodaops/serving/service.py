@@ -106,7 +106,7 @@ class Service:
         Raises:
             HTTPException, QueueFull, EmptyText, DeadlineExceeded, ClientDisconnected: the request cannot be answered.
         """
-        predictor = self._choose(canary_key)
+        predictor = self._choose(canary_key, asked)
         asked = resolve(asked, self.settings.abstain, predictor)
         try:
             prepared = await self._prepare(predictor, texts, began)
@@ -185,8 +185,8 @@ class Service:
         await self._feedback.add(request_id, place, label, client)
         self.metrics.feedback.labels(label if label in predictor.info.labels else "").inc()
 
-    def _choose(self, canary_key: str | None) -> Predictor:
-        return self.shadow.challenger.choose(canary_key) if self.shadow and canary_key else self.models.current
+    def _choose(self, canary_key: str | None, asked: Asked = PLAIN) -> Predictor:
+        return self.shadow.challenger.choose(canary_key, asked) if self.shadow and canary_key else self.models.current
 
     async def _prepare(self, predictor: Predictor, texts: Sequence[str], began: float, cleaned: bool = False) -> Prepared:
         try:

@@ -159,6 +159,14 @@ def test_the_service_answers_with_abstention_and_sets_if_asked(serve, abstaining
     assert fields[0] - fields[1] == {"abstain", "reason", "sets", "label_set"} and {"text", "probs"} <= fields[1]
 
 
+def test_a_canary_without_thresholds_leaves_requests_that_need_them_to_the_bundle_in_use(serve, abstaining, bundle):
+    client = serve(abstaining, shadow=str(bundle), shadow_share=0.0, canary=1.0)
+    challenger = layout.read_info(bundle).bundle_id
+    for asked, is_canary in (({}, True), ({"abstain": False}, True), ({"abstain": True}, False), ({"sets": True}, False)):
+        answer = client.post("/predict", json={"text": TEXTS[0], **asked}).raise_for_status().json()
+        assert (answer["bundle_version"] == challenger) is is_canary, asked
+
+
 def test_a_service_that_abstains_needs_thresholds(serve, bundle, abstaining, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         serve(bundle, abstain=True)
