@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from sodaops.config.model import PromiseConfig
 from sodaops.config.schema import Config, ExportConfig, LoggerConfig
 from sodaops.data.preprocess import MANIFEST, read_split
 from sodaops.data.splits import SPLITS, text_hash
@@ -130,7 +131,8 @@ def _write_splits(
 
 def _train_and_answer(config: Config, folder: Path, train: Callable[[Config], Any], texts: Sequence[str]) -> np.ndarray:
     """Trains on the splits in a folder, from the last epoch of an earlier try; returns the answers for cleaned texts."""
-    evaluate = config.evaluate.model_copy(update={"split": "none", "splits_dir": str(folder)})
+    no_promises = dict.fromkeys(PromiseConfig.model_fields)  # val of a fold may have too few rows for them
+    evaluate = config.evaluate.model_copy(update={**no_promises, "split": "none", "splits_dir": str(folder)})
     more = {"evaluate": evaluate, "export": ExportConfig(variants=["float32"]), "logger": LoggerConfig()}
     try:
         train(config.model_copy(update={"run_dir": str(folder / "run"), "ckpt_path": "last", **more}))
