@@ -55,6 +55,7 @@ def test_json_lines(workdir, predictor, rows, ending):
     assert [line.partition(', "label": "')[0] for line in written] == lines
 
 
+@pytest.mark.slow
 @N_EXAMPLES
 @given(rows=st.lists(st.tuples(TEXTS | NUMBERS, TEXTS, TEXTS), min_size=1, max_size=4), delimiter=st.sampled_from(",;\t|"))
 def test_csv(workdir, predictor, rows, delimiter):

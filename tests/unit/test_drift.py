@@ -181,6 +181,7 @@ def test_another_mix_of_labels_is_named(predictor, known, fresh):
     assert names(found) == ["labels"] and f"{rare} " in found.message, found.message
 
 
+@pytest.mark.slow
 def test_lower_confidence_is_named(predictor, known, fresh):
     scores = fresh["score"].to_numpy() * 0.6
     unsure = fresh.set_column(fresh.column_names.index("score"), "score", pa.array(scores, pa.float32())).slice(0, 200)
