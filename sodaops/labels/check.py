@@ -79,6 +79,7 @@ def read_suspects(folder: str, manifest: Mapping[str, Any], columns: Sequence[st
     if content is None or json.loads(content)["data"]["fingerprint"] != manifest["fingerprint"]:
         found = "no labels.json" if content is None else f"made from other rows than those of {manifest['name']} now"
         raise DataError(f"labels.output_dir={folder}: {found}; run `sodaops labels check` with the same keys.")
+    csv.field_size_limit(2**31 - 1)  # data.max_chars may be more than csv's 131,072
     with open(remote.local_copy(remote.join(folder, TABLE)), encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             yield {**row, "text": join([row[name] for name in _text_names(columns)])}

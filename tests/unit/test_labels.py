@@ -15,7 +15,7 @@ from sodaops.annotation.store import Store
 from sodaops.data.preprocess import preprocess, read_manifest, read_split
 from sodaops.data.splits import SPLITS
 from sodaops.errors import ConfigError, DataError
-from sodaops.labels.check import check_labels
+from sodaops.labels.check import check_labels, read_suspects
 from sodaops.labels.folds import assign_folds
 from sodaops.labels.ranking import rank_labels, suspicious_slices
 from sodaops.tasks.ordinal import Ordinal
@@ -241,6 +241,13 @@ def test_texts_of_several_columns_come_back_whole_and_a_log_needs_a_bundle(tweet
     assert len(Store("s").state().tasks) > 50 and {task.text for task in Store("s").state().tasks} <= known
     code, _, err = run("annotate", "pick", "annotate.store=s")
     assert code == 2 and "bundle" in err
+
+
+def test_a_long_text_comes_back_whole(tmp_path):
+    (tmp_path / "labels.json").write_text('{"data": {"fingerprint": "f"}}')
+    (tmp_path / "labels.csv").write_text(table([("x" * 200_000, "good")]))
+    (row,) = read_suspects(str(tmp_path), {"fingerprint": "f"}, ["text"])
+    assert row["text"] == "x" * 200_000
 
 
 def test_test_rows_are_changed_only_when_they_are_asked_for(checked, model, run):
