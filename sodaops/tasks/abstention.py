@@ -132,7 +132,8 @@ def choose_cutoff(probs: np.ndarray, coverage: float) -> float:
     >>> choose_cutoff(np.arange(1, 20) / 20, 0.9)
     0.1
     """
-    return float(np.sort(probs)[math.floor((len(probs) + 1) * (1 - coverage) + 1e-9) - 1])
+    rank = math.floor((len(probs) + 1) * (1 - coverage) + 1e-9)
+    return float(np.append(0.0, np.sort(probs))[rank])  # 0, so in every set, if val has too few rows
 
 
 def choose_levels(

@@ -78,6 +78,12 @@ def test_enough_rows_are_accepted():
     check_counts({"target_accuracy": 0.95, "set_coverage": 0.95}, ["a", "b"], {"a": 19, "b": 40})
 
 
+@pytest.mark.parametrize("n_rows", [0, 8])
+def test_a_label_of_too_few_answers_is_in_every_set(n_rows):
+    """Rows without tokens have no answer, so fewer may be left than were counted."""
+    assert choose_cutoff(np.linspace(0.5, 0.9, n_rows), 0.9) == 0
+
+
 def test_shares_have_intervals():
     assert share(np.arange(10) < 8) == pytest.approx({"n": 10, "share": 0.8, "low": 0.49016, "high": 0.94332}, abs=1e-4)
     assert share(np.zeros(0, bool)) == {"n": 0, "share": None, "low": 0.0, "high": 1.0}
