@@ -60,7 +60,8 @@ class Shadow:
     """
 
     def __init__(self, settings: ServeSettings, models: Models, batcher: Batcher, metrics: Metrics) -> None:
-        self._settings, self._batcher, self.metrics = settings, batcher, ShadowMetrics(metrics.registry)
+        self._settings, self._models, self._batcher = settings, models, batcher
+        self.metrics = ShadowMetrics(metrics.registry)
         self.challenger = Challenger(settings, models, metrics)
         self.metrics.share.set_function(lambda: self.challenger.share)
         self._journal = open_journal(settings, self.metrics.journal, shadow_of)
@@ -87,6 +88,8 @@ class Shadow:
         outputs: Sequence[ModelOutput], request_id: str, seconds: float,
     ) -> None:  # fmt: skip
         """Counts the answers to a request, and offers its texts to the shadow unless they are the challenger's already."""
+        if predictor not in (self._models.current, self.challenger.current):
+            return  # replaced meanwhile
         role = "canary" if predictor is self.challenger.current else "live"
         for prediction, output in zip(predictions, outputs, strict=True):
             self._count(role, predictor, prediction, output.probs, seconds)

@@ -13,6 +13,7 @@ import pytest
 
 from sodaops.bundle import layout
 from sodaops.errors import ConfigError
+from sodaops.inference.predictor import Predictor
 from sodaops.registry.registry import Registry
 from sodaops.serving.batcher import Batcher, ModelOutput
 from sodaops.serving.canary import position
@@ -173,6 +174,15 @@ def test_a_challenger_that_cannot_be_compared_is_refused_at_the_start(serve, oth
         serve(shadow=str(source))
     error = capsys.readouterr().err
     assert error.startswith(f"ConfigError: SODAOPS_SHADOW={source} ") and named in error
+
+
+def test_answers_of_a_bundle_that_was_replaced_meanwhile_are_not_compared(serve, bundle, other):
+    service = serve(shadow=str(other), shadow_share=0.0).app.state.service
+    for holder, folder in ((service.shadow.challenger, other), (service.models, bundle)):
+        old, holder.current = holder.current, Predictor(folder)
+        output = ModelOutput(np.full(len(old.info.labels), 1 / len(old.info.labels), np.float32), None)
+        service.shadow.observe(old, ["a"], ["a"], [old.prediction(output.probs)], [output], "r", 0.1)
+        assert service.shadow.recent == {}
 
 
 def test_a_canary_without_a_challenger_or_beyond_one_is_refused(serve, monkeypatch, capsys):
