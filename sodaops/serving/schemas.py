@@ -30,8 +30,17 @@ class _Request(BaseModel):
         return body
 
 
+_Value = Annotated[str, Field(max_length=MAX_CELL_CHARS)]
+
+
+def _limit_values(context: Any) -> Any:
+    if isinstance(context, dict) and len(context) > 16:  # as above, for each value
+        raise ValueError(f"{len(context)} values; at most 16")
+    return context
+
+
 class _TextsRequest(_Request):
-    context: Annotated[dict[str, Annotated[str, Field(max_length=MAX_CELL_CHARS)]] | None, Field(max_length=16)] = None
+    context: Annotated[dict[str, _Value] | None, BeforeValidator(_limit_values)] = None
 
 
 _RawText = Annotated[str, Field(description="raw; the bundle's own cleaning is applied", examples=["I love this"])]
