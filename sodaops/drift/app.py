@@ -118,7 +118,8 @@ class Watcher:
             self.result, self.pages, self.problem, outcome = None, {}, str(error), "no_data"
         except Exception as error:
             self.problem = str(error) if isinstance(error, SodaOpsError) else repr(error)
-            for gauge in (self._metrics.detected, self._metrics.segments, self._metrics.quality):
+            of = self._metrics
+            for gauge in (of.detected, of.segments, of.quality, of.withheld):
                 gauge.clear()  # the previous verdict is outdated
             self._metrics.runs.labels("failed").inc()
             raise
