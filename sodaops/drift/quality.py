@@ -9,7 +9,7 @@ from sodaops.bundle.reference import Reference
 from sodaops.config.schema import DriftConfig
 from sodaops.drift.statistics import total_variation
 from sodaops.tasks.base import Task
-from sodaops.tasks.estimate import METRICS, Estimate, calibrate, estimate
+from sodaops.tasks.estimate import MAX_LABELS, METRICS, Estimate, calibrate, estimate
 
 _N_REDRAWS = 2000
 
@@ -42,6 +42,8 @@ def estimate_quality(settings: DriftConfig, task: Task, known: Reference, probs:
     """
     if not task.estimates_quality:
         return Quality(withheld="task", message=f"there is no estimate for task={task.name}")
+    if probs.shape[1] > MAX_LABELS:
+        return Quality(withheld="task", message=f"{probs.shape[1]} labels; estimates are made for at most {MAX_LABELS}")
     if known.truth is None or known.answers is None:
         return Quality(withheld="reference", message="the bundle has no labels of val; `sodaops export` adds them")
     if len(probs) < settings.min_rows:

@@ -28,7 +28,7 @@ from sodaops.serving.canary import Challenger, position
 from sodaops.serving.metrics import Metrics, ShadowMetrics
 from sodaops.serving.models import Models
 from sodaops.serving.settings import ServeSettings, open_journal
-from sodaops.tasks.estimate import METRICS, estimate
+from sodaops.tasks.estimate import MAX_LABELS, METRICS, estimate
 from sodaops.web.policy import page_response
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ _PAUSE_S = 0.01  # between looks at the live queue while texts wait there
 _RETRY_S, _MAX_RETRY_S = 1.0, 60.0  # until another worker is started
 _MAX_LINE = 2**24  # bytes of an answer
 _RECENT = 1000  # texts that the page is about
-_MAX_LABELS = 100  # beyond which an estimate would take long
 
 
 class Offer(NamedTuple):
@@ -136,7 +135,8 @@ class Shadow:
                 line = await process.stdout.readline()
                 self._record(offer, challenger, json.loads(line or b'{"error": "worker ended"}'))
                 if not line:
-                    return (await process.stderr.read()).decode(errors="replace")[-500:]
+                    printed = (await process.stderr.read()).decode(errors="replace")[-500:]
+                    return f"exit code {await process.wait()} {printed}"
             return ""
         finally:
             if process.returncode is None:
@@ -190,7 +190,7 @@ class Shadow:
     def _estimate(self, role: str, metric: str) -> float:
         """A metric of the last texts, estimated without calibration, so that the accuracy is the mean confidence; NaN: none."""
         task, probs = self._roles[role].task, np.array([probs for probs, _ in self.recent[role]])
-        if not task.estimates_quality or probs.shape[1] > _MAX_LABELS or not np.isfinite(probs).all():
+        if not task.estimates_quality or probs.shape[1] > MAX_LABELS or not np.isfinite(probs).all():
             return math.nan
         return estimate(probs, task.groups(probs), n_samples=1)[metric].value
 

@@ -13,6 +13,7 @@ import numpy as np
 from sodaops.tasks.metrics import check_inputs, draw_counts, f1_of
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}  # name -> title
+MAX_LABELS = 100  # beyond which an interval would take long
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sodaops.drift.features import Feature
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.window import Window
 from sodaops.tasks.regression import Regression
+from sodaops.tasks.single_label import SingleLabel
 from tests.conftest import lazy
 from tests.requests import log_rows
 from tests.watching import SOURCES, reviews as all_reviews, truth, tweets
@@ -94,8 +95,9 @@ def test_estimates_are_withheld(judge, known, fresh, reviews, reason, rows, chan
     assert found.quality.message in check.format_result(found)
 
 
-def test_a_task_without_labels_has_no_estimate(known):
-    assert quality.estimate_quality(SETTINGS, Regression(), known, np.zeros((100, 1)), []).withheld == "task"
+@pytest.mark.parametrize(("task", "n_labels"), [(Regression(), 1), (SingleLabel(), 101)])
+def test_a_task_without_labels_or_with_very_many_has_no_estimate(known, task, n_labels):
+    assert quality.estimate_quality(SETTINGS, task, known, np.zeros((100, n_labels)), []).withheld == "task"
 
 
 @pytest.mark.parametrize("n_rows", [60, 200, 5000])
