@@ -215,7 +215,7 @@ def compare(task: str, args: argparse.Namespace, folder: Path) -> None:
         predicted["TF-IDF + ridge"] = [kept(folder / f"{task}-ridge.npy", lambda: ridge(splits))]
     print(f"\n## {task}\n\nRows: {', '.join(f'{name} {len(of):,}' for name, of in splits.texts.items())}.")
     for title, metric in METRICS[task].items():
-        print_table(title, metric, splits.targets["test"], predicted)
+        print_table(title, metric, splits.targets["test"], {name: of for name, of in predicted.items() if of})
 
 
 def kept(path: Path, predict: Callable[[], np.ndarray]) -> np.ndarray:
