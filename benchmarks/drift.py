@@ -28,7 +28,7 @@ from sodaops.inference.predictor import Predictor
 from sodaops.request_log.parts import SCHEMA
 from sodaops.request_log.window import Window
 from sodaops.serving.batcher import ModelOutput
-from sodaops.serving.service import prediction_fields
+from sodaops.serving.log_rows import prediction_fields
 
 REPO = Path(__file__).resolve().parents[1]
 N_WINDOWS, N_ROWS = 100, 200

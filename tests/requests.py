@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from sodaops.inference.predictor import Predictor
 from sodaops.request_log.parts import SCHEMA
 from sodaops.serving.batcher import ModelOutput
-from sodaops.serving.service import prediction_fields
+from sodaops.serving.log_rows import prediction_fields
 
 START = datetime(2026, 11, 20, 6, tzinfo=UTC)
 PART_SCHEMA = SCHEMA.set(0, pa.field("time", pa.timestamp("us", "UTC")))

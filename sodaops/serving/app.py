@@ -1,20 +1,15 @@
 """Routes of the predictor: ``sodaops serve``, or ``python -m sodaops.serving``."""
 
 import contextlib
-import html
 import logging
-import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Route
@@ -26,6 +21,7 @@ from sodaops.serving.abstention import PLAIN, Asked
 from sodaops.serving.batcher import EmptyText, QueueFull, WorkerDied
 from sodaops.serving.canary import CANARY_HEADER
 from sodaops.serving.metrics import Metrics
+from sodaops.serving.pages import add_pages
 from sodaops.serving.service import ClientDisconnected, DeadlineExceeded, Service
 from sodaops.serving.settings import ServeSettings
 from sodaops.serving.shadow import add_shadow
@@ -33,11 +29,8 @@ from sodaops.text.columns import join
 from sodaops.web.guard import Access, guard, problem_response, route_path
 from sodaops.web.keys import client_of
 from sodaops.web.log import configure_json_logging
-from sodaops.web.policy import page_response
 from sodaops.web.traces import telemetry_config
 
-_PAGE = Path(__file__).parent / "page.html"
-_FIELD = re.compile('<label for="text".*</textarea>', re.DOTALL)
 _HINT = (
     "Set SODAOPS_BUNDLE to the bundle to serve: a folder, gs://BUCKET/FOLDER or REGISTRY@ALIAS. In a container, mount the "
     "folder: -v RUN/bundle:/bundle:ro."
@@ -78,7 +71,7 @@ def create_app(settings: ServeSettings | None = None) -> FastAPI:
     _add_operations(app, service)
     if service.shadow:
         add_shadow(app, service.shadow)
-    _add_pages(app, service.models.current.info.text_columns)
+    add_pages(app, service.models.current.info.text_columns)
     _add_error_handlers(app, service.metrics)
     access = Access(settings.api_keys, settings.admin_keys, settings.allowed_hosts, settings.cors_origins)
     guard(app, service.metrics, access, settings.max_body_bytes, settings.deadline_s)
@@ -212,37 +205,6 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     async def rollback() -> schemas.BundleChange:
         await models.roll_back()
         return schemas.BundleChange(changed=True, bundle_version=models.current.info.bundle_id)
-
-
-def _add_pages(app: FastAPI, columns: Sequence[str]) -> None:
-    page = page_response(_page(columns))
-    swagger = get_swagger_ui_html(  # relative links, since the Host header is not to be trusted
-        openapi_url="openapi.json", title=f"{app.title} API", swagger_js_url="swagger/swagger-ui-bundle.js",
-        swagger_css_url="swagger/swagger-ui.css", swagger_favicon_url="swagger/favicon-32x32.png",
-        swagger_ui_parameters={"tryItOutEnabled": True, "filter": True, "displayRequestDuration": True},
-    )  # fmt: skip
-    docs = page_response(bytes(swagger.body).decode(), "'self'")
-    app.mount("/swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-
-    @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return page
-
-    @app.get("/docs", include_in_schema=False)
-    async def api_docs() -> Response:
-        return docs
-
-
-def _page(columns: Sequence[str]) -> str:
-    """The page for trying the service, with a field for each part of a text."""
-    content = _PAGE.read_text(encoding="utf-8")
-    if len(columns) == 1:
-        return content
-    fields = [
-        f'<label for="text-{i}" class="hint">{name}</label>\n    <textarea id="text-{i}" name="{name}"></textarea>'
-        for i, name in enumerate(map(html.escape, columns))
-    ]
-    return _FIELD.sub(lambda _: "\n    ".join(fields), content, count=1)
 
 
 def _read(service: Service, body: Any, columns: Sequence[str]) -> list[str]:

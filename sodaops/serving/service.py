@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import itertools
 import os
-import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -22,19 +20,17 @@ from sodaops.inference.predictor import Predictor
 from sodaops.serving.abstention import PLAIN, Asked, resolve, with_fields
 from sodaops.serving.batcher import INLINE_CHARS, Batcher, EmptyText, ModelOutput, Prepared
 from sodaops.serving.context import Contexts
+from sodaops.serving.log_rows import loggable, prediction_fields
 from sodaops.serving.metrics import Metrics
 from sodaops.serving.models import Models
+from sodaops.serving.pieces import pieces_of
 from sodaops.serving.settings import ServeSettings, open_journal
 from sodaops.serving.shadow import open_shadow
-from sodaops.text.cleaning import clean
-from sodaops.text.columns import each, join, split
-from sodaops.text.redaction import redact
 
 if TYPE_CHECKING:
     from sodaops.serving.feedback import Feedback
 
 _WATCH_AFTER_S = 0.1  # see Service._outputs_in_time
-_MAX_PIECES = 32  # of an explanation
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 
@@ -125,8 +121,7 @@ class Service:
     ) -> tuple[dict[str, Any], list[dict[str, Any]], BundleInfo]:  # fmt: skip
         """Predicts a text and explains the prediction by occlusion.
 
-        The effect of a piece is the label's probability, or the value, with the piece minus that without it. A piece is one
-        word, or several words of one part if the text has more than 32.
+        The effect of a piece is the label's probability, or the value, with the piece minus that without it.
 
         Args:
             text: raw.
@@ -144,16 +139,8 @@ class Service:
         check_label(label, predictor.info.labels)
         cleaned = (await self._prepare(predictor, [text], began)).cleaned[0]
         columns = predictor.info.text_columns
-        parts = [re.findall(r"\S+\s*", part) for part in split(cleaned, len(columns))]
-        words = [(name, word) for name, part in zip(columns, parts, strict=True) for word in part]
-        # Pieces of about equal length, as many as the queue can hold; piece i is words[bounds[i]:bounds[i + 1]].
-        n_pieces = max(0, min(len(words), _MAX_PIECES, self.settings.max_queue - len(columns)))
-        bounds = [len(words) * i // n_pieces for i in range(n_pieces + 1)] if n_pieces else [0]
-        if n_pieces:  # a piece ends where its part does
-            bounds = sorted({*bounds, *itertools.accumulate(map(len, parts))} | {0})
-        spans = list(itertools.pairwise(bounds))
-        # Predict the whole text, and the text without each of the pieces.
-        occluded = [_joined([*words[:start], *words[end:]], columns) for start, end in spans]
+        pieces = pieces_of(cleaned, columns, self.settings.max_queue - len(columns))  # as many as the queue can hold
+        occluded = [piece.rest for piece in pieces]
         prepared = await self._prepare(predictor, [cleaned, *occluded], began, cleaned=True)
         outputs = await self._outputs_in_time(self.batcher.submit(predictor, prepared.rows), disconnected, began)
         prediction = predictor.prediction(outputs[0].probs)
@@ -161,12 +148,8 @@ class Service:
         labels = predictor.info.labels
         explained = predictor.task.explained(prediction, labels) if label is None else labels.index(label)
         probs = np.array([output.probs[explained] for output in outputs], dtype=float)
-        pieces = [
-            {"text": "".join(word for _, word in words[start:end]), "effect": effect}
-            | ({"column": words[start][0]} if len(columns) > 1 else {})
-            for (start, end), effect in zip(spans, (probs[0] - probs[1:]).tolist(), strict=True)
-        ]
-        return vars(prediction), pieces, predictor.info
+        effects = (probs[0] - probs[1:]).tolist()
+        return vars(prediction), [piece.fields(effect) for piece, effect in zip(pieces, effects, strict=True)], predictor.info
 
     async def store_feedback(self, request_id: str, place: int, answer: object, client: str) -> None:
         """Stores the correct answer for an answered text; :meth:`Feedback.add` lists what else it raises.
@@ -253,7 +236,7 @@ class Service:
         return [
             {
                 "place": place,
-                "text": self._loggable(texts[place]),
+                "text": loggable(texts[place], predictor, self.settings),
                 **prediction_fields(predictor, prepared.cleaned[place], prepared.rows[place], prediction, output),
             }
             for place, (prediction, output) in enumerate(zip(predictions, outputs, strict=True))
@@ -274,47 +257,6 @@ class Service:
             "latency_ms": round(1000 * (time.perf_counter() - began), 3),
         }
         self.journal.append([{**shared, **row} for row in rows])
-
-    def _loggable(self, text: str) -> str | None:
-        """The text for the request log, redacted as configured; None if texts are not logged.
-
-        The text is cleaned before, since HTML entities or invisible characters could hide what must be redacted.
-        """
-        if not self.settings.log_texts:
-            return None
-        text = text.encode("utf-8", "replace").decode()
-        n_columns, kinds = len(self.models.current.info.text_columns), self.settings.redact
-        return each(text, n_columns, lambda part: redact(clean(part), kinds)) if kinds else text
-
-
-def _joined(words: Sequence[tuple[str, str]], columns: Sequence[str]) -> str:
-    """A text of words, each with its column."""
-    return join(["".join(word for name, word in words if name == column).strip() for column in columns])
-
-
-def prediction_fields(
-    predictor: Predictor, cleaned: str, row: np.ndarray, prediction: Any, output: ModelOutput
-) -> dict[str, Any]:
-    """Columns of the request log for one answered text, without the text itself.
-
-    Args:
-        predictor: the predictor that answered.
-        cleaned: the cleaned text.
-        row: its token ids, int64 [n_tokens].
-        prediction: its prediction.
-        output: from which it was made; without a sketch for a bundle without a drift reference.
-    """
-    label, score = predictor.task.logged(prediction)
-    return {
-        "label": label,
-        "score": score,
-        "probs": output.probs.tolist(),
-        "n_tokens": len(row),
-        "text_sha256": hashlib.sha256(cleaned.encode()).hexdigest(),
-        "sketch": None if output.sketch is None else np.round(output.sketch, 3).tolist(),
-        **predictor.descriptors(cleaned, row)._asdict(),
-        **({"abstained": predictor.reason(prediction) is not None} if predictor.has_thresholds else {}),
-    }
 
 
 async def _fail_if_abandoned(

@@ -20,7 +20,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from sodaops.inference.predictor import Predictor
-from sodaops.serving.abstention import Asked, with_fields
+from sodaops.serving.abstention import Asked, resolve, with_fields
 from sodaops.serving.schemas import faults
 from sodaops.serving.service import Service
 from sodaops.text.columns import join
@@ -96,9 +96,12 @@ def add_routes(app: FastAPI, service: Service, predict: Callable[..., Awaitable[
         return {"name": name, "ready": True}
 
     async def infer(request: Request) -> Response:
-        columns = chosen(request).info.text_columns
-        asked, texts = _read(await request.body(), request.headers.get(_LENGTH), columns)
-        predictions, ids = await predict(request, texts, Asked(asked.parameters.abstain, asked.parameters.sets))
+        predictor = chosen(request)
+        asked, texts = _read(await request.body(), request.headers.get(_LENGTH), predictor.info.text_columns)
+        fields = Asked(asked.parameters.abstain, asked.parameters.sets)
+        if asked.outputs:
+            _check_outputs(asked, _example(predictor, resolve(fields, service.settings.abstain, predictor)))
+        predictions, ids = await predict(request, texts, fields)
         answer = {"model_name": name, "model_version": ids["bundle_version"], **({"id": asked.id} if asked.id else {})}
         return _response(answer, _tensors(predictions), asked)
 
@@ -112,13 +115,19 @@ def add_routes(app: FastAPI, service: Service, predict: Callable[..., Awaitable[
         add(f"{path}/infer", infer, methods=["POST"])
 
 
+def _example(predictor: Predictor, asked: Asked) -> dict[str, np.ndarray]:
+    """The outputs for one text."""
+    n_labels = len(predictor.info.labels)
+    prediction = predictor.prediction(np.full(n_labels, 1 / n_labels, np.float32))
+    return _tensors(with_fields(predictor, [prediction], asked))
+
+
 def _metadata(predictor: Predictor, asked: Asked) -> dict[str, Any]:
     labels = predictor.info.labels
-    example = with_fields(predictor, [predictor.prediction(np.full(len(labels), 1 / len(labels), np.float32))], asked)
     outputs = [
         {"name": name, "datatype": _DATATYPES[tensor.dtype.kind], "shape": [-1, *tensor.shape[1:]]}
         | ({"parameters": {"labels": json.dumps(labels)}} if tensor.ndim > 1 else {})
-        for name, tensor in _tensors(example).items()
+        for name, tensor in _example(predictor, asked).items()
     ]
     inputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in predictor.info.text_columns]
     return {"versions": [predictor.info.bundle_id], "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs}
@@ -177,10 +186,13 @@ def _tensor(values: list[Any]) -> np.ndarray:
     return np.array(texts, object)
 
 
+def _check_outputs(request: InferRequest, tensors: dict[str, np.ndarray]) -> None:
+    if not {output.name for output in request.outputs} <= tensors.keys() or len(request.outputs) > len(tensors):
+        raise HTTPException(400, f"outputs: expected some of {', '.join(tensors)}")
+
+
 def _response(answer: dict[str, Any], tensors: dict[str, np.ndarray], request: InferRequest) -> Response:
     asked = request.outputs or [OutputTensor(name=name) for name in tensors]
-    if not {output.name for output in asked} <= tensors.keys() or len(asked) > len(tensors):
-        raise HTTPException(400, f"outputs: expected some of {', '.join(tensors)}")
     outputs, binary = [], b""
     for output in asked:
         tensor, is_binary = tensors[output.name], output.parameters.binary_data
