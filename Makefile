@@ -30,7 +30,7 @@ train: $(INSTALLED)  ## train and evaluate the default model on the default data
 test: $(INSTALLED)  ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-fast: $(INSTALLED)  ## run the tests that take seconds
+test-fast: $(INSTALLED)  ## run the unit tests, except slow ones
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not deep" $(ARGS)
 
 test-deep: $(INSTALLED)  ## run the long tests that `make test` leaves out

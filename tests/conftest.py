@@ -32,9 +32,13 @@ TWEETS = REPO / "data/raw/tweets.csv"
 TINY = ("model=tiny", "trainer.max_epochs=2", "evaluate.n_bootstrap=200", "evaluate.baselines=false", "logger=none")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the longest tests first, so that the parallel processes end at about the same time."""
+    """Marks the integration tests as slow, and runs the longest tests first, so that the processes end at the same time."""
     longest = ("test_readme", "test_dvc")
+    for item in items:
+        if item.path.parent.name == "integration":
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.path.stem not in longest, item.get_closest_marker("slow") is None))
 
 

@@ -43,7 +43,6 @@ def abstaining(trained, tmp_path_factory):
     return with_thresholds(trained / "run/bundle", tmp_path_factory.mktemp("abstaining") / "run/bundle")
 
 
-@pytest.mark.slow
 def test_export_chooses_thresholds_for_each_variant_and_again_after_a_change(trained, run, bundle):
     from sodaops.export.abstention import add_promises
 
@@ -70,7 +69,6 @@ def test_export_refuses_too_few_rows_before_it_changes_anything(trained, run, bu
     assert (bundle / layout.INFO).read_bytes() == before
 
 
-@pytest.mark.slow
 def test_a_training_checks_the_rows_first_and_is_not_lost_without_a_threshold(run, small_tweets, workdir):
     words = run_overrides(
         workdir, small_tweets, "trainer.max_epochs=1", "+trainer.limit_train_batches=2", "export.variants=[float32]"
@@ -179,7 +177,6 @@ def test_a_service_that_abstains_needs_thresholds(serve, bundle, abstaining, tmp
     assert client.get("/readyz").json()["bundle_version"] == layout.read_info(abstaining).bundle_id
 
 
-@pytest.mark.slow
 def test_drift_compares_how_often_the_bundle_abstains(drift_bundle, tmp_path):
     from sodaops.drift.check import check_drift
     from tests.watching import RECENTLY, replaced, tweets

@@ -115,7 +115,6 @@ def test_keys_and_headers(folder):
     assert client.get("/healthz").status_code == 200
 
 
-@pytest.mark.slow
 def test_kill_9_of_two_servers_loses_no_acknowledged_answer(folder):
     """Six annotators answer as fast as they can on two servers; both are killed, are started again, and they go on."""
     names = [one.task for one in store_of(folder, 400).state().tasks]
@@ -148,7 +147,6 @@ def test_kill_9_of_two_servers_loses_no_acknowledged_answer(folder):
     assert sum(state.progress().labelled.values()) - len(acknowledged) <= 12  # requests that were running at a kill
 
 
-@pytest.mark.slow
 def test_two_servers_on_one_store(folder):
     names = [one.task for one in store_of(folder, 4).state().tasks]
     with Server(folder) as one, Server(folder) as two, one.client() as client_1, two.client() as client_2:
@@ -180,7 +178,6 @@ def test_settings_that_are_not_valid(monkeypatch, workdir, capsys, name, named):
     assert annotation_main.main() == 2 and named in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_command(folder, run, tmp_path):
     texts = tmp_path / "texts.csv"
     texts.write_text("text,label,annotator\none,neutral,ann\none,positive,ben\ntwo,neutral,ann\ntwo,neutral,ben\nthree,,\n")
@@ -203,7 +200,6 @@ def test_the_command(folder, run, tmp_path):
         assert code == 2 and hint in err
 
 
-@pytest.mark.slow
 def test_the_command_serves(folder):
     store_of(folder, 1)
     command = [sys.executable, "-m", "sodaops.cli", "annotate", "serve", str(folder), "annotate.port=0"]

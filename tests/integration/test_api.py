@@ -37,7 +37,6 @@ def digests(folder, names=SAME):
     return [storage.sha256_of(Path(folder) / "bundle" / name) for name in names]
 
 
-@pytest.mark.slow
 def test_python_trains_what_the_command_line_trains(write, capsys):
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -221,7 +220,6 @@ def test_what_a_model_refuses(trained, workdir):
         _ = sodaops.Run("nowhere").metrics
 
 
-@pytest.mark.slow
 def test_evaluation_of_a_table_equals_that_of_the_split(trained, workdir):
     run = sodaops.Run(str(trained / "run"))
     rows = pq.read_table(trained / "splits/test.parquet").select(["text", "label"]).rename_columns(["text", "sentiment"])
@@ -245,7 +243,6 @@ def test_a_run_in_jupyter_is_its_report(trained):
     assert "<script" not in page and 'src="http' not in page
 
 
-@pytest.mark.slow
 def test_the_registry_and_its_gate(trained, workdir):
     registry = sodaops.Registry("models")
     overrides = [f"evaluate.splits_dir={trained / 'splits'}"]
@@ -259,7 +256,6 @@ def test_the_registry_and_its_gate(trained, workdir):
     assert sodaops.load("models@champion").info.bundle_id == version
 
 
-@pytest.mark.slow
 def test_drift_is_a_function_and_a_package(drift_bundle, logged_rows, workdir):
     fill(Path("log"), logged_rows.others)
     result = sodaops.drift(sodaops.load(drift_bundle), "log", last=200, output_dir="found")

@@ -20,7 +20,6 @@ def python(*arguments, cwd=REPO):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
 def test_train_py_on_a_terminal_shows_a_bar_until_ctrl_c(small_tweets, tmp_path):
     import fcntl
@@ -86,7 +85,6 @@ def test_no_traceback_from_the_shell(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("ConfigError: optim.lrr")
 
 
-@pytest.mark.slow
 def test_a_sweep_into_one_folder_is_refused(tmp_path, capsys):
     sweep = f"hydra.sweep.dir={tmp_path / 'sweep'}"
     assert main(["train", "--multirun", "seed=0,1", "experiment=smoke", f"run_dir={tmp_path / 'one'}", sweep]) == 2

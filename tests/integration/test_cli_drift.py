@@ -32,7 +32,6 @@ def refused(outcome, *parts):
     assert not Path("outputs").exists()
 
 
-@pytest.mark.slow
 def test_no_drift(run, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.fresh)
     code, out, err = run("drift", drift_bundle, "drift.request_log=log", "--fail-on-drift")
@@ -48,7 +47,6 @@ def test_no_drift(run, drift_bundle, logged_rows):
     assert {path.name for path in Path("outputs/drift").iterdir()} == {"drift.html", "drift.json", "evidently.html"}
 
 
-@pytest.mark.slow
 def test_drift_with_the_champion_of_a_registry(run, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.others)
     registry = Registry("models")
@@ -62,7 +60,6 @@ def test_drift_with_the_champion_of_a_registry(run, drift_bundle, logged_rows):
     assert err.startswith("AlarmError: ") and logged_rows.bundle_id in err and "texts" in err
 
 
-@pytest.mark.slow
 def test_notes_beside_the_verdict(run, drift_bundle, logged_rows):
     future = refused_rows(7, logged_rows.bundle_id, datetime.now(UTC) + timedelta(days=1))
     fill(Path("log"), logged_rows.fresh.slice(0, 30), replaced(logged_rows.others, "bundle_id", "b2"), future)
@@ -128,7 +125,6 @@ def test_a_folder_with_other_files_stays(run, drift_bundle, logged_rows):
     assert {path.name for path in Path().iterdir()} == {"log", "mine", ".mine.lock"}
 
 
-@pytest.mark.slow
 def test_a_bundle_and_a_log_in_a_bucket(run, bucket, cloud, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.others, logged_rows.fresh)
     cloud.put("log", f"{bucket}/log", recursive=True)
@@ -147,7 +143,6 @@ def test_a_bundle_and_a_log_in_a_bucket(run, bucket, cloud, drift_bundle, logged
     refused(run("drift", f"{bucket}/bundle", f"drift.request_log={bucket}/nolog"), f"StorageError: {bucket}/nolog:")
 
 
-@pytest.mark.slow
 def test_rows_in_a_bucket_are_deleted(run, bucket, cloud, logged_rows):
     old = logged_rows.fresh.slice(100, 20)
     old = old.set_column(0, "time", pa.array([OLD + timedelta(seconds=s) for s in range(20)], pa.timestamp("us", "UTC")))

@@ -100,7 +100,6 @@ def test_mcnemars_exact_test(live, passed, value, accept):
     assert accept is None or verdict.accept == accept
 
 
-@pytest.mark.slow
 def test_the_gate_asks_for_labelled_disagreements(logged, trained, capsys):
     _, champion, challenger = logged
     registry = Registry("registry")

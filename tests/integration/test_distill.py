@@ -43,7 +43,6 @@ def student(home, small_tweets):
     return pipeline.train(configured(*overrides(home, small_tweets, *keys)))
 
 
-@pytest.mark.slow
 def test_a_student_is_a_bundle_like_any_other(student, home):
     predictor, large = Predictor(student.bundle), Predictor(home / "teacher")
     assert predictor.probs(["so good"]).shape == (1, 3) and json.loads((Path(student.bundle) / "config.json").read_bytes())[
@@ -54,7 +53,6 @@ def test_a_student_is_a_bundle_like_any_other(student, home):
     assert sum(learnt["dropped"].values()) == 4 and learnt["dropped"]["like a text of val or test"] == 3
 
 
-@pytest.mark.slow
 def test_the_report_compares_both(student, home, run):
     measured = json.loads((Path(student.run_dir) / "evaluation/metrics.json").read_bytes())["test"]
     compared = measured["teacher"]
@@ -72,7 +70,6 @@ def test_the_report_compares_both(student, home, run):
     assert again["gain"] == gain and again["summary"] == compared["summary"]
 
 
-@pytest.mark.slow
 def test_answers_are_computed_once(student, home, small_tweets):
     (file,) = (home / ".splits.teacher").glob("*.parquet")
     before = file.stat().st_mtime_ns
@@ -144,7 +141,6 @@ def test_a_teacher_that_may_know_the_test_rows_is_refused(home, tmp_path, small_
     assert teacher.teacher_answers(config, manifest, [home / "teacher"]) is not None and "other tables" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_changed_teacher_is_noticed(student, home, tmp_path, small_tweets, run):
     other = rewritten(home / "teacher", tmp_path / "other", pad_token_id=1)
     keys = (f"evaluate.splits_dir={home}/splits", f"evaluate.output_dir={tmp_path}/again", f"teacher={other}")

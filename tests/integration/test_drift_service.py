@@ -179,7 +179,6 @@ def test_too_few_requests_another_bundle_damaged_parts_and_a_clock_ahead(watched
     assert check.EVIDENTLY in detail(watched.client.get("/report/evidently"), 503)
 
 
-@pytest.mark.slow
 def test_never_two_runs_at_once(watched, logged_rows):
     """One part is a pipe: reading it waits until somebody has written to it."""
     run_on(watched, logged_rows.others)
@@ -201,7 +200,6 @@ def test_never_two_runs_at_once(watched, logged_rows):
     assert sum(runs(watched.client).values()) == runs_before + 1
 
 
-@pytest.mark.slow
 def test_a_bundle_that_vanishes_or_is_replaced(watched, logged_rows):
     run_on(watched, logged_rows.others)
     n_failed = runs(watched.client).get("failed", 0)
@@ -256,7 +254,6 @@ def test_refused_settings(monkeypatch, changes, variable):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
 def test_refused_settings_end_the_process(tmp_path):
     env = {**os.environ, "SODAOPS_DRIFT_BUNDLE": "b"}
     done = subprocess.run(
@@ -266,7 +263,6 @@ def test_refused_settings_end_the_process(tmp_path):
     assert done.stderr.startswith("ConfigError: SODAOPS_DRIFT_REQUEST_LOG ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_from_the_predictor_to_the_metrics(drift_bundle, tmp_path):
     """The predictor logs texts unlike its training data, and the drift service reports drift; no log holds keys or texts."""
     log = tmp_path / "log"
@@ -294,7 +290,6 @@ def test_from_the_predictor_to_the_metrics(drift_bundle, tmp_path):
     assert '"drift check"' in lines and KEY not in lines and not any(text in lines for text in examples)
 
 
-@pytest.mark.slow
 def test_the_command_becomes_the_service(drift_bundle, logged_rows, tmp_path, monkeypatch):
     """SIGTERM ends it during a run that does not end; before that it passes the smoke test of a deployment."""
     monkeypatch.syspath_prepend(str(REPO / "cloudbuild"))

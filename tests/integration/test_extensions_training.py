@@ -44,7 +44,6 @@ def config_of(extensions, small_tweets, tmp_path):
     return make
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [("optim=lion",), SGD])
 def test_an_optimizer_and_a_scheduler_resume_bit_for_bit(config_of, tmp_path, optimizer):
     overrides = (*BARE, *optimizer)
@@ -69,7 +68,6 @@ CRASH = ("+callbacks.stop._target_=tests.integration.stop.Crash",)
 MLFLOW = "+logger.mlflow={_target_: lightning.pytorch.loggers.MLFlowLogger, experiment_name: reviews}"
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:mlflow")
 def test_loggers_get_configuration_metrics_and_artifacts(config_of, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -106,7 +104,6 @@ def test_unusable_loggers_are_refused(config_of, tmp_path, section, message):
         tracking.make_loggers(config, tmp_path, loggers, None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kind", "more"),
     [("log_metrics", "KeyError", ()), ("log_metrics", "ConnectionError", ()), ("finalize", "ValueError", ()), ("", "", CRASH)],
@@ -124,7 +121,6 @@ def test_errors_of_a_logger_after_the_start_name_it(config_of, tmp_path, method,
 KAPPA = "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa"  # num_classes is added
 
 
-@pytest.mark.slow
 def test_metrics_are_everywhere_and_choose_the_epoch(config_of, tmp_path, capsys):
     config = config_of(
         "measured", "+metrics=distance", KAPPA, "checkpoint.monitor=val/distance", "logger=csv", "optim.head_lr=0.05",

@@ -31,7 +31,6 @@ def test_feedback_joins_the_annotation_store(serve, client, tmp_path):
     assert "SODAOPS_FEEDBACK_STORE" in detail(client.post("/feedback", json=body), 409)
 
 
-@pytest.mark.slow
 def test_feedback_on_earlier_requests_is_looked_up_in_the_log(serve, tmp_path):
     settings = {"feedback_store": str(tmp_path / "store"), "request_log": str(tmp_path / "log")}
     for before in ("in a part", "in the journal"):  # of another process

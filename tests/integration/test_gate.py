@@ -114,7 +114,6 @@ def entries():
     return sorted(path.name for path in Path("registry/history").iterdir())
 
 
-@pytest.mark.slow
 def test_accepted_refused_forced(place, capsys):
     settings, (first, second) = place
     before = entries()
@@ -148,7 +147,6 @@ def test_accepted_refused_forced(place, capsys):
     assert "Test-set reuse: 2 " in Path(f"outputs/gate/{second}/gate.html").read_text()
 
 
-@pytest.mark.slow
 def test_a_champion_that_moves_while_the_gate_runs(place, monkeypatch, capsys):
     from sodaops.registry import promotion
 
@@ -165,7 +163,6 @@ def test_a_champion_that_moves_while_the_gate_runs(place, monkeypatch, capsys):
     assert f"nothing to {second}" in capsys.readouterr().err and Registry("registry").version("champion") == second
 
 
-@pytest.mark.slow
 def test_every_check_can_fail_and_the_refusal_names_the_limits_that_pass(place, capsys):
     settings, (first, _) = place
     hard = [
@@ -182,7 +179,6 @@ def test_every_check_can_fail_and_the_refusal_names_the_limits_that_pass(place, 
     assert main(["promote", first, *settings, *hard, "registry.gate.min_gain=1.0", *limits]) == 0
 
 
-@pytest.mark.slow
 def test_a_slower_model_is_refused(place, monkeypatch):
     from sodaops.inference import ensemble
 
@@ -210,7 +206,6 @@ class Clock:
         return self.now
 
 
-@pytest.mark.slow
 def test_what_cannot_be_judged(place, trained, small_tweets, capsys, workdir):
     settings, (first, second) = place
     assert main(["promote", "champion", *settings]) == 2 and "RegistryError: champion: " in capsys.readouterr().err

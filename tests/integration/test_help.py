@@ -95,9 +95,7 @@ def test_help_lists_every_group(helps):
     ("model.pooling", ["model.pooling: ", "default mean", "allowed mean, cls"]),
     ("model.pooling model=distilbert", ["default cls"]),
     ("optim.batch_tokens", ["default 768", "allowed whole number from 1"]),
-    pytest.param(
-        "trainer.max_epochs", ["default auto", "allowed auto or Optional[int]"], marks=pytest.mark.slow
-    ),  # imports lightning
+    ("trainer.max_epochs", ["default auto", "allowed auto or Optional[int]"]),
     ("logger.wandb.project", ["default sodaops", "allowed text"]),
     ("experiment", ["experiment: ", "experiment=smoke The whole pipeline"]),
     ("data", ["data: ", "data=tweets 4,200", "data.files.train=null", "data.path=data/raw/tweets.csv"]),
@@ -239,7 +237,6 @@ def type_into(shell: list[str], setup: str, cases: list[tuple[str, str]]) -> Non
             os.close(reader)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
 @pytest.mark.parametrize(("shell", "setup"), [
     (["bash", "--norc", "--noprofile", "-i"], 'eval "$(sodaops completion bash)"'),

@@ -122,7 +122,6 @@ def save(trained, tmp_path):
     return save
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "is_plain", "head"), [
     ("distilbert", True, "linear"), ("electra", True, "linear"), ("deberta-v2", True, "linear"), ("bert", False, "linear"),
     ("electra", False, "mlp"),

@@ -17,7 +17,6 @@ save = lazy("sodaops.bundle.save")
 torch = lazy("torch")
 transformers = lazy("transformers")
 
-pytestmark = pytest.mark.slow
 LORA = ("model.lora={r: 4, dropout: 0.1}", "optim.lr=0.01", "optim.batch_texts=64")
 MODERNBERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "pad_token_id": 0}
 
@@ -73,6 +72,7 @@ def test_a_target_that_matches_nothing_is_found_before_the_table_is_read(small_t
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.deep
 def test_modernbert_is_trained_exported_and_predicts(small_tweets, tmp_path):
     tokenizer = pretrained_module.load_pretrained(configured("model=tiny").model).tokenizer
     settings = transformers.ModernBertConfig(**MODERNBERT, local_attention=8, vocab_size=tokenizer.get_vocab_size())

@@ -26,7 +26,6 @@ from tests.integration.test_gate import EASY
 from tests.requests import log_rows
 from tests.serving import copy_bundle, detail
 
-pytestmark = pytest.mark.slow
 WORDS = {
     "cheap": ["cheap", "price"],
     "clean": ["clean", "spotless"],

@@ -54,7 +54,6 @@ def test_a_request_log(older):
     assert "0 rows" in older("log", "forget", "--request-id=none", "serve.request_log=requests")
 
 
-@pytest.mark.slow
 def test_a_checkpoint_resumes_and_a_bundle_is_evaluated_and_exported(older, workdir):
     import torch
 

@@ -12,7 +12,6 @@ from sodaops.cli import main
 from sodaops.errors import RegistryError
 from tests.conftest import TINY, configured, made_once, table
 
-pytestmark = pytest.mark.slow
 WORDS = ("awful", "bad", "fair", "good", "great")
 GATE = ("slice_floor=null", "max_ece=null", "behaviour=null", "min_gain=-2", "max_latency=null", "n_bootstrap=1000")
 

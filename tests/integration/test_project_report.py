@@ -92,7 +92,6 @@ def test_a_run_alone(run, capsys):
     assert not [path for path in RUN.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.slow
 def test_champion_with_a_gate_and_a_look_at_its_requests(run):
     registry = Registry("registry")
     registry.register(RUN / "bundle", "first try")
@@ -119,7 +118,6 @@ def test_champion_with_a_gate_and_a_look_at_its_requests(run):
         assert part in report(RUN)[1][heading]
 
 
-@pytest.mark.slow
 def test_what_was_decided_later(run, workdir):
     registry = Registry("registry")
     registry.register(RUN / "bundle")
@@ -199,7 +197,6 @@ def test_nothing_becomes_markup(run):
 METRICS = RUN / "evaluation/metrics.json"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "names"),
     [
@@ -233,7 +230,6 @@ def spoiled(path, content):
     Path(path).write_text(content)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["outputs/none", "outputs", "outputs/first/bundle", "champion", "challenger"])
 def test_no_such_run(run, workdir, capsys, name):
     """The challenger is a bundle that no run here has trained."""

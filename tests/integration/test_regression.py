@@ -60,7 +60,6 @@ def predictor(estimated):
     return Predictor(estimated / "run/bundle", "float32")
 
 
-@pytest.mark.slow
 def test_the_bundle_has_what_was_derived_from_train_and_val(estimated, predictor):
     train, val = (read_split(estimated / "splits", split) for split in ("train", "val"))
     ours = predictor.task
@@ -74,7 +73,6 @@ def test_the_bundle_has_what_was_derived_from_train_and_val(estimated, predictor
     assert predictor.info.onnx["float32"]["max_gap"] < 1e-4
 
 
-@pytest.mark.slow
 def test_the_report_and_the_numbers_of_the_test_split(estimated, predictor):
     folder = estimated / "run/evaluation"
     measured = json.loads((folder / "metrics.json").read_text())
@@ -98,7 +96,6 @@ def test_the_report_and_the_numbers_of_the_test_split(estimated, predictor):
     assert {plot["file"] for plot in measured["plots"]} == {"plots/predicted.png", "plots/residuals.png", "plots/errors.png"}
 
 
-@pytest.mark.slow
 def test_the_gate_compares_bundles_by_paired_samples(estimated, tmp_path):
     bundle, rules = estimated / "run/bundle", configured("registry.gate.n_bootstrap=1000").registry.gate
     against_baseline = gate.run_gate("a", bundle, None, estimated / "splits", rules)
@@ -112,7 +109,6 @@ def test_the_gate_compares_bundles_by_paired_samples(estimated, tmp_path):
     assert "R²" in (tmp_path / "gate/gate.html").read_text()
 
 
-@pytest.mark.slow
 def test_service_terminal_tables_and_python_give_the_number_and_its_interval(estimated, predictor, serve, run, tmp_path):
     bundle = estimated / "run/bundle"
     client = serve(bundle, request_log=str(tmp_path / "log"), feedback_store=str(tmp_path / "store"), variant="float32")
@@ -145,7 +141,6 @@ def test_service_terminal_tables_and_python_give_the_number_and_its_interval(est
     assert evaluated.metrics["n_rows"] == 80 and evaluated.metrics["r2"] > 0.3
 
 
-@pytest.mark.slow
 def test_drift_of_the_value(estimated, predictor):
     known = reference.read_reference(estimated / "run/bundle", predictor.info)
     assert known.answers.shape == (len(known.seen), 1) and not known.label_ids.any()
@@ -161,7 +156,6 @@ def test_drift_of_the_value(estimated, predictor):
     assert "labels" in {cause.name for cause in result.causes} or {"texts"} == {cause.name for cause in result.causes}
 
 
-@pytest.mark.slow
 def test_people_give_numbers_and_these_become_rows(estimated, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(estimated / "stars.csv", "stars.csv")
@@ -194,7 +188,6 @@ def test_people_give_numbers_and_these_become_rows(estimated, tmp_path, monkeypa
         merge_answers(store, config.data, Path("splits"), 1, 0.7)
 
 
-@pytest.mark.slow
 def test_a_val_split_of_one_row_is_refused(write, tmp_path):
     from sodaops.pipeline import train
 

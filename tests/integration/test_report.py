@@ -73,7 +73,6 @@ def test_importing_the_plots_leaves_the_backend_alone(monkeypatch):
     importlib.reload(importlib.import_module(plots.module))
 
 
-@pytest.mark.slow
 def test_plots_of_many_labels_and_of_a_label_without_rows(tmp_path):
     for n_labels in (2, 40):
         labels = [f"$^$ {i}" for i in range(n_labels)] + ["never seen"]
@@ -153,7 +152,6 @@ def test_warnings_in_words(matrix, baselines, named):
     assert "better" not in "".join(on_train), "baselines were fitted on it"
 
 
-@pytest.mark.slow
 def test_warnings_are_in_the_terminal_the_report_and_the_metrics(trained, capsys):
     from sodaops.cli import main
 

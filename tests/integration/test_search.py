@@ -16,7 +16,7 @@ from tests.conftest import run_overrides
 from tests.gcs import emulated_bucket
 from tests.sweeps import run_sweep, states, train_instantly, trials
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture

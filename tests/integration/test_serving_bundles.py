@@ -38,7 +38,6 @@ def test_reload_and_roll_back(serve, bundle, tmp_path):
     assert version(client) == second
 
 
-@pytest.mark.slow
 def test_a_new_bundle_is_found_and_one_that_is_being_copied_is_tried_again(serve, bundle, tmp_path):
     second, third = (copy_bundle(bundle, tmp_path / name, name) for name in ("second", "third"))
     client = serve(reload_s=0.05)
@@ -54,7 +53,6 @@ def test_a_new_bundle_is_found_and_one_that_is_being_copied_is_tried_again(serve
     wait_until(lambda: version(client) == layout.read_info(third).bundle_id)
 
 
-@pytest.mark.slow
 def test_a_champion_takes_over_and_is_taken_back(serve, bundle, tmp_path):
     registry = Registry(str(tmp_path / "registry"))
     first, second = (registry.register(folder) for folder in (bundle, copy_bundle(bundle, tmp_path / "second")))
@@ -218,10 +216,7 @@ BROKEN = {  # how -> the change, and what the message names
 }
 
 
-FAST = ("corrupt model", "half copied", "path that escapes", "pickle", "other labels", "no protobuf")
-
-
-@pytest.mark.parametrize("how", [how if how in FAST else pytest.param(how, marks=pytest.mark.slow) for how in BROKEN])
+@pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_bundle_is_refused_and_the_old_one_goes_on(client, serve, trained, tmp_path, capsys, how):
     change, named = BROKEN[how]
     first = version(client)
@@ -249,7 +244,6 @@ def source(client, folder):
         models.source = before
 
 
-@pytest.mark.slow
 def test_a_bundle_that_never_answers_is_given_up(client, trained, tmp_path, monkeypatch):
     broken = copy_bundle(trained / "run/bundle", tmp_path / "broken")
     endless_graph(broken)
@@ -258,7 +252,6 @@ def test_a_bundle_that_never_answers_is_given_up(client, trained, tmp_path, monk
         assert "2 s" in detail(client.post("/admin/reload", headers=KEY), 409)
 
 
-@pytest.mark.slow
 def test_the_watch_goes_on_after_a_panic(serve, bundle, tmp_path, monkeypatch):
     class Panic(BaseException):
         """Stands for that of a library in Rust, after the trial has passed."""
@@ -288,7 +281,6 @@ def test_a_regular_expression_that_explodes_ends_one_request_only(serve, bundle)
     assert client.post("/predict", json={"text": "a good day"}).status_code == 200
 
 
-@pytest.mark.slow
 def test_a_text_on_which_the_tokenizer_fails(serve, bundle):
     tokenizer(pre_tokenizer=split_by(r"(b+)+$"))(bundle)
     client = serve()

@@ -64,7 +64,6 @@ def test_faulty_settings_end_with_2(trained, monkeypatch, capsys, variables, arg
     assert code == 2 and named in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_faulty_settings_end_uvicorn_with_2():
     module = ["uvicorn", "sodaops.serving.app:create_app", "--factory"]
     env = {**os.environ, "SODAOPS_BUNDLE": "b", "SODAOPS_MAX_QUEU": "1"}

@@ -222,7 +222,6 @@ def test_reload_promotion_and_rollback_with_a_canary(serve, bundle, other, tmp_p
     assert ask(client, "r") == first
 
 
-@pytest.mark.slow
 def test_an_alias_is_followed_and_the_worker_too(serve, bundle, other, contrary, tmp_path):
     registry = Registry(str(tmp_path / "registry"))
     registry.register(other)
@@ -237,7 +236,6 @@ def test_an_alias_is_followed_and_the_worker_too(serve, bundle, other, contrary,
     assert metrics(client)["sodaops_shadow_restarts_total"] == 0
 
 
-@pytest.mark.slow
 def test_a_text_on_which_the_challenger_fails_is_dropped(serve, bundle, other):
     change_models(other, read_sixth_token)
     client = serve(shadow=str(other))
@@ -249,7 +247,6 @@ def test_a_text_on_which_the_challenger_fails_is_dropped(serve, bundle, other):
     assert values["sodaops_shadow_restarts_total"] == 0
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_stopped_or_killed_does_not_touch_the_service(serve, other):
     def worker():
         return next(p for p in psutil.Process().children() if "sodaops.serving.worker" in p.cmdline())

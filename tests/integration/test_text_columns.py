@@ -19,7 +19,6 @@ from sodaops.text.columns import SEPARATOR
 from tests.conftest import TINY, configured, lazy, made_once, table
 from tests.serving import copy_bundle, detail, refresh_info
 
-pytestmark = pytest.mark.slow  # all use one training
 transformers = lazy("transformers")
 torch = lazy("torch")
 COLUMNS = ["title", "body"]

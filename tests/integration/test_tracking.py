@@ -65,7 +65,6 @@ def test_a_second_training_in_a_run_folder_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_crash_closes_the_run_as_failed(small_tweets, tmp_path):
     crash = "+callbacks.stop._target_=tests.integration.stop.Crash"
     with pytest.raises(KeyError, match="crash"):
@@ -88,7 +87,6 @@ def test_online_without_a_key_or_a_network_is_refused(small_tweets, tmp_path, mo
     assert wandb.run is None and not list((tmp_path / "run").glob("wandb/*"))
 
 
-@pytest.mark.slow
 def test_everything_is_logged_offline(small_tweets, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -113,7 +111,6 @@ def test_everything_is_logged_offline(small_tweets, tmp_path):
     assert [float(row["test/macro_f1"]) for row in rows if row["test/macro_f1"]] == [pytest.approx(measured["macro_f1"])]
 
 
-@pytest.mark.slow
 def test_a_resumed_run_continues_its_wandb_run(small_tweets, tmp_path):
     fit.fit(configured(*overrides(tmp_path, small_tweets, *BARE, "trainer.max_epochs=1")))
     first = runs.read_run(tmp_path / "run").fields["wandb_id"]

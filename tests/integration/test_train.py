@@ -100,7 +100,6 @@ def test_the_bundle_is_of_the_best_epoch(trained):
     assert Predictor(trained / "run/bundle").info.metrics["val"]["macro_f1"] == pytest.approx(max(scores), abs=1e-6)
 
 
-@pytest.mark.slow
 def test_checkpoints_of_the_best_and_the_last_epoch(small_tweets, tmp_path):
     # Without learning, the first epoch is the best one.
     fit_tiny(tmp_path, small_tweets, "optim.lr=1e-12", "optim.head_lr=1e-12", "trainer.max_epochs=3")
@@ -123,7 +122,6 @@ def test_metrics_json_can_be_computed_from_the_predictions(trained):
     assert interval["low"] <= metrics["test"]["macro_f1"] <= interval["high"]
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(trained, small_tweets, tmp_path):
     for seed in (42, 0):
         fit_tiny(tmp_path / f"{seed}", small_tweets, f"seed={seed}")
@@ -142,7 +140,6 @@ STOPS = {  # overrides that end the first run, its error, the checkpoint to resu
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", STOPS)
 def test_a_resumed_run_equals_an_uninterrupted_one(small_tweets, uninterrupted, tmp_path, how):
     stop, error, name, within_epoch = STOPS[how]
@@ -165,7 +162,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small_tweets, uninterrupted, 
     assert all(torch.equal(first[key]["exp_avg_sq"], second[key]["exp_avg_sq"]) for key in first)
 
 
-@pytest.mark.slow
 def test_debug_overfit_reaches_a_low_loss(small_tweets, tmp_path):
     overrides = [o for o in run_overrides(tmp_path, small_tweets, *NO_EXPORT) if "max_epochs" not in o]
     fit.fit(
@@ -176,7 +172,6 @@ def test_debug_overfit_reaches_a_low_loss(small_tweets, tmp_path):
     assert len(losses) == 60 and losses[0] > 0.7 and losses[-1] < 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "batches",
     [
@@ -198,7 +193,6 @@ def test_fast_dev_run_writes_no_bundle(small_tweets, tmp_path):
     assert result.score is None and result.bundle_dir is None and not (tmp_path / "run/bundle").exists()
 
 
-@pytest.mark.slow
 def test_training_with_balanced_weights_and_hard_labels_and_without_an_evaluation(small_tweets, tmp_path):
     changed = ["loss.class_weights=balanced", "optim.vote_weight=0.0", "loss.label_smoothing=0.1", "model.pooling=cls"]
     result = pipeline.train(configured(*run_overrides(tmp_path, small_tweets, *NO_EXPORT, *changed)))
@@ -214,7 +208,6 @@ def test_a_loss_that_is_not_finite_is_an_error(small_tweets, tmp_path):
     assert not (tmp_path / "run/bundle").exists()
 
 
-@pytest.mark.slow
 def test_ckpt_path_last_in_a_command_that_is_repeated(small_tweets, tmp_path):
     """A scheduler may repeat a command: before the first checkpoint, after one of two epochs, and after both."""
     checkpoints = []
@@ -227,7 +220,6 @@ def test_ckpt_path_last_in_a_command_that_is_repeated(small_tweets, tmp_path):
     assert runs.read_run(tmp_path / "run").status == "finished"
 
 
-@pytest.mark.slow
 def test_max_epochs_auto(small_tweets, tmp_path):
     auto = ("trainer.max_epochs=auto", "optim.batch_tokens=384", "logger=csv", "early_stopping.patience=null")
     fit_tiny(tmp_path / "complete", small_tweets, *auto)
@@ -251,7 +243,6 @@ def test_max_epochs_auto(small_tweets, tmp_path):
     assert checkpoint(tmp_path / "short")["global_step"] == steps // n_epochs
 
 
-@pytest.mark.slow
 def test_ckpt_path_last_does_not_continue_a_run_that_stopped_early(small_tweets, tmp_path):
     not_learning = ("optim.lr=1e-12", "optim.head_lr=1e-12", "early_stopping.patience=1")
     for _ in range(2):
@@ -292,7 +283,6 @@ def test_a_checkpoint_of_other_settings_is_refused(checkpoints, small_tweets, tm
     assert not (tmp_path / "run/bundle").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -318,7 +308,6 @@ def test_a_missing_gpu(small_tweets, tmp_path):
         fit_tiny(tmp_path, small_tweets, "trainer.accelerator=gpu")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_gradients_are_clipped_with_a_fused_optimizer(small_tweets, tmp_path, precision):
     stop.Gradients.norms.clear()
@@ -338,7 +327,6 @@ def test_too_few_steps_are_logged_and_the_precision_that_auto_chooses_is_saved(s
         assert f"precision: {expected}\n" in (tmp_path / path).read_text()
 
 
-@pytest.mark.slow
 def test_batches_are_shuffled_and_the_learning_rate_changes_by_step(small_tweets, tmp_path):
     fit_tiny(tmp_path, small_tweets, "+callbacks.seen._target_=tests.integration.stop.Seen")
     batches, rates, seeds = stop.Seen.batches, stop.Seen.rates, stop.Seen.seeds
@@ -366,7 +354,6 @@ def test_compiling_needs_a_compiler(small_tweets, tmp_path, monkeypatch):
         fit_tiny(tmp_path, small_tweets, COMPILE)
 
 
-@pytest.mark.slow
 def test_a_full_disk_while_training(small_tweets, run, tmp_path):
     params = str(REPO / "params.yaml")
     with file_size_limit(500_000):
@@ -400,7 +387,6 @@ def test_evaluate_refuses_other_splits(trained, small_tweets, tmp_path, capsys):
         assert key in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_evaluate_on_val_with_slices_and_baselines(trained, tmp_path, small_tweets, capsys):
     splits = f"evaluate.splits_dir={tmp_path / 'splits'}"
     assert main(["preprocess", splits, f"data.path={small_tweets}", "data.slice_columns=[votes_neutral]"]) == 0

@@ -56,7 +56,6 @@ def test_a_search_path_plugin_brings_a_source_and_a_cleaning(write, tmp_path):
     assert manifest["n_kept"] == 120
 
 
-@pytest.mark.slow
 def test_a_training_from_a_source_with_a_cleaning(run, extensions, write, monkeypatch):
     """One run after the other: preprocess, train, evaluate, resume the evaluation elsewhere, predict."""
     monkeypatch.setattr(trust, "configured", set())

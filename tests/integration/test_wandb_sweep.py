@@ -39,7 +39,7 @@ def test_a_key_without_a_network(workdir, monkeypatch, capsys):
     assert "http://127.0.0.1:9" in err and "multirun/default/wandb_sweep.yaml" in err
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_what_an_agent_runs(workdir, small_tweets):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
     from wandb.sdk.lib.config_util import save_config_file_from_dict
@@ -65,7 +65,6 @@ def test_what_an_agent_runs(workdir, small_tweets):
     assert run.params["export.variants"] == [] and run.params["evaluate.split"] == "none"
 
 
-@pytest.mark.slow
 def test_a_version_is_mirrored_with_its_aliases(workdir, trained, monkeypatch, caplog):
     import wandb
 

@@ -17,7 +17,6 @@ from sodaops.text.limit import Limit
 from tests.conftest import configured, lazy, made_once, run_overrides
 
 torch = lazy("torch")
-pytestmark = pytest.mark.slow
 
 WINDOWS = ("model.long_texts=windows", "model.max_tokens=16", "model.stride=4", "model.max_windows=2")
 LONG, CUT = "a good film " * 8, "a good film " * 30

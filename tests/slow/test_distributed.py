@@ -22,6 +22,7 @@ STEADY = (
     *NO_DROPOUT, "logger=csv", "optim.scheduler.decay=constant", "early_stopping.patience=null", "export.variants=[float32]",
     "+metrics.kappa._target_=torchmetrics.classification.MulticlassCohenKappa",
 )  # fmt: skip
+CSV_FILES = ("metrics.csv", "hparams.yaml")
 BARE = ("export.variants=[]", "evaluate.split=none")
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "optim.batch_tokens=512")
 CALLBACKS = "tests.integration.stop"
@@ -78,17 +79,24 @@ def alone(small_tweets, tmp_path_factory):
     return folder / "run"
 
 
-def test_killed_processes_restart_and_train_as_one_process_would(alone, small_tweets, tmp_path, capfd):
-    both = tmp_path / "run"
-    fsdp = ("trainer=fsdp", f"+callbacks.x._target_={CALLBACKS}.Sharded", KILL.format(1, tmp_path / "killed"))
-    assert main(two(tmp_path, small_tweets, *fsdp, "checkpoint.restarts=1")) == 0
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.deep)])
+def test_two_processes_train_as_one_would_also_after_a_restart(alone, small_tweets, tmp_path, capfd, is_killed):
+    both, more = tmp_path / "run", []
+    if is_killed:
+        kill = KILL.format(1, tmp_path / "killed")
+        more = ["trainer=fsdp", f"+callbacks.x._target_={CALLBACKS}.Sharded", kill, "checkpoint.restarts=1"]
+    assert main(two(tmp_path, small_tweets, *more)) == 0
     out, err = capfd.readouterr()
-    assert "process 1 of 2 was killed by SIGKILL" in err and "restart 1 of 1" in err and "Traceback" not in err
+    for message in ("process 1 of 2 was killed by SIGKILL", "restart 1 of 1"):
+        assert (message in err) == is_killed
+    assert "Traceback" not in err
     # Only the first process logs, prints and writes.
     assert err.count("epoch 1/2") == err.count("epoch 2/2") == 1 and out.count("bundle: ") == out.count("this model") == 1
-    assert files(both) == files(alone) | {"ranks.yaml", "metrics.1/metrics.csv", "metrics.1/hparams.yaml"}
+    before = ["metrics.1"] if is_killed else []  # the metrics up to the restart
+    assert files(both) == files(alone) | {"ranks.yaml"} | {f"{name}/{file}" for name in before for file in CSV_FILES}
     assert runs.read_run(both).status == "finished"
-    for one, other in zip(validations(alone), validations(both, "metrics.1") + validations(both), strict=True):
+    measured = [row for name in (*before, "metrics") for row in validations(both, name)]
+    for one, other in zip(validations(alone), measured, strict=True):
         assert other == pytest.approx(one, abs=2e-4)
     first, second = (Predictor(run / "bundle", "float32").probs(["a good day", "I hate this"]) for run in (alone, both))
     assert abs(first - second).max() < 1e-3
@@ -104,6 +112,16 @@ def test_two_processes_train_adapters_as_one_would(small_tweets, tmp_path):
     assert any("lora_" in name for name in both["state_dict"])
     for name, weights in one["state_dict"].items():
         torch.testing.assert_close(both["state_dict"][name], weights, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_learn_from_a_teacher_as_one_would(alone, small_tweets, tmp_path, strategy):
+    student = (f"teacher={alone}/bundle", "model.layers=1", *BARE)
+    assert main(two(tmp_path, small_tweets, *student, f"trainer={strategy}")) == 0
+    pipeline.train(configured(*run_overrides(tmp_path / "one", small_tweets, *STEADY, "optim.batch_tokens=1024", *student)))
+    for one, other in zip(validations(tmp_path / "one/run"), validations(tmp_path / "run"), strict=True):
+        assert other == pytest.approx(one, abs=2e-4)
 
 
 @pytest.mark.deep

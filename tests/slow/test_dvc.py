@@ -94,6 +94,7 @@ def test_a_queue_of_experiments(clone):
     clone("sodaops promote challenger registry.gate.behaviour=null", allowed=(3,))
 
 
+@pytest.mark.deep
 def test_a_remote_on_google_cloud(clone, tmp_path):
     """Splits go to a version-aware bucket, and a fresh clone gets the very same without an account."""
     start = ["gcp-storage-emulator", "-d", str(tmp_path / "gcs"), "start", "--host", "127.0.0.1", "--default-bucket", "bucket"]

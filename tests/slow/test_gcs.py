@@ -123,6 +123,7 @@ def test_a_version_that_was_half_registered_is_no_version(run, bucket, cloud, tr
     assert code == 2 and "gs://no-bucket/registry" in err and "buckets create gs://no-bucket" in err
 
 
+@pytest.mark.deep
 def test_a_drift_report(run, bucket, cloud, drift_bundle, logged_rows):
     fill(Path("log"), logged_rows.others)
     cloud.pipe("bucket/drift/evidently.html", b"of an earlier look")
@@ -202,6 +203,17 @@ def test_a_remote_checkpoint(run, bucket, cloud, trained, small_tweets):
     assert code == 2 and "last.ckpt: " in err and "2 epochs" in err and "trainer.max_epochs" in err
     code, _, err = run(*asked, f"ckpt_path={bucket}/runs/none/checkpoints/last.ckpt")
     assert code == 2 and f"ConfigError: ckpt_path={bucket}/runs/none/checkpoints/last.ckpt: no such file" in err
+
+
+@pytest.mark.deep
+def test_a_teacher(run, bucket, cloud, trained, small_tweets):
+    cloud.put(f"{trained}/run/bundle/", "bucket/teacher/", recursive=True)
+    shutil.copytree(trained / "splits", "splits")
+    own = (f"data.path={small_tweets}", "evaluate.splits_dir=splits", "run_dir=student", "trainer.max_epochs=1")
+    code, _, err = run("train", *OVERRIDES, *own, "model.layers=1", f"teacher={bucket}/teacher")
+    assert code == 0, err
+    learnt = layout.read_json("student/bundle", layout.read_info("student/bundle"), layout.DATA)["distillation"]
+    assert learnt["teachers"] == [layout.read_info(trained / "run/bundle").bundle_id]
 
 
 def test_a_run_without_rights_fails_before_it_trains(run, bucket, small_tweets):

@@ -99,7 +99,7 @@ def test_an_interrupted_prediction_resumes(trained, table, tmp_path, stop_after)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["parquet", "csv", pytest.param("jsonl", marks=pytest.mark.deep)])
+@pytest.mark.parametrize("kind", ["parquet", *(pytest.param(kind, marks=pytest.mark.deep) for kind in ("csv", "jsonl"))])
 def test_memory_does_not_grow_with_the_rows(trained, tmp_path, kind):
     """140 MB of rows more; most texts are empty, so that they are read and written but not computed."""
     paths = []

@@ -16,7 +16,7 @@ from sodaops.tasks import SINGLE_LABEL
 from tests.conftest import configured, make_rows, table
 
 pytestmark = [
-    pytest.mark.slow, pytest.mark.filterwarnings("ignore"),  # ray's own
+    pytest.mark.deep, pytest.mark.filterwarnings("ignore"),  # ray's own
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (pip install 'sodaops[ray]')"),
 ]  # fmt: skip
 

@@ -144,6 +144,7 @@ esac
 """
 
 
+@pytest.mark.deep
 def test_slurm(workdir, monkeypatch):
     """The real launcher and real jobs, with a stand-in for Slurm's three commands."""
     programs = workdir / "slurm"

@@ -104,6 +104,7 @@ def test_machines_share_a_study_while_one_dies_and_the_database_restarts(server,
     assert machines == {str(process.log.parent / "multirun/s") for process in (a, c)}
 
 
+@pytest.mark.deep
 def test_ctrl_c_while_the_database_is_away(server, url):
     def job(config):
         server.stop()
@@ -119,6 +120,7 @@ def test_ctrl_c_while_the_database_is_away(server, url):
     assert states(url) == ["FAIL", "COMPLETE"]
 
 
+@pytest.mark.deep
 def test_a_database_that_stays_away(server, url, monkeypatch):
     from sodaops.search import sweeper
 

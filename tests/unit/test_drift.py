@@ -22,6 +22,7 @@ from tests.watching import reviews as all_reviews, tweets
 measure = lazy("sodaops.drift.measure")
 statistics = lazy("sodaops.drift.statistics")
 
+pytestmark = pytest.mark.slow
 SETTINGS = DriftConfig(n_permutations=1000)
 NOW = START + timedelta(days=2)
 GERMAN = [

@@ -183,10 +183,9 @@ def encoder(kind):
 @pytest.mark.parametrize(
     ("kind", "pooling", "max_windows"),
     [
-        ("distilbert", "mean", None),
         ("distilbert", "mean", 4),
         pytest.param("distilbert", "cls", 4, marks=pytest.mark.deep),
-        *(pytest.param(kind, "mean", None, marks=pytest.mark.deep) for kind in ("roberta", "modernbert")),
+        *(pytest.param(kind, "mean", None, marks=pytest.mark.deep) for kind in ("distilbert", "roberta", "modernbert")),
     ],
 )
 def test_other_encoders_are_packed_and_give_torchs_output(kind, pooling, max_windows, tmp_path):

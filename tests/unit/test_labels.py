@@ -85,6 +85,7 @@ def test_the_ranking_finds_flips_and_says_why():
     assert ranking.duplicates[[0, 1, 299]].tolist() == [299, -1, 0]
 
 
+@pytest.mark.slow
 def test_near_pairs_are_those_of_all_comparisons():
     texts = [row["text"] for row in rows_of(TWEETS)[:150]]
     texts += [text[:-7] for text in texts[:40]] + ["", "!", "ok"]
@@ -142,6 +143,7 @@ def test_what_cannot_be_checked_is_refused_with_its_key(keys, named, model, work
     assert model.calls == [] and not any(workdir.iterdir())
 
 
+@pytest.mark.slow
 def test_a_stopped_check_goes_on_and_a_damaged_fold_is_trained_again(tweets, model, caplog):
     config = configured(*KEYS)
     model.stop_at = 2
@@ -203,6 +205,7 @@ def answer_all(given):
     return tasks
 
 
+@pytest.mark.slow
 def test_from_the_ranking_to_corrected_rows(checked, run):
     raw, before = Path("t.csv").read_bytes(), {split: read_split("splits", split).to_pylist() for split in SPLITS}
     code, out, _ = run("annotate", "pick", "--from", "labels", "annotate.store=s", "annotate.n=10", *KEYS[:4])
@@ -232,6 +235,7 @@ def test_from_the_ranking_to_corrected_rows(checked, run):
     assert code == 2 and "labels.output_dir" in err
 
 
+@pytest.mark.slow
 def test_texts_of_several_columns_come_back_whole_and_a_log_needs_a_bundle(tweets, model, run):
     keys = [*KEYS, "data.text_column=[text,id]"]
     check_labels(configured(*keys), model)
@@ -250,6 +254,7 @@ def test_a_long_text_comes_back_whole(tmp_path):
     assert row["text"] == "x" * 200_000
 
 
+@pytest.mark.slow
 def test_test_rows_are_changed_only_when_they_are_asked_for(checked, model, run):
     everything = ["annotate.store=s", "annotate.n=500", "labels.test=true", *KEYS[:4]]
     assert check_labels(configured(*KEYS, "labels.test=true"), model)["warnings"] and len(model.calls) == 3

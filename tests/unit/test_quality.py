@@ -24,6 +24,7 @@ measure = lazy("sodaops.drift.measure")
 quality = lazy("sodaops.drift.quality")
 segments = lazy("sodaops.drift.segments")
 
+pytestmark = pytest.mark.slow
 SETTINGS = DriftConfig(n_permutations=1000)
 
 
