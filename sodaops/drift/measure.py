@@ -50,43 +50,50 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
     """
     rows = window.rows
     own_rows = rows.filter(pc.equal(rows["bundle_id"], info.bundle_id))
-    every_answered = own_rows.filter(pc.is_valid(own_rows["label"]))
-    answered = distinct_texts(every_answered)
+    answered = own_rows.filter(pc.is_valid(own_rows["label"]))
+    texts, task = distinct_texts(answered), layout.task_of(info.bundle_id, info)
     # Bonferroni: with k tests at alpha / k, the chance of any false alarm is at most alpha.
-    task = layout.task_of(info.bundle_id, info)
-    n_tests = len(TEXT) + len(_compared_answers(info, reference, answered, task)) + (info.abstention is not None)
+    n_tests = len(TEXT) + len(_compared_answers(info, reference, texts, task)) + (info.abstention is not None)
     level = settings.alpha / n_tests
     others = {
         bundle_id: _compare_other_bundle(settings, reference, rows.filter(pc.equal(rows["bundle_id"], bundle_id)), level)
         for bundle_id in count_by_bundle(rows)
         if bundle_id != info.bundle_id
     }
-    facts = _window_facts(info, window, own_rows) | {"level": level, "n_texts": len(answered), "others": others}
-    if len(own_rows) < settings.min_rows:
-        message = f"too few requests to judge: {len(own_rows)}; at least {settings.min_rows} are needed"
-        facts["quality"] = Quality(withheld="rows", message=message)
-        return DriftResult(judged=False, drifted=False, message=message, causes=[], features=[], examples=[], **facts), None
+    facts = _window_facts(info, window, own_rows) | {"level": level, "n_texts": len(texts), "others": others}
+    if len(own_rows) >= settings.min_rows:
+        return _judge(settings, info, task, reference, answered, facts)
+    message = f"too few requests to judge: {len(own_rows)}; at least {settings.min_rows} are needed"
+    quality = Quality(withheld="rows", message=message)
+    none: dict[str, Any] = {"causes": [], "features": [], "examples": []}
+    return DriftResult(judged=False, drifted=False, message=message, quality=quality, **none, **facts), None
 
+
+def _judge(
+    settings: DriftConfig, info: BundleInfo, task: Task, reference: Reference, answered: pa.Table, facts: dict[str, Any]
+) -> tuple[DriftResult, Any]:
+    """The result for enough rows; ``facts`` are its fields that need no comparison."""
+    texts, level = distinct_texts(answered), facts["level"]
     features: list[Feature] = []
     embedding, snapshot = None, None
-    if len(answered) >= settings.min_rows:  # with fewer, only repeated and empty texts can be judged
-        features, embedding, snapshot = _compare_features(settings, info, task, reference, answered, level)
+    if len(texts) >= settings.min_rows:  # with fewer, only repeated and empty texts can be judged
+        features, embedding, snapshot = _compare_features(settings, info, task, reference, texts, level)
     segments = compare_segments(
-        info.slice_columns, reference, every_answered, settings.min_rows, level,
+        info.slice_columns, reference, answered, settings.min_rows, level,
         lambda *sides: _compare_features(settings, info, task, *sides)[0],
     )  # fmt: skip
     causes = find_causes(settings, features, facts["empty"], facts["repeated"], facts["repeated_text"])
     drifted = [cause.name for cause in causes] + [segment.title for segment in segments if segment.drifted]
-    with_probs = answered.filter(pc.is_valid(answered["probs"]))
-    facts["quality"] = estimate_quality(settings, task, reference, _logged_answers(info, with_probs), drifted)
+    with_probs = texts.filter(pc.is_valid(texts["probs"]))
     result = DriftResult(
         judged=True,
         drifted=bool(causes),
         message="; ".join(cause.message for cause in causes) or "like the reference",
         causes=causes,
         features=features,
-        examples=_examples(answered, embedding, info.text_columns) if causes and embedding else [],
+        examples=_examples(texts, embedding, info.text_columns) if causes and embedding else [],
         segments=segments,
+        quality=estimate_quality(settings, task, reference, _logged_answers(info, with_probs), drifted),
         **facts,
     )
     return result, snapshot
