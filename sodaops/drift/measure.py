@@ -62,18 +62,18 @@ def measure_drift(settings: DriftConfig, info: BundleInfo, reference: Reference,
     }
     facts = _window_facts(info, window, own_rows) | {"level": level, "n_texts": len(texts), "others": others}
     if len(own_rows) >= settings.min_rows:
-        return _judge(settings, info, task, reference, answered, facts)
+        return _judge(settings, info, task, reference, answered, texts, facts)
     message = f"too few requests to judge: {len(own_rows)}; at least {settings.min_rows} are needed"
-    quality = Quality(withheld="rows", message=message)
-    none: dict[str, Any] = {"causes": [], "features": [], "examples": []}
-    return DriftResult(judged=False, drifted=False, message=message, quality=quality, **none, **facts), None
+    facts["quality"] = Quality(withheld="rows", message=message)
+    return DriftResult(judged=False, drifted=False, message=message, causes=[], features=[], examples=[], **facts), None
 
 
 def _judge(
-    settings: DriftConfig, info: BundleInfo, task: Task, reference: Reference, answered: pa.Table, facts: dict[str, Any]
-) -> tuple[DriftResult, Any]:
-    """The result for enough rows; ``facts`` are its fields that need no comparison."""
-    texts, level = distinct_texts(answered), facts["level"]
+    settings: DriftConfig, info: BundleInfo, task: Task, reference: Reference, answered: pa.Table, texts: pa.Table,
+    facts: dict[str, Any],
+) -> tuple[DriftResult, Any]:  # fmt: skip
+    """The result for enough rows; ``texts`` are the distinct answered ones, ``facts`` the fields that need no comparison."""
+    level = facts["level"]
     features: list[Feature] = []
     embedding, snapshot = None, None
     if len(texts) >= settings.min_rows:  # with fewer, only repeated and empty texts can be judged

@@ -25,6 +25,6 @@ def test_schemathesis_finds_nothing(trained, tmp_path, n_examples):
             cwd=tmp_path, capture_output=True, text=True, timeout=540,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-        assert sum(map(int, re.findall(r"(\d+) generated", done.stdout))) >= 8 * n_examples, done.stdout[-3000:]
+        assert sum(map(int, re.findall(r"(\d+) generated", done.stdout))) >= 500 / 60 * n_examples, done.stdout[-3000:]
         statuses = {record["status"] for record in server.records() if "status" in record}
     assert {200, 422} <= statuses and not {status for status in statuses if status >= 500}
